@@ -1,0 +1,1 @@
+"""SISMA on CelebAMask-HQ: prepare the data, train, sample, evaluate."""

@@ -1,0 +1,240 @@
+"""Measure a run: ``python -m recipes.sisma.evaluate run=RUN [masks=128] [parser=FILE] [solver=...] [steps=...]``.
+
+Writes ``result.json`` and ``result.png`` into the run. A parser labels the generated images; their agreement with the
+masks they were made from stands between a floor (the same images against other images' masks) and a ceiling (the parser
+on real held-out images).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.sisma.arguments import from_command_line, run_command
+from recipes.sisma.pairs import held_out_pairs
+from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
+from recipes.sisma.pictures import save_sheet, to_uint8
+from recipes.sisma.runs import LoadedRun, load_run
+from ssmgen.data import CELEBAMASK19
+from ssmgen.metrics import MaskAgreement, pairwise_rms
+from ssmgen.ops import backends
+
+_DIVERSITY_MASKS, _DIVERSITY_SAMPLES = 16, 4
+_SHEET_ROWS = 6
+
+
+@dataclass
+class Settings:
+    """Keys of the command line; 0 and empty take the run's own."""
+
+    run: str = "runs/quick"
+    masks: int = 0
+    parser: str = ""
+    solver: str = ""
+    steps: int = 0
+    guidance_scale: float = -1.0
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate a run from the command line."""
+    settings = from_command_line(Settings, argv)
+    run = Path(settings.run)
+    evaluate_run(
+        run,
+        command=f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip(),
+        **{key: value for key in ("masks", "parser", "solver", "steps") if (value := getattr(settings, key))},
+        **({"guidance_scale": settings.guidance_scale} if settings.guidance_scale >= 0 else {}),
+    )
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    command: str,
+    masks: int | None = None,
+    parser: str | None = None,
+    seconds: float | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Sample unseen masks, measure, and write ``result.json`` and ``result.png``.
+
+    Args:
+        run: the run's folder.
+        command: what to record as the command.
+        masks: how many unseen masks; the run's own setting where None.
+        parser: ``drawn``, ``none`` or a file; the run's own setting where None.
+        seconds: of training, where the caller has just measured them; else read from the checkpoint.
+        **sampling: ``solver``, ``steps``, ``guidance_scale`` other than the run's.
+
+    Raises:
+        FileNotFoundError: no such run, checkpoint or parser.
+        ValueError: fewer than two unseen masks.
+    """
+    loaded = load_run(run)
+    config = loaded.config
+    judge = _parser(parser or config.parser)
+    pairs = held_out_pairs(config, masks or config.evaluate_masks)
+    count = min(masks or config.evaluate_masks, len(pairs))
+    if count < 2:
+        raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
+    items = [pairs[i] for i in range(count)]
+    real, true = torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items])
+    print(f"sampling {count} unseen masks and {_DIVERSITY_SAMPLES} images each of some", file=sys.stderr)
+    generated = loaded.generate(true, list(range(count)), **sampling)
+    several = _several(loaded, true, sampling)
+
+    result: dict[str, Any] = {"masks": count, "sampling": _sampling(config, sampling)}
+    if judge is not None:
+        result |= _agreement(loaded, judge, generated, real, true)
+    result["diversity"] = _diversity(several, generated)
+    result |= {
+        "seconds": round(loaded.seconds if seconds is None else seconds, 1),
+        "steps": loaded.step,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        **provenance(command, config.seed),
+    }
+    _write_json(run / "result.json", result)
+    rows = min(_SHEET_ROWS, len(several))
+    sheet = [
+        [CELEBAMASK19.colorize(true[i]), *several[i][:_DIVERSITY_SAMPLES], real[i]] for i in range(rows)
+    ]
+    headings = ["mask", *[f"generated {i + 1}" for i in range(_DIVERSITY_SAMPLES)], "a real one"]
+    save_sheet(run / "result.png", sheet, headings)
+    print(summary(result))
+    print(f"picture: {run / 'result.png'}")
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What a person reads first."""
+    lines = []
+    if "mask_agreement" in result:
+        generated, ceiling, floor = (result[key]["miou"] for key in ("mask_agreement", "ceiling", "floor"))
+        lines.append(
+            f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, "
+            f"{100 * result['floor_to_ceiling']:.0f} % of the way from shuffled masks ({floor:.3f}) to real images "
+            f"({ceiling:.3f})"
+        )
+    else:
+        lines.append("mask agreement not measured: give parser=FILE, made by python -m recipes.sisma.parser data=FOLDER")
+    diversity = result["diversity"]
+    lines.append(
+        f"diversity (RMS, images in [-1, 1]): {diversity['same_mask']:.3f} between samples of one mask, "
+        f"{diversity['other_masks']:.3f} between masks"
+    )
+    return "\n".join(lines)
+
+
+def _agreement(
+    loaded: LoadedRun, judge: tuple[FaceParser, dict[str, Any]], generated: Tensor, real: Tensor, true: Tensor
+) -> dict[str, Any]:
+    parser, card = judge
+    of_generated, of_real = _parse(parser, generated), _parse(parser, real)
+    decoded = to_uint8(_round_trip(loaded, real))
+    result = {
+        "mask_agreement": _agree(of_generated, true),
+        "ceiling": _agree(of_real, true),
+        "autoencoder_ceiling": _agree(_parse(parser, decoded), true),
+        "floor": _agree(of_generated, true.roll(1, dims=0)),
+        "parser": card,
+    }
+    low, high = result["floor"]["miou"], result["ceiling"]["miou"]
+    result["floor_to_ceiling"] = (result["mask_agreement"]["miou"] - low) / (high - low)
+    return result
+
+
+def _round_trip(loaded: LoadedRun, images: Tensor) -> Tensor:
+    device = next(loaded.model.parameters()).device
+    batches = (images.float() / 127.5 - 1).to(device).split(16)
+    return torch.cat([loaded.autoencoder.decode(loaded.autoencoder.encode(batch)) for batch in batches])
+
+
+def _parse(parser: FaceParser, images: Tensor) -> Tensor:
+    return torch.cat([parser.parse(batch.float() / 127.5 - 1) for batch in images.split(16)])
+
+
+def _agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
+    agreement = MaskAgreement(CELEBAMASK19.classes)
+    agreement.update(predicted, true)
+    return agreement.result()
+
+
+def _several(loaded: LoadedRun, masks: Tensor, sampling: dict[str, Any]) -> Tensor:
+    """``(masks, samples, 3, h, w)``: several images of each of the first masks."""
+    chosen = masks[:_DIVERSITY_MASKS]
+    seeds = [10_000 + i for i in range(len(chosen) * _DIVERSITY_SAMPLES)]
+    images = loaded.generate(chosen.repeat_interleave(_DIVERSITY_SAMPLES, dim=0), seeds, **sampling)
+    return images.unflatten(0, (len(chosen), _DIVERSITY_SAMPLES))
+
+
+def _diversity(several: Tensor, generated: Tensor) -> dict[str, float]:
+    scaled = several.float() / 127.5 - 1
+    return {
+        "same_mask": sum(pairwise_rms(images) for images in scaled) / len(scaled),
+        "other_masks": pairwise_rms(generated[: 8 * _DIVERSITY_MASKS].float() / 127.5 - 1),
+    }
+
+
+def _sampling(config: Any, given: dict[str, Any]) -> dict[str, Any]:
+    own = {"solver": config.solver, "steps": config.solver_steps, "guidance_scale": config.guidance_scale}
+    return own | given
+
+
+def _parser(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
+    if name == "none":
+        return None
+    return load_parser(SHIPPED if name == "drawn" else Path(name))
+
+
+def provenance(command: str, seed: int) -> dict[str, Any]:
+    """Command, commit, seed, versions and hardware: what a number must stand beside."""
+    packages = ("torch", "einops", "diffusers", "accelerate")
+    return {
+        "command": command,
+        "commit": _commit(),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "hardware": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "scan": {name: status.detail for name, status in backends().items() if status.auto_for},
+        },
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({os.cpu_count()} cores)" if names else f"{platform.machine()} ({os.cpu_count()} cores)"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked where files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    temporary = file.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(file)
+
+
+if __name__ == "__main__":
+    run_command(main)

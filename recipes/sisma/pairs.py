@@ -1,0 +1,88 @@
+"""The image-mask pairs of a run: drawn or prepared, whole or encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.autoencoder import HELD_OUT
+from recipes.sisma.presets import ASSETS, Config
+from ssmgen import build
+from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.data.folder import PreparedFolder
+from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.training import derived_seed
+
+
+def training_pairs(config: Config) -> Any:
+    """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
+    if config.data == "drawn":
+        return DrawnFaces(config.drawn_count, size=config.image_size)
+    return PreparedFolder(_folder(config), "train", config.image_size)
+
+
+def held_out_pairs(config: Config, count: int) -> Any:
+    """Up to ``count`` pairs that training does not see."""
+    if config.data == "drawn":
+        return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
+    return PreparedFolder(_folder(config), "test", config.image_size)
+
+
+def load_autoencoder(config: Config) -> Any:
+    """The autoencoder of a run."""
+    if config.autoencoder == "identity":
+        return build("identity")
+    source = str(ASSETS / "drawn-autoencoder") if config.autoencoder_source == "drawn" else config.autoencoder_source
+    return build(config.autoencoder, source=source)
+
+
+class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Latents and masks for training; a coin derived from (seed, index, draw) decides on the mirrored pair."""
+
+    def __init__(self, cache: LatentCache, flip: bool, seed: int) -> None:
+        self.cache = cache
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, draw = key
+        if self.flip and derived_seed(self.seed, "flip", index, draw) % 2:
+            return self.cache.flipped(index)
+        return self.cache[index]
+
+
+def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
+    """The training pairs from the cache on disk, which is made first where it is missing."""
+    pairs = training_pairs(config)
+    record = cache_record(pairs, autoencoder, config.flip)
+    key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    target = Path(config.cache) / key
+    if not target.exists():
+        _write_cache(pairs, autoencoder, target, config)
+    return EncodedPairs(LatentCache(target, pairs.labels, record), config.flip, config.seed)
+
+
+def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> None:
+    from tqdm import tqdm
+
+    print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
+    with tqdm(total=len(pairs), unit="img", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
+        write_latent_cache(pairs, autoencoder, target, flip=config.flip, progress=bar.update)
+
+
+def _folder(config: Config) -> Path:
+    if not config.data:
+        raise UsageError(
+            f"preset {config.preset!r} needs data=FOLDER, made by: python -m recipes.sisma.prepare source=... target=FOLDER"
+        )
+    return Path(config.data)

@@ -1,0 +1,228 @@
+"""A small face parser: image in, labels out. It measures whether generated faces follow their masks.
+
+    python -m recipes.sisma.parser out=runs/parser.safetensors            # drawn faces: the one in assets/
+    python -m recipes.sisma.parser data=PREPARED out=runs/parser.safetensors steps=1500
+
+A U-Net with its settings and its own held-out score in the header of its safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.sisma.arguments import from_command_line, run_command
+from recipes.sisma.autoencoder import HELD_OUT
+from ssmgen.data import CELEBAMASK19
+from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.metrics import MaskAgreement
+from ssmgen.training import StepOrder, derived_seed
+
+SHIPPED = Path(__file__).parent / "assets" / "drawn-parser.safetensors"
+
+
+@dataclass
+class Settings:
+    """Keys of the command line."""
+
+    out: str = "runs/parser.safetensors"
+    data: str = "drawn"
+    steps: int = 6000
+    batch_size: int = 16
+    lr: float = 3e-3
+    width: int = 16
+    image_size: int = 128
+    precision: str = "bf16"
+    seed: int = 0
+
+
+class FaceParser(nn.Module):
+    """U-Net with four resolutions.
+
+    Args:
+        num_classes: classes of the labels.
+        width: channels at full resolution; the coarsest has four times as many.
+    """
+
+    def __init__(self, num_classes: int = 19, width: int = 16) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 3 * width, 4 * width, 4 * width)
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip((3, *widths), widths, strict=False))
+        pairs = list(zip(widths[1:], widths[:-1], strict=True))[::-1]
+        self.up = nn.ModuleList(_block(deep + skip, skip) for deep, skip in pairs)
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(batch, 3, height, width)`` in [-1, 1], sides multiples of 16, to logits ``(batch, classes, h, w)``."""
+        x = images
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        skips.pop()
+        for block in self.up:
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], dim=1))
+        return self.head(x)
+
+    @torch.no_grad()
+    def parse(self, images: Tensor) -> Tensor:
+        """Labels ``(batch, height, width)`` uint8 of images in [-1, 1]."""
+        return self(images).argmax(1).to(torch.uint8)
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.GroupNorm(4, out_channels), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
+    """The parser in a file and its card (settings and held-out score).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a parser's file.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such parser; train one with python -m recipes.sisma.parser out={path}")
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error})") from error
+    parser = FaceParser(card["num_classes"], card["width"])
+    parser.load_state_dict(weights)
+    return parser.eval(), card
+
+
+def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
+    """Write weights (in 16 bits) and card into one file."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().half().contiguous() for key, value in parser.state_dict().items()}
+    save_file(weights, path, metadata={"card": json.dumps(card)})
+
+
+def main(argv: list[str]) -> None:
+    """Train, score on held-out images, save."""
+    settings = from_command_line(Settings, argv)
+    torch.manual_seed(settings.seed)
+    parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
+    started = time.monotonic()
+    _train(parser, settings)
+    score = evaluate_parser(parser, held_out(settings.data, settings.image_size, 256))
+    card = {
+        "num_classes": len(CELEBAMASK19),
+        "width": settings.width,
+        "image_size": settings.image_size,
+        "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
+        "command": "python -m recipes.sisma.parser " + " ".join(argv),
+        "seconds": round(time.monotonic() - started),
+        "held_out": score,
+    }
+    save_parser(parser, Path(settings.out), card)
+    print(json.dumps(score, indent=2))
+    print(f"saved {settings.out}")
+
+
+def held_out(data: str, size: int, count: int) -> Any:
+    """Pairs that no parser was trained on."""
+    if data == "drawn":
+        return DrawnFaces(count, size=size, start=HELD_OUT)
+    from ssmgen.data.folder import PreparedFolder
+
+    return PreparedFolder(Path(data), "test", size)
+
+
+def evaluate_parser(parser: FaceParser, pairs: Any) -> dict[str, Any]:
+    """Agreement of the parser with the true masks of real images, as `ssmgen.metrics.MaskAgreement` reports it."""
+    agreement = MaskAgreement(CELEBAMASK19.classes)
+    for index in range(len(pairs)):
+        image, mask = pairs[index]
+        agreement.update(parser.parse(image.unsqueeze(0).float() / 127.5 - 1), mask.unsqueeze(0))
+    return agreement.result()
+
+
+def _train(parser: FaceParser, settings: Settings) -> None:
+    optimizer = torch.optim.AdamW(parser.parameters(), lr=settings.lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
+    started = time.monotonic()
+    parser.train()
+    for step, (images, masks) in enumerate(_batches(settings)):
+        torch.manual_seed(derived_seed(settings.seed, "step", step))
+        images = _degrade(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+            logits = parser(images).float()
+        loss = F.cross_entropy(logits, masks.long()) + 0.5 * _dice_loss(logits, masks.long())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parser.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    parser.eval()
+
+
+def _batches(settings: Settings) -> Any:
+    if settings.data == "drawn":
+        for step in range(settings.steps):
+            yield _stack(DrawnFaces(settings.batch_size, size=settings.image_size, start=step * settings.batch_size))
+        return
+    from ssmgen.data.folder import PreparedFolder
+    from ssmgen.data.transforms import flip_pair
+
+    pairs = PreparedFolder(Path(settings.data), "train", settings.image_size)
+    order = StepOrder(len(pairs), settings.batch_size, settings.seed)
+    cache: dict[int, tuple[Tensor, Tensor]] = {}
+    for step in range(settings.steps):
+        items = []
+        for index, draw in order.batch(step):
+            image, mask = cache.setdefault(index, pairs[index]) if index not in cache else cache[index]
+            mirrored = derived_seed(settings.seed, index, draw) % 2
+            items.append(flip_pair(image, mask, pairs.labels) if mirrored else (image, mask))
+        yield _stack(items)
+
+
+def _stack(pairs: Any) -> tuple[Tensor, Tensor]:
+    items = [pairs[i] for i in range(len(pairs))]
+    images = torch.stack([image for image, _ in items]).float() / 127.5 - 1
+    return images, torch.stack([mask for _, mask in items])
+
+
+def _degrade(images: Tensor) -> Tensor:
+    """Noise, blur and a shift of tone, one amount per image: generated faces are softer than real ones."""
+    count = len(images)
+    amount = torch.rand(count, 1, 1, 1)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.lerp(images, blurred, amount)
+    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1) - 0.5)
+    tone = 0.2 * (torch.rand(count, 3, 1, 1) - 0.5)
+    return images * gain + tone + 0.1 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
+
+
+def _dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient over the classes in the batch: small classes count as much as large ones."""
+    probabilities = logits.softmax(1)
+    truth = F.one_hot(masks, logits.shape[1]).movedim(-1, 1).float()
+    overlap = (probabilities * truth).sum((0, 2, 3))
+    total = (probabilities + truth).sum((0, 2, 3))
+    present = truth.sum((0, 2, 3)) > 0
+    return 1 - (2 * overlap / total.clamp(min=1))[present].mean()
+
+
+if __name__ == "__main__":
+    run_command(main)

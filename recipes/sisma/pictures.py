@@ -1,0 +1,48 @@
+"""Contact sheets of masks, generated faces and real faces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_GAP = 4
+_HEADER = 22
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[str]) -> None:
+    """Write rows of equally large ``(3, h, w)`` uint8 images as one PNG, with a heading over each column.
+
+    Raises:
+        ValueError: rows of different lengths, or headings that do not match them.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if any(len(row) != len(headings) for row in rows):
+        raise ValueError(f"{len(headings)} headings but rows of {[len(row) for row in rows]} images")
+    height, width = rows[0][0].shape[-2:]
+    sheet = Image.new("RGB", (len(headings) * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP + _HEADER), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for column, heading in enumerate(headings):
+        x = _GAP + column * (width + _GAP)
+        draw.text((x + width / 2, _HEADER / 2 + 1), heading, fill="black", font=font, anchor="mm")
+        for line, row in enumerate(rows):
+            sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * (height + _GAP)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def to_pil(image: Tensor):  # type: ignore[no-untyped-def]
+    """``(3, h, w)`` uint8 to a PIL image."""
+    from PIL import Image
+
+    height, width = image.shape[-2:]
+    return Image.frombytes("RGB", (width, height), image.movedim(0, -1).contiguous().numpy().tobytes())

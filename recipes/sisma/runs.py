@@ -1,0 +1,123 @@
+"""What a run folder holds and how it is read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.sisma.pairs import load_autoencoder
+from recipes.sisma.pictures import to_uint8
+from recipes.sisma.presets import Config
+from ssmgen import build, initial_noise, sample
+from ssmgen.data import CELEBAMASK19
+from ssmgen.extras import require
+from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
+
+
+@dataclass
+class LoadedRun:
+    """A trained run: its settings, averaged weights and autoencoder, and after how many steps and seconds they are."""
+
+    config: Config
+    model: nn.Module
+    autoencoder: Any
+    step: int
+    seconds: float
+
+    @torch.no_grad()
+    def generate(self, masks: Tensor, seeds: list[int], **settings: Any) -> Tensor:
+        """One image per seed, uint8 ``(len(seeds), 3, size, size)``; see `generate`."""
+        return generate(self.model, self.autoencoder, self.config, masks, seeds, **settings)
+
+
+def new_model(config: Config, autoencoder: Any) -> nn.Module:
+    """The untrained model of a run, for its autoencoder's channels and factor and the 19 face classes."""
+    fixed = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(CELEBAMASK19)}
+    taken = sorted(fixed.keys() & config.model_args.keys())
+    if taken:
+        raise ValueError(f"model_args.{taken[0]} follows from the autoencoder and the labels: leave it out")
+    return build(config.model, **fixed, **config.model_args)
+
+
+def latent_size(config: Config, autoencoder: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of a latent."""
+    side = config.image_size // autoencoder.factor
+    return autoencoder.channels, side, side
+
+
+def generate(
+    model: nn.Module,
+    autoencoder: Any,
+    config: Config,
+    masks: Tensor,
+    seeds: list[int],
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Images uint8 ``(len(seeds), 3, size, size)``, image i from ``masks[i]`` (or the only mask) and ``seeds[i]``."""
+    images = []
+    for start in range(0, len(seeds), batch_size):
+        part = slice(start, start + batch_size)
+        latents = sample(
+            model,  # type: ignore[arg-type]
+            initial_noise(seeds[part], latent_size(config, autoencoder)),
+            masks if len(masks) == 1 else masks[part],
+            solver=solver or config.solver,
+            steps=steps or config.solver_steps,
+            guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
+        )
+        images.append(to_uint8(autoencoder.decode(latents)))
+    return torch.cat(images)
+
+
+def save_config(config: Config, file: Path) -> None:
+    """Write the resolved settings as YAML."""
+    file.write_text(require("omegaconf", extra="train").OmegaConf.to_yaml(config))
+
+
+def load_config(run: Path) -> Config:
+    """The settings of a run.
+
+    Raises:
+        FileNotFoundError: ``run`` is no run folder.
+    """
+    omegaconf = require("omegaconf", extra="train").OmegaConf
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found; {run} is no run folder of recipes.sisma.train")
+    return omegaconf.to_object(omegaconf.merge(omegaconf.structured(Config), omegaconf.load(file)))
+
+
+def load_run(run: Path) -> LoadedRun:
+    """Averaged weights of the newest checkpoint of a run, with what is needed to use them.
+
+    Raises:
+        FileNotFoundError: no run folder, or it has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged, or belongs to another autoencoder.
+    """
+    from safetensors.torch import load_file
+
+    config = load_config(run)
+    found = checkpoints(run / "checkpoints")
+    if not found:
+        raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
+    state = verify_checkpoint(found[-1])
+    autoencoder = load_autoencoder(config)
+    trained_with = state["record"]["autoencoder"]
+    if trained_with != autoencoder.describe():
+        raise CheckpointError(
+            f"{found[-1]}: trained on latents of {trained_with}, but {config.autoencoder_source} is "
+            f"{autoencoder.describe()}: give back the autoencoder it was trained with"
+        )
+    model = new_model(config, autoencoder)
+    weights = load_file(found[-1] / "ema.safetensors")
+    model.load_state_dict({key.removeprefix("module."): v for key, v in weights.items() if key != "n_averaged"})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"])

@@ -1,0 +1,92 @@
+"""Turn masks into images with a trained run: ``python -m recipes.sisma.sample run=RUN mask=FILE_OR_FOLDER out=FOLDER``.
+
+    python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
+    python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.pictures import to_pil
+from recipes.sisma.runs import load_run
+from ssmgen.data import CELEBAMASK19
+from ssmgen.data.images import read_mask
+from ssmgen.data.transforms import center_crop_resize_mask
+
+
+@dataclass
+class Settings:
+    """Keys of the command line.
+
+    Attributes:
+        run: folder of a trained run.
+        mask: a label PNG, or a folder of them.
+        out: folder for the images, ``<mask's name>-<seed>.png``.
+        steps: solver steps; 0 takes the run's.
+        solver: a registered solver; empty takes the run's.
+        guidance_scale: negative takes the run's.
+        seed: of the first image of each mask; the next ones count up.
+        num_images: images per mask.
+    """
+
+    run: str = "runs/quick"
+    mask: str = ""
+    out: str = "out"
+    steps: int = 0
+    solver: str = ""
+    guidance_scale: float = -1.0
+    seed: int = 0
+    num_images: int = 1
+
+
+def main(argv: list[str]) -> None:
+    """Check all masks, then sample them."""
+    settings = from_command_line(Settings, argv)
+    if settings.num_images < 1:
+        raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
+    files = mask_files(settings.mask)
+    loaded = load_run(Path(settings.run))
+    size = loaded.config.image_size
+    masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = [settings.seed + i for i in range(settings.num_images)]
+    for file, mask in zip(files, masks, strict=True):
+        images = loaded.generate(
+            mask.unsqueeze(0),
+            seeds,
+            solver=settings.solver or None,
+            steps=settings.steps or None,
+            guidance_scale=None if settings.guidance_scale < 0 else settings.guidance_scale,
+        )
+        for seed, image in zip(seeds, images, strict=True):
+            target = out / f"{file.stem}-{seed}.png"
+            to_pil(image).save(target)
+            print(target)
+
+
+def mask_files(mask: str) -> list[Path]:
+    """The files a ``mask=`` names.
+
+    Raises:
+        UsageError: none was given.
+        FileNotFoundError: no such file, or a folder without PNGs.
+    """
+    if not mask:
+        raise UsageError("mask= is missing: give a label PNG or a folder of them")
+    path = Path(mask)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    files = sorted(path.glob("*.png"))
+    if not files:
+        raise FileNotFoundError(f"{path}: holds no .png files")
+    return files
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,155 @@
+"""Train SISMA: ``python -m recipes.sisma.train [preset] [key=value ...]``.
+
+    python -m recipes.sisma.train                                   # quick: drawn faces, minutes on two cores
+    python -m recipes.sisma.train faces data=PREPARED
+    python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
+    python -m recipes.sisma.train quick run=runs/mine resume=auto
+
+The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/`` and ``result.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.evaluate import evaluate_run
+from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder
+from recipes.sisma.pictures import save_sheet
+from recipes.sisma.presets import Config, preset
+from recipes.sisma.runs import generate, new_model, save_config
+from ssmgen import build
+from ssmgen.data import CELEBAMASK19
+from ssmgen.ops import backends
+from ssmgen.training import train
+
+# What may differ between a run and its continuation: it does not change what a step computes.
+_FREE = {
+    *("preset", "run", "resume", "steps", "cache", "checkpoint_every", "keep_checkpoints", "log_every", "num_workers"),
+    *("sample_every", "solver", "solver_steps", "guidance_scale", "evaluate", "evaluate_masks", "parser"),
+    *("data", "autoencoder_source"),  # compared by content, not by path
+}
+_SHEET_MASKS, _SHEET_SAMPLES = 6, 4
+
+
+def main(argv: list[str]) -> None:
+    """Train a preset, then measure it."""
+    config = parse(argv)
+    run = Path(config.run)
+    settings = config.train_settings()
+    prepare_run_folder(run, config.resume)
+    autoencoder = load_autoencoder(config)
+    objective = build("flow-matching", t_sampling=config.t_sampling)
+    torch.manual_seed(config.seed)
+    model = new_model(config, autoencoder)
+    shown = held_out_pairs(config, _SHEET_MASKS)
+    data = encoded_pairs(config, autoencoder)
+    _announce(config, model, len(data))
+
+    record = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    record |= {"autoencoder": autoencoder.describe(), "source": data.cache.record["source"]}
+    save_config(config, run / "config.yaml")
+    result = train(
+        model,
+        objective,
+        data,
+        settings,
+        run,
+        record=record,
+        resume=None if config.resume == "no" else config.resume,
+        on_step=_sheets(run, config, autoencoder, shown) if config.sample_every else None,
+    )
+    if result.interrupted:
+        print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
+        return
+    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
+    if config.evaluate and _is_main_process():
+        evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
+
+
+def parse(argv: list[str]) -> Config:
+    """``[preset] [key=value ...]`` to the settings of a run."""
+    name, words = (argv[0], argv[1:]) if argv and "=" not in argv[0] else ("quick", argv)
+    config = from_command_line(preset(name), words)
+    if config.preset != name:
+        raise UsageError(f"preset={config.preset}: name the preset as the first word instead")
+    return config
+
+
+def prepare_run_folder(run: Path, resume: str) -> None:
+    """Make the run's folder, or refuse it before any work is done.
+
+    Raises:
+        FileExistsError: it already holds a run and ``resume`` is ``no``.
+        OSError: it cannot be written.
+    """
+    if resume == "no" and ((run / "log.jsonl").exists() or (run / "checkpoints").exists()):
+        raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
+    run.mkdir(parents=True, exist_ok=True)
+    probe = run / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
+def _announce(config: Config, model: nn.Module, examples: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"preset {config.preset}: {config.model} {config.model_args or ''}, {millions:.2f} M parameters, {examples} examples, "
+        f"{config.steps} steps of {config.batch_size}, run {config.run}\nscan backend on {device}: {scan}",
+        file=sys.stderr,
+    )
+
+
+def _sheets(run: Path, config: Config, autoencoder: Any, pairs: Any) -> Callable[[int, nn.Module], None]:
+    """A callback that draws the same masks with the same seeds every ``sample_every`` steps."""
+    items = [pairs[i] for i in range(min(_SHEET_MASKS, len(pairs)))]
+    masks = torch.stack([mask for _, mask in items])
+
+    def draw(step: int, model: nn.Module) -> None:
+        file = run / "samples" / f"step-{step:06d}.png"
+        if step == 0 or (step % config.sample_every and step != config.steps) or file.exists():
+            return
+        seeds = [100 * row + column for row in range(len(items)) for column in range(_SHEET_SAMPLES)]
+        images = generate(
+            model, autoencoder.to(_device(model)), config, masks.repeat_interleave(_SHEET_SAMPLES, dim=0), seeds
+        )
+        save_sheet(file, sheet_rows(items, images), sheet_headings(_SHEET_SAMPLES))
+
+    return draw
+
+
+def sheet_rows(items: list[tuple[Tensor, Tensor]], images: Tensor) -> list[list[Tensor]]:
+    """Rows of mask, samples and real image."""
+    per_mask = images.unflatten(0, (len(items), -1))
+    return [[CELEBAMASK19.colorize(mask), *row, image] for (image, mask), row in zip(items, per_mask, strict=True)]
+
+
+def sheet_headings(samples: int) -> list[str]:
+    """Headings of the columns of `sheet_rows`."""
+    return ["mask", *[f"generated {i + 1}" for i in range(samples)], "a real one"]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _continue(argv: list[str]) -> str:
+    return " ".join([*(word for word in argv if not word.startswith("resume=")), "resume=auto"])
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,101 @@
+"""The command ``ssmgen``: ``list``, ``info`` and ``doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+
+from ssmgen.registry import KINDS, find, names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 2 for what the user can mend, with one message on stderr."""
+    arguments = _arguments().parse_args(argv)
+    try:
+        print("\n".join(arguments.command(arguments)))
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ssmgen", description="Look at what ssmgen can build and what runs here.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="names of models, blocks, objectives, solvers and autoencoders")
+    listing.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'sisma*'")
+    listing.set_defaults(command=_list)
+    info = commands.add_parser("info", help="parameters by component, operations and memory of a model")
+    info.add_argument("name", help="a model's name")
+    info.add_argument("--size", type=int, default=32, help="side of the latent (default 32: 256 pixels at f8)")
+    info.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
+    info.set_defaults(command=_info)
+    doctor = commands.add_parser("doctor", help="versions, devices, and which scan backend runs and why")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> list[str]:
+    found = {kind: names(kind, arguments.pattern) for kind in KINDS}
+    if not any(found.values()):
+        raise ValueError(f"no name matches {arguments.pattern!r}; 'ssmgen list' shows all")
+    width = max(len(kind) for kind in KINDS) + 2
+    return [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items() if entries]
+
+
+def _info(arguments: argparse.Namespace) -> list[str]:
+    from ssmgen.models.summary import summarize
+
+    if find(arguments.name).kind != "model":
+        raise ValueError(f"{arguments.name!r} is a {find(arguments.name).kind}; info takes a model: {', '.join(names('model'))}")
+    return summarize(arguments.name, arguments.size, arguments.batch).lines()
+
+
+def _doctor(arguments: argparse.Namespace) -> list[str]:
+    import torch
+
+    from ssmgen import __version__
+    from ssmgen.ops import backends
+
+    lines = [
+        f"ssmgen {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        *_devices(),
+        "",
+        "scan backends (selective_scan takes the one marked auto):",
+    ]
+    for name, status in backends().items():
+        mark = f"auto on {', '.join(status.auto_for)}" if status.auto_for else "ready" if status.available else "missing"
+        lines.append(f"  {name:<10} {mark:<12} {status.detail}")
+    lines += ["", "optional packages:"]
+    return lines + [f"  {package:<12} {_version(package)}" for package in _OPTIONAL]
+
+
+_OPTIONAL = ("accelerate", "diffusers", "omegaconf", "torchdiffeq", "mamba-ssm")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ["no CUDA device"]
+    devices = range(torch.cuda.device_count())
+    return [
+        f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name(i)}, "
+        f"{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"
+        for i in devices
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,230 @@
+"""One image or mask file to a tensor and back, with every fault said by file name.
+
+A file from outside is decoded in full or refused: nothing is padded, truncated, rescaled or guessed.
+"""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmgen.data.labels import LabelSet, check_labels
+
+#: Suffixes of the files `read_image` takes, with their formats as Pillow calls them.
+IMAGE_SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a photo as ``(3, height, width)`` uint8 RGB, turned upright where its EXIF data says how.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JPEG, PNG, WebP or BMP image, damaged, cut off, animated, too large (Pillow's limit against
+            decompression bombs), or of a kind that has no exact 8-bit RGB form (16-bit, CMYK, transparent).
+    """
+    from PIL import ImageOps
+
+    data = _read_bytes(path)
+    image = _decode(path, data, sorted(set(IMAGE_SUFFIXES.values())))
+    _check_eight_bits(path, image, data)
+    if image.mode not in ("1", "L", "P", "RGB"):
+        image = _without_alpha(path, image)
+    return _to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
+    """Read a mask as ``(height, width)`` uint8 class ids.
+
+    Taken as they are: 8-bit grey values, palette indices, and three equal channels. RGB colours are looked up in
+    ``labels.palette`` and must match exactly.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable PNG of these kinds, a colour that is not in the palette, or a label outside the set;
+            says the value, how often it occurs and where first.
+    """
+    data = _read_bytes(path)
+    if data.startswith(b"\xff\xd8"):
+        raise ValueError(f"{path}: is a JPEG, whose compression alters labels; masks must be PNG files")
+    image = _decode(path, data, ["PNG"])
+    _check_eight_bits(path, image, data)
+    if image.mode in ("LA", "RGBA"):
+        image = _without_alpha(path, image)
+    mask = _labels_of(path, image, data, labels)
+    check_labels(mask, len(labels), where=str(path))
+    return mask
+
+
+def write_png(path: str | Path, pixels: Tensor) -> None:
+    """Write ``(height, width)`` labels or a ``(3, height, width)`` RGB image, uint8, as a PNG file.
+
+    The file appears under its name only when it is complete; one that exists is replaced.
+
+    Raises:
+        TypeError: not uint8.
+        ValueError: another shape.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        to_pil(pixels).save(partial, format="PNG")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def to_pil(pixels: Tensor) -> Any:
+    """A PIL image of ``(height, width)`` labels or a ``(3, height, width)`` RGB image, uint8; numpy is not needed.
+
+    Raises:
+        TypeError: not uint8.
+        ValueError: another shape.
+    """
+    from PIL import Image
+
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"pixels must be uint8 (0..255), got {pixels.dtype}")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[0] != 3) or 0 in pixels.shape:
+        raise ValueError(f"expected (height, width) or (3, height, width), got {tuple(pixels.shape)}")
+    mode, last = ("L", pixels) if pixels.ndim == 2 else ("RGB", pixels.movedim(0, -1))
+    buffer = bytearray(last.numel())
+    torch.frombuffer(buffer, dtype=torch.uint8).copy_(last.flatten())
+    return Image.frombytes(mode, (pixels.shape[-1], pixels.shape[-2]), bytes(buffer))
+
+
+def from_pil(image: Any) -> Tensor:
+    """The reverse of `to_pil`: ``(height, width)`` of an ``L`` image, ``(3, height, width)`` of an ``RGB`` one."""
+    return _to_tensor(image)
+
+
+def _to_tensor(image: Any) -> Tensor:
+    """Bytes of an ``L``, ``P`` or ``RGB`` image, without numpy."""
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    if image.mode == "RGB":
+        return flat.view(image.height, image.width, 3).movedim(-1, 0).contiguous()
+    return flat.view(image.height, image.width)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise ValueError(f"{path}: is empty (0 bytes)")
+    return data
+
+
+def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
+    """Open and decode in full, so that a damaged file shows here and not in a worker during training."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image: Any = Image.open(BytesIO(data), formats=formats)
+        _check_pixels(image)
+        # A phone's JPEG may carry a preview as a second frame (Pillow calls that MPO): its first frame is the photo.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"has {image.n_frames} frames; expected a still image")
+        image.load()
+    except UnidentifiedImageError:
+        expected = " or ".join(", ".join(formats).rsplit(", ", 1))
+        raise ValueError(f"{path}: is not a {expected} image (it starts with {data[:8]!r})") from None
+    # Pillow raises nearly every built-in exception on crafted files; all of them mean one thing here.
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be decoded ({_reason(error)})") from error
+    return image
+
+
+def _check_pixels(image: Any) -> None:
+    """Pillow only warns up to twice its limit; a warning inside a worker protects nobody."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS = {limit}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
+
+
+def _png_depth(data: bytes) -> int:
+    """Bits per channel, read from the header: Pillow converts them away."""
+    return data[24]
+
+
+def _check_eight_bits(path: str | Path, image: Any, data: bytes) -> None:
+    deep = data.startswith(_PNG_SIGNATURE) and _png_depth(data) > 8
+    if deep or image.mode.startswith(("I", "F")):
+        raise ValueError(f"{path}: has 16 or more bits per channel; save it with 8")
+
+
+def _without_alpha(path: str | Path, image: Any) -> Any:
+    if image.mode not in ("LA", "RGBA"):
+        raise ValueError(f"{path}: is a {image.mode} image; save it as RGB")
+    if image.getchannel("A").getextrema() != (255, 255):
+        raise ValueError(f"{path}: has transparent pixels; save it without an alpha channel")
+    return image.convert(image.mode.removesuffix("A"))
+
+
+def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> Tensor:
+    if image.mode == "P":
+        mask = _to_tensor(image)
+        _check_palette(path, image, mask, labels)
+        return mask
+    if image.mode == "RGB":
+        return _labels_of_colours(path, _to_tensor(image), labels)
+    # Pillow stretches 1-, 2- and 4-bit grey to 0..255, which would turn label 1 into 17.
+    stretch = 255 // (2 ** _png_depth(data) - 1)
+    return _to_tensor(image.convert("L")) // stretch
+
+
+def _check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
+    """Refuse a colour map that holds the classes' own colours under other indices: which of the two is meant?"""
+    flat = image.getpalette("RGB") or []
+    colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in mask.unique().tolist()}
+    if not set(colours.values()) <= set(labels.palette):
+        return
+    for index, colour in colours.items():
+        own = labels.palette.index(colour)
+        if own != index:
+            raise ValueError(
+                f"{path}: palette index {index} has the colour of class {own} ({labels.classes[own]}) in {labels.name}: "
+                "index and colour disagree. Read it with the label set it was made with, or save it as 8-bit grey "
+                "labels, or as RGB if the colours are right."
+            )
+
+
+def _labels_of_colours(path: str | Path, pixels: Tensor, labels: LabelSet) -> Tensor:
+    """``(3, height, width)`` colours to ids; three equal channels that are no palette colours are ids themselves."""
+    codes = _colour_codes(pixels)
+    known, order = _colour_codes(torch.tensor(labels.palette).T).sort()
+    place = torch.searchsorted(known, codes).clamp(max=len(known) - 1)
+    matched = known[place] == codes
+    if bool(matched.all()):
+        return order[place].to(torch.uint8)
+    if bool((pixels[0] == pixels[1]).all()) and bool((pixels[0] == pixels[2]).all()):
+        return pixels[0]
+    row, column = (~matched).nonzero()[0].tolist()
+    raise ValueError(
+        f"{path}: colour {tuple(pixels[:, row, column].tolist())} is not in the palette of {labels.name}; "
+        f"{int((~matched).sum())} pixel(s) have such colours, the first at (row, column) = ({row}, {column}). "
+        "Save the mask as 8-bit grey labels."
+    )
+
+
+def _colour_codes(pixels: Tensor) -> Tensor:
+    red, green, blue = pixels.int()
+    return red * 65536 + green * 256 + blue

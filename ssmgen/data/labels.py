@@ -1,0 +1,109 @@
+"""Label maps: class names, colours, left/right pairs and the checks every mask goes through.
+
+A label map is an 8-bit image whose pixel values are class ids. Nothing here is tied to faces: a `LabelSet` describes any
+set of classes, and the two orders of the 19 face classes that circulate are two instances of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssmgen.ops.label_check import check_labels
+
+__all__ = ["BISENET19", "CELEBAMASK19", "LabelSet", "check_labels", "remap"]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Names and colours of the classes of a mask.
+
+    Attributes:
+        name: what the set is called, e.g. ``"celebamask19"``.
+        classes: class names; the position is the class id.
+        palette: one RGB triple (0..255) per class.
+        mirrored: pairs of ids that a horizontal flip must swap, since left and right are the person's own.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mirrored: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} palette colours")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def swap_table(self) -> Tensor:
+        """``(classes,)`` uint8 table that maps each id to its mirror image's id."""
+        table = torch.arange(len(self), dtype=torch.uint8)
+        for left, right in self.mirrored:
+            table[left], table[right] = right, left
+        return table
+
+    def colorize(self, mask: Tensor) -> Tensor:
+        """Labels ``(..., height, width)`` to RGB ``(..., 3, height, width)`` uint8."""
+        colours = torch.tensor(self.palette, dtype=torch.uint8)
+        return colours[mask.long()].movedim(-1, -3)
+
+
+_CLASSES = (
+    ("background", (0, 0, 0)),
+    ("skin", (204, 0, 0)),
+    ("nose", (76, 153, 0)),
+    ("eye_g", (204, 204, 0)),
+    ("l_eye", (51, 51, 255)),
+    ("r_eye", (204, 0, 204)),
+    ("l_brow", (0, 255, 255)),
+    ("r_brow", (255, 204, 204)),
+    ("l_ear", (102, 51, 0)),
+    ("r_ear", (255, 0, 0)),
+    ("mouth", (102, 204, 0)),
+    ("u_lip", (255, 255, 0)),
+    ("l_lip", (0, 0, 153)),
+    ("hair", (0, 0, 204)),
+    ("hat", (255, 51, 153)),
+    ("ear_r", (0, 204, 204)),
+    ("neck_l", (0, 51, 0)),
+    ("neck", (255, 153, 51)),
+    ("cloth", (0, 204, 0)),
+)
+_COLOURS = dict(_CLASSES)
+_MIRRORED = (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear"))
+
+
+def _face_labels(name: str, classes: tuple[str, ...]) -> LabelSet:
+    pairs = tuple((classes.index(left), classes.index(right)) for left, right in _MIRRORED)
+    return LabelSet(name, classes, tuple(_COLOURS[c] for c in classes), pairs)
+
+
+#: The order of the dataset's own script: the parts in painting order, id = position. Used everywhere unless said.
+CELEBAMASK19 = _face_labels("celebamask19", tuple(name for name, _ in _CLASSES))
+
+#: The order of the widely used BiSeNet face parser. A file cannot tell which order it has: remap it explicitly.
+BISENET19 = _face_labels(
+    "bisenet19",
+    (
+        *("background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r"),
+        *("nose", "mouth", "u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"),
+    ),
+)
+
+
+def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
+    """Rename the ids of ``mask`` from one order of the same classes to another.
+
+    Raises:
+        ValueError: the two sets do not hold the same classes, or the mask has an id outside ``source``.
+    """
+    missing = sorted(set(source.classes) ^ set(target.classes))
+    if missing:
+        raise ValueError(f"cannot remap {source.name} to {target.name}: only one of them has {', '.join(missing)}")
+    check_labels(mask, len(source))
+    table = torch.tensor([target.classes.index(name) for name in source.classes], dtype=torch.uint8)
+    return table[mask.long()]

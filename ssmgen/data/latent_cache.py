@@ -1,0 +1,153 @@
+"""A data set encoded once: latents and masks on disk, with a record of what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ssmgen.data.labels import LabelSet
+
+_SHARD = 1024
+_RECORD = "cache.json"
+
+
+class PairDataset(Protocol):
+    """Images ``(3, h, w)`` uint8 with masks ``(h, w)`` uint8, and a fingerprint of what they are."""
+
+    labels: LabelSet
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def write_latent_cache(
+    pairs: PairDataset,
+    autoencoder: Any,
+    target: Path,
+    *,
+    flip: bool = False,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Encode every image once and write latents, masks and their record to the folder ``target``.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        pairs: images and masks.
+        autoencoder: one of `ssmgen.latents`.
+        target: folder to make; must not exist.
+        flip: also encode every image mirrored, for training with horizontal flips.
+        batch_size: images encoded at a time.
+        device: where to encode.
+        progress: called with the number of images just encoded.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+    """
+    from safetensors.torch import save_file
+
+    if target.exists():
+        raise FileExistsError(f"{target}: exists already; a cache is written once")
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        for shard, start in enumerate(range(0, len(pairs), _SHARD)):
+            stop = min(start + _SHARD, len(pairs))
+            batches = list(_encoded(pairs, autoencoder, range(start, stop), flip, batch_size, device, progress))
+            tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+            save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
+        record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
+        (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def cache_record(pairs: PairDataset, autoencoder: Any, flip: bool) -> dict[str, Any]:
+    """What identifies a cache: the autoencoder with its scale and shift, the source, and whether flips are in it."""
+    return {"autoencoder": autoencoder.describe(), "source": pairs.fingerprint(), "flip": flip}
+
+
+class LatentCache(Dataset[tuple[Tensor, Tensor]]):
+    """Reads what `write_latent_cache` wrote; latents are read from disk as they are asked for.
+
+    Args:
+        root: the cache's folder.
+        labels: the classes of the masks.
+        expected: the `cache_record` it must have; None accepts any.
+
+    Raises:
+        FileNotFoundError: no complete cache there.
+        ValueError: it was made by another autoencoder, from another source or with another scale; names the difference.
+    """
+
+    def __init__(self, root: Path, labels: LabelSet, expected: dict[str, Any] | None = None) -> None:
+        from safetensors import safe_open
+
+        record_file = root / _RECORD
+        if not record_file.is_file():
+            raise FileNotFoundError(f"{record_file}: not found; {root} is no complete latent cache")
+        self.record: dict[str, Any] = json.loads(record_file.read_text())
+        for key, value in (expected or {}).items():
+            if self.record.get(key) != value:
+                raise ValueError(
+                    f"{root}: made with {key} {self.record.get(key)}, but {value} is asked for: delete the cache to have "
+                    "it made again"
+                )
+        self.labels = labels
+        self._swap = labels.swap_table()
+        self._shards = [safe_open(file, "pt") for file in sorted(root.glob("shard-*.safetensors"))]
+
+    def __len__(self) -> int:
+        return self.record["count"]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Latent ``(channels, h, w)`` float32 and mask ``(H, W)`` uint8."""
+        return self._read("latents", index), self._read("masks", index)
+
+    def flipped(self, index: int) -> tuple[Tensor, Tensor]:
+        """The mirrored pair, left and right labels swapped."""
+        if not self.record["flip"]:
+            raise ValueError("this cache holds no mirrored latents: write it with flip=True")
+        return self._read("latents_flipped", index), self._swap[self._read("masks", index).flip(-1).long()]
+
+    def _read(self, key: str, index: int) -> Tensor:
+        shard, row = divmod(index, _SHARD)
+        return self._shards[shard].get_slice(key)[row]
+
+
+def _encoded(
+    pairs: PairDataset,
+    autoencoder: Any,
+    indices: range,
+    flip: bool,
+    batch_size: int,
+    device: torch.device | str,
+    progress: Callable[[int], None] | None,
+) -> Iterator[dict[str, Tensor]]:
+    for start in range(indices.start, indices.stop, batch_size):
+        items = [pairs[i] for i in range(start, min(start + batch_size, indices.stop))]
+        images = torch.stack([image for image, _ in items]).to(device).float() / 127.5 - 1
+        batch = {
+            "latents": autoencoder.encode(images).float().cpu(),
+            "masks": torch.stack([mask for _, mask in items]),
+        }
+        if flip:
+            batch["latents_flipped"] = autoencoder.encode(images.flip(-1)).float().cpu()
+        if progress is not None:
+            progress(len(items))
+        yield batch

@@ -1,0 +1,18 @@
+"""Optional packages, each behind an extra of the installation."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that brings it.
+    """
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise ImportError(f"this needs {module}, which is not installed: pip install 'ssmgen[{extra}]'")
+    return importlib.import_module(module)

@@ -1,0 +1,267 @@
+"""SISMA: semantic image synthesis with Self-Mamba and Cross-Mamba blocks (arXiv 2509.17651).
+
+Letters: b batch, c channels, h x w latent (or pixel) size, l tokens, d width, s mask_scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssmgen.nn import (
+    AdaLNZero,
+    CrossCondition,
+    CrossMamba,
+    FeedForward,
+    MaskEncoder,
+    Patchify,
+    PositionEmbedding,
+    SelfMamba,
+    TimeEmbedding,
+    Unpatchify,
+)
+from ssmgen.ops import SCAN_ORDERS
+from ssmgen.registry import closest, register
+
+_MASK_INPUTS = ("none", "add")
+
+
+class SISMACondition(NamedTuple):
+    """What a `SISMA` computes from the mask alone; made by `SISMA.condition`, taken as ``cond=``.
+
+    Attributes:
+        size: (height, width) of the token grid it was made for.
+        tokens: mask tokens ``(b, l, d)`` that are added at the input, or None.
+        layers: one `CrossCondition` per block.
+    """
+
+    size: tuple[int, int]
+    tokens: Tensor | None
+    layers: tuple[CrossCondition, ...]
+
+
+@register("block", "sisma-block")
+class SISMABlock(nn.Module):
+    """Self-Mamba, Cross-Mamba and feed-forward, each after its own AdaLN and behind its own gate.
+
+    ``x += g1 SelfMamba(AdaLN1(x, c)); x += g2 CrossMamba(AdaLN2(x, c), e); x += g3 FFN(AdaLN3(x, c))``.
+
+    Args:
+        dim: width.
+        d_state, expand, dt_rank, d_conv, order, backend: of both Mamba layers, see `ssmgen.nn.SelectiveSSM`.
+        u: the sequence the Cross-Mamba scans, ``"mask"`` or ``"image"``.
+        ffn_ratio: inner width of the feed-forward.
+        gates: gate the residuals (AdaLN-Zero).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        order: str = "row",
+        u: str = "mask",
+        ffn_ratio: float = 4.0,
+        gates: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.adaln = AdaLNZero(dim, sublayers=3, gates=gates)
+        self.self_mamba = SelfMamba(
+            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, backend=backend
+        )
+        self.cross_mamba = CrossMamba(
+            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, u=u, backend=backend
+        )
+        self.ffn = FeedForward(dim, ffn_ratio)
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | CrossCondition, size: tuple[int, int]) -> Tensor:
+        """Tokens ``(b, l, d)``, conditioning vectors ``(b, d)`` or ``(1, d)``, mask tokens or what was made of them."""
+        first, second, third = self.adaln(c)
+        x = first.residual(x, self.self_mamba(first.norm(x), size))
+        x = second.residual(x, self.cross_mamba(second.norm(x), cond, size))
+        return third.residual(x, self.ffn(third.norm(x)))
+
+
+@register("model", "sisma-debug", dim=32, depth=2, in_channels=3, mask_scale=1)
+@register("model", "sisma-s", dim=384, depth=12)
+@register("model", "sisma-b", dim=768, depth=12)
+@register("model", "sisma-l", dim=768, depth=24)
+@register("model", "sisma-xl", dim=1024, depth=24)
+class SISMA(nn.Module):
+    """Velocity model conditioned on a semantic mask: patchify, SISMA blocks, AdaLN head, unpatchify.
+
+    The 24 blocks of ``sisma-xl`` have 799,162,368 parameters, the paper's 799 M.
+
+    Args:
+        dim: width of the tokens.
+        depth: number of blocks; block i scans in ``orders[i % len(orders)]``.
+        in_channels: channels of the latent (or image); the output has as many.
+        patch_size: side of a token's patch in the latent.
+        num_classes: classes of the mask.
+        mask_scale: label pixels per latent pixel along a side: 8 for an f8 autoencoder, 1 for pixels.
+        class_dim: width of the class embedding before it is patchified.
+        d_state, expand, dt_rank, d_conv: of every Mamba layer, see `ssmgen.nn.SelectiveSSM`.
+        ffn_ratio: inner width of the feed-forwards.
+        orders: scan orders to cycle through, from `ssmgen.ops.SCAN_ORDERS`.
+        u: the sequence the Cross-Mamba scans, ``"mask"`` or ``"image"``.
+        gates: AdaLN-Zero gates on the residuals.
+        mask_input: ``"add"`` also adds the mask tokens to the image tokens; ``"none"`` is the paper's.
+        mask_dropout: probability with which training replaces a mask by the null condition, for guidance.
+        time_scale: what t is multiplied by before its sinusoids.
+        backend: which `ssmgen.ops.selective_scan` backend runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        num_classes: int = 19,
+        mask_scale: int = 8,
+        class_dim: int = 16,
+        d_state: int = 16,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        ffn_ratio: float = 4.0,
+        orders: Sequence[str] = SCAN_ORDERS,
+        u: str = "mask",
+        gates: bool = True,
+        mask_input: str = "none",
+        mask_dropout: float = 0.0,
+        time_scale: float = 1000.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if mask_input not in _MASK_INPUTS:
+            raise ValueError(f"mask_input must be 'none' or 'add', got {mask_input!r}{closest(mask_input, _MASK_INPUTS)}")
+        if not 0 <= mask_dropout < 1:
+            raise ValueError(f"mask_dropout must be in [0, 1), got {mask_dropout}")
+        if depth < 1 or not orders:
+            raise ValueError(f"depth must be positive and orders not empty, got depth={depth}, orders={orders}")
+        _warn_if_narrow(dim, patch_size, in_channels)
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.num_classes = num_classes
+        self.mask_scale = mask_scale
+        self.mask_input = mask_input
+        self.mask_dropout = mask_dropout
+        self.patchify = Patchify(in_channels, dim, patch_size)
+        self.position = PositionEmbedding(dim)
+        self.time_embedding = TimeEmbedding(dim, scale=time_scale)
+        self.mask_encoder = MaskEncoder(dim, num_classes, mask_scale * patch_size, class_dim)
+        self.blocks = nn.ModuleList(
+            SISMABlock(
+                dim,
+                d_state=d_state,
+                expand=expand,
+                dt_rank=dt_rank,
+                d_conv=d_conv,
+                order=orders[i % len(orders)],
+                u=u,
+                ffn_ratio=ffn_ratio,
+                gates=gates,
+                backend=backend,
+            )
+            for i in range(depth)
+        )
+        self.head_adaln = AdaLNZero(dim, sublayers=1, gates=False)
+        self.head = Unpatchify(dim, in_channels, patch_size)
+
+    def forward(
+        self, x: Tensor, t: Tensor, mask: Tensor | None = None, *, cond: SISMACondition | None = None
+    ) -> Tensor:
+        """Predict the velocity at ``x`` and time ``t``.
+
+        Args:
+            x: ``(b, c, h, w)``.
+            t: ``(b,)``, or ``(1,)`` for one time for all; 0 is noise, 1 is data.
+            mask: what `condition` takes; None is the null condition.
+            cond: the result of `condition`, instead of ``mask``. Made from one mask it serves any batch.
+
+        Returns:
+            ``(b, c, h, w)``.
+
+        Raises:
+            ValueError: shapes that do not fit, a label out of range, or both ``mask`` and ``cond`` given.
+            TypeError: a mask of the wrong dtype.
+        """
+        if mask is not None and cond is not None:
+            raise ValueError("give either mask or cond, not both: cond was already made from a mask")
+        if t.dim() != 1 or t.shape[0] not in (1, x.shape[0]):
+            raise ValueError(f"t must be ({x.shape[0]},), one time per image, or (1,), got {tuple(t.shape)}")
+        tokens = self.patchify(x)
+        size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        if cond is None:
+            cond = self.condition(mask, size=(x.shape[2], x.shape[3]))
+        elif cond.size != size:
+            raise ValueError(f"cond was made for {cond.size} tokens (height, width), x has {size}: make it again")
+        tokens = self.position(tokens, size)
+        if cond.tokens is not None:
+            tokens = tokens + cond.tokens
+        c = self.time_embedding(t)
+        for block, layer_cond in zip(self.blocks, cond.layers, strict=True):
+            tokens = block(tokens, c, layer_cond, size)
+        (modulation,) = self.head_adaln(c)
+        return self.head(modulation.norm(tokens), size)
+
+    def condition(self, mask: Tensor | None, size: tuple[int, int] | None = None) -> SISMACondition:
+        """Everything that depends on the mask alone, to be computed once and reused at every step.
+
+        Args:
+            mask: integer labels ``(b, s h, s w)``, or one-hot classes ``(b, num_classes, s h, s w)`` of a floating
+                dtype; None is the null condition. In training, ``mask_dropout`` of the items become the null condition.
+            size: (h, w) of the latent. Needed where the mask does not tell it: for None, and for labels given at the
+                latent's own size, which are then repeated s times.
+
+        Raises:
+            ValueError: wrong shape, other classes than the model's, or a label out of range (its value, count and first
+                position are named).
+            TypeError: labels that are not integers.
+        """
+        device = self.mask_encoder.proj.weight.device
+        keep = None
+        if mask is None:
+            if size is None:
+                raise ValueError("the null condition needs size=(height, width) of the latent")
+            mask = torch.zeros(1, size[0] * self.mask_scale, size[1] * self.mask_scale, dtype=torch.uint8, device=device)
+            keep = torch.zeros(1, dtype=torch.bool, device=device)
+        elif self.training and self.mask_dropout:
+            keep = torch.rand(mask.shape[0], device=device) >= self.mask_dropout
+        mask = self._at_label_resolution(mask, size).to(device)
+        grid = mask.shape[-2] // self.mask_encoder.patch_size, mask.shape[-1] // self.mask_encoder.patch_size
+        tokens = self.mask_encoder(mask, keep)
+        layers = tuple(block.cross_mamba.condition(tokens, grid) for block in self.blocks)
+        return SISMACondition(grid, tokens if self.mask_input == "add" else None, layers)
+
+    def _at_label_resolution(self, mask: Tensor, size: tuple[int, int] | None) -> Tensor:
+        scale = self.mask_scale
+        given = tuple(mask.shape[-2:])
+        if size is None or given == (size[0] * scale, size[1] * scale):
+            return mask
+        if given == tuple(size):
+            return mask.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
+        raise ValueError(
+            f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} (mask_scale {scale}) "
+            f"or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
+        )
+
+
+def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
+    values = patch_size**2 * channels
+    if dim < 2 * values:
+        warnings.warn(
+            f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the noise "
+            "a velocity must contain does not fit through, and training stalls. Use a smaller patch or a larger dim.",
+            stacklevel=3,
+        )

@@ -1,0 +1,24 @@
+"""Blocks: modules with flat arguments, each usable alone and buildable by its registered name."""
+
+from ssmgen.nn.adaln import AdaLNZero, Modulation
+from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
+from ssmgen.nn.feedforward import FeedForward
+from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
+from ssmgen.nn.mask_encoder import MaskEncoder
+from ssmgen.nn.patch import Patchify, Unpatchify
+
+__all__ = [
+    "AdaLNZero",
+    "CrossCondition",
+    "CrossMamba",
+    "FeedForward",
+    "MaskEncoder",
+    "Modulation",
+    "Patchify",
+    "PositionEmbedding",
+    "SelectiveSSM",
+    "SelfMamba",
+    "TimeEmbedding",
+    "Unpatchify",
+    "sincos_position",
+]

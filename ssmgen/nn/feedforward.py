@@ -1,0 +1,28 @@
+"""The feed-forward sublayer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmgen.registry import register
+
+
+@register("block", "feed-forward")
+class FeedForward(nn.Module):
+    """Two linear maps with a tanh-approximated GELU between them.
+
+    Args:
+        dim: width of the tokens.
+        ratio: inner width as a multiple of ``dim``.
+    """
+
+    def __init__(self, dim: int, ratio: float = 4.0) -> None:
+        super().__init__()
+        inner = int(dim * ratio)
+        self.up = nn.Linear(dim, inner)
+        self.down = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` in and out."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))

@@ -1,0 +1,259 @@
+"""Self-Mamba and Cross-Mamba over a 2-D grid of tokens: one selective state-space core with two ways to feed it.
+
+Letters: b batch, l length (= height x width tokens), d dim, e inner width (expand x dim), n d_state, r dt_rank.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssmgen.ops import reorder, scan_order, selective_scan
+from ssmgen.registry import closest, register
+
+_SCANNED = ("mask", "image")
+
+
+class SelectiveSSM(nn.Module):
+    """The core both mixers share: depthwise 3x3 convolution, selective scan in a 2-D order, norm, gate, projection.
+
+    It owns what does not depend on where delta, B, C and u come from: the convolution, ``A_log``, ``D``, the step-size
+    projection, the norm after the scan and the output projection. Initialisation follows Mamba: A = -(1..d_state) in
+    every channel (S4D-real), D = 1, and a step-size bias whose softplus is log-uniform in [1e-3, 1e-1].
+
+    Args:
+        dim: width of the tokens.
+        d_state: states per channel.
+        expand: inner width as a multiple of ``dim``.
+        dt_rank: rank of the step-size projection; ceil(dim / 16) where None.
+        d_conv: size of the square depthwise kernel; odd.
+        order: the sequence in which the grid is scanned, one of `ssmgen.ops.SCAN_ORDERS`.
+        backend: which `selective_scan` backend runs.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        order: str = "row",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if min(dim, d_state, expand, d_conv) < 1 or d_conv % 2 == 0:
+            raise ValueError(
+                f"dim, d_state, expand and d_conv must be positive and d_conv odd, got dim={dim}, d_state={d_state}, "
+                f"expand={expand}, d_conv={d_conv}"
+            )
+        scan_order(order, 1, 1)  # an unknown order is an error here, not in the first forward
+        self.d_inner = expand * dim
+        self.d_state = d_state
+        self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
+        self.order = order
+        self.backend = backend
+        self.conv = nn.Conv2d(self.d_inner, self.d_inner, d_conv, padding=d_conv // 2, groups=self.d_inner)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_norm = nn.LayerNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
+        self.A_log.no_weight_decay = True  # type: ignore[attr-defined]
+        self.D.no_weight_decay = True  # type: ignore[attr-defined]
+        self._reset_step_size()
+
+    def _reset_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        with torch.no_grad():
+            step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)).exp_()
+            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+    def mix_locally(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Depthwise convolution over the grid and SiLU; ``(b, l, e)`` in row-major order, in and out."""
+        grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
+        return F.silu(rearrange(self.conv(grid), "b e h w -> b (h w) e"))
+
+    def to_scan_order(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Row-major tokens ``(b, l, ...)`` in the sequence this layer scans them."""
+        permutation = scan_order(self.order, *size, device=x.device)
+        return reorder(x, None if permutation is None else permutation.forward)
+
+    def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """`selective_scan` with this layer's A, D and step-size bias; everything ``(b, l, ...)`` in scan order."""
+        A = -torch.exp(self.A_log.float())
+        bias = self.dt_proj.bias.float()
+        y = selective_scan(
+            u, delta, A, B, C, self.D.float(), delta_bias=bias, delta_softplus=True, backend=self.backend
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+    def step_size(self, dt: Tensor) -> Tensor:
+        """Low-rank step sizes ``(b, l, r)`` to ``(b, l, e)``, without the bias, which the scan adds in float32."""
+        return F.linear(dt, self.dt_proj.weight)
+
+    def finish(self, y: Tensor, z: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scan output ``(b, l, e)`` back to row-major, normalised, gated by ``z`` and projected to ``(b, l, d)``."""
+        permutation = scan_order(self.order, *size, device=y.device)
+        y = reorder(y, None if permutation is None else permutation.inverse)
+        return self.out_proj(self.out_norm(y) * F.silu(z))
+
+
+@register("block", "self-mamba")
+class SelfMamba(nn.Module):
+    """Selective state-space layer whose delta, B and C all come from the content (SISMA eqs. 4 to 6).
+
+    ``x, z = in_proj(content)``; ``x = SiLU(conv3x3(x))``; ``delta, B, C = linear(x)``;
+    ``y = scan(x, delta, A, B, C) + D x``; output ``out_proj(LayerNorm(y) * SiLU(z))``.
+
+    Args: those of `SelectiveSSM`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        order: str = "row",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.ssm = SelectiveSSM(
+            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, backend=backend
+        )
+        inner = self.ssm.d_inner
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.x_proj = nn.Linear(inner, self.ssm.dt_rank + 2 * d_state, bias=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
+
+        Raises:
+            ValueError: the tokens do not fit ``size`` or the layer's width.
+        """
+        check_tokens(x, size, self.in_proj.in_features, "x")
+        content, z = self.in_proj(x).chunk(2, dim=-1)
+        u = self.ssm.to_scan_order(self.ssm.mix_locally(content, size), size)
+        dt, B, C = self.x_proj(u).split([self.ssm.dt_rank, self.ssm.d_state, self.ssm.d_state], dim=-1)
+        y = self.ssm.scan(u, self.ssm.step_size(dt), B, C)
+        return self.ssm.finish(y, z, size)
+
+
+class CrossCondition(NamedTuple):
+    """What a `CrossMamba` derives from the mask alone, in scan order: computed once per mask, used at every step.
+
+    Attributes:
+        u: the scanned sequence ``(b, l, e)``, or None where the image is scanned.
+        delta: step sizes ``(b, l, e)`` before bias and softplus.
+        B: input maps ``(b, l, n)``.
+    """
+
+    u: Tensor | None
+    delta: Tensor
+    B: Tensor
+
+
+@register("block", "cross-mamba")
+class CrossMamba(nn.Module):
+    """Selective state-space layer steered by a condition: delta and B from it, C and the gate from the content.
+
+    SISMA eq. 7, after Mamba-ST: with mask tokens e and content x, ``m = SiLU(conv3x3(cond_proj(e)))``,
+    ``delta, B = linear(m)``; ``c, z = in_proj(x)``, ``C = linear(SiLU(conv3x3(c)))`` with the same convolution;
+    ``y = scan(u, delta, A, B, C) + D u``; output ``out_proj(LayerNorm(y) * SiLU(z))``. In terms of attention, C is the
+    query, B the key and u the value.
+
+    Args:
+        u: the scanned sequence: ``"mask"`` (u = m, as Mamba-ST does; the default) or ``"image"``
+            (u = SiLU(conv3x3(c))).
+        (the others): those of `SelectiveSSM`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        order: str = "row",
+        u: str = "mask",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if u not in _SCANNED:
+            raise ValueError(f"u must be 'mask' or 'image' (the scanned sequence), got {u!r}{closest(u, _SCANNED)}")
+        self.u = u
+        self.ssm = SelectiveSSM(
+            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, backend=backend
+        )
+        inner = self.ssm.d_inner
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.cond_proj = nn.Linear(dim, inner, bias=False)
+        self.x_proj = nn.Linear(inner, d_state, bias=False)
+        self.cond_x_proj = nn.Linear(inner, self.ssm.dt_rank + d_state, bias=False)
+
+    def condition(self, tokens: Tensor, size: tuple[int, int]) -> CrossCondition:
+        """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
+        check_tokens(tokens, size, self.cond_proj.in_features, "cond")
+        m = self.ssm.to_scan_order(self.ssm.mix_locally(self.cond_proj(tokens), size), size)
+        dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
+        return CrossCondition(m if self.u == "mask" else None, self.ssm.step_size(dt), B)
+
+    def forward(self, x: Tensor, cond: Tensor | CrossCondition, size: tuple[int, int]) -> Tensor:
+        """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
+
+        Args:
+            x: content tokens in row-major order.
+            cond: condition tokens of the same shape, or what `condition` made of them. A condition of batch 1 serves
+                every item of the batch.
+            size: (height, width) in tokens.
+
+        Raises:
+            ValueError: tokens or condition do not fit one another.
+        """
+        check_tokens(x, size, self.in_proj.in_features, "x")
+        if isinstance(cond, Tensor):
+            cond = self.condition(cond, size)
+        content, z = self.in_proj(x).chunk(2, dim=-1)
+        content = self.ssm.mix_locally(content, size)
+        if self.u == "image":
+            content = self.ssm.to_scan_order(content, size)
+            C = self.x_proj(content)
+        else:
+            C = self.ssm.to_scan_order(self.x_proj(content), size)
+        u = content if cond.u is None else _to_batch(cond.u, x)
+        y = self.ssm.scan(u, _to_batch(cond.delta, x), _to_batch(cond.B, x), C)
+        return self.ssm.finish(y, z, size)
+
+
+def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:
+    """Refuse tokens that are not ``(batch, height * width, dim)``."""
+    height, width = size
+    if x.dim() != 3 or x.shape[1] != height * width or x.shape[2] != dim:
+        raise ValueError(
+            f"{name} must be (batch, {height * width}, {dim}) for a grid of {height} x {width} tokens of width {dim}, "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def _to_batch(tensor: Tensor, like: Tensor) -> Tensor:
+    """Let a condition of batch 1 serve the whole batch, without copying it."""
+    if tensor.shape[0] == like.shape[0]:
+        return tensor
+    if tensor.shape[0] != 1 or tensor.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"the condition was made for batch {tensor.shape[0]} and {tensor.shape[1]} tokens, the content has batch "
+            f"{like.shape[0]} and {like.shape[1]} tokens: make it from masks of the same count and size, or from one mask"
+        )
+    return tensor.expand(like.shape[0], -1, -1)

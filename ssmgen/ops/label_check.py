@@ -1,0 +1,35 @@
+"""The check every label map goes through before it can reach a device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
+    """Refuse a label outside ``0..num_classes-1`` before it can reach a device.
+
+    Args:
+        mask: integer labels of any shape whose last two dimensions are rows and columns.
+        num_classes: how many classes there are.
+        where: what the message calls the mask; a file's path where it came from a file.
+
+    Raises:
+        TypeError: the labels are not integers.
+        ValueError: says the value, how often it occurs and where it occurs first.
+    """
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{where}: labels must be integers, got {mask.dtype}; a one-hot mask has a class dimension")
+    bad = (mask < 0) | (mask >= num_classes)
+    if not bool(bad.any()):
+        return
+    first = bad.nonzero()[0].tolist()
+    value = int(mask[tuple(first)])
+    count = int((mask == value).sum())
+    spot = f"(row, column) = ({first[-2]}, {first[-1]})" if len(first) >= 2 else f"position {first[0]}"
+    if len(first) > 2:
+        spot += f" of item {first[0]}"
+    hint = " (255 is often an ignore label)" if value == 255 else ""
+    raise ValueError(
+        f"{where}: label {value}{hint} is outside 0..{num_classes - 1}; it covers {count} pixel(s), the first at {spot}. "
+        "Remap or relabel the mask, or build the model with the right num_classes."
+    )

@@ -1,0 +1,66 @@
+"""Selective scan by mamba-ssm's CUDA op, where that package is installed and asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, or None."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return "mamba-ssm is not installed: pip install 'ssmgen[mamba]' (needs a CUDA compiler)"
+    if not torch.cuda.is_available():
+        return "mamba-ssm's scan needs a CUDA device and none is visible"
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        return (
+            "mamba-ssm was built without its Mamba-1 CUDA op: reinstall it with MAMBA_KEEP_CUDA_BUILD=TRUE and "
+            "--no-build-isolation"
+        )
+    return None
+
+
+def describe() -> str:
+    """What runs, for the backend report."""
+    return "mamba-ssm's CUDA op (its B and C gradients come from atomic adds and do not repeat to the bit)"
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`mamba_ssm.ops.selective_scan_interface.selective_scan_fn`, which is channel-first and starts from zero.
+
+    Raises:
+        ValueError: an initial state was given, which that op does not take.
+    """
+    if initial_state is not None:
+        raise ValueError("backend 'mamba-ssm' takes no initial_state: use backend='portable' for this call")
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def channel_first(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).contiguous()
+
+    y, state = selective_scan_fn(
+        channel_first(u),
+        channel_first(delta),
+        A,
+        channel_first(B),
+        channel_first(C),
+        D=D,
+        z=None if z is None else channel_first(z),
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        return_last_state=True,
+    )
+    return y.transpose(1, 2), state

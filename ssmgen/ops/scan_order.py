@@ -1,0 +1,63 @@
+"""2-D token orders: in which sequence a scan visits the tokens of a height x width grid.
+
+Each order is a permutation of the row-major token index and its inverse, computed once per grid and device. Height and
+width are both explicit: nothing assumes a square.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssmgen.registry import closest
+
+#: One direction each; a stack of layers cycles through them (PEERS: USM's eight boustrophedon and plain orders).
+SCAN_ORDERS = (
+    "row",
+    "column",
+    "row-reversed",
+    "column-reversed",
+    "row-boustrophedon",
+    "column-boustrophedon",
+    "row-boustrophedon-reversed",
+    "column-boustrophedon-reversed",
+)
+
+
+class ScanOrder(NamedTuple):
+    """``tokens[:, forward]`` is the sequence that is scanned; ``sequence[:, inverse]`` puts it back."""
+
+    forward: Tensor
+    inverse: Tensor
+
+
+@lru_cache(maxsize=256)
+def scan_order(name: str, height: int, width: int, device: torch.device | str = "cpu") -> ScanOrder | None:
+    """The permutation of ``height * width`` row-major tokens for an order, or None for ``"row"``, the identity.
+
+    Boustrophedon orders turn at the end of each line ("as the ox ploughs"), so that neighbours in the sequence are
+    neighbours in the image.
+
+    Raises:
+        ValueError: an unknown order, with the closest names.
+    """
+    if name not in SCAN_ORDERS:
+        raise ValueError(f"unknown scan order {name!r}{closest(name, SCAN_ORDERS)} All: {', '.join(SCAN_ORDERS)}.")
+    if name == "row":
+        return None
+    index = torch.arange(height * width, device=device).view(height, width)
+    lines = index if name.startswith("row") else index.t()
+    if "boustrophedon" in name:
+        lines = torch.where((torch.arange(len(lines), device=device) % 2 == 1).unsqueeze(1), lines.flip(1), lines)
+    sequence = lines.flatten()
+    if name.endswith("reversed"):
+        sequence = sequence.flip(0)
+    return ScanOrder(sequence, torch.argsort(sequence))
+
+
+def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:
+    """Tokens ``(batch, length, dim)`` taken in the sequence ``index``; None leaves them as they are."""
+    return tokens if index is None else tokens.index_select(1, index)

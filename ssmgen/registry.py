@@ -1,0 +1,135 @@
+"""One table of names: every model, block, objective, solver and autoencoder is registered here and built by name.
+
+The table is closed: a name is looked up, never imported from a dotted path, so a configuration file cannot run code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+KINDS = ("model", "block", "objective", "solver", "autoencoder")
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name stands for: a builder, and the keyword arguments the name fixes for it."""
+
+    kind: str
+    name: str
+    builder: Callable[..., Any]
+    defaults: dict[str, Any]
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Builder]:
+    """Decorator that makes a class or function buildable as ``build(name)``.
+
+    Args:
+        kind: one of ``model``, ``block``, ``objective``, ``solver``, ``autoencoder``.
+        name: unique over all kinds, lower case with dashes, e.g. ``"cross-mamba"``.
+        **defaults: keyword arguments this name stands for. A model size is one such line over its class.
+
+    Raises:
+        ValueError: unknown kind, or a name that something else already has (both places are named). Registering the
+            same class again, as re-running a notebook cell does, replaces it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
+
+    def decorate(builder: Builder) -> Builder:
+        taken = _ENTRIES.get(name)
+        if taken is not None and _identity(taken.builder) != _identity(builder):
+            raise ValueError(
+                f"the name {name!r} is taken twice: by {_place(taken.builder)} and by {_place(builder)}. "
+                "Names are unique across kinds; choose another for one of them."
+            )
+        _check_arguments(name, builder, defaults)
+        _ENTRIES[name] = Entry(kind, name, builder, defaults)
+        return builder
+
+    return decorate
+
+
+def build(name: str, **overrides: Any) -> Any:
+    """Build whatever ``name`` stands for, e.g. ``build("sisma-xl", depth=12)`` or ``build("cross-mamba", dim=256)``.
+
+    Raises:
+        ValueError: unknown name; the message lists the closest ones.
+        TypeError: an override the builder does not take; the message lists the closest ones and all of them.
+    """
+    entry = find(name)
+    _check_arguments(name, entry.builder, overrides)
+    arguments = {**entry.defaults, **overrides}
+    missing = [p for p in _required(entry.builder) if p not in arguments]
+    if missing:
+        example = ", ".join(f"{p}=..." for p in missing)
+        raise TypeError(f"{name!r} needs {', '.join(missing)}: write build({name!r}, {example})")
+    return entry.builder(**arguments)
+
+
+def find(name: str) -> Entry:
+    """The entry behind ``name``; an unknown name is a ``ValueError`` with the closest matches."""
+    if name not in _ENTRIES:
+        raise ValueError(f"unknown name {name!r}{closest(name, _ENTRIES)} All names: {', '.join(sorted(_ENTRIES))}.")
+    return _ENTRIES[name]
+
+
+def names(kind: str | None = None, pattern: str = "*") -> list[str]:
+    """Registered names, sorted, of one kind or of all, filtered by a shell pattern such as ``"sisma*"``."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
+    found = (entry.name for entry in _ENTRIES.values() if kind in (None, entry.kind))
+    return sorted(fnmatch.filter(found, pattern))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models, e.g. ``list_models("sisma*")``."""
+    return names("model", pattern)
+
+
+def closest(name: str, candidates: Any) -> str:
+    """A sentence that offers the nearest candidates, or a full stop where none is near."""
+    near = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
+    return f". Did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
+
+
+def _parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(builder).parameters)
+
+
+def _required(builder: Callable[..., Any]) -> list[str]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = _parameters(builder).values()
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
+
+
+def _check_arguments(name: str, builder: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    parameters = _parameters(builder)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in arguments:
+        if argument not in parameters:
+            raise TypeError(
+                f"{name!r} takes no {argument!r}{closest(argument, parameters)} It takes: {', '.join(parameters)}."
+            )
+
+
+def _identity(builder: Callable[..., Any]) -> tuple[str, str]:
+    return builder.__module__, builder.__qualname__
+
+
+def _place(builder: Callable[..., Any]) -> str:
+    try:
+        line = inspect.getsourcelines(builder)[1]
+        return f"{builder.__qualname__} ({inspect.getsourcefile(builder)}:{line})"
+    except (OSError, TypeError):
+        return f"{builder.__module__}.{builder.__qualname__}"

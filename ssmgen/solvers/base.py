@@ -1,0 +1,107 @@
+"""What every solver shares: the call, the checks on the time grid, and the fixed-step loop.
+
+A solver integrates dx/dt = f(t, x) over one increasing grid from t = 0 (noise) to t = 1 (data). It knows no model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, Tensor], None]
+
+
+class Solver(ABC):
+    """An ODE integrator.
+
+    Attributes:
+        order: order of convergence.
+        adaptive: whether it chooses its own steps by an error estimate; the grid then only says where it starts and
+            ends.
+        evaluations: how often the last `solve` called the velocity.
+    """
+
+    order: int
+    adaptive: bool = False
+    evaluations: int = 0
+
+    def solve(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None = None) -> Tensor:
+        """Integrate from ``ts[0]`` to ``ts[-1]``.
+
+        Args:
+            f: velocity ``f(t, x)`` with a scalar t and x of the shape of ``x0``.
+            x0: start, any shape.
+            ts: ``(n + 1,)`` increasing times for n intervals.
+            progress: called as ``progress(step, x)`` after each interval (fixed steps only).
+
+        Returns:
+            x at ``ts[-1]``, the shape of ``x0``.
+
+        Raises:
+            ValueError: a grid that is not increasing or has no interval.
+        """
+        if ts.dim() != 1 or len(ts) < 2 or not bool((ts.diff() > 0).all()):
+            raise ValueError(f"ts must be (n + 1,) increasing times with n >= 1, got {ts.tolist()}")
+        self.evaluations = 0
+
+        def counted(t: Tensor, x: Tensor) -> Tensor:
+            self.evaluations += 1
+            return f(t, x)
+
+        return self._integrate(counted, x0, ts, progress)
+
+    @abstractmethod
+    def nfe(self, steps: int) -> int | None:
+        """Evaluations of the velocity for ``steps`` intervals; None where it is not known ahead."""
+
+    @abstractmethod
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor: ...
+
+
+class RungeKutta(Solver):
+    """An explicit one-step method given by its Butcher tableau.
+
+    Args:
+        order: order of convergence.
+        nodes: c, the times of the stages as fractions of the step; the first is 0.
+        matrix: a, one row per stage after the first.
+        weights: b, how the stages are combined.
+    """
+
+    def __init__(
+        self, order: int, nodes: tuple[float, ...], matrix: tuple[tuple[float, ...], ...], weights: tuple[float, ...]
+    ) -> None:
+        self.order = order
+        self.nodes = nodes
+        self.matrix = matrix
+        self.weights = weights
+
+    def nfe(self, steps: int) -> int:
+        """``stages * steps``."""
+        return len(self.nodes) * steps
+
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
+        x = x0
+        for step in range(len(ts) - 1):
+            x = self._step(f, x, ts[step], ts[step + 1] - ts[step])
+            if progress is not None:
+                progress(step + 1, x)
+        return x
+
+    def _step(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        slopes = [f(t, x)]
+        for node, row in zip(self.nodes[1:], self.matrix, strict=True):
+            slopes.append(f(t + node * h, x + h * _combine(row, slopes)))
+        return x + h * _combine(self.weights, slopes)
+
+
+def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(slopes[0])
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            total = total + weight * slope
+    return total

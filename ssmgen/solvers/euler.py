@@ -1,0 +1,10 @@
+"""Euler's method."""
+
+from ssmgen.registry import register
+from ssmgen.solvers.base import RungeKutta
+
+
+@register("solver", "euler")
+def euler() -> RungeKutta:
+    """First order, one evaluation a step: ``x += h f(t, x)``. The paper's, with 200 steps."""
+    return RungeKutta(order=1, nodes=(0.0,), matrix=(), weights=(1.0,))

@@ -1,0 +1,59 @@
+"""Which examples a step sees: a function of the seed and the step alone, so that resuming needs no state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any number of parts, e.g. ``derived_seed(seed, "step", step)``."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class StepOrder(Sampler[list[tuple[int, int]]]):
+    """Yields the batch of each step as pairs (index, draw), from ``first`` on and without end.
+
+    Every epoch is a permutation drawn from (seed, epoch). ``draw`` counts how often the data set was gone through; it
+    seeds the augmentation of an example.
+
+    Args:
+        count: examples in the data set.
+        batch_size: examples a step.
+        seed: of the run.
+        first: the step to begin with.
+        rank, world_size: take every ``world_size``-th example of each batch, beginning with the ``rank``-th.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if count < 1:
+            raise ValueError("the data set is empty")
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first = first
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.first
+        while True:
+            yield self.batch(step)[self.rank :: self.world_size]
+            step += 1
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """The whole batch of a step."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [(self._permutation(p // self.count)[p % self.count], p // self.count) for p in positions]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "epoch", epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator).tolist()
+        return self._order

@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data for development; tests that use it skip where it is absent."""
+    folder = Path(os.environ.get("SSMGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the shared real data is not here ({folder}); set SSMGEN_SHARED")
+    return folder
+
+
+def randomize(module: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+    """Replace the zero-initialised weights, which would hide what a block does."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=std)
+    return module

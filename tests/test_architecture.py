@@ -1,0 +1,94 @@
+"""Who may import whom, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "registry": set(),
+    "extras": set(),
+    "ops": {"registry"},
+    "nn": {"ops", "registry"},
+    "models": {"nn", "ops", "registry"},
+    "objectives": {"registry"},
+    "solvers": {"registry", "extras"},
+    "latents": {"registry", "extras"},
+    "sampling": {"registry", "solvers"},
+    "data": {"ops", "registry"},
+    "metrics": {"data", "ops"},
+    "training": {"extras", "registry"},
+    "cli": {"registry", "ops", "models", "extras", "__init__"},
+}
+HEAVY = ("diffusers", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate", "omegaconf", "torchdiffeq")
+
+
+def imports(file: Path, *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(file.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} if node.module != "ssmgen" else {f"ssmgen.{alias.name}" for alias in node.names}
+    return found
+
+
+def package_files() -> list[Path]:
+    return sorted(file for file in (ROOT / "ssmgen").rglob("*.py") if file.name != "__init__.py" or file.parent.name != "ssmgen")
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return "__init__" if len(parts) == 1 or parts[1].startswith("__") else parts[1]
+
+
+@pytest.mark.parametrize("file", package_files(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_rooms_import_only_what_they_may(file):
+    own = file.relative_to(ROOT / "ssmgen").parts[0].removesuffix(".py")
+    used = {room(name) for name in imports(file) if name.split(".")[0] == "ssmgen"} - {own}
+    assert used <= ROOMS[own], f"{own} may not import {sorted(used - ROOMS[own])}"
+    assert not any(name.split(".")[0] == "recipes" for name in imports(file)), "nothing imports recipes"
+
+
+@pytest.mark.parametrize("file", package_files(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_optional_packages_are_imported_where_they_are_used(file):
+    assert not {name.split(".")[0] for name in imports(file, top_level=True)} & set(HEAVY)
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    forbidden = ("import pickle", "pickle.load", "torch.load(", "eval(", "exec(", "yaml.load(", "__import__(")
+    for file in [*package_files(), *(ROOT / "recipes").rglob("*.py")]:
+        text = file.read_text().replace(".eval()", "")
+        assert not [word for word in forbidden if word in text], file
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_import_needs_torch_and_einops_only():
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {(*HEAVY, 'PIL', 'safetensors', 'tqdm')!r}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "import torch, einops\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import ssmgen\n"
+        "print(ssmgen.build('sisma-debug').in_channels)\n"
+    )
+    assert run_python(code).strip() == "3"
+
+
+def test_import_adds_little_to_torch():
+    code = (
+        "import time, torch, einops\n"
+        "start = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
+    )
+    assert min(float(run_python(code)) for _ in range(3)) < 0.2

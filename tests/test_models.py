@@ -1,0 +1,220 @@
+"""Every registered model, and what SISMA promises beyond."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+
+import ssmgen
+from ssmgen import build
+from ssmgen.models.summary import summarize
+from ssmgen.ops import SCAN_ORDERS
+
+COMPONENTS = {"self_mamba": 6_680_576, "cross_mamba": 8_777_728, "ffn": 8_393_728, "adaln": 9_446_400}
+
+
+def debug(**overrides):
+    return randomize(build("sisma-debug", **overrides), std=0.1)
+
+
+def inputs(model, batch=2, size=(8, 12)):
+    scale = model.mask_scale
+    x = torch.randn(batch, model.in_channels, *size)
+    mask = torch.randint(0, model.num_classes, (batch, size[0] * scale, size[1] * scale))
+    return x, torch.rand(batch), mask
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_papers_parameter_count():
+    with torch.device("meta"):
+        model = build("sisma-xl")
+    assert count(model.blocks) == 799_162_368
+    assert len(model.blocks) == 24
+    for name, parameters in COMPONENTS.items():
+        assert count(getattr(model.blocks[0], name)) == parameters, name
+    outside = count(model) - count(model.blocks) - count(model.mask_encoder)
+    assert outside == 1_312_768 + 17_408 + 2_099_200 + 16_400
+
+
+@pytest.mark.parametrize("name", ssmgen.list_models())
+def test_every_model_builds_on_meta_and_keeps_its_input_shape(name):
+    with torch.device("meta"):
+        model = build(name)
+        x = torch.zeros(2, model.in_channels, 8, 12)
+        mask = torch.zeros(2, 8 * model.mask_scale, 12 * model.mask_scale, dtype=torch.uint8)
+        assert model(x, torch.zeros(2), mask).shape == x.shape
+    assert isinstance(model.blocks, torch.nn.ModuleList)
+
+
+@pytest.mark.parametrize("mask_input", ["none", "add"])
+@pytest.mark.parametrize("u", ["mask", "image"])
+@pytest.mark.parametrize("gates", [True, False])
+def test_every_weight_is_trained(mask_input, u, gates):
+    model = debug(mask_input=mask_input, u=u, gates=gates)
+    x, t, mask = inputs(model)
+    model(x, t, mask).square().mean().backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+def test_a_fresh_model_predicts_zero_and_still_learns():
+    model = build("sisma-debug")
+    x, t, mask = inputs(model)
+    assert not model(x, t, mask).any()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss = (model(x, t, mask) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("mask_input", ["none", "add"])
+@pytest.mark.parametrize("u", ["mask", "image"])
+def test_condition_once_gives_the_same_numbers(mask_input, u):
+    model = debug(mask_input=mask_input, u=u).eval()
+    x, t, mask = inputs(model)
+    assert torch.equal(model(x, t, mask), model(x, t, cond=model.condition(mask)))
+
+
+def test_a_condition_of_one_mask_serves_any_batch():
+    model = debug().eval()
+    x, t, mask = inputs(model, batch=3)
+    cond = model.condition(mask[:1])
+    expected = model(x, t, mask[:1].expand(3, -1, -1))
+    torch.testing.assert_close(model(x, t, cond=cond), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_items_of_a_batch_do_not_touch_one_another():
+    model = debug().eval()
+    x, t, mask = inputs(model, batch=3)
+    whole = model(x, t, mask)
+    for i in range(3):
+        part = slice(i, i + 1)
+        torch.testing.assert_close(whole[part], model(x[part], t[part], mask[part]), rtol=1e-4, atol=1e-5)
+
+
+def test_mask_time_and_position_matter():
+    model = debug().eval()
+    x, t, mask = inputs(model)
+    out = model(x, t, mask)
+    assert not torch.allclose(out, model(x, t, (mask + 1) % 19))
+    assert not torch.allclose(out, model(x, t * 0.5, mask))
+    constant = torch.ones_like(x)
+    same = model(constant, t, torch.zeros_like(mask))
+    assert same.flatten(2).std(-1).max() > 1e-4, "positions are invisible"
+
+
+def test_one_hot_labels_and_labels_at_latent_size():
+    model = randomize(build("sisma-s", dim=64, depth=1, mask_scale=4)).eval()
+    x, t, mask = inputs(model, size=(4, 6))
+    one_hot = F.one_hot(mask, 19).movedim(-1, 1).float()
+    torch.testing.assert_close(model(x, t, mask), model(x, t, one_hot), rtol=1e-4, atol=1e-5)
+    coarse = mask[:, ::4, ::4]
+    repeated = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert torch.equal(model(x, t, coarse), model(x, t, repeated))
+
+
+def test_small_parts_are_seen_at_image_resolution():
+    model = randomize(build("sisma-s", dim=64, depth=1)).eval()
+    x, t, mask = inputs(model, batch=1, size=(4, 4))
+    changed = mask.clone()
+    changed[0, 5, 9] = (mask[0, 5, 9] + 1) % 19  # one pixel, which sampling every eighth would skip
+    assert not torch.equal(model(x, t, mask), model(x, t, changed))
+
+
+def test_no_mask_is_the_all_zero_one_hot():
+    model = debug().eval()
+    x, t, mask = inputs(model)
+    zero = torch.zeros(1, 19, *mask.shape[1:])
+    torch.testing.assert_close(model(x, t), model(x, t, cond=model.condition(zero)))
+    torch.testing.assert_close(model(x, t), model(x, t, cond=model.condition(None, size=(8, 12))))
+
+
+def test_mask_dropout_acts_in_training_only():
+    model = debug(mask_dropout=0.5)
+    x, t, mask = inputs(model, batch=64)
+    mask = mask[:1].expand(64, -1, -1)
+    x, t = x[:1].expand(64, -1, -1, -1), t[:1].expand(64)
+    null, full = model.eval()(x[:1], t[:1]), model(x[:1], t[:1], mask[:1])
+    dropped = torch.isclose(model.train()(x, t, mask), null, atol=1e-5).flatten(1).all(1)
+    kept = torch.isclose(model(x, t, mask), full, atol=1e-5).flatten(1).all(1)
+    assert 15 < dropped.sum() < 49 and 15 < kept.sum() < 49
+    assert torch.isclose(model.eval()(x, t, mask), full, atol=1e-5).all()
+
+
+def test_layers_cycle_through_the_orders():
+    with torch.device("meta"):
+        model = build("sisma-xl")
+    assert [block.self_mamba.ssm.order for block in model.blocks] == list(SCAN_ORDERS) * 3
+    assert [block.cross_mamba.ssm.order for block in model.blocks] == list(SCAN_ORDERS) * 3
+    assert {b.self_mamba.ssm.order for b in build("sisma-debug", orders=["column"]).blocks} == {"column"}
+
+
+def test_a_narrow_model_is_warned_about():
+    with pytest.warns(UserWarning, match="width 32 is under twice the 48 values"):
+        build("sisma-debug", patch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build("sisma-debug")
+
+
+BAD = {
+    "both mask and cond": (lambda m, x, t, k: m(x, t, k, cond=m.condition(k)), ValueError, "either mask or cond"),
+    "time of another batch": (lambda m, x, t, k: m(x, t[:1].expand(3), k), ValueError, r"t must be \(2,\)"),
+    "channels": (lambda m, x, t, k: m(x[:, :2], t, k), ValueError, r"x must be \(batch, 3"),
+    "mask of another size": (lambda m, x, t, k: m(x, t, k[:, :4]), ValueError, "takes a mask of 8 x 12"),
+    "condition of another size": (
+        lambda m, x, t, k: m(x[..., :8], t, cond=m.condition(k)),
+        ValueError,
+        r"made for \(4, 6\) tokens",
+    ),
+    "condition of another batch": (
+        lambda m, x, t, k: m(torch.cat([x, x]), torch.cat([t, t]), cond=m.condition(k)),
+        ValueError,
+        "made for batch 2",
+    ),
+    "label out of range": (lambda m, x, t, k: m(x, t, k + 1), ValueError, r"label 19 .*outside 0\.\.18"),
+    "float labels": (lambda m, x, t, k: m(x, t, k.float()), TypeError, "must be integers"),
+    "null without size": (lambda m, x, t, k: m.condition(None), ValueError, r"size=\(height, width\)"),
+    "mask_input": (lambda m, x, t, k: build("sisma-debug", mask_input="sum"), ValueError, "'none' or 'add'"),
+    "mask_dropout": (lambda m, x, t, k: build("sisma-debug", mask_dropout=1.0), ValueError, r"in \[0, 1\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_calls_are_explained(case):
+    call, error, message = BAD[case]
+    model = debug()
+    x, t, mask = inputs(model)
+    mask[0, 0, 0] = 18
+    with pytest.raises(error, match=message):
+        call(model, x, t, mask)
+
+
+def test_summary_adds_up():
+    summary = summarize("sisma-xl")
+    assert sum(v for k, v in summary.parameters.items() if k.startswith("blocks / ")) == 799_162_368
+    text = "\n".join(summary.lines())
+    assert "799,162,368" in text and "TFLOP" in text
+    # Twice the multiply-adds of every matrix that acts on 256 tokens, per block; AdaLN acts once on the vector.
+    per_token = 2 * (COMPONENTS["self_mamba"] + COMPONENTS["cross_mamba"] + COMPONENTS["ffn"]) * 24 * 256
+    assert 0.95 * per_token < summary.matrix_flops < 1.1 * per_token
+
+
+@pytest.mark.slow
+def test_sisma_xl_takes_a_forward_step_in_memory():
+    model = build("sisma-xl").eval()
+    x, t, mask = inputs(model, batch=1, size=(32, 32))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.head.proj.weight, std=0.02)
+        out = model(x, t, mask)
+    assert out.shape == x.shape and torch.isfinite(out).all() and out.any()

@@ -1,0 +1,281 @@
+"""Blocks: shapes, equations, gradients, and that items of a batch do not touch one another."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ssmgen
+from ssmgen import build
+from ssmgen.nn import CrossMamba, Modulation, SelfMamba, sincos_position
+from ssmgen.ops import SCAN_ORDERS, selective_scan
+
+SIZE = (3, 4)
+
+
+def tokens(batch=2, dim=16, size=SIZE, seed=0):
+    return torch.randn(batch, size[0] * size[1], dim, generator=torch.Generator().manual_seed(seed))
+
+
+#: How each registered block is built small and called: any new block must be added here.
+CALLS = {
+    "self-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), SIZE)),
+    "cross-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens(seed=1), SIZE)),
+    "adaln": (dict(dim=16), lambda block: block(tokens()[:, 0])[0].norm(tokens())),
+    "patchify": (dict(in_channels=3, dim=16), lambda block: block(torch.randn(2, 3, 6, 8))),
+    "unpatchify": (dict(dim=16, out_channels=3), lambda block: block(tokens(), SIZE)),
+    "mask-encoder": (dict(dim=16, num_classes=5, patch_size=2), lambda block: block(torch.randint(0, 5, (2, 6, 8)))),
+    "time-embedding": (dict(dim=16), lambda block: block(torch.rand(2))),
+    "position-embedding": (dict(dim=16), lambda block: block(tokens(), SIZE)),
+    "feed-forward": (dict(dim=16), lambda block: block(tokens())),
+    "sisma-block": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens()[:, 0], tokens(seed=1), SIZE)),
+}
+
+
+def test_every_registered_block_is_covered():
+    assert set(ssmgen.names("block")) == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_backward_and_gradients_reach_every_weight(name):
+    overrides, call = CALLS[name]
+    block = randomize(build(name, **overrides))
+    out = call(block)
+    assert out.shape[0] == 2 and torch.isfinite(out).all()
+    if not list(block.parameters()):
+        return
+    out.square().sum().backward()
+    for key, parameter in block.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+        # A gate is applied by the block around it, so its rows see no gradient here; everything else must.
+        assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_state_dict_round_trip(name):
+    overrides, call = CALLS[name]
+    first, second = randomize(build(name, **overrides)), build(name, **overrides)
+    second.load_state_dict(first.state_dict())
+    torch.manual_seed(1)
+    expected = call(first)
+    torch.manual_seed(1)
+    torch.testing.assert_close(call(second), expected)
+
+
+def test_self_mamba_is_its_equation():
+    block = SelfMamba(8, d_state=4, order="column")
+    x = tokens(dim=8)
+    content, z = F.linear(x, block.in_proj.weight).split(16, dim=-1)
+    grid = content.transpose(1, 2).reshape(2, 16, *SIZE)
+    u = F.silu(F.conv2d(grid, block.ssm.conv.weight, block.ssm.conv.bias, padding=1, groups=16))
+    u = u.transpose(2, 3).flatten(2).transpose(1, 2)  # column by column
+    dt, B, C = F.linear(u, block.x_proj.weight).split([1, 4, 4], dim=-1)
+    y = selective_scan(
+        u,
+        F.linear(dt, block.ssm.dt_proj.weight),
+        -block.ssm.A_log.exp(),
+        B,
+        C,
+        block.ssm.D,
+        delta_bias=block.ssm.dt_proj.bias,
+        delta_softplus=True,
+        backend="reference",
+    )
+    y = y.transpose(1, 2).reshape(2, 16, SIZE[1], SIZE[0]).transpose(2, 3).flatten(2).transpose(1, 2)
+    expected = F.linear(F.layer_norm(y, (16,)) * F.silu(z), block.ssm.out_proj.weight)
+    torch.testing.assert_close(block(x, SIZE), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("u", ["mask", "image"])
+def test_cross_mamba_is_its_equation(u):
+    block = CrossMamba(8, d_state=4, u=u)
+    x, e = tokens(dim=8), tokens(dim=8, seed=1)
+
+    def mixed(sequence):
+        grid = sequence.transpose(1, 2).reshape(2, 16, *SIZE)
+        conv = F.conv2d(grid, block.ssm.conv.weight, block.ssm.conv.bias, padding=1, groups=16)
+        return F.silu(conv).flatten(2).transpose(1, 2)
+
+    content, z = F.linear(x, block.in_proj.weight).split(16, dim=-1)
+    c, m = mixed(content), mixed(F.linear(e, block.cond_proj.weight))
+    dt, B = F.linear(m, block.cond_x_proj.weight).split([1, 4], dim=-1)
+    y = selective_scan(
+        m if u == "mask" else c,
+        F.linear(dt, block.ssm.dt_proj.weight),
+        -block.ssm.A_log.exp(),
+        B,
+        F.linear(c, block.x_proj.weight),
+        block.ssm.D,
+        delta_bias=block.ssm.dt_proj.bias,
+        delta_softplus=True,
+        backend="reference",
+    )
+    expected = F.linear(F.layer_norm(y, (16,)) * F.silu(z), block.ssm.out_proj.weight)
+    torch.testing.assert_close(block(x, e, SIZE), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("u", ["mask", "image"])
+@pytest.mark.parametrize("order", ["row", "column-boustrophedon-reversed"])
+def test_a_condition_is_computed_once_and_serves_any_batch(u, order):
+    block = CrossMamba(16, d_state=4, u=u, order=order)
+    x, e = tokens(batch=3), tokens(batch=1, seed=1)
+    cond = block.condition(e, SIZE)
+    out = block(x, cond, SIZE)
+    torch.testing.assert_close(out, block(x, e.expand(3, -1, -1), SIZE), rtol=1e-5, atol=1e-6)
+    for i in range(3):
+        torch.testing.assert_close(out[i : i + 1], block(x[i : i + 1], cond, SIZE), rtol=1e-5, atol=1e-6)
+
+
+def test_the_condition_steers_the_content():
+    block = CrossMamba(16, d_state=4)
+    x = tokens()
+    assert not torch.allclose(block(x, tokens(seed=1), SIZE), block(x, tokens(seed=2), SIZE))
+
+
+@pytest.mark.parametrize("order", SCAN_ORDERS)
+def test_a_scan_is_causal_in_its_own_order(order):
+    """With a 1x1 convolution, changing the last token of the sequence changes the output there alone."""
+    from ssmgen.ops import scan_order
+
+    block = SelfMamba(8, d_state=2, d_conv=1, order=order)
+    x = tokens(batch=1, dim=8)
+    permutation = scan_order(order, *SIZE)
+    last = 11 if permutation is None else int(permutation.forward[-1])
+    changed = x.clone()
+    changed[0, last] += 1
+    differs = (block(changed, SIZE) - block(x, SIZE)).abs().amax(-1)[0] > 1e-6
+    assert differs.nonzero().flatten().tolist() == [last]
+
+
+def test_step_sizes_start_in_mambas_range_and_decay_is_exempt():
+    ssm = SelfMamba(64).ssm
+    step = F.softplus(ssm.dt_proj.bias)
+    assert 1e-3 * 0.999 <= step.min() and step.max() <= 1e-1 * 1.001
+    torch.testing.assert_close(-ssm.A_log.exp(), -torch.arange(1.0, 17).expand(128, 16))
+    assert ssm.A_log.no_weight_decay and ssm.D.no_weight_decay
+
+
+def test_non_square_grids_are_told_apart():
+    block = SelfMamba(16, d_state=4, order="column")
+    assert not torch.allclose(block(tokens(), (3, 4)), block(tokens(), (4, 3)))
+
+
+BAD_CALLS = {
+    "tokens that do not fill the grid": (lambda: SelfMamba(16)(tokens(), (3, 5)), r"x must be \(batch, 15, 16\)"),
+    "tokens of another width": (lambda: SelfMamba(8)(tokens(), SIZE), r"x must be \(batch, 12, 8\)"),
+    "a condition of another batch": (
+        lambda: CrossMamba(16)(tokens(batch=3), tokens(batch=2), SIZE),
+        "condition was made for batch 2",
+    ),
+    "an unknown order": (lambda: SelfMamba(16, order="spiral"), "unknown scan order 'spiral'"),
+    "an unknown scanned sequence": (lambda: CrossMamba(16, u="masks"), "u must be 'mask' or 'image'"),
+    "an even kernel": (lambda: SelfMamba(16, d_conv=4), "d_conv odd"),
+    "a width sin-cos cannot fill": (lambda: build("position-embedding", dim=6), "multiple of 4"),
+    "other channels": (lambda: build("patchify", in_channels=3, dim=8)(torch.zeros(1, 4, 4, 4)), r"x must be \(batch, 3"),
+    "sides that are no multiple": (
+        lambda: build("patchify", in_channels=3, dim=8)(torch.zeros(1, 3, 5, 4)),
+        "multiples of patch_size 2",
+    ),
+    "a time per token": (lambda: build("time-embedding", dim=8)(torch.zeros(2, 1)), r"t must be \(batch,\)"),
+    "a conditioning vector of another width": (lambda: build("adaln", dim=8)(torch.zeros(2, 9)), r"c must be \(batch, 8\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_explained(case):
+    call, message = BAD_CALLS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_adaln_zero_starts_as_the_identity_of_the_residual():
+    (modulation,) = build("adaln", dim=16)(torch.randn(2, 16))
+    x = tokens()
+    torch.testing.assert_close(modulation.residual(x, torch.randn_like(x)), x)
+    torch.testing.assert_close(modulation.norm(x), F.layer_norm(x, (16,), eps=1e-6))
+
+
+def test_modulation_is_its_equation():
+    shift, scale, gate = (torch.randn(2, 1, 16) for _ in range(3))
+    x, update = tokens(), tokens(seed=1)
+    modulation = Modulation(shift, scale, gate)
+    torch.testing.assert_close(modulation.norm(x), F.layer_norm(x, (16,), eps=1e-6) * (1 + scale) + shift)
+    torch.testing.assert_close(modulation.residual(x, update), x + gate * update)
+    torch.testing.assert_close(Modulation(shift, scale, None).residual(x, update), x + update)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    channels=st.integers(1, 4), patch=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 4)
+)
+def test_unpatchify_undoes_patchify(channels, patch, height, width):
+    values = patch**2 * channels
+    cut, join = build("patchify", in_channels=channels, dim=values, patch_size=patch), build(
+        "unpatchify", dim=values, out_channels=channels, patch_size=patch
+    )
+    with torch.no_grad():
+        for layer in (cut.proj, join.proj):
+            layer.weight.copy_(torch.eye(values))
+    x = torch.randn(2, channels, height * patch, width * patch)
+    torch.testing.assert_close(join(cut(x), (height, width)), x)
+
+
+def test_mask_encoder_takes_labels_and_one_hot_alike():
+    encoder = build("mask-encoder", dim=16, num_classes=5, patch_size=2)
+    labels = torch.randint(0, 5, (2, 6, 8))
+    one_hot = F.one_hot(labels, 5).movedim(-1, 1).float()
+    torch.testing.assert_close(encoder(labels), encoder(one_hot))
+    torch.testing.assert_close(encoder(labels.to(torch.uint8)), encoder(labels))
+
+
+def test_mask_encoder_is_a_convolution_then_patches():
+    encoder = build("mask-encoder", dim=16, num_classes=5, patch_size=2, class_dim=3)
+    with torch.no_grad():
+        encoder.classes.bias.normal_()
+    labels = torch.randint(0, 5, (2, 6, 8))
+    features = encoder.classes(F.one_hot(labels, 5).movedim(-1, 1).float())
+    patches = F.unfold(features, 2, stride=2).transpose(1, 2).unflatten(2, (3, 4)).transpose(2, 3).flatten(2)
+    torch.testing.assert_close(encoder(labels), encoder.proj(patches), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropped_mask_is_the_all_zero_one_hot():
+    encoder = build("mask-encoder", dim=16, num_classes=5, patch_size=2)
+    labels = torch.randint(0, 5, (2, 6, 8))
+    dropped = encoder(labels, torch.tensor([True, False]))
+    torch.testing.assert_close(dropped[0], encoder(labels)[0])
+    torch.testing.assert_close(dropped[1:], encoder(torch.zeros(1, 5, 6, 8)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(value=st.one_of(st.integers(5, 10**6), st.integers(-(10**6), -1)), row=st.integers(0, 5), column=st.integers(0, 7))
+def test_a_label_out_of_range_is_located(value, row, column):
+    encoder = build("mask-encoder", dim=16, num_classes=5, patch_size=2)
+    labels = torch.zeros(1, 6, 8, dtype=torch.int64)
+    labels[0, row, column] = value
+    with pytest.raises(ValueError, match=rf"label {value}\b.*0\.\.4.*1 pixel.*\({row}, {column}\)"):
+        encoder(labels)
+
+
+def test_masks_of_the_wrong_kind_are_explained():
+    encoder = build("mask-encoder", dim=16, num_classes=5, patch_size=2)
+    with pytest.raises(TypeError, match="labels.*must be integers"):
+        encoder(torch.zeros(1, 6, 8))
+    with pytest.raises(TypeError, match="one-hot mask must be floating"):
+        encoder(torch.zeros(1, 5, 6, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match="model's 5 classes"):
+        encoder(torch.zeros(1, 19, 6, 8))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        encoder(torch.zeros(1, 5, 8, dtype=torch.int64))
+
+
+def test_positions_are_distinct_and_do_not_depend_on_the_grid():
+    small, large = sincos_position(32, 4, 5), sincos_position(32, 6, 7)
+    assert len({tuple(row.tolist()) for row in small}) == 20
+    torch.testing.assert_close(small.view(4, 5, 32), large.view(6, 7, 32)[:4, :5])
+
+
+def test_time_embedding_tells_times_apart():
+    out = build("time-embedding", dim=16)(torch.linspace(0, 1, 5))
+    assert torch.pdist(out).min() > 1e-3

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from ssmgen import build
+
+
+def data(batch=4):
+    return torch.randn(batch, 3, 8, 8)
+
+
+def test_interpolant_runs_from_noise_to_data():
+    objective, x1, x0 = build("flow-matching"), data(), data()
+    assert torch.equal(objective.interpolate(x0, x1, torch.zeros(4)), x0)
+    assert torch.equal(objective.interpolate(x0, x1, torch.ones(4)), x1)
+    half = objective.interpolate(x0, x1, torch.full((4,), 0.5))
+    torch.testing.assert_close(half, (x0 + x1) / 2)
+
+
+def test_an_exact_model_has_no_loss_and_its_velocity_reaches_the_data():
+    objective, x1, x0 = build("flow-matching"), data(), data()
+    exact = lambda x, t, mask: x1 - x0  # noqa: E731
+    assert objective.loss(exact, x1, noise=x0, mask=None).item() == 0
+    velocity = objective.velocity(exact(x0, None, None), x0, torch.zeros(4))
+    torch.testing.assert_close(x0 + velocity, x1)
+
+
+def test_loss_is_equation_3():
+    objective, x1, x0, t = build("flow-matching"), data(), data(), torch.rand(4)
+    model = lambda x, t: 2 * x + t.view(-1, 1, 1, 1)  # noqa: E731
+    x_t = t.view(-1, 1, 1, 1) * x1 + (1 - t.view(-1, 1, 1, 1)) * x0
+    expected = (2 * x_t + t.view(-1, 1, 1, 1) - (x1 - x0)).square().mean()
+    torch.testing.assert_close(objective.loss(model, x1, noise=x0, t=t), expected)
+
+
+def test_the_condition_reaches_the_model():
+    seen = {}
+
+    def model(x, t, **condition):
+        seen.update(condition)
+        return x
+
+    build("flow-matching").loss(model, data(), mask="m", style="s")
+    assert seen == {"mask": "m", "style": "s"}
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit-normal"])
+def test_times_have_their_distribution(sampling):
+    t = build("flow-matching", t_sampling=sampling).sample_t(200_000, torch.device("cpu"))
+    assert t.min() >= 0 and t.max() <= 1
+    assert abs(t.mean() - 0.5) < 0.01
+    # Share of the middle half: 1/2 if uniform; P(|z| < ln 3) = 0.728 if logit-normal.
+    middle = ((t > 0.25) & (t < 0.75)).float().mean()
+    assert abs(middle - {"uniform": 0.5, "logit-normal": 0.728}[sampling]) < 0.01
+
+
+def test_a_generator_makes_the_loss_repeat():
+    objective, x1 = build("flow-matching"), data()
+    model = lambda x, t: x * t.view(-1, 1, 1, 1)  # noqa: E731
+    first, again, other = (
+        objective.loss(model, x1, generator=torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_bad_arguments_are_explained():
+    with pytest.raises(ValueError, match="t_sampling must be 'uniform' or 'logit-normal', got 'lognormal'.*'logit-normal'"):
+        build("flow-matching", t_sampling="lognormal")
+    with pytest.raises(ValueError, match="noise must be"):
+        build("flow-matching").loss(lambda x, t: x, data(), noise=data(2))
+    with pytest.raises(ValueError, match="and t"):
+        build("flow-matching").loss(lambda x, t: x, data(), t=torch.rand(3))

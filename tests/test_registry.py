@@ -1,0 +1,65 @@
+import pytest
+
+import ssmgen
+from ssmgen import registry
+
+
+@pytest.fixture
+def scratch(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+
+def test_registered_names_cover_the_documented_ones():
+    assert {"self-mamba", "cross-mamba", "adaln", "patchify", "unpatchify", "mask-encoder"} <= set(ssmgen.names("block"))
+    assert ssmgen.list_models("sisma*") == ["sisma-b", "sisma-debug", "sisma-l", "sisma-s", "sisma-xl"]
+    assert {"euler", "midpoint", "heun", "rk4", "dopri5"} <= set(ssmgen.names("solver"))
+    assert ssmgen.names("objective") == ["flow-matching"]
+    assert ssmgen.names("autoencoder") == ["autoencoder-kl", "autoencoder-tiny", "identity"]
+
+
+def test_unknown_name_offers_the_closest():
+    with pytest.raises(ValueError, match=r"unknown name 'sisma-xxl'.*'sisma-xl'"):
+        ssmgen.build("sisma-xxl")
+
+
+def test_unknown_override_offers_the_closest():
+    with pytest.raises(TypeError, match=r"takes no 'dept'.*'depth'"):
+        ssmgen.build("sisma-debug", dept=3)
+
+
+def test_missing_argument_says_how_to_give_it():
+    with pytest.raises(TypeError, match=r"build\('cross-mamba', dim=\.\.\.\)"):
+        ssmgen.build("cross-mamba")
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="unknown kind 'models'.*'model'"):
+        ssmgen.names("models")
+
+
+def test_name_taken_twice_names_both_places(scratch):
+    @ssmgen.register("block", "my-mixer")
+    class First: ...
+
+    with pytest.raises(ValueError, match=r"'my-mixer' is taken twice.*First.*test_registry.py.*Second.*test_registry.py"):
+
+        @ssmgen.register("solver", "my-mixer")
+        class Second: ...
+
+
+def test_defining_the_same_class_again_replaces_it(scratch):
+    def define(value):
+        @ssmgen.register("block", "notebook-cell")
+        class Cell:
+            number = value
+
+    define(1)
+    define(2)
+    assert ssmgen.build("notebook-cell").number == 2
+
+
+def test_a_size_is_one_line(scratch):
+    ssmgen.register("model", "sisma-tiny", dim=32, depth=1)(ssmgen.models.SISMA)
+    assert len(ssmgen.build("sisma-tiny").blocks) == 1
+    with pytest.raises(TypeError, match="takes no 'deep'"):
+        ssmgen.register("model", "sisma-bad", deep=1)(ssmgen.models.SISMA)
