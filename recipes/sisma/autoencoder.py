@@ -1,6 +1,6 @@
 """Train the tiny f8 autoencoder of the drawn faces that ships in ``assets/drawn-autoencoder``.
 
-    python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder steps=6000
+    python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder steps=3000
 
 An `AutoencoderTiny` of diffusers, narrow enough for a file under 1.5 MB. Its latents are pushed to zero mean and unit
 variance per channel, so that they need no scale, and are trained to survive a little noise, so that a generator's small
@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from recipes.sisma.arguments import from_command_line, run_command
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.extras import require
-from ssmgen.training import derived_seed
+from ssmgen.training import StepOrder, derived_seed
 
 # Drawn faces from here on are seen by no training: autoencoder, parser and generators are scored on them.
 HELD_OUT = 10_000_000
@@ -33,13 +34,15 @@ class Settings:
     """Keys of the command line."""
 
     out: str = "runs/drawn-autoencoder"
-    steps: int = 6000
+    faces: int = 8192
+    steps: int = 3000
     batch_size: int = 16
     lr: float = 2e-3
-    width: int = 32
+    width: int = 40
     noise: float = 0.1
     image_size: int = 128
     precision: str = "bf16"
+    held_out: int = 256
     seed: int = 0
 
 
@@ -50,8 +53,9 @@ def main(argv: list[str]) -> None:
     network = new_autoencoder(settings.width)
     network = network.to(memory_format=torch.channels_last)  # convolutions on a CPU run faster so
     _train(network, settings)
-    score = held_out_psnr(network, settings.image_size)
-    save(network, Path(settings.out), {"command": " ".join(argv), "steps": settings.steps, "held_out_psnr": score})
+    score = held_out_psnr(network, settings.image_size, settings.held_out)
+    command = f"python -m recipes.sisma.autoencoder {' '.join(argv)}".strip()
+    save(network, Path(settings.out), {"command": command, "steps": settings.steps, "held_out_psnr": score})
     print(f"held-out round trip {score:.2f} dB; saved {settings.out}")
 
 
@@ -70,8 +74,10 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.05)
     started = time.monotonic()
+    pool, _ = draw_pool(settings.faces, settings.image_size)
+    order = StepOrder(len(pool), settings.batch_size, settings.seed)
     for step in range(settings.steps):
-        images = _images(step * settings.batch_size, settings.batch_size, settings.image_size)
+        images = _as_input(pool[[index for index, _ in order.batch(step)]])
         torch.manual_seed(derived_seed(settings.seed, "step", step))
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             latents = network.encode(images).latents.float()
@@ -86,10 +92,16 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def _images(start: int, count: int, size: int) -> Tensor:
-    faces = DrawnFaces(count, size=size, start=start)
-    images = torch.stack([faces[i][0] for i in range(count)]).float() / 127.5 - 1
-    return images.contiguous(memory_format=torch.channels_last)
+def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Drawn faces as two uint8 tensors, images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
+    print(f"drawing {count} faces", file=sys.stderr)
+    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=2)
+    images, masks = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(masks)
+
+
+def _as_input(images: Tensor) -> Tensor:
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def _reconstruction(decoded: Tensor, images: Tensor) -> Tensor:
@@ -105,11 +117,11 @@ def _unit_moments(latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_psnr(network: torch.nn.Module, size: int, count: int = 128) -> float:
+def held_out_psnr(network: torch.nn.Module, size: int, count: int) -> float:
     """Peak signal-to-noise ratio in dB of the round trip over held-out drawn faces."""
     errors = []
-    for start in range(HELD_OUT, HELD_OUT + count, 16):
-        images = _images(start, 16, size)
+    for part in draw_pool(count, size, HELD_OUT)[0].split(16):
+        images = _as_input(part)
         decoded = network.decode(network.encode(images).latents).sample.clamp(-1, 1)
         errors.append(F.mse_loss(decoded, images).item())
     return -10 * torch.log10(torch.tensor(sum(errors) / len(errors) / 4)).item()

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import from_command_line, run_command
-from recipes.sisma.autoencoder import HELD_OUT
+from recipes.sisma.autoencoder import HELD_OUT, draw_pool
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.data.folder import PreparedFolder
+from ssmgen.data.transforms import flip_pair
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import StepOrder, derived_seed
 
@@ -35,12 +37,14 @@ class Settings:
 
     out: str = "runs/parser.safetensors"
     data: str = "drawn"
-    steps: int = 6000
+    faces: int = 8192
+    steps: int = 3000
     batch_size: int = 16
     lr: float = 3e-3
-    width: int = 16
+    width: int = 20
     image_size: int = 128
     precision: str = "bf16"
+    held_out: int = 512
     seed: int = 0
 
 
@@ -123,7 +127,7 @@ def main(argv: list[str]) -> None:
     parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
     started = time.monotonic()
     _train(parser, settings)
-    score = evaluate_parser(parser, held_out(settings.data, settings.image_size, 256))
+    score = evaluate_parser(parser, held_out(settings.data, settings.image_size, settings.held_out))
     card = {
         "num_classes": len(CELEBAMASK19),
         "width": settings.width,
@@ -142,9 +146,7 @@ def held_out(data: str, size: int, count: int) -> Any:
     """Pairs that no parser was trained on."""
     if data == "drawn":
         return DrawnFaces(count, size=size, start=HELD_OUT)
-    from ssmgen.data.folder import PreparedFolder
-
-    return PreparedFolder(Path(data), "test", size)
+    return PreparedFolder(data, "test", size)
 
 
 def evaluate_parser(parser: FaceParser, pairs: Any) -> dict[str, Any]:
@@ -178,29 +180,23 @@ def _train(parser: FaceParser, settings: Settings) -> None:
 
 
 def _batches(settings: Settings) -> Any:
-    if settings.data == "drawn":
-        for step in range(settings.steps):
-            yield _stack(DrawnFaces(settings.batch_size, size=settings.image_size, start=step * settings.batch_size))
-        return
-    from ssmgen.data.folder import PreparedFolder
-    from ssmgen.data.transforms import flip_pair
-
-    pairs = PreparedFolder(Path(settings.data), "train", settings.image_size)
-    order = StepOrder(len(pairs), settings.batch_size, settings.seed)
-    cache: dict[int, tuple[Tensor, Tensor]] = {}
+    images, masks = _pool(settings)
+    order = StepOrder(len(images), settings.batch_size, settings.seed)
     for step in range(settings.steps):
-        items = []
-        for index, draw in order.batch(step):
-            image, mask = cache.setdefault(index, pairs[index]) if index not in cache else cache[index]
-            mirrored = derived_seed(settings.seed, index, draw) % 2
-            items.append(flip_pair(image, mask, pairs.labels) if mirrored else (image, mask))
-        yield _stack(items)
+        indices = [index for index, _ in order.batch(step)]
+        batch, labels = images[indices], masks[indices]
+        if derived_seed(settings.seed, "flip", step) % 2:
+            batch, labels = flip_pair(batch, labels, CELEBAMASK19)
+        yield batch.float() / 127.5 - 1, labels
 
 
-def _stack(pairs: Any) -> tuple[Tensor, Tensor]:
-    items = [pairs[i] for i in range(len(pairs))]
-    images = torch.stack([image for image, _ in items]).float() / 127.5 - 1
-    return images, torch.stack([mask for _, mask in items])
+def _pool(settings: Settings) -> tuple[Tensor, Tensor]:
+    """All training images and masks, uint8."""
+    if settings.data == "drawn":
+        return draw_pool(settings.faces, settings.image_size)
+    pairs = PreparedFolder(settings.data, "train", settings.image_size)
+    images, masks = zip(*(pairs[i] for i in range(len(pairs))), strict=True)
+    return torch.stack(images), torch.stack(masks)
 
 
 def _degrade(images: Tensor) -> Tensor:

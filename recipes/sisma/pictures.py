@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssmgen.data.images import to_pil
+
 _GAP = 4
 _HEADER = 22
 
@@ -38,11 +40,3 @@ def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[
             sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * (height + _GAP)))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-
-
-def to_pil(image: Tensor):  # type: ignore[no-untyped-def]
-    """``(3, h, w)`` uint8 to a PIL image."""
-    from PIL import Image
-
-    height, width = image.shape[-2:]
-    return Image.frombytes("RGB", (width, height), image.movedim(0, -1).contiguous().numpy().tobytes())

@@ -1,8 +1,8 @@
 """Check image-mask pairs and write them as one prepared folder.
 
-    python -m recipes.sisma.prepare source=CelebAMask-HQ target=data/faces            # the official archive, unpacked
-    python -m recipes.sisma.prepare source=my-faces target=data/faces                 # images/ and masks/, paired by name
-    python -m recipes.sisma.prepare source=drawn target=data/drawn count=64 size=128  # drawn faces: no download
+    python -m recipes.sisma.prepare source=CelebAMask-HQ target=data/faces          # the official archive, unpacked
+    python -m recipes.sisma.prepare source=my-faces target=data/faces               # images/ and masks/, paired by name
+    python -m recipes.sisma.prepare source=drawn target=data/drawn count=64 size=128  # drawn, no download
 
 Every pair is read in full. What is wrong is listed file by file, all of it, and nothing is written then, unless
 ``on_bad=skip`` leaves those pairs out. The target appears under its name only when it is complete.
@@ -83,9 +83,6 @@ class Problem:
     reason: str
     id: str | None = None
 
-    def __str__(self) -> str:
-        return f"  {self.file}: {self.reason}"
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -125,7 +122,7 @@ class Checked:
 
 def main(argv: list[str]) -> None:
     """Check and write; raises ``ValueError`` or ``OSError`` with one message where the user has to act."""
-    settings: Settings = from_command_line(Settings, argv)
+    settings = from_command_line(Settings(), argv)
     _check_settings(settings)
     target = Path(settings.target).resolve()
     check_target(target)
@@ -205,8 +202,8 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
 def _summarize(target: str, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
     if problems:
         print(f"Left out for {len(problems)} problem(s):\n{_lines(problems)}", file=sys.stderr)
-    for note in notes:
-        print(f"Note: {note}")
+    if notes:
+        print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
     print(f"Wrote {sum(map(len, splits.values()))} pairs to {target}: {counts}")
     print(f"Next: python -m recipes.sisma.train faces data={target}")
@@ -298,8 +295,9 @@ def find_official(root: Path) -> Source:
     for name in (IMAGES, PARTS):
         if not (root / name).is_dir():
             raise FileNotFoundError(
-                f"{root / name}: no such folder; {root} holds {_contents(root)}. The official layout has "
-                f"{IMAGES}/<id>.jpg and {PARTS}/<id // 2000>/<id, 5 digits>_<part>.png; a renamed folder needs its old name."
+                f"{root / name}: no such folder; {root} holds {_contents(root)}. The official layout "
+                f"has {IMAGES}/<id>.jpg and {PARTS}/<id // 2000>/<id, 5 digits>_<part>.png; "
+                "if the folder was renamed, rename it back."
             )
     source = Source(root, "official", [])
     images = _official_images(source)
@@ -525,7 +523,7 @@ def paint_parts(parts: dict[str, Path]) -> Tensor:
     for id, name in enumerate(CELEBAMASK19.classes):
         if name not in parts:
             continue
-        part = read_image(parts[name]).any(dim=0)
+        part = (read_image(parts[name]) != 0).any(dim=0)
         if mask is None:
             mask = torch.zeros(part.shape, dtype=torch.uint8)
         if part.shape != mask.shape:
@@ -565,7 +563,7 @@ def _notes(source: Source, good: list[Checked], splits: dict[str, list[str]], or
     else:
         notes += _order_warning(good, order)
     notes += _identical_images(good, splits)
-    notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
+    notes += [f"split {name!r} is empty; split=FILE.json can set another" for name, ids in splits.items() if not ids]
     return notes
 
 
@@ -604,13 +602,23 @@ def _identical_images(good: list[Checked], splits: dict[str, list[str]]) -> list
 
 def _list_problems(problems: list[Problem], count: int) -> str:
     return (
-        f"{len(problems)} problem(s) in {count} pairs checked; nothing was written.\n{_lines(problems)}\n"
+        f"{len(problems)} problem(s) found, {count} pair(s) read; nothing was written.\n{_lines(problems)}\n"
         "Mend the files, or leave these pairs out with on_bad=skip."
     )
 
 
 def _lines(problems: list[Problem]) -> str:
-    return "\n".join(map(str, problems))
+    """Every problem by file; a reason that many files share is said once, above all of their names."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for problem in sorted(problems, key=lambda problem: problem.file):
+        by_reason[problem.reason].append(problem.file)
+    lines = []
+    for reason, files in by_reason.items():
+        if len(files) > 3:
+            lines += [f"  {len(files)} files: {reason}", *(f"    {file}" for file in files)]
+        else:
+            lines += [f"  {file}: {reason}" for file in files]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

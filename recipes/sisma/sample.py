@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.pictures import to_pil
 from recipes.sisma.runs import load_run
 from ssmgen.data import CELEBAMASK19
-from ssmgen.data.images import read_mask
+from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
 
 
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> None:
         )
         for seed, image in zip(seeds, images, strict=True):
             target = out / f"{file.stem}-{seed}.png"
-            to_pil(image).save(target)
+            write_png(target, image)
             print(target)
 
 

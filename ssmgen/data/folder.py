@@ -97,17 +97,6 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
             )
 
 
-def read_splits(root: str | Path) -> dict[str, list[str]]:
-    """The splits of a prepared folder: name to ids.
-
-    Raises:
-        FileNotFoundError: no prepared folder there.
-        ValueError: ``splits.json`` is not what it should be.
-    """
-    _read_record(Path(root))
-    return load_splits(Path(root) / _SPLITS)
-
-
 def load_splits(path: str | Path) -> dict[str, list[str]]:
     """Read a file such as ``{"train": ["a", "b"], "test": ["c"]}``; ids may be numbers.
 
@@ -149,10 +138,10 @@ def check_target(target: Path) -> None:
 
 @contextmanager
 def written_at_once(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong before."""
+    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong."""
     partial = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    partial.mkdir(parents=True)
     try:
-        partial.mkdir(parents=True)
         yield partial
         if target.is_dir():
             target.rmdir()

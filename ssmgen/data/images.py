@@ -138,7 +138,9 @@ def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
         image.load()
     except UnidentifiedImageError:
         expected = " or ".join(", ".join(formats).rsplit(", ", 1))
-        raise ValueError(f"{path}: is not a {expected} image (it starts with {data[:8]!r})") from None
+        raise ValueError(
+            f"{path}: is not a {expected} image, or its header is damaged (starts with {data[:8]!r})"
+        ) from None
     # Pillow raises nearly every built-in exception on crafted files; all of them mean one thing here.
     except Exception as error:
         raise ValueError(f"{path}: cannot be decoded ({_reason(error)})") from error
@@ -201,8 +203,8 @@ def _check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet)
         own = labels.palette.index(colour)
         if own != index:
             raise ValueError(
-                f"{path}: palette index {index} has the colour of class {own} ({labels.classes[own]}) in {labels.name}: "
-                "index and colour disagree. Read it with the label set it was made with, or save it as 8-bit grey "
+                f"{path}: index {index} has the colour of class {own} ({labels.classes[own]}) in {labels.name}; "
+                "the two disagree. Read it with the label set it was made with, or save it as 8-bit grey "
                 "labels, or as RGB if the colours are right."
             )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ssmgen.data.labels import LabelSet
 
@@ -38,6 +38,7 @@ def write_latent_cache(
     *,
     flip: bool = False,
     batch_size: int = 16,
+    num_workers: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -51,6 +52,7 @@ def write_latent_cache(
         target: folder to make; must not exist.
         flip: also encode every image mirrored, for training with horizontal flips.
         batch_size: images encoded at a time.
+        num_workers: processes that read (or draw) images.
         device: where to encode.
         progress: called with the number of images just encoded.
 
@@ -66,7 +68,8 @@ def write_latent_cache(
     try:
         for shard, start in enumerate(range(0, len(pairs), _SHARD)):
             stop = min(start + _SHARD, len(pairs))
-            batches = list(_encoded(pairs, autoencoder, range(start, stop), flip, batch_size, device, progress))
+            loader = DataLoader(Subset(pairs, range(start, stop)), batch_size, num_workers=num_workers)  # type: ignore[arg-type]
+            batches = list(_encoded(loader, autoencoder, flip, device, progress))
             tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
             save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
         record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
@@ -131,23 +134,17 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _encoded(
-    pairs: PairDataset,
+    batches: Iterable[tuple[Tensor, Tensor]],
     autoencoder: Any,
-    indices: range,
     flip: bool,
-    batch_size: int,
     device: torch.device | str,
     progress: Callable[[int], None] | None,
 ) -> Iterator[dict[str, Tensor]]:
-    for start in range(indices.start, indices.stop, batch_size):
-        items = [pairs[i] for i in range(start, min(start + batch_size, indices.stop))]
-        images = torch.stack([image for image, _ in items]).to(device).float() / 127.5 - 1
-        batch = {
-            "latents": autoencoder.encode(images).float().cpu(),
-            "masks": torch.stack([mask for _, mask in items]),
-        }
+    for pixels, masks in batches:
+        images = pixels.to(device).float() / 127.5 - 1
+        batch = {"latents": autoencoder.encode(images).float().cpu(), "masks": masks}
         if flip:
             batch["latents_flipped"] = autoencoder.encode(images.flip(-1)).float().cpu()
         if progress is not None:
-            progress(len(items))
+            progress(len(masks))
         yield batch

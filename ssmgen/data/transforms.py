@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssmgen.data.images import from_pil, to_pil
@@ -28,11 +27,18 @@ def center_crop_resize(image: Tensor, mask: Tensor, size: int | tuple[int, int] 
         ValueError: the aspect ratios of image and mask differ, or a size below 1.
     """
     check_same_shape(image, mask)
-    smallest = min(*image.shape[-2:], *mask.shape[-2:])
-    height, width = size if isinstance(size, tuple) else (size or smallest,) * 2
-    if height < 1 or width < 1 or size == 0:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    return _resized(image, height, width, nearest=False), _resized(mask, height, width, nearest=True)
+    if size is None:
+        size = min(*image.shape[-2:], *mask.shape[-2:])
+    return _resized(image, size, nearest=False), center_crop_resize_mask(mask, size)
+
+
+def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """The mask's half of `center_crop_resize`, for a mask ``(height, width)`` uint8 that has no image.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    return _resized(mask, size, nearest=True)
 
 
 def check_same_shape(image: Tensor, mask: Tensor) -> None:
@@ -67,10 +73,13 @@ def flip_pair(image: Tensor, mask: Tensor, labels: LabelSet) -> tuple[Tensor, Te
     return image.flip(-1), table[mask.flip(-1).long()]
 
 
-def _resized(pixels: Tensor, height: int, width: int, nearest: bool) -> Tensor:
+def _resized(pixels: Tensor, size: int | tuple[int, int], nearest: bool) -> Tensor:
     """Crop and resize in one step, with a box in fractions of a pixel: cropping first would round it off."""
     from PIL import Image
 
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
     full_height, full_width = pixels.shape[-2:]
     if (full_height, full_width) == (height, width):
         return pixels
@@ -79,4 +88,4 @@ def _resized(pixels: Tensor, height: int, width: int, nearest: bool) -> Tensor:
     top, left = (full_height - height * scale) / 2, (full_width - width * scale) / 2
     box = (left, top, full_width - left, full_height - top)
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return from_pil(to_pil(pixels).resize((width, height), method, box)).to(torch.uint8)
+    return from_pil(to_pil(pixels).resize((width, height), method, box))

@@ -1,0 +1,227 @@
+"""Autoencoders in diffusers' and TAESD's layouts, and the cache of encoded images."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssmgen import build, latents
+from ssmgen.data import LabelSet
+from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+
+diffusers = pytest.importorskip("diffusers", reason="latents need diffusers")
+LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
+
+
+def tiny_network():
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    tiny_network().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def kl(tmp_path):
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.18215,
+        shift_factor=0.25,
+    ).save_pretrained(tmp_path / "kl")
+    return tmp_path / "kl"
+
+
+def images(count=2, size=32):
+    return torch.rand(count, 3, size, size) * 2 - 1
+
+
+def test_identity_is_the_identity():
+    ae, x = build("identity"), images()
+    assert torch.equal(ae.decode(ae.encode(x)), x) and ae.factor == 1 and ae.channels == 3
+
+
+@pytest.mark.parametrize("name", ["autoencoder-tiny", "autoencoder-kl"])
+def test_shapes_scale_and_shift(name, request):
+    folder = request.getfixturevalue("tiny" if name.endswith("tiny") else "kl")
+    plain = build(name, source=str(folder), scale=1.0, shift=0.0)
+    ae = build(name, source=str(folder))
+    z = ae.encode(images())
+    assert z.shape == (2, 4, 4, 4) and ae.factor == 8 and ae.channels == 4
+    if name == "autoencoder-kl":
+        assert (ae.scale, ae.shift) == (0.18215, 0.25)
+    torch.manual_seed(0)
+    x = images()
+    torch.testing.assert_close(ae.encode(x), (plain.encode(x) - ae.shift) * ae.scale)
+    torch.testing.assert_close(ae.decode(ae.encode(x)), plain.decode(plain.encode(x)), rtol=1e-3, atol=1e-4)
+    assert ae.decode(z).abs().max() <= 1
+    assert not any(p.requires_grad for p in ae.parameters())
+
+
+def test_description_tells_weights_and_scale_apart(tiny, tmp_path):
+    same = build("autoencoder-tiny", source=str(tiny)).describe()
+    assert same == build("autoencoder-tiny", source=str(tiny)).describe()
+    assert same != build("autoencoder-tiny", source=str(tiny), scale=2.0).describe()
+    tiny_network().save_pretrained(tmp_path / "other")
+    assert same["weights"] != build("autoencoder-tiny", source=str(tmp_path / "other")).describe()["weights"]
+
+
+def test_taesds_own_files_are_read(tmp_path):
+    network = diffusers.AutoencoderTiny(latent_channels=16)
+    weights = network.state_dict()
+    encoder = {k.removeprefix("encoder.layers."): v for k, v in weights.items() if k.startswith("encoder.")}
+    decoder = {}
+    for key, value in weights.items():
+        if key.startswith("decoder."):
+            index, _, rest = key.removeprefix("decoder.layers.").partition(".")
+            decoder[f"{int(index) + 1}.{rest}"] = value
+    save_file(encoder, tmp_path / "taesd_encoder.safetensors")
+    save_file(decoder, tmp_path / "taesd_decoder.safetensors")
+    ae = build("autoencoder-tiny", source=str(tmp_path))
+    assert ae.channels == 16
+    x = images()
+    torch.testing.assert_close(ae.encode(x), network.encode(x).latents)
+    torch.testing.assert_close(ae.decode(ae.encode(x)), network.decode(ae.encode(x)).sample.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("folder", "least"), [("taesd", 26.0), ("taesd3", 30.0)])
+def test_real_autoencoders_on_real_faces(shared, folder, least):
+    from ssmgen.data.images import read_image
+    from ssmgen.data.transforms import center_crop_resize
+
+    ae = build("autoencoder-tiny", source=str(shared / "autoencoders" / folder))
+    files = sorted((shared / "faces" / "images").glob("*.jpg"))[:4]
+    x = torch.stack([center_crop_resize(read_image(f), torch.zeros(256, 256, dtype=torch.uint8), 256)[0] for f in files]).float() / 127.5 - 1
+    error = (ae.decode(ae.encode(x)) - x).square().mean()
+    psnr = -10 * torch.log10(error / 4)
+    assert psnr > least
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\./nowhere: no such folder"):
+        build("autoencoder-tiny", source="./nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty: expected config.json.*_encoder"):
+        build("autoencoder-tiny", source=str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"empty: expected config.json and \*.safetensors as"):
+        build("autoencoder-kl", source=str(tmp_path / "empty"))
+
+
+def test_a_hub_id_goes_to_the_hub(monkeypatch):
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append((source, options))
+        return tiny_network()
+
+    monkeypatch.setattr(diffusers.AutoencoderTiny, "from_pretrained", from_pretrained)
+    build("autoencoder-tiny", source="madebyollin/taesd")
+    assert asked == [("madebyollin/taesd", {"use_safetensors": True})]
+
+
+def test_bad_images_are_explained(tiny):
+    ae = build("autoencoder-tiny", source=str(tiny))
+    with pytest.raises(ValueError, match=r"images must be \(batch, 3"):
+        ae.encode(torch.zeros(2, 1, 32, 32))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        ae.encode(torch.zeros(2, 3, 30, 32))
+    with pytest.raises(ValueError, match=r"latents must be \(batch, 4"):
+        ae.decode(torch.zeros(2, 3, 4, 4))
+
+
+def test_missing_diffusers_names_the_extra(monkeypatch):
+    monkeypatch.setattr(latents, "require", lambda module, extra: (_ for _ in ()).throw(ImportError(f"{module} {extra}")))
+    with pytest.raises(ImportError, match="diffusers latents"):
+        build("autoencoder-kl", source="a/b")
+
+
+class Pairs:
+    labels = LABELS
+
+    def __init__(self, count=5, name="toy-1"):
+        self.count, self.name = count, name
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        g = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, 16, 16), generator=g, dtype=torch.uint8)
+        return image, torch.randint(0, 3, (16, 16), generator=g, dtype=torch.uint8)
+
+    def fingerprint(self):
+        return self.name
+
+
+def test_cache_holds_latents_masks_and_flips(tiny, tmp_path):
+    ae, pairs, target = build("autoencoder-tiny", source=str(tiny)), Pairs(), tmp_path / "cache"
+    seen = []
+    write_latent_cache(pairs, ae, target, flip=True, batch_size=2, progress=seen.append)
+    assert sum(seen) == 5
+    cache = LatentCache(target, LABELS, cache_record(pairs, ae, True))
+    assert len(cache) == 5
+    for index in range(5):
+        image, mask = pairs[index]
+        x = image.unsqueeze(0).float() / 127.5 - 1
+        latent, stored = cache[index]
+        torch.testing.assert_close(latent, ae.encode(x)[0])
+        assert torch.equal(stored, mask)
+        mirrored, swapped = cache.flipped(index)
+        torch.testing.assert_close(mirrored, ae.encode(x.flip(-1))[0])
+        assert torch.equal(swapped == 1, mask.flip(-1) == 2) and torch.equal(swapped == 0, mask.flip(-1) == 0)
+
+
+def test_cache_spans_shards(tmp_path, monkeypatch):
+    from ssmgen.data import latent_cache
+
+    monkeypatch.setattr(latent_cache, "_SHARD", 3)
+    write_latent_cache(Pairs(8), build("identity"), tmp_path / "cache", batch_size=2)
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    for index in range(8):
+        torch.testing.assert_close(cache[index][0], Pairs()[index][0].float() / 127.5 - 1)
+
+
+def test_cache_of_another_source_or_autoencoder_is_refused(tiny, tmp_path):
+    ae, target = build("autoencoder-tiny", source=str(tiny)), tmp_path / "cache"
+    write_latent_cache(Pairs(), ae, target)
+    scaled = build("autoencoder-tiny", source=str(tiny), scale=0.5)
+    with pytest.raises(ValueError, match="made with autoencoder .*'scale': 1.0.*'scale': 0.5"):
+        LatentCache(target, LABELS, cache_record(Pairs(), scaled, False))
+    with pytest.raises(ValueError, match="made with source toy-1, but toy-2"):
+        LatentCache(target, LABELS, cache_record(Pairs(name="toy-2"), ae, False))
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_latent_cache(Pairs(), ae, target)
+    with pytest.raises(ValueError, match="no mirrored latents"):
+        LatentCache(target, LABELS).flipped(0)
+
+
+def test_an_interrupted_cache_leaves_nothing(tmp_path):
+    class Broken(Pairs):
+        def __getitem__(self, index):
+            if index == 3:
+                raise OSError("disk gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="disk gone"):
+        write_latent_cache(Broken(), build("identity"), tmp_path / "cache", batch_size=1)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(FileNotFoundError, match="no complete latent cache"):
+        LatentCache(tmp_path / "cache", LABELS)
+
+
+def test_record_is_readable(tmp_path):
+    write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
+    record = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert record["source"] == "toy-1" and record["autoencoder"]["name"] == "identity" and record["count"] == 5
+    assert load_file(tmp_path / "cache" / "shard-00000.safetensors")["masks"].dtype == torch.uint8

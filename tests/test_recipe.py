@@ -1,0 +1,237 @@
+"""The SISMA recipe as its users run it: small, but every part real."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
+
+from recipes.sisma import evaluate, parser, sample, train
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.pictures import save_sheet
+from recipes.sisma.presets import PRESETS, Config, preset
+from recipes.sisma.runs import load_config, load_run
+from ssmgen.data import CELEBAMASK19
+from ssmgen.data.drawn_faces import DrawnFaces, draw_face
+from ssmgen.data.images import read_image, write_png
+from ssmgen.training import CheckpointError, checkpoints
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    *("image_size=64", "drawn_count=24", "batch_size=4", "model_args.dim=32", "model_args.depth=1", "log_every=1"),
+    *("sample_every=0", "evaluate_masks=4", "solver_steps=2", "checkpoint_every=5", "warmup=2"),
+]
+
+
+def words(tmp_path, *more):
+    return [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", *SMALL, *more]
+
+
+def digests(run: Path) -> dict[str, str]:
+    newest = checkpoints(run / "checkpoints")[-1]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One small run with everything in it."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.main(words(folder, "steps=6", "sample_every=3", "model_args.mask_dropout=0.1"))
+    return folder / "run"
+
+
+def test_a_run_folder_holds_what_is_promised(trained):
+    assert {p.name for p in trained.iterdir()} == {
+        *("config.yaml", "log.jsonl", "samples", "checkpoints", "result.json", "result.png")
+    }
+    assert [p.name for p in sorted((trained / "samples").iterdir())] == ["step-000003.png", "step-000006.png"]
+    result = json.loads((trained / "result.json").read_text())
+    for key in ("mask_agreement", "ceiling", "floor"):
+        assert 0 < result[key]["pixel_accuracy"] <= 1 and 0 < result[key]["miou"] <= 1
+    assert set(result["diversity"]) == {"same_mask", "other_masks"}
+    assert result["steps"] == 6 and result["seconds"] > 0 and result["parameters"] > 1000
+    assert result["command"].startswith("python -m recipes.sisma.train run=")
+    assert {"commit", "versions", "hardware", "seed", "sampling", "floor_to_ceiling"} <= set(result)
+    assert result["ceiling"]["miou"] > result["mask_agreement"]["miou"]
+
+
+def test_ten_and_ten_make_twenty(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    common = [*SMALL, f"cache={tmp_path / 'cache'}", "evaluate=false"]
+    train.main([*common, f"run={whole}", "steps=20"])
+    train.main([*common, f"run={cut}", "steps=10"])
+    train.main([*common, f"run={cut}", "steps=20", "resume=auto"])
+    assert digests(whole) == digests(cut) and len(digests(whole)) == 3
+
+
+def test_a_complete_run_is_not_trained_again(trained, capsys):
+    before = digests(trained)
+    common = [f"cache={trained.parent / 'cache'}", *SMALL, "steps=6", "model_args.mask_dropout=0.1"]
+    train.main([f"run={trained}", *common, "resume=auto", "evaluate=false"])
+    assert digests(trained) == before and "to step 6" in capsys.readouterr().out
+
+
+def test_an_existing_run_is_not_overwritten(trained, tmp_path):
+    with pytest.raises(FileExistsError, match="already holds a run; continue it with resume=auto"):
+        train.main(words(trained.parent, "steps=2"))
+
+
+def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
+    before, config = digests(trained), (trained / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"another configuration \(.*lr: 0.002 there, 0.5 now"):
+        train.main(words(trained.parent, "steps=9", "lr=0.5", "resume=auto", "model_args.mask_dropout=0.1"))
+    assert digests(trained) == before and (trained / "config.yaml").read_text() == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["quik"], "unknown preset 'quik'.*'quick'"),
+        (["quick", "step=3"], "unknown key 'step'.*'steps'"),
+        (["quick", "steps"], "'steps' is not key=value"),
+        (["quick", "steps=many"], "steps"),
+        (["quick", "preset=paper"], "name the preset as the first word"),
+        (["faces"], "needs data=FOLDER"),
+        (["quick", "steps=0"], "steps must be positive"),
+        (["quick", "model=sisma-xxl"], "unknown name 'sisma-xxl'"),
+        (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
+        (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
+        (["quick", "autoencoder_source=./nowhere"], "nowhere: no such folder"),
+        (["quick", "image_size=60"], "multiples of 8|multiple"),
+    ],
+)
+def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):
+    with pytest.raises((UsageError, ValueError, TypeError, OSError), match=message):
+        train.main([*argv[:1], f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", *argv[1:]])
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_command_ends_with_one_message_and_no_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.sisma.train", f"run={tmp_path / 'file' / 'run'}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "file" in done.stderr
+
+
+def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    for index in range(2):
+        write_png(tmp_path / "masks" / f"m{index}.png", draw_face(index, size=96)[1])
+    out = tmp_path / "out"
+    common = [f"run={trained}", f"out={out}", "steps=2", "solver=euler"]
+    sample.main([*common, f"mask={tmp_path / 'masks'}", "num_images=2", "seed=5"])
+    assert sorted(p.name for p in out.iterdir()) == ["m0-5.png", "m0-6.png", "m1-5.png", "m1-6.png"]
+    first = read_image(out / "m0-6.png")
+    assert first.shape == (3, 64, 64) and not torch.equal(first, read_image(out / "m0-5.png"))
+    sample.main([*common, f"mask={tmp_path / 'masks' / 'm0.png'}", "seed=6"])
+    difference = (read_image(out / "m0-6.png").int() - first.int()).abs().max()
+    assert difference <= 1, "an image depends on what else was sampled with it"
+
+
+def test_sampling_mistakes_are_explained(trained, tmp_path):
+    bad = tmp_path / "bad.png"
+    write_png(bad, torch.full((64, 64), 200, dtype=torch.uint8))
+    out = tmp_path / "out"
+    for argv, message in (
+        ([f"mask={bad}"], r"bad.png: label 200 .* outside 0\.\.18"),
+        (["mask=nowhere.png"], "nowhere.png: no such file"),
+        ([], "mask= is missing"),
+        ([f"mask={bad}", "num_images=0"], "num_images must be"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            sample.main([f"run={trained}", f"out={out}", *argv])
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
+        sample.main([f"run={tmp_path}", "mask=" + str(bad)])
+    assert not out.exists()
+
+
+def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("autoencoder: autoencoder-tiny", "autoencoder: identity"))
+    with pytest.raises(CheckpointError, match="trained on latents of"):
+        load_run(run)
+
+
+def test_evaluation_repeats_and_takes_other_settings(trained):
+    first = json.loads((trained / "result.json").read_text())
+    again = evaluate.evaluate_run(trained, command="again")
+    assert again["mask_agreement"] == first["mask_agreement"] and again["diversity"] == first["diversity"]
+    other = evaluate.evaluate_run(trained, command="other", masks=3, steps=1, solver="euler")
+    assert other["sampling"]["solver"] == "euler" and other["masks"] == 3
+    none = evaluate.evaluate_run(trained, command="none", parser="none")
+    assert "mask_agreement" not in none and "not measured" in evaluate.summary(none)
+    with pytest.raises(FileNotFoundError, match="nothing.safetensors: no such parser"):
+        evaluate.evaluate_run(trained, command="", parser="nothing.safetensors")
+    evaluate.evaluate_run(trained, command=first["command"])
+
+
+def test_agreement_is_high_for_real_images_and_low_for_other_masks():
+    judge, card = parser.load_parser(parser.SHIPPED)
+    faces = DrawnFaces(48, size=128, start=parser.HELD_OUT + 5000)
+    score = parser.evaluate_parser(judge, faces)
+    assert score["miou"] >= 0.70 and min(score["iou"].values()) > 0.2 and len(score["iou"]) == 19
+    assert abs(score["miou"] - card["held_out"]["miou"]) < 0.06
+
+
+def test_shipped_assets_are_small_and_carry_their_command():
+    for file in (ROOT / "recipes" / "sisma" / "assets").rglob("*.safetensors"):
+        assert file.stat().st_size <= 1_500_000, file
+    card = json.loads((ROOT / "recipes" / "sisma" / "assets" / "drawn-autoencoder" / "card.json").read_text())
+    assert card["command"].startswith("python -m recipes.sisma.autoencoder")
+    assert parser.load_parser(parser.SHIPPED)[1]["command"].startswith("python -m recipes.sisma.parser")
+
+
+def test_presets_are_as_printed():
+    paper, stable = preset("paper"), preset("stable")
+    assert (paper.model, paper.batch_size, paper.lr, paper.weight_decay) == ("sisma-xl", 8, 4e-3, 0.0)
+    assert (paper.ema_decay, paper.steps, paper.flip, paper.image_size) == (0.9999, 150_000, False, 256)
+    assert (paper.solver, paper.solver_steps, paper.model_args) == ("euler", 200, {})
+    assert stable.lr == 1e-4
+    for name, make in PRESETS.items():
+        assert make().preset == name
+        make().train_settings()
+
+
+def test_config_survives_the_run_folder(trained):
+    config = load_config(trained)
+    assert isinstance(config, Config) and config.steps == 6 and config.model_args["depth"] == 1
+
+
+def test_train_parser_on_drawn_faces(tmp_path):
+    out = tmp_path / "parser.safetensors"
+    parser.main([f"out={out}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=4"])
+    _, card = parser.load_parser(out)
+    assert card["width"] == 8 and "miou" in card["held_out"]
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is not a parser"):
+        parser.load_parser(tmp_path / "broken.safetensors")
+
+
+def test_train_autoencoder_on_drawn_faces(tmp_path):
+    from recipes.sisma import autoencoder
+    from ssmgen import build
+
+    autoencoder.main([f"out={tmp_path / 'ae'}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=16"])
+    assert build("autoencoder-tiny", source=str(tmp_path / "ae")).factor == 8
+
+
+def test_sheets_refuse_ragged_rows(tmp_path):
+    image = CELEBAMASK19.colorize(torch.zeros(8, 8, dtype=torch.uint8))
+    save_sheet(tmp_path / "a.png", [[image, image]], ["x", "y"])
+    assert read_image(tmp_path / "a.png").shape[0] == 3
+    with pytest.raises(ValueError, match="2 headings"):
+        save_sheet(tmp_path / "a.png", [[image]], ["x", "y"])

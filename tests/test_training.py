@@ -1,0 +1,322 @@
+"""The loop: exact resume, checkpoints that are complete or absent, and errors before anything is lost."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ssmgen import build
+from ssmgen.training import (
+    CheckpointError,
+    StepOrder,
+    TrainSettings,
+    checkpoints,
+    derived_seed,
+    load_checkpoint,
+    moving_average,
+    parameter_groups,
+    save_checkpoint,
+    train,
+    verify_checkpoint,
+)
+
+pytest.importorskip("accelerate", reason="training needs accelerate")
+
+
+class Toy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, key):
+        index, draw = key
+        g = torch.Generator().manual_seed(derived_seed(index, draw))
+        return torch.randn(3, 4, 4, generator=g), torch.randint(0, 19, (4, 4), generator=g, dtype=torch.uint8)
+
+
+def run(folder: Path, *, resume=None, record=None, on_step=None, data=None, **changes):
+    torch.manual_seed(0)
+    model = build("sisma-debug", dim=24, depth=1, mask_dropout=0.2)
+    options = dict(steps=6, batch_size=4, lr=1e-3, warmup=2, ema_decay=0.9, checkpoint_every=3, log_every=1) | changes
+    result = train(
+        model,
+        build("flow-matching"),
+        Toy() if data is None else data,
+        TrainSettings(**options),
+        folder,
+        record=record,
+        resume=resume,
+        on_step=on_step,
+    )
+    return model, result
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.glob("*.safetensors")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}])
+def test_resuming_is_exact_to_the_bit(tmp_path, options):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", steps=7, **options)
+    run(tmp_path / "cut", steps=3, **options)
+    run(tmp_path / "cut", steps=7, resume="auto", **options)
+    whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
+    assert whole.name == "step-00000007" and digests(whole) == digests(cut) and len(digests(whole)) == 3
+    losses = [
+        [(line["step"], line["loss"]) for line in map(json.loads, (tmp_path / n / "log.jsonl").read_text().splitlines())]
+        for n in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_digest_would_notice_a_difference(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, seed=seed)
+    first, second = (digests(checkpoints(tmp_path / n / "checkpoints")[-1]) for n in "ab")
+    assert all(first[name] != second[name] for name in first)
+
+
+def test_loss_falls(folder):
+    model, _ = run(folder, steps=60, lr=5e-3)
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_moving_average_is_its_formula():
+    model = torch.nn.Linear(2, 2)
+    ema = moving_average(model, 0.5)
+    expected = None
+    for n in range(4):
+        with torch.no_grad():
+            model.weight.fill_(float(n))
+        ema.update_parameters(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = float(n) if expected is None else decay * expected + (1 - decay) * n
+    torch.testing.assert_close(ema.module.weight, torch.full((2, 2), expected))
+    with pytest.raises(ValueError, match="ema_decay must be in"):
+        moving_average(model, 1.0)
+    with pytest.raises(ValueError, match="16-bit"):
+        moving_average(torch.nn.Linear(2, 2).bfloat16(), 0.999)
+
+
+def test_weight_decay_spares_vectors_and_state_matrices():
+    model = build("sisma-debug")
+    decayed, exempt = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and exempt["weight_decay"] == 0
+    names = {id(p): name for name, p in model.named_parameters()}
+    spared = {names[id(p)] for p in exempt["params"]}
+    assert {n for n in names.values() if n.endswith(("A_log", "ssm.D", "bias"))} <= spared
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+    assert "blocks.0.self_mamba.in_proj.weight" not in spared
+
+
+def test_learning_rate_schedule():
+    constant = TrainSettings(steps=10, batch_size=1, lr=1.0, warmup=3)
+    assert [round(constant.lr_at(i), 3) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    cosine = TrainSettings(steps=10, batch_size=1, lr=1.0, lr_decay_steps=10)
+    assert cosine.lr_at(0) == 1 and abs(cosine.lr_at(5) - 0.5) < 1e-9 and cosine.lr_at(10) == 0 == cosine.lr_at(99)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 12), batch=st.integers(1, 7), first=st.integers(0, 9), world=st.integers(1, 3))
+def test_order_is_a_function_of_seed_and_step(count, batch, first, world):
+    whole = StepOrder(count, batch, seed=3)
+    drawn = [pair for step in range(20) for pair in whole.batch(step)]
+    for epoch in range(20 * batch // count):
+        members = [index for index, draw in drawn if draw == epoch]
+        assert sorted(members) == list(range(count))
+    resumed = iter(StepOrder(count, batch, seed=3, first=first))
+    assert next(resumed) == StepOrder(count, batch, seed=3).batch(first)
+    ranks = [next(iter(StepOrder(count, batch, 3, first, rank, world))) for rank in range(world)]
+    assert sorted(sum(ranks, [])) == sorted(whole.batch(first))
+
+
+def test_a_checkpoint_holds_everything_and_loads(folder):
+    model, result = run(folder)
+    path = checkpoints(folder / "checkpoints")[-1]
+    other = build("sisma-debug", dim=24, depth=1, mask_dropout=0.2)
+    average = moving_average(other, 0.9)
+    optimizer = torch.optim.AdamW(parameter_groups(other, 0.0))
+    state = load_checkpoint(path, model=other, ema=average, optimizer=optimizer)
+    assert state["step"] == 6
+    for a, b in ((model, other), (result.ema, average.module)):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    slots = load_file(path / "optimizer.safetensors")
+    name, parameter = next(iter(other.named_parameters()))
+    assert torch.equal(optimizer.state[parameter]["exp_avg"], slots[f"{name}:exp_avg"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_found_and_named(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damage")
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    path = save_checkpoint(folder, 1, model=model, ema=moving_average(model, 0.9), optimizer=optimizer, state={})
+    verify_checkpoint(path)
+    file = data.draw(st.sampled_from(sorted(p for p in path.iterdir() if p.name != "MANIFEST.json")))
+    content = bytearray(file.read_bytes())
+    kind = data.draw(st.sampled_from(["truncate", "flip", "remove"]))
+    position = data.draw(st.integers(0, len(content) - 1))
+    if kind == "remove":
+        file.unlink()
+    elif kind == "truncate":
+        file.write_bytes(content[:position])
+    else:
+        content[position] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=file.name):
+        verify_checkpoint(path)
+
+
+def test_a_damaged_manifest_is_named(folder):
+    run(folder)
+    path = checkpoints(folder / "checkpoints")[-1]
+    (path / "MANIFEST.json").write_text('{"model')
+    with pytest.raises(CheckpointError, match=r"MANIFEST.json: is not valid JSON"):
+        verify_checkpoint(path)
+
+
+def test_auto_falls_back_to_the_checkpoint_before_a_damaged_one(folder, capsys):
+    run(folder)
+    newest = checkpoints(folder / "checkpoints")[-1]
+    whole = digests(newest)
+    (newest / "ema.safetensors").write_bytes(b"cut")
+    run(folder, resume="auto")
+    assert "ema.safetensors: has 3 bytes" in (message := capsys.readouterr().err) and "falling back" in message
+    assert digests(checkpoints(folder / "checkpoints")[-1]) == whole
+
+
+def test_a_named_checkpoint_that_is_damaged_stops_before_work(folder):
+    run(folder)
+    newest = checkpoints(folder / "checkpoints")[-1]
+    log = (folder / "log.jsonl").read_text()
+    (newest / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors: missing"):
+        run(folder, resume=newest, steps=9)
+    assert (folder / "log.jsonl").read_text() == log
+
+
+def test_another_configuration_is_refused(folder):
+    run(folder, record={"lr": 1e-3, "model": "a"})
+    with pytest.raises(CheckpointError, match=r"another configuration \(lr: 0.001 there, 0.002 now\)"):
+        run(folder, resume="auto", record={"lr": 2e-3, "model": "a"})
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Fail at each write, flush and rename of a save in turn: the checkpoint before it survives every time."""
+    from ssmgen.training import checkpoint
+
+    model = torch.nn.Linear(2, 2)
+    parts = dict(model=model, ema=moving_average(model, 0.9), optimizer=torch.optim.AdamW(model.parameters()), state={})
+    first = save_checkpoint(tmp_path, 1, **parts)
+    boundaries = 0
+    for failing in range(100):
+        calls = []
+
+        def guarded(original, calls=calls, failing=failing):
+            def call(*args, **kwargs):
+                calls.append(original)
+                if len(calls) == failing + 1:
+                    raise OSError(28, "No space left on device")
+                return original(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, "fsync", guarded(os.fsync))
+            patch.setattr(checkpoint.Path, "write_text", guarded(Path.write_text))
+            patch.setattr(checkpoint.Path, "rename", guarded(Path.rename))
+            try:
+                save_checkpoint(tmp_path, 2, **parts)
+            except OSError:
+                boundaries += 1
+            else:
+                break
+        complete = checkpoints(tmp_path)
+        assert complete[0] == first and all(verify_checkpoint(path) for path in complete)
+        assert not list(tmp_path.glob("*.tmp-*"))
+        for path in complete[1:]:
+            path.rename(tmp_path / "aside")
+            __import__("shutil").rmtree(tmp_path / "aside")
+    assert boundaries >= 8 and [p.name for p in checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_old_checkpoints_are_pruned(folder):
+    run(folder, steps=6, checkpoint_every=1, keep_checkpoints=2)
+    assert [p.name for p in checkpoints(folder / "checkpoints")] == ["step-00000005", "step-00000006"]
+
+
+class Poisoned(Toy):
+    """Examples that are not numbers, from a given epoch on."""
+
+    def __init__(self, first=0, last=10**6):
+        self.range = range(first, last)
+
+    def __getitem__(self, key):
+        x, mask = super().__getitem__(key)
+        return (x * float("nan") if key[1] in self.range else x), mask
+
+
+def test_a_step_that_is_not_finite_changes_nothing(folder, capsys):
+    model, result = run(folder, data=Poisoned(1, 2), steps=8, batch_size=5)
+    assert all(torch.isfinite(p).all() for p in [*model.parameters(), *result.ema.parameters()])
+    assert "step 2: loss nan" in capsys.readouterr().err
+
+
+def test_training_gives_up_after_many_such_steps(folder):
+    with pytest.raises(FloatingPointError, match="10 steps in a row were not finite"):
+        run(folder, data=Poisoned(), steps=50)
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+    code = (
+        "import sys, os, signal; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "import test_training as t\n"
+        "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None\n"
+        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop)\n"
+        "print(result.step, result.interrupted)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    step, interrupted = done.stdout.split()
+    assert interrupted == "True" and int(step) <= 5
+    assert verify_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])["step"] == int(step)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+BAD = {"steps": 0, "batch_size": 0, "lr": 0.0, "warmup": -1, "precision": "half", "accumulate": 3}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_explained(name):
+    with pytest.raises(ValueError, match=name):
+        TrainSettings(**({"steps": 4, "batch_size": 4} | {name: BAD[name]}))
+
+
+def test_an_empty_data_set_is_refused(folder):
+    class Empty(Toy):
+        def __len__(self):
+            return 0
+
+    with pytest.raises(ValueError, match="data set is empty"):
+        run(folder, data=Empty())
