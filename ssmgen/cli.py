@@ -50,7 +50,9 @@ def _info(arguments: argparse.Namespace) -> list[str]:
     from ssmgen.models.summary import summarize
 
     if find(arguments.name).kind != "model":
-        raise ValueError(f"{arguments.name!r} is a {find(arguments.name).kind}; info takes a model: {', '.join(names('model'))}")
+        raise ValueError(
+            f"{arguments.name!r} is a {find(arguments.name).kind}; info takes a model: {', '.join(names('model'))}"
+        )
     return summarize(arguments.name, arguments.size, arguments.batch).lines()
 
 
@@ -68,7 +70,9 @@ def _doctor(arguments: argparse.Namespace) -> list[str]:
         "scan backends (selective_scan takes the one marked auto):",
     ]
     for name, status in backends().items():
-        mark = f"auto on {', '.join(status.auto_for)}" if status.auto_for else "ready" if status.available else "missing"
+        mark = (
+            f"auto on {', '.join(status.auto_for)}" if status.auto_for else "ready" if status.available else "missing"
+        )
         lines.append(f"  {name:<10} {mark:<12} {status.detail}")
     lines += ["", "optional packages:"]
     return lines + [f"  {package:<12} {_version(package)}" for package in _OPTIONAL]

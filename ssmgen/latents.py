@@ -1,7 +1,7 @@
 """Images to latents and back: identity, and diffusers' AutoencoderTiny and AutoencoderKL, with their scale and shift.
 
-Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder output - shift) * scale``, about unit size, so
-that it fits noise of unit variance. Scale and shift travel with the weights and into every cache and checkpoint.
+Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder output - shift) * scale``, about unit size,
+so that it fits noise of unit variance. Scale and shift travel with the weights and into every cache and checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ssmgen.extras import require
 from ssmgen.registry import register
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -77,19 +77,20 @@ class _DiffusersAutoencoder(nn.Module):
     """Frozen weights of a diffusers autoencoder behind one pair of calls."""
 
     name: str
+    network: Any
 
-    def __init__(self, network: nn.Module, scale: float, shift: float) -> None:
+    def __init__(self, network: Any, scale: float | None, shift: float | None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         config = network.config
         self.channels: int = config.latent_channels
         self.factor = 2 ** (len(_stages(config)) - 1)
-        self.scale = float(scale)
-        self.shift = float(shift)
+        self.scale = float(config.scaling_factor if scale is None else scale)
+        self.shift = float((config.shift_factor or 0.0) if shift is None else shift)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1] to normalised latents ``(batch, channels, h / factor, w / factor)``."""
+        """Images ``(batch, 3, h, w)`` in [-1, 1] to latents ``(batch, channels, h / factor, w / factor)``."""
         _check_images(images, self.factor)
         return (self._encode(images) - self.shift) * self.scale
 
@@ -101,7 +102,7 @@ class _DiffusersAutoencoder(nn.Module):
         return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
 
     def describe(self) -> dict[str, Any]:
-        """Name, hash of the weights, scale and shift: what a cache or checkpoint records, so that a mismatch is found."""
+        """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -132,12 +133,7 @@ class TinyAutoencoder(_DiffusersAutoencoder):
             network = _from_taesd_files(diffusers.AutoencoderTiny, *pair)
         else:
             network = _from_pretrained(diffusers.AutoencoderTiny, source, folder)
-        config = network.config
-        super().__init__(
-            network,
-            config.scaling_factor if scale is None else scale,
-            (config.shift_factor or 0.0) if shift is None else shift,
-        )
+        super().__init__(network, scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latents
@@ -161,18 +157,13 @@ class KLAutoencoder(_DiffusersAutoencoder):
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
         diffusers = require("diffusers", extra="latents")
         network = _from_pretrained(diffusers.AutoencoderKL, source, _local_folder(source))
-        config = network.config
-        super().__init__(
-            network,
-            config.scaling_factor if scale is None else scale,
-            (config.shift_factor or 0.0) if shift is None else shift,
-        )
+        super().__init__(network, scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latent_dist.mode()
 
 
-def _stages(config: Any) -> Iterable[Any]:
+def _stages(config: Any) -> Sequence[int]:
     return config.encoder_block_out_channels if "encoder_block_out_channels" in config else config.block_out_channels
 
 
@@ -195,7 +186,7 @@ def _local_folder(source: str) -> Path | None:
     return None
 
 
-def _from_pretrained(cls: Any, source: str, folder: Path | None) -> nn.Module:
+def _from_pretrained(cls: Any, source: str, folder: Path | None) -> Any:
     if folder is None:
         return cls.from_pretrained(source, use_safetensors=True)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
@@ -211,8 +202,8 @@ def _taesd_files(folder: Path) -> tuple[Path, Path] | None:
     return (encoders[0], decoders[0]) if encoders and decoders else None
 
 
-def _from_taesd_files(cls: Any, encoder: Path, decoder: Path) -> nn.Module:
-    """TAESD's bare ``nn.Sequential`` weights in diffusers' class: the decoder's first layer, a clamp, is not counted."""
+def _from_taesd_files(cls: Any, encoder: Path, decoder: Path) -> Any:
+    """TAESD's bare ``nn.Sequential`` weights in diffusers' class, which does not count the decoder's clamp."""
     from safetensors.torch import load_file
 
     encoder_weights, decoder_weights = load_file(encoder), load_file(decoder)
@@ -220,7 +211,7 @@ def _from_taesd_files(cls: Any, encoder: Path, decoder: Path) -> nn.Module:
     for key, value in decoder_weights.items():
         index, _, rest = key.partition(".")
         weights[f"decoder.layers.{int(index) - 1}.{rest}"] = value
-    last = max((int(key.partition(".")[0]) for key in encoder_weights))
+    last = max(int(key.partition(".")[0]) for key in encoder_weights)
     network = cls(latent_channels=encoder_weights[f"{last}.weight"].shape[0])
     network.load_state_dict({key: value.float() for key, value in weights.items()})
     return network

@@ -55,8 +55,8 @@ def sample(
 ) -> Tensor:
     """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.
 
-    The condition is computed once and reused at every step. The model runs in evaluation mode and without gradients, and
-    is put back as it was.
+    The condition is computed once and reused at every step. The model runs in evaluation mode and without gradients,
+    and is put back as it was.
 
     Args:
         model: a mask-conditioned model.
@@ -65,8 +65,8 @@ def sample(
         objective: a name or an objective that turns predictions into velocities.
         solver: a name or a solver.
         steps: intervals of the uniform time grid; ``solver.nfe(steps)`` tells the evaluations.
-        guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a model
-            trained with mask dropout.
+        guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
+            model trained with mask dropout.
         progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
 
     Returns:
@@ -75,15 +75,15 @@ def sample(
     Raises:
         ValueError: bad steps, a mask that does not fit, or guidance on a model trained without mask dropout.
     """
-    solver = _resolve(solver, "solver")
-    objective = _resolve(objective, "objective")
+    integrator: Solver = _resolve(solver, "solver")
+    learned: Objective = _resolve(objective, "objective")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
         raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
     _check_guidance(model, mask, guidance_scale)
-    if solver.adaptive and x0.shape[0] > 1:
-        return _one_by_one(model, x0, mask, objective=objective, solver=solver, guidance_scale=guidance_scale)
+    if integrator.adaptive and x0.shape[0] > 1:
+        return _one_by_one(model, x0, mask, objective=learned, solver=integrator, guidance_scale=guidance_scale)
 
     device = next(iter(model.parameters())).device
     x0 = x0.to(device)
@@ -92,9 +92,9 @@ def sample(
         predict = _predictor(model, mask, size, guidance_scale)
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
-            return objective.velocity(predict(x, t.view(1)), x, t)
+            return learned.velocity(predict(x, t.view(1)), x, t)
 
-        return solver.solve(velocity, x0, torch.linspace(0, 1, steps + 1, device=device), progress)
+        return integrator.solve(velocity, x0, torch.linspace(0, 1, steps + 1, device=device), progress)
 
 
 def _predictor(
@@ -131,8 +131,8 @@ def _check_guidance(model: MaskModel, mask: Tensor | None, guidance_scale: float
         raise ValueError(f"guidance_scale={guidance_scale} needs a mask to guide towards, got None")
     if getattr(model, "mask_dropout", 0) == 0:
         raise ValueError(
-            f"guidance_scale={guidance_scale} needs a model trained with mask dropout, and this one has mask_dropout=0: "
-            "use guidance_scale=1, or train with mask_dropout of about 0.1"
+            f"guidance_scale={guidance_scale} needs a model trained with mask dropout, and this one has "
+            "mask_dropout=0: use guidance_scale=1, or train with mask_dropout of about 0.1"
         )
 
 

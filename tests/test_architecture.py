@@ -39,7 +39,9 @@ def imports(file: Path, *, top_level: bool = False) -> set[str]:
 
 
 def package_files() -> list[Path]:
-    return sorted(file for file in (ROOT / "ssmgen").rglob("*.py") if file.name != "__init__.py" or file.parent.name != "ssmgen")
+    return sorted(
+        file for file in (ROOT / "ssmgen").rglob("*.py") if file.name != "__init__.py" or file.parent.name != "ssmgen"
+    )
 
 
 def room(module: str) -> str:
@@ -87,8 +89,5 @@ def test_import_needs_torch_and_einops_only():
 
 
 def test_import_adds_little_to_torch():
-    code = (
-        "import time, torch, einops\n"
-        "start = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
-    )
+    code = "import time, torch, einops\nstart = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
     assert min(float(run_python(code)) for _ in range(3)) < 0.2

@@ -101,7 +101,13 @@ def test_real_autoencoders_on_real_faces(shared, folder, least):
 
     ae = build("autoencoder-tiny", source=str(shared / "autoencoders" / folder))
     files = sorted((shared / "faces" / "images").glob("*.jpg"))[:4]
-    x = torch.stack([center_crop_resize(read_image(f), torch.zeros(256, 256, dtype=torch.uint8), 256)[0] for f in files]).float() / 127.5 - 1
+    x = (
+        torch.stack(
+            [center_crop_resize(read_image(f), torch.zeros(256, 256, dtype=torch.uint8), 256)[0] for f in files]
+        ).float()
+        / 127.5
+        - 1
+    )
     error = (ae.decode(ae.encode(x)) - x).square().mean()
     psnr = -10 * torch.log10(error / 4)
     assert psnr > least
@@ -140,7 +146,9 @@ def test_bad_images_are_explained(tiny):
 
 
 def test_missing_diffusers_names_the_extra(monkeypatch):
-    monkeypatch.setattr(latents, "require", lambda module, extra: (_ for _ in ()).throw(ImportError(f"{module} {extra}")))
+    monkeypatch.setattr(
+        latents, "require", lambda module, extra: (_ for _ in ()).throw(ImportError(f"{module} {extra}"))
+    )
     with pytest.raises(ImportError, match="diffusers latents"):
         build("autoencoder-kl", source="a/b")
 

@@ -63,7 +63,9 @@ def test_a_generator_makes_the_loss_repeat():
 
 
 def test_bad_arguments_are_explained():
-    with pytest.raises(ValueError, match="t_sampling must be 'uniform' or 'logit-normal', got 'lognormal'.*'logit-normal'"):
+    with pytest.raises(
+        ValueError, match="t_sampling must be 'uniform' or 'logit-normal', got 'lognormal'.*'logit-normal'"
+    ):
         build("flow-matching", t_sampling="lognormal")
     with pytest.raises(ValueError, match="noise must be"):
         build("flow-matching").loss(lambda x, t: x, data(), noise=data(2))

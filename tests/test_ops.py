@@ -243,18 +243,30 @@ def test_a_missing_kernel_falls_back_once_and_says_so(monkeypatch):
 
 def test_report_names_one_backend_per_device():
     report = ops.backends()
-    assert [name for name, status in report.items() if "cpu" in status.auto_for] == ["cpu" if cpu.unavailable() is None else "portable"]
+    assert [name for name, status in report.items() if "cpu" in status.auto_for] == [
+        "cpu" if cpu.unavailable() is None else "portable"
+    ]
     assert all(status.detail for status in report.values())
 
 
 def test_mamba_ssm_is_called_channel_first(monkeypatch):
     """Its CUDA op cannot run here: a stand-in with its signature and layout checks what we hand over."""
 
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+    def selective_scan_fn(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
+    ):
         assert all(x.stride(-1) == 1 for x in (u, delta, B, C, z))
         back = [x.transpose(1, 2) for x in (u, delta)], [x.transpose(1, 2) for x in (B, C)]
         y, state = selective_scan(
-            *back[0], A, *back[1], D, z.transpose(1, 2), delta_bias, delta_softplus, return_last_state=True, backend="reference"
+            *back[0],
+            A,
+            *back[1],
+            D,
+            z.transpose(1, 2),
+            delta_bias,
+            delta_softplus,
+            return_last_state=True,
+            backend="reference",
         )
         return y.transpose(1, 2), state
 

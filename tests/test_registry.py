@@ -10,7 +10,9 @@ def scratch(monkeypatch):
 
 
 def test_registered_names_cover_the_documented_ones():
-    assert {"self-mamba", "cross-mamba", "adaln", "patchify", "unpatchify", "mask-encoder"} <= set(ssmgen.names("block"))
+    assert {"self-mamba", "cross-mamba", "adaln", "patchify", "unpatchify", "mask-encoder"} <= set(
+        ssmgen.names("block")
+    )
     assert ssmgen.list_models("sisma*") == ["sisma-b", "sisma-debug", "sisma-l", "sisma-s", "sisma-xl"]
     assert {"euler", "midpoint", "heun", "rk4", "dopri5"} <= set(ssmgen.names("solver"))
     assert ssmgen.names("objective") == ["flow-matching"]
@@ -41,7 +43,9 @@ def test_name_taken_twice_names_both_places(scratch):
     @ssmgen.register("block", "my-mixer")
     class First: ...
 
-    with pytest.raises(ValueError, match=r"'my-mixer' is taken twice.*First.*test_registry.py.*Second.*test_registry.py"):
+    with pytest.raises(
+        ValueError, match=r"'my-mixer' is taken twice.*First.*test_registry.py.*Second.*test_registry.py"
+    ):
 
         @ssmgen.register("solver", "my-mixer")
         class Second: ...

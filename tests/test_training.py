@@ -79,7 +79,10 @@ def test_resuming_is_exact_to_the_bit(tmp_path, options):
     whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
     assert whole.name == "step-00000007" and digests(whole) == digests(cut) and len(digests(whole)) == 3
     losses = [
-        [(line["step"], line["loss"]) for line in map(json.loads, (tmp_path / n / "log.jsonl").read_text().splitlines())]
+        [
+            (line["step"], line["loss"])
+            for line in map(json.loads, (tmp_path / n / "log.jsonl").read_text().splitlines())
+        ]
         for n in ("whole", "cut")
     ]
     assert losses[0] == losses[1]

@@ -36,7 +36,9 @@ def from_command_line(schema: type[Schema] | Schema, argv: list[str]) -> Schema:
         if key.partition(".")[0] not in known:
             raise UsageError(f"unknown key {key!r}{closest(key, known)} The keys are {', '.join(known)}.")
     try:
-        merged = omegaconf.OmegaConf.merge(omegaconf.OmegaConf.structured(schema), omegaconf.OmegaConf.from_dotlist(argv))
+        merged = omegaconf.OmegaConf.merge(
+            omegaconf.OmegaConf.structured(schema), omegaconf.OmegaConf.from_dotlist(argv)
+        )
         return cast(Schema, omegaconf.OmegaConf.to_object(merged))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0] + f" (in {' '.join(argv)})") from error

@@ -105,9 +105,7 @@ def evaluate_run(
     }
     _write_json(run / "result.json", result)
     rows = min(_SHEET_ROWS, len(several))
-    sheet = [
-        [CELEBAMASK19.colorize(true[i]), *several[i][:_DIVERSITY_SAMPLES], real[i]] for i in range(rows)
-    ]
+    sheet = [[CELEBAMASK19.colorize(true[i]), *several[i][:_DIVERSITY_SAMPLES], real[i]] for i in range(rows)]
     headings = ["mask", *[f"generated {i + 1}" for i in range(_DIVERSITY_SAMPLES)], "a real one"]
     save_sheet(run / "result.png", sheet, headings)
     print(summary(result))
@@ -126,7 +124,9 @@ def summary(result: dict[str, Any]) -> str:
             f"({ceiling:.3f})"
         )
     else:
-        lines.append("mask agreement not measured: give parser=FILE, made by python -m recipes.sisma.parser data=FOLDER")
+        lines.append(
+            "mask agreement not measured: give parser=FILE, made by python -m recipes.sisma.parser data=FOLDER"
+        )
     diversity = result["diversity"]
     lines.append(
         f"diversity (RMS, images in [-1, 1]): {diversity['same_mask']:.3f} between samples of one mask, "

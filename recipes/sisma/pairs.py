@@ -83,6 +83,7 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
 def _folder(config: Config) -> Path:
     if not config.data:
         raise UsageError(
-            f"preset {config.preset!r} needs data=FOLDER, made by: python -m recipes.sisma.prepare source=... target=FOLDER"
+            f"preset {config.preset!r} needs data=FOLDER, made by: "
+            "python -m recipes.sisma.prepare source=... target=FOLDER"
         )
     return Path(config.data)

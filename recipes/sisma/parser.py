@@ -65,7 +65,7 @@ class FaceParser(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, height, width)`` in [-1, 1], sides multiples of 16, to logits ``(batch, classes, h, w)``."""
+        """Images ``(batch, 3, h, w)`` in [-1, 1], sides multiples of 16, to logits ``(batch, classes, h, w)``."""
         x = images
         skips = []
         for level, block in enumerate(self.down):
@@ -85,7 +85,11 @@ class FaceParser(nn.Module):
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.GroupNorm(4, out_channels), nn.SiLU()]
+        layers += [
+            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+            nn.GroupNorm(4, out_channels),
+            nn.SiLU(),
+        ]
     return nn.Sequential(*layers)
 
 

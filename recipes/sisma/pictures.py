@@ -30,7 +30,9 @@ def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[
     if any(len(row) != len(headings) for row in rows):
         raise ValueError(f"{len(headings)} headings but rows of {[len(row) for row in rows]} images")
     height, width = rows[0][0].shape[-2:]
-    sheet = Image.new("RGB", (len(headings) * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP + _HEADER), "white")
+    sheet = Image.new(
+        "RGB", (len(headings) * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP + _HEADER), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for column, heading in enumerate(headings):

@@ -134,44 +134,63 @@ def main(argv: list[str]) -> None:
 
 def _prepare_files(settings: Settings, target: Path) -> None:
     source = find_source(Path(settings.source), settings.layout)
+    settings.split = _default_split(source.layout) if settings.split == "auto" else settings.split
     splits = split_pairs(settings.split, source)
     in_a_split = {id for ids in splits.values() for id in ids}
     pairs = [pair for pair in source.pairs if pair.id in in_a_split]
     _check_space(target, pairs)
-    order = LABEL_ORDERS[settings.labels]
     with written_at_once(target) as folder:
-        halted = Event()
-        if source.problems and settings.on_bad == "stop":
-            halted.set()
-
-        def work(pair: Pair) -> Checked:
-            return _prepare_pair(pair, source, order, settings, folder, halted)
-
-        checked = list(_in_threads(work, pairs, "checking"))
+        checked = _check_and_write(pairs, source, settings, folder)
         problems = source.problems + [problem for one in checked for problem in one.problems]
-        if problems and settings.on_bad == "stop":
-            raise ValueError(_list_problems(problems, len(pairs)))
-        bad = {problem.id for problem in problems}
-        good = [one for one in checked if one.id not in bad]
-        if not good:
-            raise ValueError(f"no good pair is left:\n{_lines(problems)}")
-        for one in checked:
-            for name in one.hashes if one.id in bad else ():
-                (folder / name).unlink()
-        splits = {name: [id for id in ids if id not in bad] for name, ids in splits.items()}
-        notes = _notes(source, good, splits, order)
-        about = {
-            "layout": source.layout,
-            "folder": source.root.resolve().name,
-            "label_order": order.name,
-            "split": Path(settings.split).name if settings.split != "auto" else _default_split(source.layout),
-            "size": settings.size,
-            "notes": notes,
-            "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
-        }
+        good = _good_ones(checked, problems, settings.on_bad, folder)
+        kept = {one.id for one in good}
+        splits = {name: [id for id in ids if id in kept] for name, ids in splits.items()}
+        notes = _notes(source, good, splits, LABEL_ORDERS[settings.labels])
         hashes = {name: value for one in good for name, value in one.hashes.items()}
-        write_records(folder, CELEBAMASK19, splits, hashes, about)
+        write_records(folder, CELEBAMASK19, splits, hashes, _about(source, settings, notes, problems))
     _summarize(settings.target, splits, notes, problems)
+
+
+def _check_and_write(pairs: list[Pair], source: Source, settings: Settings, folder: Path) -> list[Checked]:
+    """Check all pairs; write them too, until the first problem that will stop the run."""
+    order, halted = LABEL_ORDERS[settings.labels], Event()
+    if source.problems and settings.on_bad == "stop":
+        halted.set()
+
+    def work(pair: Pair) -> Checked:
+        return _prepare_pair(pair, source, order, settings, folder, halted)
+
+    return list(_in_threads(work, pairs, "checking"))
+
+
+def _good_ones(checked: list[Checked], problems: list[Problem], on_bad: str, folder: Path) -> list[Checked]:
+    """The pairs without a problem; where others are left out, what was written of them is removed."""
+    if problems and on_bad == "stop":
+        raise ValueError(
+            f"{len(problems)} problem(s) found, {len(checked)} pair(s) read; nothing was written.\n{_lines(problems)}\n"
+            "Mend the files, or leave these pairs out with on_bad=skip."
+        )
+    bad = {problem.id for problem in problems}
+    for one in checked:
+        for name in one.hashes if one.id in bad else ():
+            (folder / name).unlink()
+    good = [one for one in checked if one.id not in bad]
+    if not good:
+        raise ValueError(f"no good pair is left; nothing was written.\n{_lines(problems)}")
+    return good
+
+
+def _about(source: Source, settings: Settings, notes: list[str], problems: list[Problem]) -> dict[str, Any]:
+    """What the record says of the source; no absolute path, since the folder may move."""
+    return {
+        "layout": source.layout,
+        "folder": source.root.resolve().name,
+        "label_order": settings.labels,
+        "split": Path(settings.split).name,
+        "size": settings.size,
+        "notes": notes,
+        "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
+    }
 
 
 def _prepare_drawn(settings: Settings, target: Path) -> None:
@@ -245,7 +264,7 @@ def _check_space(target: Path, pairs: list[Pair]) -> None:
     needed = sum(pair.image.stat().st_size for pair in pairs if pair.image.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise OSError(f"{parent}: {free / 2**30:.1f} GiB free, but the images need {needed / 2**30:.1f} GiB")
+        raise OSError(f"{parent}: {free / 1e6:,.0f} MB free, but the images need {needed / 1e6:,.0f} MB")
 
 
 # --- finding the pairs ---
@@ -389,8 +408,6 @@ def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
         ValueError: a split by number over names that are none, or a file that does not fit the pairs.
     """
     ids = [pair.id for pair in source.pairs]
-    if split == "auto":
-        split = _default_split(source.layout)
     if split == "by-name":
         return _by_name(ids)
     if split.endswith(".json"):
@@ -523,7 +540,7 @@ def paint_parts(parts: dict[str, Path]) -> Tensor:
     for id, name in enumerate(CELEBAMASK19.classes):
         if name not in parts:
             continue
-        part = (read_image(parts[name]) != 0).any(dim=0)
+        part = read_image(parts[name]).amax(dim=0) != 0
         if mask is None:
             mask = torch.zeros(part.shape, dtype=torch.uint8)
         if part.shape != mask.shape:
@@ -598,13 +615,6 @@ def _identical_images(good: list[Checked], splits: dict[str, list[str]]) -> list
         return []
     listed = "; ".join(" = ".join(ids) for ids in groups)
     return [f"identical images in {len(groups)} group(s), {len(across)} of them across splits, kept: {listed}"]
-
-
-def _list_problems(problems: list[Problem], count: int) -> str:
-    return (
-        f"{len(problems)} problem(s) found, {count} pair(s) read; nothing was written.\n{_lines(problems)}\n"
-        "Mend the files, or leave these pairs out with on_bad=skip."
-    )
 
 
 def _lines(problems: list[Problem]) -> str:

@@ -1,7 +1,7 @@
 """Turn masks into images with a trained run: ``python -m recipes.sisma.sample run=RUN mask=FILE_OR_FOLDER out=FOLDER``.
 
-    python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
-    python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
+python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
+python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
 """
 
 from __future__ import annotations

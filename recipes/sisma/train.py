@@ -104,7 +104,8 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
-        f"preset {config.preset}: {config.model} {config.model_args or ''}, {millions:.2f} M parameters, {examples} examples, "
+        f"preset {config.preset}: {config.model} {config.model_args or ''}, {millions:.2f} M parameters, "
+        f"{examples} examples, "
         f"{config.steps} steps of {config.batch_size}, run {config.run}\nscan backend on {device}: {scan}",
         file=sys.stderr,
     )

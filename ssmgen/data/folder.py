@@ -138,7 +138,11 @@ def check_target(target: Path) -> None:
 
 @contextmanager
 def written_at_once(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong."""
+    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong.
+
+    Raises:
+        OSError: the disk is full or refuses to be written; names ``target``.
+    """
     partial = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -146,8 +150,10 @@ def written_at_once(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{target}: writing failed ({error}); nothing of it was kept") from error
         raise
 
 

@@ -1,7 +1,7 @@
 """Label maps: class names, colours, left/right pairs and the checks every mask goes through.
 
-A label map is an 8-bit image whose pixel values are class ids. Nothing here is tied to faces: a `LabelSet` describes any
-set of classes, and the two orders of the 19 face classes that circulate are two instances of it.
+A label map is an 8-bit image whose pixel values are class ids. Nothing here is tied to faces: a `LabelSet` describes
+any set of classes, and the two orders of the 19 face classes that circulate are two instances of it.
 """
 
 from __future__ import annotations

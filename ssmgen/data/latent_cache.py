@@ -68,7 +68,8 @@ def write_latent_cache(
     try:
         for shard, start in enumerate(range(0, len(pairs), _SHARD)):
             stop = min(start + _SHARD, len(pairs))
-            loader = DataLoader(Subset(pairs, range(start, stop)), batch_size, num_workers=num_workers)  # type: ignore[arg-type]
+            part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
+            loader: Any = DataLoader(part, batch_size, num_workers=num_workers)
             batches = list(_encoded(loader, autoencoder, flip, device, progress))
             tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
             save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
@@ -108,8 +109,8 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
         for key, value in (expected or {}).items():
             if self.record.get(key) != value:
                 raise ValueError(
-                    f"{root}: made with {key} {self.record.get(key)}, but {value} is asked for: delete the cache to have "
-                    "it made again"
+                    f"{root}: made with {key} {self.record.get(key)}, but {value} is asked for: "
+                    "delete the cache to have it made again"
                 )
         self.labels = labels
         self._swap = labels.swap_table()

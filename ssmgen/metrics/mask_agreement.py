@@ -30,7 +30,9 @@ class MaskAgreement:
             ValueError: the shapes differ or a label is no class.
         """
         if predicted.shape != true.shape:
-            raise ValueError(f"predicted and true must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}")
+            raise ValueError(
+                f"predicted and true must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
+            )
         count = len(self.classes)
         if max(int(predicted.max()), int(true.max())) >= count:
             raise ValueError(f"labels must be in 0..{count - 1}: parser and masks must have the same {count} classes")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,10 @@ class SISMABlock(nn.Module):
         )
         self.ffn = FeedForward(dim, ffn_ratio)
 
+    def condition(self, tokens: Tensor, size: tuple[int, int]) -> CrossCondition:
+        """What the block derives from the mask tokens alone, see `CrossMamba.condition`."""
+        return self.cross_mamba.condition(tokens, size)
+
     def forward(self, x: Tensor, c: Tensor, cond: Tensor | CrossCondition, size: tuple[int, int]) -> Tensor:
         """Tokens ``(b, l, d)``, conditioning vectors ``(b, d)`` or ``(1, d)``, mask tokens or what was made of them."""
         first, second, third = self.adaln(c)
@@ -144,7 +148,9 @@ class SISMA(nn.Module):
     ) -> None:
         super().__init__()
         if mask_input not in _MASK_INPUTS:
-            raise ValueError(f"mask_input must be 'none' or 'add', got {mask_input!r}{closest(mask_input, _MASK_INPUTS)}")
+            raise ValueError(
+                f"mask_input must be 'none' or 'add', got {mask_input!r}{closest(mask_input, _MASK_INPUTS)}"
+            )
         if not 0 <= mask_dropout < 1:
             raise ValueError(f"mask_dropout must be in [0, 1), got {mask_dropout}")
         if depth < 1 or not orders:
@@ -160,7 +166,7 @@ class SISMA(nn.Module):
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
         self.mask_encoder = MaskEncoder(dim, num_classes, mask_scale * patch_size, class_dim)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             SISMABlock(
                 dim,
                 d_state=d_state,
@@ -234,14 +240,16 @@ class SISMA(nn.Module):
         if mask is None:
             if size is None:
                 raise ValueError("the null condition needs size=(height, width) of the latent")
-            mask = torch.zeros(1, size[0] * self.mask_scale, size[1] * self.mask_scale, dtype=torch.uint8, device=device)
+            mask = torch.zeros(
+                1, size[0] * self.mask_scale, size[1] * self.mask_scale, dtype=torch.uint8, device=device
+            )
             keep = torch.zeros(1, dtype=torch.bool, device=device)
         elif self.training and self.mask_dropout:
             keep = torch.rand(mask.shape[0], device=device) >= self.mask_dropout
         mask = self._at_label_resolution(mask, size).to(device)
         grid = mask.shape[-2] // self.mask_encoder.patch_size, mask.shape[-1] // self.mask_encoder.patch_size
         tokens = self.mask_encoder(mask, keep)
-        layers = tuple(block.cross_mamba.condition(tokens, grid) for block in self.blocks)
+        layers = tuple(block.condition(tokens, grid) for block in self.blocks)
         return SISMACondition(grid, tokens if self.mask_input == "add" else None, layers)
 
     def _at_label_resolution(self, mask: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -252,8 +260,8 @@ class SISMA(nn.Module):
         if given == tuple(size):
             return mask.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
         raise ValueError(
-            f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} (mask_scale {scale}) "
-            f"or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
+            f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} "
+            f"(mask_scale {scale}) or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
         )
 
 
@@ -261,7 +269,7 @@ def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
     values = patch_size**2 * channels
     if dim < 2 * values:
         warnings.warn(
-            f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the noise "
-            "a velocity must contain does not fit through, and training stalls. Use a smaller patch or a larger dim.",
+            f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the "
+            "noise a velocity must contain does not fit through, and training stalls. Use a smaller patch or a larger dim.",
             stacklevel=3,
         )

@@ -103,7 +103,7 @@ def _by_component(model: nn.Module) -> dict[str, int]:
 
 
 def _activation_bytes(model: nn.Module, tokens: int) -> int:
-    """One layer's widest moment (about eight inner-width tensors), and what is kept of the condition for every layer."""
+    """One layer's widest moment (about eight inner-width tensors), and what every layer keeps of the condition."""
     scans = _scans(model)
     widest = max((ssm.d_inner for ssm in scans), default=0)
     kept = sum(2 * ssm.d_inner + ssm.d_state for ssm in scans[1::2])

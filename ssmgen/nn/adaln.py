@@ -31,8 +31,8 @@ class Modulation(NamedTuple):
 class AdaLNZero(nn.Module):
     """Modulations for the sublayers of a block from one conditioning vector (DiT's adaLN-Zero).
 
-    ``(shift, scale, gate)_i = Linear(SiLU(c))``. The linear map starts at zero, so that a block with gates starts as the
-    identity.
+    ``(shift, scale, gate)_i = Linear(SiLU(c))``. The linear map starts at zero, so that a block with gates starts as
+    the identity.
 
     Args:
         dim: width of the tokens and of the conditioning vector.
@@ -56,5 +56,5 @@ class AdaLNZero(nn.Module):
             raise ValueError(f"c must be (batch, {self.linear.in_features}), got {tuple(c.shape)}")
         parts = self.linear(F.silu(c)).unsqueeze(1).chunk(self.sublayers * (3 if self.gates else 2), dim=-1)
         if not self.gates:
-            return [Modulation(*parts[2 * i : 2 * i + 2], None) for i in range(self.sublayers)]
+            return [Modulation(parts[2 * i], parts[2 * i + 1], None) for i in range(self.sublayers)]
         return [Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.sublayers)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ class TimeEmbedding(nn.Module):
             raise ValueError(f"frequency_dim must be even, got {frequency_dim}")
         self.frequency_dim = frequency_dim
         self.scale = scale
-        self.mlp = nn.Sequential(nn.Linear(frequency_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        for layer in (self.mlp[0], self.mlp[2]):
+        self.mlp: Any = nn.Sequential(nn.Linear(frequency_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        layers: tuple[Any, ...] = (self.mlp[0], self.mlp[2])
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

@@ -254,6 +254,7 @@ def _to_batch(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape[0] != 1 or tensor.shape[1] != like.shape[1]:
         raise ValueError(
             f"the condition was made for batch {tensor.shape[0]} and {tensor.shape[1]} tokens, the content has batch "
-            f"{like.shape[0]} and {like.shape[1]} tokens: make it from masks of the same count and size, or from one mask"
+            f"{like.shape[0]} and {like.shape[1]} tokens: make it from masks of the same count and size, "
+            "or from one mask"
         )
     return tensor.expand(like.shape[0], -1, -1)

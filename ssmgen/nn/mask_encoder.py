@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,7 +18,7 @@ class MaskEncoder(nn.Module):
     """A 1x1 convolution from one-hot classes to a narrow class embedding, then one token per patch of it.
 
     Labels come in at image resolution: sampled down to a latent grid first, a third of the eyes and half of the mouths
-    would vanish at 128 pixels. The null condition is an all-zero one-hot map, so its embedding is the convolution's bias.
+    would vanish at 128 pixels. The null condition is an all-zero one-hot map: its embedding is the convolution's bias.
 
     Args:
         dim: width of the tokens.
@@ -34,9 +36,9 @@ class MaskEncoder(nn.Module):
             )
         self.num_classes = num_classes
         self.patch_size = patch_size
-        self.classes = nn.Conv2d(num_classes, class_dim, 1)
+        self.classes: Any = nn.Conv2d(num_classes, class_dim, 1)
         nn.init.normal_(self.classes.weight)  # the input is one-hot: this is an embedding table
-        nn.init.zeros_(self.classes.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.classes.bias)
         self.proj = nn.Linear(patch_size**2 * class_dim, dim)
 
     def forward(self, mask: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -48,8 +50,8 @@ class MaskEncoder(nn.Module):
             keep: ``(batch,)`` bool; False replaces an item's mask by the null condition.
 
         Raises:
-            ValueError: wrong shape, other classes than the encoder's, a side that the patches do not fill, or a label out
-                of range (its value, count and first position are named).
+            ValueError: wrong shape, other classes than the encoder's, a side that the patches do not fill, or a label
+                out of range (its value, count and first position are named).
             TypeError: labels that are not integers, or a one-hot mask that is.
         """
         self._check(mask)
@@ -79,7 +81,8 @@ class MaskEncoder(nn.Module):
         if mask.dim() == 4:
             if mask.shape[1] != self.num_classes:
                 raise ValueError(
-                    f"a one-hot mask must be {one_hot} for the model's {self.num_classes} classes, got {tuple(mask.shape)}"
+                    f"a one-hot mask must be {one_hot} for the model's {self.num_classes} classes, "
+                    f"got {tuple(mask.shape)}"
                 )
             if not mask.is_floating_point():
                 raise TypeError(f"a one-hot mask must be floating point, got {mask.dtype}: use mask.float()")

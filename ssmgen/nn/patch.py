@@ -59,7 +59,9 @@ class Unpatchify(nn.Module):
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """``(batch, h * w, dim)`` to ``(batch, channels, h * patch_size, w * patch_size)``; ``size`` is (h, w)."""
         if tokens.dim() != 3 or tokens.shape[1] != size[0] * size[1]:
-            raise ValueError(f"tokens must be (batch, {size[0] * size[1]}, dim) for size {size}, got {tuple(tokens.shape)}")
+            raise ValueError(
+                f"tokens must be (batch, {size[0] * size[1]}, dim) for size {size}, got {tuple(tokens.shape)}"
+            )
         p = self.patch_size
         return rearrange(self.proj(tokens), "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=size[0], p1=p, p2=p)
 

@@ -1,7 +1,231 @@
-"""Placeholder until the fused kernel lands."""
+"""Selective scan on a CPU: a fused kernel in C with its own backward, vector instructions and torch's threads.
+
+The library beside this file is compiled when the package is built and loaded through ctypes; it knows nothing of Python
+or torch. Two `torch.library` operators wrap it, so that `torch.compile` sees one node.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK = 8
+_TILE = 128
+_SIZES = ("batch", "length", "dim", "n", "softplus")
+_STRIDES = ("u_batch", "u_step", "delta_batch", "delta_step", "B_batch", "B_step", "C_batch", "C_step")
+_POINTERS = (
+    *("u", "delta", "A", "B", "C", "D", "bias", "initial", "y", "last", "saved", "dy", "dlast"),
+    *("du", "ddelta", "dA", "dB", "dC", "dD", "dbias", "dinitial"),
+)
+
+
+class _Args(ctypes.Structure):
+    """``scan_args`` of csrc/cpu_scan.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (*_SIZES, *_STRIDES)),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    ]
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
+    """The compiled library, why there is none, and how many floats its vectors hold."""
+    folder = Path(__file__).parent
+    files = [file for suffix in importlib.machinery.EXTENSION_SUFFIXES for file in folder.glob(f"_cpu_scan{suffix}")]
+    if not files:
+        return None, "its library was not compiled: reinstall ssmgen from a wheel, or where there is a C compiler", 1
+    try:
+        library = ctypes.CDLL(str(files[0]))
+    except OSError as error:
+        return None, f"{files[0].name} does not load ({error}): reinstall ssmgen", 1
+    library.ssmgen_scan_choose.restype = ctypes.c_int64
+    library.ssmgen_scan_choose.argtypes = [ctypes.c_char_p]
+    library.ssmgen_scan_chosen.restype = ctypes.c_char_p
+    library.ssmgen_scan_run.restype = ctypes.c_int64
+    library.ssmgen_scan_run.argtypes = [ctypes.POINTER(_Args), ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    forced = os.environ.get("SSMGEN_CPU_ISA")
+    lanes = library.ssmgen_scan_choose(forced.encode() if forced else None)
+    if not lanes:
+        return None, f"SSMGEN_CPU_ISA={forced} is not avx512, avx2 or generic, or this processor lacks it", 1
+    return library, None, lanes
+
+
+def _team() -> int | None:
+    """Address of the parallel-region call of the OpenMP runtime that torch has loaded, so that both share its threads."""
+    for name in ("libgomp.so.1", None):
+        try:
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError, TypeError):
+            continue
+    return None
+
+
+_LIBRARY, _REASON, _LANES = _load()
+_TEAM = _team() if _LIBRARY is not None else None
+
+
 def unavailable() -> str | None:
-    return "not built yet"
+    """Why this backend cannot run here, or None."""
+    return _REASON
+
+
 def describe() -> str:
-    return ""
-def scan(*args):
-    raise RuntimeError
+    """What runs, for the backend report."""
+    assert _LIBRARY is not None
+    isa = _LIBRARY.ssmgen_scan_chosen().decode()
+    return f"fused C kernel, {isa}, {torch.get_num_threads()} threads" + ("" if _TEAM else " of its own")
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The scan of `ssmgen.ops.selective_scan` for float32 and 16-bit inputs; the gate is left to autograd.
+
+    Repeats to the bit, for any number of threads: every sum has a fixed order.
+    """
+    save = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (u, delta, A, B, C, D, delta_bias, initial_state)
+    )
+    inputs = (u.float(), delta.float(), A, B.float(), C.float(), D, delta_bias, initial_state)
+    y, last, _ = torch.ops.ssmgen.cpu_scan(*inputs, delta_softplus, save)
+    if z is not None:
+        y = y * F.silu(z.float())
+    return y.to(u.dtype), last
+
+
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _run(inputs: _Inputs, softplus: bool, backward: bool, **buffers: Tensor) -> None:
+    u, delta, A, B, C, D, bias, initial = inputs
+    batch, length, dim = u.shape
+    # Only the last dimension must be dense: conditions expanded over the batch and slices of a projection pass uncopied.
+    strided = {name: _dense_rows(x) for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C))}
+    dense = {name: x.contiguous() for name, x in (("A", A), ("D", D), ("bias", bias), ("initial", initial)) if x is not None}
+    args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus)
+    for name, x in strided.items():
+        setattr(args, f"{name}_batch", x.stride(0))
+        setattr(args, f"{name}_step", x.stride(1))
+    for name, x in (strided | dense | buffers).items():
+        setattr(args, name, x.data_ptr() if x.numel() else None)
+    assert _LIBRARY is not None
+    if _LIBRARY.ssmgen_scan_run(ctypes.byref(args), backward, torch.get_num_threads(), _TEAM):
+        raise MemoryError("selective_scan: no memory for its working buffers")
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """One state per chunk and vector of channels, in the kernel's own layout."""
+    batch, length, dim = u.shape
+    return batch, -(-length // _CHUNK), -(-dim // _LANES), A.shape[1], _LANES
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, last = u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
+    saved = u.new_empty(_saved_shape(u, A) if save else (0,))
+    _run((u, delta, A, B, C, D, bias, initial), softplus, False, y=y, last=last, saved=saved)
+    return y, last, saved
+
+
+def _fake_forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, bias: Any, initial: Any, softplus: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    saved = u.new_empty(_saved_shape(u, A) if save else (0,))
+    return u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape), saved
+
+
+def _backward(
+    dy: Tensor,
+    dlast: Tensor,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients in the order u, delta, A, B, C, D, bias, initial; partial sums are added in a fixed order."""
+    batch, length, dim = u.shape
+    d_state, tiles = A.shape[1], -(-dim // _TILE)
+    made = {
+        "du": u.new_empty(u.shape),
+        "ddelta": u.new_empty(u.shape),
+        "dA": u.new_empty(batch, dim, d_state),
+        "dB": u.new_empty(batch, tiles, length, d_state),
+        "dC": u.new_empty(batch, tiles, length, d_state),
+        "dD": u.new_empty(batch, dim),
+        "dbias": u.new_empty(batch, dim),
+        "dinitial": u.new_empty(batch, dim, d_state),
+    }
+    given = {"dy": dy.contiguous(), "dlast": dlast.contiguous(), "saved": saved}
+    _run((u, delta, A, B, C, D, bias, initial), softplus, True, **given, **made)
+    du, ddelta, dA, dB, dC, dD, dbias, dinitial = made.values()
+    return du, ddelta, dA.sum(0), dB.sum(1), dC.sum(1), dD.sum(0), dbias.sum(0), dinitial
+
+
+def _fake_backward(
+    dy: Tensor, dlast: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    batch, _, dim = u.shape
+    vectors = u.new_empty(dim), u.new_empty(dim)
+    made = (u.new_empty(x.shape) for x in (u, delta, A, B, C))
+    return *made, *vectors, u.new_empty(batch, *A.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, saved = ctx.saved_tensors
+    gradients = torch.ops.ssmgen.cpu_scan_backward(dy, dlast, saved, *inputs, ctx.softplus)
+    kept = (None if x is None else gradient for x, gradient in zip(inputs, gradients, strict=True))
+    return *kept, None, None
+
+
+_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, bool softplus"
+_LIB = torch.library.Library("ssmgen", "FRAGMENT")
+_LIB.define(f"cpu_scan({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)")
+_LIB.define(
+    f"cpu_scan_backward(Tensor dy, Tensor dlast, Tensor saved, {_TENSORS}) -> ({', '.join(['Tensor'] * 8)})",
+)
+_LIB.impl("cpu_scan", _forward, "CPU")
+_LIB.impl("cpu_scan_backward", _backward, "CPU")
+torch.library.register_fake("ssmgen::cpu_scan", _fake_forward, lib=_LIB)
+torch.library.register_fake("ssmgen::cpu_scan_backward", _fake_backward, lib=_LIB)
+torch.library.register_autograd("ssmgen::cpu_scan", _differentiate, setup_context=_setup_context, lib=_LIB)

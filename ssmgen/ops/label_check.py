@@ -30,6 +30,7 @@ def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
         spot += f" of item {first[0]}"
     hint = " (255 is often an ignore label)" if value == 255 else ""
     raise ValueError(
-        f"{where}: label {value}{hint} is outside 0..{num_classes - 1}; it covers {count} pixel(s), the first at {spot}. "
+        f"{where}: label {value}{hint} is outside 0..{num_classes - 1}; it covers {count} pixel(s), "
+        f"the first at {spot}. "
         "Remap or relabel the mask, or build the model with the right num_classes."
     )

@@ -43,7 +43,7 @@ def scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The scan of `ssmgen.ops.selective_scan`; the element-wise edges (bias, softplus, D, gate) are left to autograd."""
+    """The scan of `ssmgen.ops.selective_scan`; autograd does the element-wise edges (bias, softplus, D, gate)."""
     precision = A.dtype
     delta = delta.to(precision)
     if delta_bias is not None:

@@ -57,8 +57,8 @@ def selective_scan(
     """Selective state-space scan (Mamba, algorithm 2; SISMA eqs. 4 and 5), channel-last.
 
     With delta' = softplus(delta + delta_bias) (each part optional):
-    ``h_k = exp(delta'_k A) h_{k-1} + delta'_k B_k u_k``, ``y_k = C_k h_k + D u_k``, and ``y_k * silu(z_k)`` where a gate
-    is given. A is discretised by zero-order hold and B by the first-order rule delta * B, as mamba-ssm does.
+    ``h_k = exp(delta'_k A) h_{k-1} + delta'_k B_k u_k``, ``y_k = C_k h_k + D u_k``, and ``y_k * silu(z_k)`` where a
+    gate is given. A is discretised by zero-order hold and B by the first-order rule delta * B, as mamba-ssm does.
 
     Args:
         u: the scanned sequence, ``(batch, length, dim)``, float32, float64, bfloat16 or float16.
@@ -74,8 +74,8 @@ def selective_scan(
         backend: ``"auto"`` or one of ``"cpu"``, ``"portable"``, ``"reference"``, ``"mamba-ssm"``.
 
     Returns:
-        ``y`` of the shape and dtype of ``u``, and the last state if asked for. The state, A, D and delta_bias are held in
-        float64 for float64 inputs and in float32 otherwise.
+        ``y`` of the shape and dtype of ``u``, and the last state if asked for. The state, A, D and delta_bias are held
+        in float64 for float64 inputs and in float32 otherwise.
 
     Raises:
         ValueError: a shape or device that does not fit, or an unknown backend.
@@ -89,14 +89,12 @@ def selective_scan(
     def exact(parameter: Tensor | None) -> Tensor | None:
         return None if parameter is None else parameter.to(precision)
 
-    y, last_state = run(
-        u, delta, exact(A), B, C, exact(D), z, exact(delta_bias), delta_softplus, exact(initial_state)
-    )
+    y, last_state = run(u, delta, exact(A), B, C, exact(D), z, exact(delta_bias), delta_softplus, exact(initial_state))
     return (y, last_state) if return_last_state else y
 
 
 def choose_backend(device_type: str, dtype: torch.dtype, backend: str = "auto") -> str:
-    """The backend that runs for a device and dtype, checked to be able to; warns once where ``auto`` takes a slow one."""
+    """The backend that runs for a device and dtype; warns once where ``auto`` takes a slow one."""
     if backend == "auto":
         return _auto(device_type, dtype)
     if backend not in _BACKENDS:
@@ -164,7 +162,9 @@ def _check(
     if u.dim() != 3 or 0 in u.shape:
         raise ValueError(f"u must be (batch, length, dim) and not empty, got {tuple(u.shape)}")
     if A.dim() != 2 or A.shape[0] != u.shape[2] or A.shape[1] == 0:
-        raise ValueError(f"A must be (dim, d_state) with dim {u.shape[2]} as in u {tuple(u.shape)}, got {tuple(A.shape)}")
+        raise ValueError(
+            f"A must be (dim, d_state) with dim {u.shape[2]} as in u {tuple(u.shape)}, got {tuple(A.shape)}"
+        )
     batch, length, dim = u.shape
     d_state = A.shape[1]
     expected = {

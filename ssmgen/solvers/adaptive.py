@@ -48,7 +48,8 @@ class Adaptive(Solver):
         from torchdiffeq import odeint
 
         ends = torch.stack([ts[0], ts[-1]])
-        # A step must end at the last time: by default it would overshoot, ask the velocity beyond t = 1, and interpolate.
+        # A step must end at the last time: by default it would overshoot, ask the velocity beyond t = 1, and
+        # interpolate.
         options = {"step_t": ends[1:]}
 
         def integrate(x: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def _tensors(state_dict: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    named = {parameter: name for name, parameter in model.named_parameters()}
+    named: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{named[parameter]}:{slot}": value.detach().cpu().contiguous()
         for parameter, slots in optimizer.state.items()
@@ -139,9 +139,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
     }
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], file: Path
-) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     named = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, slot = key.rpartition(":")

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An `AveragedModel` of ``model`` with decay ``min(decay, (1 + n) / (10 + n))`` at its n-th update.
 
-    The ramp lets short runs forget their initial weights. Call ``update_parameters(model)`` after each step; ``.module``
-    is the averaged model.
+    The ramp lets short runs forget their initial weights. Call ``update_parameters(model)`` after each step;
+    ``.module`` is the averaged model.
 
     Raises:
         ValueError: ``decay`` outside [0, 1), or weights that are not float32 (16-bit averages lose their updates).
@@ -22,7 +22,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"ema_decay must be in [0, 1), got {decay}")
     low = next((name for name, p in model.named_parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     if low is not None:
-        raise ValueError(f"{low} is 16-bit: a moving average at decay {decay} would lose its updates; keep float32 weights")
+        raise ValueError(
+            f"{low} is 16-bit: a moving average at decay {decay} would lose its updates; keep float32 weights"
+        )
     return AveragedModel(model, multi_avg_fn=_ramped(decay), use_buffers=False)
 
 

@@ -40,8 +40,8 @@ class TrainSettings:
         accumulate: parts each batch is cut into, to save memory.
         lr: learning rate after the warm-up.
         warmup: steps of linear warm-up.
-        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``, so
-            that a run may be prolonged.
+        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``,
+            so that a run may be prolonged.
         weight_decay: AdamW's, on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
@@ -133,7 +133,9 @@ def train(
     world, rank = accelerator.num_processes, accelerator.process_index
     parts = settings.accumulate
     if settings.batch_size % (world * parts):
-        raise ValueError(f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}")
+        raise ValueError(
+            f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}"
+        )
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     trained, optimizer = accelerator.prepare(model, optimizer)
