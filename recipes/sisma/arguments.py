@@ -17,11 +17,11 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-def from_command_line(schema: type[Schema] | Schema, argv: list[str]) -> Schema:
+def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     """Fill a dataclass from ``key=value`` words; nested keys are written with dots.
 
     Args:
-        schema: a dataclass, or an instance whose values are the defaults.
+        schema: an instance whose values are the defaults.
         argv: the words.
 
     Raises:
@@ -35,13 +35,16 @@ def from_command_line(schema: type[Schema] | Schema, argv: list[str]) -> Schema:
             raise UsageError(f"{word!r} is not key=value; the keys are {', '.join(known)}")
         if key.partition(".")[0] not in known:
             raise UsageError(f"unknown key {key!r}{closest(key, known)} The keys are {', '.join(known)}.")
+    structured = omegaconf.OmegaConf.structured(schema)
     try:
-        merged = omegaconf.OmegaConf.merge(
-            omegaconf.OmegaConf.structured(schema), omegaconf.OmegaConf.from_dotlist(argv)
-        )
-        return cast(Schema, omegaconf.OmegaConf.to_object(merged))
+        for word in argv:
+            key, _, value = word.partition("=")
+            # A plain value is converted by its field's type alone: as YAML, run=007 would become 7.
+            given = omegaconf.OmegaConf.from_dotlist([word]) if "." in key else {key: value}
+            structured = omegaconf.OmegaConf.merge(structured, given)
+        return cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except omegaconf.errors.OmegaConfBaseException as error:
-        raise UsageError(str(error).splitlines()[0] + f" (in {' '.join(argv)})") from error
+        raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -48,7 +48,7 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     """Train, score on held-out drawn faces, save."""
-    settings = from_command_line(Settings, argv)
+    settings = from_command_line(Settings(), argv)
     torch.manual_seed(settings.seed)
     network = new_autoencoder(settings.width)
     network = network.to(memory_format=torch.channels_last)  # convolutions on a CPU run faster so

@@ -47,7 +47,7 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     """Evaluate a run from the command line."""
-    settings = from_command_line(Settings, argv)
+    settings = from_command_line(Settings(), argv)
     run = Path(settings.run)
     evaluate_run(
         run,
@@ -82,7 +82,7 @@ def evaluate_run(
     """
     loaded = load_run(run)
     config = loaded.config
-    judge = _parser(parser or config.parser)
+    judge = load_judge(parser or config.parser)
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
     count = min(masks or config.evaluate_masks, len(pairs))
     if count < 2:
@@ -190,7 +190,8 @@ def _sampling(config: Any, given: dict[str, Any]) -> dict[str, Any]:
     return own | given
 
 
-def _parser(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
+def load_judge(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
+    """The parser a ``parser=`` names: ``drawn`` is the shipped one, ``none`` is none, else a file."""
     if name == "none":
         return None
     return load_parser(SHIPPED if name == "drawn" else Path(name))

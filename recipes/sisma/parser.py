@@ -87,7 +87,7 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     for channels in (in_channels, out_channels):
         layers += [
             nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(4, out_channels),
+            nn.BatchNorm2d(out_channels),
             nn.SiLU(),
         ]
     return nn.Sequential(*layers)
@@ -126,7 +126,7 @@ def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Train, score on held-out images, save."""
-    settings = from_command_line(Settings, argv)
+    settings = from_command_line(Settings(), argv)
     torch.manual_seed(settings.seed)
     parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
     started = time.monotonic()

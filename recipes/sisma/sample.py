@@ -43,7 +43,7 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     """Check all masks, then sample them."""
-    settings = from_command_line(Settings, argv)
+    settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
     files = mask_files(settings.mask)

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.evaluate import evaluate_run
-from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder
+from recipes.sisma.evaluate import evaluate_run, load_judge
+from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import generate, new_model, save_config
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
+from ssmgen.extras import require
 from ssmgen.ops import backends
-from ssmgen.training import train
+from ssmgen.training import find_checkpoint, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
@@ -41,37 +42,36 @@ _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
 def main(argv: list[str]) -> None:
-    """Train a preset, then measure it."""
+    """Train a preset, then measure it. Everything that can be checked is checked before anything is written."""
     config = parse(argv)
-    run = Path(config.run)
     settings = config.train_settings()
-    prepare_run_folder(run, config.resume)
+    run = Path(config.run)
     autoencoder = load_autoencoder(config)
     objective = build("flow-matching", t_sampling=config.t_sampling)
     torch.manual_seed(config.seed)
     model = new_model(config, autoencoder)
     shown = held_out_pairs(config, _SHEET_MASKS)
-    data = encoded_pairs(config, autoencoder)
-    _announce(config, model, len(data))
-
-    record = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    record |= {"autoencoder": autoencoder.describe(), "source": data.cache.record["source"]}
-    save_config(config, run / "config.yaml")
-    result = train(
-        model,
-        objective,
-        data,
-        settings,
-        run,
-        record=record,
-        resume=None if config.resume == "no" else config.resume,
-        on_step=_sheets(run, config, autoencoder, shown) if config.sample_every else None,
-    )
+    check_config(config, model, autoencoder)
+    resume = None if config.resume == "no" else config.resume
+    record = _record(config, autoencoder)
+    processes = require("accelerate", extra="train").PartialState()
+    with processes.main_process_first():
+        if processes.is_main_process:
+            check_run_folder(run, config.resume)
+        data = encoded_pairs(config, autoencoder)
+    find_checkpoint(run, resume, record)
+    if processes.is_main_process:
+        save_config(config, run / "config.yaml")
+        _announce(config, model, len(data))
+    draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
+    result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
+    if not processes.is_main_process:
+        return
     if result.interrupted:
         print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
         return
     print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
-    if config.evaluate and _is_main_process():
+    if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
 
 
@@ -84,7 +84,26 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
-def prepare_run_folder(run: Path, resume: str) -> None:
+def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
+    """What would otherwise fail only after training.
+
+    Raises:
+        ValueError: an image size the patches do not fill, an unknown solver, or guidance without mask dropout.
+        FileNotFoundError: no such parser.
+    """
+    multiple = autoencoder.factor * model.patch_size
+    if config.image_size % multiple:
+        raise ValueError(
+            f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {config.image_size}"
+        )
+    build(config.solver)
+    if config.guidance_scale != 1 and not model.mask_dropout:
+        raise ValueError(f"guidance_scale={config.guidance_scale} needs model_args.mask_dropout, e.g. 0.1")
+    if config.evaluate:
+        load_judge(config.parser)
+
+
+def check_run_folder(run: Path, resume: str) -> None:
     """Make the run's folder, or refuse it before any work is done.
 
     Raises:
@@ -97,6 +116,12 @@ def prepare_run_folder(run: Path, resume: str) -> None:
     probe = run / f".write-test-{os.getpid()}"
     probe.touch()
     probe.unlink()
+
+
+def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
+    """What a continuation must agree on: all that changes what a step computes."""
+    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 
 def _announce(config: Config, model: nn.Module, examples: int) -> None:
@@ -146,10 +171,6 @@ def _device(model: nn.Module) -> torch.device:
 
 def _continue(argv: list[str]) -> str:
     return " ".join([*(word for word in argv if not word.startswith("resume=")), "resume=auto"])
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 if __name__ == "__main__":

@@ -270,6 +270,7 @@ def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
     if dim < 2 * values:
         warnings.warn(
             f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the "
-            "noise a velocity must contain does not fit through, and training stalls. Use a smaller patch or a larger dim.",
+            "noise a velocity must contain does not fit through, and training stalls. Use a smaller patch or a "
+            "larger dim.",
             stacklevel=3,
         )

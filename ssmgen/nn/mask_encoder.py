@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -36,9 +34,9 @@ class MaskEncoder(nn.Module):
             )
         self.num_classes = num_classes
         self.patch_size = patch_size
-        self.classes: Any = nn.Conv2d(num_classes, class_dim, 1)
+        self.classes = nn.Conv2d(num_classes, class_dim, 1)
         nn.init.normal_(self.classes.weight)  # the input is one-hot: this is an embedding table
-        nn.init.zeros_(self.classes.bias)
+        nn.init.zeros_(self.classes.bias)  # type: ignore[arg-type]
         self.proj = nn.Linear(patch_size**2 * class_dim, dim)
 
     def forward(self, mask: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -63,7 +61,7 @@ class MaskEncoder(nn.Module):
             features = rearrange(mask.to(weight.dtype), "b c h w -> b h w c") @ weight.t()
         if keep is not None:
             features = features * keep.view(-1, 1, 1, 1)
-        features = features + self.classes.bias
+        features = features + self.classes.bias  # type: ignore[operator]
         p = self.patch_size
         return self.proj(rearrange(features, "b (h p1) (w p2) c -> b (h w) (p1 p2 c)", p1=p, p2=p))
 

@@ -58,7 +58,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
 
 
 def _team() -> int | None:
-    """Address of the parallel-region call of the OpenMP runtime that torch has loaded, so that both share its threads."""
+    """Address of the parallel call of the OpenMP runtime that torch has loaded, so that both share its threads."""
     for name in ("libgomp.so.1", None):
         try:
             return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
@@ -115,9 +115,10 @@ _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | 
 def _run(inputs: _Inputs, softplus: bool, backward: bool, **buffers: Tensor) -> None:
     u, delta, A, B, C, D, bias, initial = inputs
     batch, length, dim = u.shape
-    # Only the last dimension must be dense: conditions expanded over the batch and slices of a projection pass uncopied.
+    # Only the last dimension must be dense: expanded conditions and slices of a projection are not copied.
     strided = {name: _dense_rows(x) for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C))}
-    dense = {name: x.contiguous() for name, x in (("A", A), ("D", D), ("bias", bias), ("initial", initial)) if x is not None}
+    optional = {"A": A, "D": D, "bias": bias, "initial": initial}
+    dense = {name: x.contiguous() for name, x in optional.items() if x is not None}
     args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus)
     for name, x in strided.items():
         setattr(args, f"{name}_batch", x.stride(0))
@@ -158,7 +159,16 @@ def _forward(
 
 
 def _fake_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, bias: Any, initial: Any, softplus: bool, save: bool
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Any,
+    bias: Any,
+    initial: Any,
+    softplus: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     saved = u.new_empty(_saved_shape(u, A) if save else (0,))
     return u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape), saved
@@ -218,7 +228,9 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tens
     return *kept, None, None
 
 
-_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, bool softplus"
+_TENSORS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, bool softplus"
+)
 _LIB = torch.library.Library("ssmgen", "FRAGMENT")
 _LIB.define(f"cpu_scan({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)")
 _LIB.define(

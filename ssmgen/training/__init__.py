@@ -9,7 +9,7 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
-from ssmgen.training.loop import TrainResult, TrainSettings, parameter_groups, train
+from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, parameter_groups, train
 from ssmgen.training.order import StepOrder, derived_seed
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "TrainSettings",
     "checkpoints",
     "derived_seed",
+    "find_checkpoint",
     "load_checkpoint",
     "moving_average",
     "parameter_groups",

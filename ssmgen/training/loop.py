@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssmgen.extras import require
-from ssmgen.training.checkpoint import CheckpointError, checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from ssmgen.training.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from ssmgen.training.ema import moving_average
 from ssmgen.training.order import StepOrder, derived_seed
 
@@ -142,7 +149,9 @@ def train(
     model = accelerator.unwrap_model(trained)
     inner_optimizer = getattr(optimizer, "optimizer", optimizer)
 
-    first, seconds = _resume(run, resume, record or {}, model, ema, inner_optimizer)
+    found = find_checkpoint(run, resume, record or {})
+    state = load_checkpoint(found, model=model, ema=ema, optimizer=inner_optimizer) if found else {}
+    first, seconds = int(state.get("step", 0)), float(state.get("seconds", 0.0))
     if first >= settings.steps:
         return TrainResult(first, seconds, ema.module, False)
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
@@ -253,25 +262,31 @@ def _set_lr(optimizer: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def _resume(
-    run: Path, resume: Path | str | None, record: dict[str, Any], model: nn.Module, ema: nn.Module, optimizer: Any
-) -> tuple[int, float]:
-    """Load what is resumed from; returns its step and seconds of training, (0, 0) where there is nothing yet."""
+def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]) -> Path | None:
+    """The checkpoint to resume from, verified; None to start afresh.
+
+    Args:
+        run: the run's folder.
+        resume: as in `train`.
+        record: what the checkpoint must have been made with.
+
+    Raises:
+        CheckpointError: it is damaged (for ``"auto"``: all of them are), or belongs to another configuration.
+    """
     if resume is None:
-        return 0, 0.0
-    found = checkpoints(run / "checkpoints") if resume == "auto" else [Path(resume)]
-    for path in reversed(found):
+        return None
+    candidates = checkpoints(run / "checkpoints") if resume == "auto" else [Path(resume)]
+    for path in reversed(candidates):
         try:
-            state = load_checkpoint(path)  # verify before anything is changed
+            state = verify_checkpoint(path)
         except CheckpointError as error:
-            if path == found[0]:
+            if path == candidates[0]:
                 raise
             print(f"{error}\nfalling back to the checkpoint before it", file=sys.stderr)
             continue
         _check_record(path, state.get("record", {}), record)
-        load_checkpoint(path, model=model, ema=ema, optimizer=optimizer)
-        return int(state["step"]), float(state["seconds"])
-    return 0, 0.0
+        return path
+    return None
 
 
 def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
