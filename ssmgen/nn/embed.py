@@ -44,7 +44,6 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
 
 
-@lru_cache(maxsize=32)
 def sincos_position(dim: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Fixed 2-D sine-cosine position embedding ``(height * width, dim)``, row-major, for any grid.
 
@@ -56,12 +55,21 @@ def sincos_position(dim: int, height: int, width: int, device: torch.device | st
     """
     if dim % 4:
         raise ValueError(f"the width must be a multiple of 4 for a 2-D sine-cosine embedding, got {dim}")
+    # A graph being compiled holds the computation itself; the cache would break it.
+    position = _position if torch.compiler.is_compiling() else _kept_position
+    return position(dim, height, width, torch.device(device))
+
+
+def _position(dim: int, height: int, width: int, device: torch.device) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 4, device=device) / (dim // 4))
     rows = torch.arange(height, device=device).unsqueeze(1) * frequencies
     columns = torch.arange(width, device=device).unsqueeze(1) * frequencies
     rows = torch.cat([rows.sin(), rows.cos()], dim=1).unsqueeze(1).expand(height, width, dim // 2)
     columns = torch.cat([columns.sin(), columns.cos()], dim=1).unsqueeze(0).expand(height, width, dim // 2)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+_kept_position = lru_cache(maxsize=32)(_position)
 
 
 @register("block", "position-embedding")

@@ -34,7 +34,6 @@ class ScanOrder(NamedTuple):
     inverse: Tensor
 
 
-@lru_cache(maxsize=256)
 def scan_order(name: str, height: int, width: int, device: torch.device | str = "cpu") -> ScanOrder | None:
     """The permutation of ``height * width`` row-major tokens for an order, or None for ``"row"``, the identity.
 
@@ -48,6 +47,12 @@ def scan_order(name: str, height: int, width: int, device: torch.device | str = 
         raise ValueError(f"unknown scan order {name!r}{closest(name, SCAN_ORDERS)} All: {', '.join(SCAN_ORDERS)}.")
     if name == "row":
         return None
+    # A graph being compiled holds the computation itself; the cache would break it.
+    permutation = _permutation if torch.compiler.is_compiling() else _kept_permutation
+    return permutation(name, height, width, torch.device(device))
+
+
+def _permutation(name: str, height: int, width: int, device: torch.device) -> ScanOrder:
     index = torch.arange(height * width, device=device).view(height, width)
     lines = index if name.startswith("row") else index.t()
     if "boustrophedon" in name:
@@ -56,6 +61,9 @@ def scan_order(name: str, height: int, width: int, device: torch.device | str = 
     if name.endswith("reversed"):
         sequence = sequence.flip(0)
     return ScanOrder(sequence, torch.argsort(sequence))
+
+
+_kept_permutation = lru_cache(maxsize=256)(_permutation)
 
 
 def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:

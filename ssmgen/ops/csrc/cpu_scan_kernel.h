@@ -36,19 +36,20 @@ static inline vec NAME(clamp)(vec x, float low, float high) {
     return NAME(select)(x > zero + high, zero + high, x);
 }
 
-/* 2^x for x in [-126, 126]; a degree-5 polynomial, relative error under 2e-7. Adding 1.5 * 2^23 rounds to an integer
- * and leaves it in the low bits, from where it is shifted into the exponent. */
+/* 2^x for x in [-126, 126]; relative error under 2e-7. The polynomial is 1 at 0 exactly: a decay near 1 is applied at
+ * every step, and a bias would grow with the length. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits,
+ * from where it is shifted into the exponent. */
 static inline vec NAME(exp2)(vec x) {
     const vec zero = {0};
     x = NAME(clamp)(x, -126.0f, 126.0f);
     vec shifted = x + 12582912.0f;
     vec f = x - (shifted - 12582912.0f);
-    vec p = zero + 1.326697039e-3f;
-    p = p * f + 9.675459746e-3f;
-    p = p * f + 5.550742616e-2f;
-    p = p * f + 2.402212175e-1f;
-    p = p * f + 6.931469492e-1f;
-    p = p * f + 1.000000071f;
+    vec p = zero + 1.326471878e-3f;
+    p = p * f + 9.671513313e-3f;
+    p = p * f + 5.550733771e-2f;
+    p = p * f + 2.402224207e-1f;
+    p = p * f + 6.931469776e-1f;
+    p = p * f + 1.0f;
     return (vec)((ivec)p + ((ivec)shifted << 23));
 }
 

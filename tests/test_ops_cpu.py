@@ -1,0 +1,216 @@
+"""The fused CPU scan against the float64 reference: values, gradients, views, instruction sets, threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ops import PARTS, arguments, run, with_gradients
+
+from ssmgen.ops import cpu, selective_scan
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no fused kernel: {cpu.unavailable()}")
+ROOT = Path(__file__).parents[1]
+
+
+def errors(got, expected):
+    """Relative L2 error of each output and gradient."""
+    return {
+        name: ((got[name].double() - expected[name]).norm() / expected[name].norm().clamp(min=1e-30)).item()
+        for name in expected
+    }
+
+
+def against_reference(**shape):
+    args = arguments(**shape, dtype=torch.float32, grad=True)
+    exact = {k: v.detach().double().requires_grad_() for k, v in args.items()}
+    return errors(with_gradients(args, "cpu"), with_gradients(exact, "reference"))
+
+
+def test_the_library_is_here_and_auto_takes_it():
+    assert "fused C kernel" in cpu.describe()
+    from ssmgen.ops import backends
+
+    assert backends()["cpu"].auto_for == ("cpu",)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 35),
+    dim=st.integers(1, 40),
+    d_state=st.sampled_from([1, 2, 5, 8, 16, 17, 33]),
+    seed=st.integers(0, 1000),
+)
+def test_agrees_with_the_float64_reference_at_odd_sizes(batch, length, dim, d_state, seed):
+    found = against_reference(batch=batch, length=length, dim=dim, d_state=d_state, seed=seed)
+    assert max(found.values()) < 2e-5, found
+
+
+@pytest.mark.parametrize("d_state", [16, 64])
+def test_is_accurate_at_working_sizes(d_state):
+    args = arguments(batch=2, length=131, dim=200, d_state=d_state, dtype=torch.float32, grad=True)
+    exact = with_gradients({k: v.detach().double().requires_grad_() for k, v in args.items()}, "reference")
+    fused, loop = (errors(with_gradients(args, backend), exact) for backend in ("cpu", "reference"))
+    for name in exact:  # as near to float64 as a float32 loop is
+        assert fused[name] < 3 * loop[name] + 2e-7, (name, fused[name], loop[name])
+
+
+def test_a_decay_near_one_does_not_drift_with_the_length():
+    """h keeps its start when delta * A is next to nothing, however long the sequence."""
+    one = torch.ones(1, 4096, 1)
+    state = selective_scan(
+        one * 0, one * 1e-9, -one[0, :1], one, one, initial_state=one[:, :1], return_last_state=True, backend="cpu"
+    )[1]
+    assert abs(state.item() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("missing", [("D",), ("z",), ("delta_bias",), ("initial_state",), PARTS[5:]])
+def test_optional_parts(missing):
+    args = {k: v for k, v in arguments(dtype=torch.float32, grad=True).items() if k not in missing}
+    exact = {k: v.detach().double().requires_grad_() for k, v in args.items()}
+    found = errors(with_gradients(args, "cpu"), with_gradients(exact, "reference"))
+    assert max(found.values()) < 5e-6, found
+
+
+def test_views_are_taken_as_they_are():
+    """Slices of a wider projection, and a condition of one image expanded over the batch."""
+    wide = torch.randn(3, 9, 2 * 7 + 2 * 4)
+    u, delta, B, C = wide.split([7, 7, 4, 4], dim=-1)
+    one = torch.rand(1, 9, 7)
+    A = -torch.rand(7, 4)
+    for step in (delta.abs(), one.expand(3, -1, -1), wide.transpose(1, 2)[:, :7, :9].transpose(1, 2).abs()):
+        got = selective_scan(u, step, A, B, C, backend="cpu")
+        dense = selective_scan(*(x.contiguous() for x in (u, step, A, B, C)), backend="cpu")
+        assert torch.equal(got, dense)
+    shared = one.clone().requires_grad_()
+    selective_scan(u, shared.expand(3, -1, -1), A, B, C, backend="cpu").square().sum().backward()
+    copies = one.expand(3, -1, -1).clone().requires_grad_()
+    selective_scan(u, copies, A, B, C, backend="cpu").square().sum().backward()
+    torch.testing.assert_close(shared.grad, copies.grad.sum(0, keepdim=True))
+
+
+def test_transposed_inputs():
+    u = torch.randn(2, 5, 9).transpose(1, 2)
+    args = (u, torch.rand(2, 9, 5), -torch.rand(5, 16), torch.randn(2, 9, 16), torch.randn(2, 16, 9).transpose(1, 2))
+    torch.testing.assert_close(selective_scan(*args, backend="cpu"), selective_scan(*args, backend="reference"))
+
+
+def test_gradients_through_the_state_alone():
+    args = arguments(dtype=torch.float32, grad=True)
+    _, state = run(args, "cpu")
+    state.sum().backward()
+    assert args["u"].grad.abs().sum() > 0 and args["initial_state"].grad.abs().sum() > 0
+    assert not args["C"].grad.any()
+
+
+def test_results_repeat_to_the_bit_for_any_number_of_threads():
+    args = arguments(batch=3, length=37, dim=300, d_state=16, dtype=torch.float32, grad=True)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(with_gradients(args, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(other[name], results[0][name]) for name in other)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    args = {k: v for k, v in arguments(batch=3, length=20, dim=33, dtype=torch.float32).items() if k != "z"}
+    whole, _ = run(args, "cpu")
+    alone, _ = run({k: v[1:2] if v.shape[0] == 3 else v for k, v in args.items()}, "cpu")
+    assert torch.equal(whole[1:2], alone)
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1e-30, 50.0, 1e4, 1e30])
+def test_extreme_steps_stay_finite(extreme):
+    args = arguments(length=20, dtype=torch.float32, grad=True)
+    with torch.no_grad():
+        args["delta"].fill_(extreme)
+        args["delta_bias"].zero_()
+        args["u"].mul_(1e-3)
+    y, state = run(args, "cpu", softplus=False)
+    assert torch.isfinite(y).all() and torch.isfinite(state).all()
+    expected, _ = run({k: v.double() for k, v in args.items()}, "reference", softplus=False)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [-80.0, -20.0, -1.0, 0.0, 1.0, 30.0, 1e4])
+def test_softplus_is_accurate_where_steps_are_tiny(x):
+    """With A = 0 and u = B = C = 1 the first output is the step itself."""
+    one = torch.ones(1, 1, 1)
+    step = selective_scan(one, one * x, one[0] * 0, one, one, delta_softplus=True, backend="cpu")
+    expected = torch.nn.functional.softplus(torch.tensor(x, dtype=torch.float64)).item()
+    assert abs(step.item() - expected) <= 2e-6 * expected
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+def test_every_instruction_set(isa):
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from ssmgen.ops import cpu\n"
+        "if cpu.unavailable(): print(cpu.unavailable()); raise SystemExit(3)\n"
+        "import test_ops_cpu as t\n"
+        "found = t.against_reference(batch=2, length=19, dim=37, d_state=16)\n"
+        "other = t.against_reference(batch=1, length=9, dim=5, d_state=3)\n"
+        "print(cpu.describe(), max(found.values()), max(other.values()))\n"
+        "assert max(found.values()) < 5e-6 and max(other.values()) < 5e-6\n"
+    )
+    environment = os.environ | {"SSMGEN_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode == 3:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stderr
+    assert isa in done.stdout
+
+
+def test_an_unknown_instruction_set_is_explained():
+    code = "from ssmgen.ops import cpu; print(cpu.unavailable())"
+    environment = os.environ | {"SSMGEN_CPU_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert "SSMGEN_CPU_ISA=mmx is not avx512, avx2 or generic" in done.stdout
+
+
+def test_operator_registration():
+    args = arguments(dtype=torch.float32, grad=True)
+    inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")]
+    torch.library.opcheck(torch.ops.ssmgen.cpu_scan, (*inputs, True, True))
+
+
+def test_compiles_as_one_graph():
+    args = arguments(batch=2, length=9, dim=6, dtype=torch.float32, grad=True)
+
+    def function(**tensors):
+        return selective_scan(**tensors, delta_softplus=True).square().sum()
+
+    expected = torch.autograd.grad(function(**args), list(args.values()))
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(compiled(**args), list(args.values()))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_whole_model_compiles_as_one_graph():
+    from conftest import randomize
+
+    from ssmgen import build
+
+    model = randomize(build("sisma-debug"), std=0.1).eval()
+    x, t, mask = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randint(0, 19, (2, 8, 8))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, mask), model(x, t, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_no_state_sized_tensor_is_made():
+    """Neither forward nor backward holds (batch, length, dim, d_state): one state per chunk of 8 steps is kept."""
+    from test_ops import peak_elements
+
+    args = arguments(batch=1, length=512, dim=64, d_state=16, dtype=torch.float32, grad=True)
+    assert peak_elements(lambda: run(args, "cpu")) <= 4 * 512 * 64 * 16 / 8
