@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from ssmgen.registry import KINDS, find, names
 
@@ -15,67 +18,89 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 2 for what the user can mend, with one message on stderr."""
     arguments = _arguments().parse_args(argv)
     try:
-        print("\n".join(arguments.command(arguments)))
+        facts, lines = arguments.command(arguments)
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines))
     return 0
+
+
+Answer = tuple[dict[str, Any], list[str]]  # the same facts for a program and for a person
 
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ssmgen", description="Look at what ssmgen can build and what runs here.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="names of models, blocks, objectives, solvers and autoencoders")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print JSON instead of text")
+    listing = commands.add_parser(
+        "list", parents=[shared], help="names of models, blocks, objectives, solvers and autoencoders"
+    )
     listing.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'sisma*'")
     listing.set_defaults(command=_list)
-    info = commands.add_parser("info", help="parameters by component, operations and memory of a model")
+    info = commands.add_parser(
+        "info", parents=[shared], help="parameters by component, operations and memory of a model"
+    )
     info.add_argument("name", help="a model's name")
     info.add_argument("--size", type=int, default=32, help="side of the latent (default 32: 256 pixels at f8)")
     info.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
     info.set_defaults(command=_info)
-    doctor = commands.add_parser("doctor", help="versions, devices, and which scan backend runs and why")
+    doctor = commands.add_parser(
+        "doctor", parents=[shared], help="versions, devices, and which scan backend runs and why"
+    )
     doctor.set_defaults(command=_doctor)
     return parser
 
 
-def _list(arguments: argparse.Namespace) -> list[str]:
-    found = {kind: names(kind, arguments.pattern) for kind in KINDS}
-    if not any(found.values()):
+def _list(arguments: argparse.Namespace) -> Answer:
+    found = {kind: entries for kind in KINDS if (entries := names(kind, arguments.pattern))}
+    if not found:
         raise ValueError(f"no name matches {arguments.pattern!r}; 'ssmgen list' shows all")
     width = max(len(kind) for kind in KINDS) + 2
-    return [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items() if entries]
+    return found, [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items()]
 
 
-def _info(arguments: argparse.Namespace) -> list[str]:
+def _info(arguments: argparse.Namespace) -> Answer:
     from ssmgen.models.summary import summarize
 
-    if find(arguments.name).kind != "model":
-        raise ValueError(
-            f"{arguments.name!r} is a {find(arguments.name).kind}; info takes a model: {', '.join(names('model'))}"
-        )
-    return summarize(arguments.name, arguments.size, arguments.batch).lines()
+    kind = find(arguments.name).kind
+    if kind != "model":
+        raise ValueError(f"{arguments.name!r} is a {kind}; info takes a model: {', '.join(names('model'))}")
+    summary = summarize(arguments.name, arguments.size, arguments.batch)
+    return asdict(summary), summary.lines()
 
 
-def _doctor(arguments: argparse.Namespace) -> list[str]:
+def _doctor(arguments: argparse.Namespace) -> Answer:
     import torch
 
     from ssmgen import __version__
     from ssmgen.ops import backends
 
+    report = backends()
+    facts = {
+        "ssmgen": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "devices": _devices(),
+        "backends": {name: asdict(status) for name, status in report.items()},
+        "packages": {package: _version(package) for package in _OPTIONAL},
+    }
     lines = [
-        f"ssmgen {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"ssmgen {__version__}, Python {facts['python']}, {facts['platform']}",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads",
-        *_devices(),
+        *(_devices() or ["no CUDA device"]),
         "",
         "scan backends (selective_scan takes the one marked auto):",
     ]
-    for name, status in backends().items():
-        mark = (
-            f"auto on {', '.join(status.auto_for)}" if status.auto_for else "ready" if status.available else "missing"
-        )
+    for name, status in report.items():
+        auto = f"auto on {', '.join(status.auto_for)}"
+        mark = auto if status.auto_for else "ready" if status.available else "missing"
         lines.append(f"  {name:<10} {mark:<12} {status.detail}")
     lines += ["", "optional packages:"]
-    return lines + [f"  {package:<12} {_version(package)}" for package in _OPTIONAL]
+    return facts, lines + [f"  {package:<12} {_version(package)}" for package in _OPTIONAL]
 
 
 _OPTIONAL = ("accelerate", "diffusers", "omegaconf", "torchdiffeq", "mamba-ssm")
@@ -85,7 +110,7 @@ def _devices() -> list[str]:
     import torch
 
     if not torch.cuda.is_available():
-        return ["no CUDA device"]
+        return []
     devices = range(torch.cuda.device_count())
     return [
         f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name(i)}, "
