@@ -307,6 +307,33 @@ def test_sigterm_saves_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_two_processes_train_as_one(tmp_path):
+    """Under torchrun: one checkpoint, and a stop asked of one process stops both at the same step."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "import test_training as t\n"
+        "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None\n"
+        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop)\n"
+        "print('rank', os.environ['RANK'], 'step', result.step, 'interrupted', result.interrupted)\n"
+    )
+    (tmp_path / "run").mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert len(said) == 2 and said[0].split("step")[1] == said[1].split("step")[1] and "True" in said[0]
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert verify_checkpoint(newest)["step"] == int(said[0].split()[3])
+
+
 BAD = {"steps": 0, "batch_size": 0, "lr": 0.0, "warmup": -1, "precision": "half", "accumulate": 3}
 
 

@@ -167,9 +167,9 @@ def _train(parser: FaceParser, settings: Settings) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
     started = time.monotonic()
     parser.train()
-    images, masks = _pool(settings)
-    weights = _class_weights(masks)
-    for step, (images, masks) in enumerate(_batches(images, masks, settings)):
+    pool = _pool(settings)
+    weights = _class_weights(pool[1])
+    for step, (images, masks) in enumerate(_batches(*pool, settings)):
         torch.manual_seed(derived_seed(settings.seed, "step", step))
         images = _degrade(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):

@@ -166,7 +166,7 @@ def train(
     with _stop_requests() as stop:
         for x, mask in loader:
             _set_lr(optimizer, settings.lr_at(step))
-            loss, norm = _step(accelerator, trained, objective, optimizer, x, mask, settings, step)
+            loss, norm, asked = _step(accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop))
             if math.isfinite(loss) and math.isfinite(norm):
                 ema.update_parameters(model)
                 skipped = 0
@@ -176,7 +176,7 @@ def train(
             step += 1
             if log is not None:
                 log.step(step, loss, norm, settings.lr_at(step - 1))
-            ending = step >= settings.steps or bool(stop)
+            ending = step >= settings.steps or asked
             if main and (ending or step % settings.checkpoint_every == 0):
                 state = {"record": record or {}, "seconds": time.monotonic() - started}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
@@ -218,8 +218,12 @@ def _step(
     mask: Tensor,
     settings: TrainSettings,
     step: int,
-) -> tuple[float, float]:
-    """One optimiser step; returns the mean loss and the gradient norm. A non-finite one changes no weight."""
+    stop: bool,
+) -> tuple[float, float, bool]:
+    """One optimiser step; returns the mean loss, the gradient norm, and whether any process was asked to stop.
+
+    A loss or norm that is not finite changes no weight. All processes get the same answers, so they decide alike.
+    """
     parts = settings.accumulate
     total = torch.zeros((), device=accelerator.device)
     pieces = list(zip(x.chunk(parts), mask.chunk(parts), strict=True))
@@ -231,12 +235,12 @@ def _step(
             accelerator.backward(loss)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-    mean = accelerator.reduce(total, reduction="mean")
-    loss_value, norm_value = mean.item(), float(norm)
+    shared = accelerator.reduce(torch.stack([total, torch.full_like(total, stop)]), reduction="mean").tolist()
+    loss_value, norm_value, asked = shared[0], float(norm), shared[1] > 0
     if math.isfinite(loss_value) and math.isfinite(norm_value):
         optimizer.step()
     optimizer.zero_grad()
-    return loss_value, norm_value
+    return loss_value, norm_value, asked
 
 
 @contextmanager
