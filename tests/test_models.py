@@ -167,6 +167,18 @@ def test_a_narrow_model_is_warned_about():
         build("sisma-debug")
 
 
+def test_16_bit_weights_and_autocast_stay_close():
+    model = debug().eval()
+    x, t, mask = inputs(model)
+    expected = model(x, t, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(x, t, mask)
+    low = model.bfloat16()(x.bfloat16(), t, mask)
+    assert low.dtype == torch.bfloat16
+    for out in (mixed, low):
+        assert ((out.float() - expected).norm() / expected.norm()) < 0.05
+
+
 BAD = {
     "both mask and cond": (lambda m, x, t, k: m(x, t, k, cond=m.condition(k)), ValueError, "either mask or cond"),
     "time of another batch": (lambda m, x, t, k: m(x, t[:1].expand(3), k), ValueError, r"t must be \(2,\)"),

@@ -87,7 +87,7 @@ class Config:
 
 def quick() -> Config:
     """Drawn faces at 128 pixels through the shipped f8 autoencoder: minutes on two cores."""
-    return Config(model_args={"dim": 96, "depth": 4})
+    return Config(model_args={"dim": 128, "depth": 4}, steps=1400, lr_decay_steps=1400, sample_every=350)
 
 
 def faces() -> Config:

@@ -206,7 +206,7 @@ class SISMA(nn.Module):
             raise ValueError("give either mask or cond, not both: cond was already made from a mask")
         if t.dim() != 1 or t.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"t must be ({x.shape[0]},), one time per image, or (1,), got {tuple(t.shape)}")
-        tokens = self.patchify(x)
+        tokens = self.patchify(x).to(x.dtype)  # under autocast the residual stream stays float32
         size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if cond is None:
             cond = self.condition(mask, size=(x.shape[2], x.shape[3]))
