@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -188,6 +189,7 @@ def _local_folder(source: str) -> Path | None:
 
 def _from_pretrained(cls: Any, source: str, folder: Path | None) -> Any:
     if folder is None:
+        print(f"loading {source} from the hub (or its local cache)", file=sys.stderr)
         return cls.from_pretrained(source, use_safetensors=True)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(

@@ -46,11 +46,11 @@ def main(argv: list[str]) -> None:
     config = parse(argv)
     settings = config.train_settings()
     run = Path(config.run)
+    shown = held_out_pairs(config, _SHEET_MASKS)
     autoencoder = load_autoencoder(config)
     objective = build("flow-matching", t_sampling=config.t_sampling)
     torch.manual_seed(config.seed)
     model = new_model(config, autoencoder)
-    shown = held_out_pairs(config, _SHEET_MASKS)
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
     record = _record(config, autoencoder)
