@@ -49,7 +49,7 @@ class Config:
     resume: str = "no"
     data: str = "drawn"
     image_size: int = 128
-    drawn_count: int = 4096
+    drawn_count: int = 3072
     flip: bool = False
     cache: str = "runs/cache"
     autoencoder: str = "autoencoder-tiny"
