@@ -16,6 +16,10 @@ class BuildLibrary(build_ext):
     def get_export_symbols(self, ext):
         return ext.export_symbols
 
+    def get_ext_filename(self, fullname):
+        """Without the tag of one Python version: every version loads the same file."""
+        return fullname.replace(".", "/") + ".so"
+
 
 class AnyPythonWheel(bdist_wheel):
     """The library does not depend on the version of Python: one wheel per platform."""

@@ -47,7 +47,8 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Build
 
     def decorate(builder: Builder) -> Builder:
         taken = _ENTRIES.get(name)
-        if taken is not None and _identity(taken.builder) != _identity(builder):
+        place = (kind, _identity(builder), defaults)
+        if taken is not None and (taken.kind, _identity(taken.builder), taken.defaults) != place:
             raise ValueError(
                 f"the name {name!r} is taken twice: by {_place(taken.builder)} and by {_place(builder)}. "
                 "Names are unique across kinds; choose another for one of them."

@@ -90,4 +90,4 @@ def test_import_needs_torch_and_einops_only():
 
 def test_import_adds_little_to_torch():
     code = "import time, torch, einops\nstart = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.2
+    assert min(float(run_python(code)) for _ in range(5)) < 0.2

@@ -228,6 +228,30 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path):
         LatentCache(tmp_path / "cache", LABELS)
 
 
+def test_two_processes_may_make_the_same_cache(tmp_path):
+    class Overtaken(Pairs):
+        """While this one encodes, another process finishes the same cache."""
+
+        def __getitem__(self, index):
+            if index == 4 and not (tmp_path / "cache").exists():
+                write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
+            return super().__getitem__(index)
+
+    write_latent_cache(Overtaken(), build("identity"), tmp_path / "cache", batch_size=1)
+    assert len(LatentCache(tmp_path / "cache", LABELS)) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_cache_can_be_sent_to_loader_processes(tmp_path):
+    import pickle
+
+    write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    first = cache[0]
+    copy = pickle.loads(pickle.dumps(cache))
+    assert torch.equal(copy[0][0], first[0])
+
+
 def test_record_is_readable(tmp_path):
     write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
     record = json.loads((tmp_path / "cache" / "cache.json").read_text())

@@ -197,6 +197,16 @@ BAD = {
     "label out of range": (lambda m, x, t, k: m(x, t, k + 1), ValueError, r"label 19 .*outside 0\.\.18"),
     "float labels": (lambda m, x, t, k: m(x, t, k.float()), TypeError, "must be integers"),
     "null without size": (lambda m, x, t, k: m.condition(None), ValueError, r"size=\(height, width\)"),
+    "more masks than images": (
+        lambda m, x, t, k: build("sisma-debug", mask_input="add")(x[:1], t[:1], k),
+        ValueError,
+        "made for batch 2, x has batch 1",
+    ),
+    "x of another dtype": (
+        lambda m, x, t, k: m(x.double(), t, k),
+        TypeError,
+        "x is torch.float64 but the model's weights",
+    ),
     "mask_input": (lambda m, x, t, k: build("sisma-debug", mask_input="sum"), ValueError, "'none' or 'add'"),
     "mask_dropout": (lambda m, x, t, k: build("sisma-debug", mask_dropout=1.0), ValueError, r"in \[0, 1\)"),
 }

@@ -139,6 +139,24 @@ def test_no_overflow_at_any_step_size(backend):
         assert torch.isfinite(value).all(), name
 
 
+@pytest.mark.parametrize("backend", ["portable", "auto"])
+def test_autocast_does_not_reach_into_the_scan(backend):
+    args = arguments(length=33, dim=6, dtype=torch.float32, grad=True)
+    plain = with_gradients(args, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = with_gradients(args, backend)
+    for name in plain:
+        torch.testing.assert_close(mixed[name], plain[name], rtol=1e-4, atol=1e-4)
+
+
+def test_orders_made_while_sampling_serve_training():
+    with torch.inference_mode():
+        order = scan_order("column", 11, 13)
+    weights = torch.randn(1, 143, 2, requires_grad=True)
+    ops.reorder(weights, order.forward).sum().backward()
+    assert weights.grad is not None
+
+
 def test_optional_parts_may_be_left_out():
     args = {k: v for k, v in arguments().items() if k in ("u", "delta", "A", "B", "C")}
     args["delta"] = args["delta"].abs()

@@ -184,6 +184,18 @@ def test_operator_registration():
     torch.library.opcheck(torch.ops.ssmgen.cpu_scan, (*inputs, True, True))
 
 
+def test_a_second_derivative_is_refused():
+    args = arguments(dtype=torch.float32, grad=True)
+    y, _ = run(args, "cpu")
+    (gradient,) = torch.autograd.grad(y.square().sum(), args["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once: use backend='reference'"):
+        gradient.sum().backward()
+
+
+def test_the_library_serves_every_python():
+    assert (ROOT / "ssmgen" / "ops" / "_cpu_scan.so").is_file(), "its name must not carry the tag of one Python"
+
+
 def test_compiles_as_one_graph():
     args = arguments(batch=2, length=9, dim=6, dtype=torch.float32, grad=True)
 

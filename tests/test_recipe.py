@@ -81,6 +81,12 @@ def test_an_existing_run_is_not_overwritten(trained, tmp_path):
         train.main(words(trained.parent, "steps=2"))
 
 
+def test_resuming_another_runs_checkpoint_into_a_run_is_refused(trained, tmp_path):
+    other = tmp_path / "other" / "checkpoints" / "step-00000001"
+    with pytest.raises(FileExistsError, match="is another's"):
+        train.main(words(trained.parent, "steps=9", f"resume={other}", "model_args.mask_dropout=0.1"))
+
+
 def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
     before, config = digests(trained), (trained / "config.yaml").read_text()
     with pytest.raises(CheckpointError, match=r"another configuration \(.*lr: 0.002 there, 0.5 now"):
@@ -102,7 +108,12 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
         (["quick", "autoencoder_source=./nowhere"], "nowhere: no such folder"),
-        (["quick", "image_size=60"], "multiples of 8|multiple"),
+        (["quick", "image_size=60"], "multiple of 16"),
+        (["quick", "steps=3000"], "lr_decay_steps=1400 ends before steps=3000"),
+        (["quick", "solver=flow-matching"], "names no solver"),
+        (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
+        (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
+        (["quick", "parser=nothing"], "nothing: no such parser"),
     ],
 )
 def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):

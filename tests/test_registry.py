@@ -62,6 +62,11 @@ def test_defining_the_same_class_again_replaces_it(scratch):
     assert ssmgen.build("notebook-cell").number == 2
 
 
+def test_a_size_cannot_be_redefined(scratch):
+    with pytest.raises(ValueError, match="'sisma-xl' is taken twice"):
+        ssmgen.register("model", "sisma-xl", dim=64, depth=1)(ssmgen.models.SISMA)
+
+
 def test_a_size_is_one_line(scratch):
     ssmgen.register("model", "sisma-tiny", dim=32, depth=1)(ssmgen.models.SISMA)
     assert len(ssmgen.build("sisma-tiny").blocks) == 1

@@ -128,10 +128,12 @@ def main(argv: list[str]) -> None:
     """Train, score on held-out images, save."""
     settings = from_command_line(Settings(), argv)
     torch.manual_seed(settings.seed)
+    unseen = held_out(settings.data, settings.image_size, settings.held_out)
+    Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
     started = time.monotonic()
     _train(parser, settings)
-    score = evaluate_parser(parser, held_out(settings.data, settings.image_size, settings.held_out))
+    score = evaluate_parser(parser, unseen)
     card = {
         "num_classes": len(CELEBAMASK19),
         "width": settings.width,

@@ -14,6 +14,7 @@ from recipes.sisma.runs import load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
+from ssmgen.registry import find
 
 
 @dataclass
@@ -46,8 +47,14 @@ def main(argv: list[str]) -> None:
     settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
+    if settings.steps < 0:
+        raise UsageError(f"steps must be positive, got {settings.steps}")
+    if settings.solver and find(settings.solver).kind != "solver":
+        raise UsageError(f"solver={settings.solver} names no solver: see 'ssmgen list'")
     files = mask_files(settings.mask)
     loaded = load_run(Path(settings.run))
+    if settings.guidance_scale >= 0 and settings.guidance_scale != 1 and not loaded.model.mask_dropout:
+        raise UsageError(f"guidance_scale={settings.guidance_scale} needs a run trained with model_args.mask_dropout")
     size = loaded.config.image_size
     masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
     out = Path(settings.out)

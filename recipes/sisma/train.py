@@ -2,7 +2,7 @@
 
     python -m recipes.sisma.train                                   # quick: drawn faces, minutes on two cores
     python -m recipes.sisma.train faces data=PREPARED
-    python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
+    python -m recipes.sisma.train quick run=runs/mine steps=3000 lr_decay_steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
 The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/`` and ``result.json``.
@@ -26,10 +26,11 @@ from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder,
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import generate, new_model, save_config
-from ssmgen import build
+from ssmgen import build, names
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.ops import backends
+from ssmgen.registry import find
 from ssmgen.training import find_checkpoint, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
@@ -58,8 +59,8 @@ def main(argv: list[str]) -> None:
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
+            find_checkpoint(run, resume, record)
         data = encoded_pairs(config, autoencoder)
-    find_checkpoint(run, resume, record)
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
@@ -96,7 +97,21 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(
             f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {config.image_size}"
         )
-    build(config.solver)
+    if not config.run:
+        raise ValueError("run= is empty: name the run's folder")
+    kind = find(config.solver).kind
+    if kind != "solver":
+        raise ValueError(
+            f"solver={config.solver} names no solver but one of kind {kind!r}; the solvers are "
+            f"{', '.join(names('solver'))}"
+        )
+    if config.solver_steps < 1 or (config.evaluate and config.evaluate_masks < 2):
+        raise ValueError(
+            f"solver_steps must be at least 1 and evaluate_masks at least 2, got {config.solver_steps} and "
+            f"{config.evaluate_masks}"
+        )
+    if config.evaluate and config.parser != "none" and config.image_size % 16:
+        raise ValueError(f"the parser needs image_size to be a multiple of 16, got {config.image_size}; or parser=none")
     if config.guidance_scale != 1 and not model.mask_dropout:
         raise ValueError(f"guidance_scale={config.guidance_scale} needs model_args.mask_dropout, e.g. 0.1")
     if config.evaluate:
@@ -110,7 +125,10 @@ def check_run_folder(run: Path, resume: str) -> None:
         FileExistsError: it already holds a run and ``resume`` is ``no``.
         OSError: it cannot be written.
     """
-    if resume == "no" and ((run / "log.jsonl").exists() or (run / "checkpoints").exists()):
+    taken = (run / "log.jsonl").exists() or (run / "checkpoints").exists()
+    if resume not in ("no", "auto") and taken and run.resolve() not in Path(resume).resolve().parents:
+        raise FileExistsError(f"{run}: already holds a run, and {resume} is another's: choose another run=FOLDER")
+    if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
     run.mkdir(parents=True, exist_ok=True)
     probe = run / f".write-test-{os.getpid()}"

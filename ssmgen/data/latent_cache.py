@@ -75,10 +75,20 @@ def write_latent_cache(
             save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
         record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
         (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        temporary.rename(target)
+        _publish(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Give the finished cache its name; where another process was faster, its equal stays."""
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not (target / _RECORD).is_file():
+            raise
+        shutil.rmtree(temporary)
 
 
 def cache_record(pairs: PairDataset, autoencoder: Any, flip: bool) -> dict[str, Any]:
@@ -100,8 +110,6 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, root: Path, labels: LabelSet, expected: dict[str, Any] | None = None) -> None:
-        from safetensors import safe_open
-
         record_file = root / _RECORD
         if not record_file.is_file():
             raise FileNotFoundError(f"{record_file}: not found; {root} is no complete latent cache")
@@ -114,7 +122,8 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
                 )
         self.labels = labels
         self._swap = labels.swap_table()
-        self._shards = [safe_open(file, "pt") for file in sorted(root.glob("shard-*.safetensors"))]
+        self._files = sorted(root.glob("shard-*.safetensors"))
+        self._open: list[Any] = []
 
     def __len__(self) -> int:
         return self.record["count"]
@@ -130,8 +139,15 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
         return self._read("latents_flipped", index), self._swap[self._read("masks", index).flip(-1).long()]
 
     def _read(self, key: str, index: int) -> Tensor:
+        from safetensors import safe_open
+
+        if not self._open:
+            self._open = [safe_open(file, "pt") for file in self._files]
         shard, row = divmod(index, _SHARD)
-        return self._shards[shard].get_slice(key)[row]
+        return self._open[shard].get_slice(key)[row]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": []}  # each loader process opens the files itself
 
 
 def _encoded(

@@ -34,7 +34,7 @@ class MaskAgreement:
                 f"predicted and true must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
             )
         count = len(self.classes)
-        if max(int(predicted.max()), int(true.max())) >= count:
+        if any(int(labels.max()) >= count or int(labels.min()) < 0 for labels in (predicted, true)):
             raise ValueError(f"labels must be in 0..{count - 1}: parser and masks must have the same {count} classes")
         pairs = true.long().flatten() * count + predicted.long().flatten()
         self.confusion += torch.bincount(pairs.cpu(), minlength=count**2).view(count, count)

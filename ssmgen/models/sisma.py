@@ -200,18 +200,24 @@ class SISMA(nn.Module):
 
         Raises:
             ValueError: shapes that do not fit, a label out of range, or both ``mask`` and ``cond`` given.
-            TypeError: a mask of the wrong dtype.
+            TypeError: x of another dtype than the weights, or a mask of the wrong dtype.
         """
         if mask is not None and cond is not None:
             raise ValueError("give either mask or cond, not both: cond was already made from a mask")
         if t.dim() != 1 or t.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"t must be ({x.shape[0]},), one time per image, or (1,), got {tuple(t.shape)}")
+        self._check_dtype(x)
         tokens = self.patchify(x).to(x.dtype)  # under autocast the residual stream stays float32
         size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if cond is None:
             cond = self.condition(mask, size=(x.shape[2], x.shape[3]))
         elif cond.size != size:
             raise ValueError(f"cond was made for {cond.size} tokens (height, width), x has {size}: make it again")
+        made_for = cond.layers[0].B.shape[0]
+        if made_for not in (1, x.shape[0]):
+            raise ValueError(
+                f"the condition was made for batch {made_for}, x has batch {x.shape[0]}: give one mask or one each"
+            )
         tokens = self.position(tokens, size)
         if cond.tokens is not None:
             tokens = tokens + cond.tokens
@@ -251,6 +257,12 @@ class SISMA(nn.Module):
         tokens = self.mask_encoder(mask, keep)
         layers = tuple(block.condition(tokens, grid) for block in self.blocks)
         return SISMACondition(grid, tokens if self.mask_input == "add" else None, layers)
+
+    def _check_dtype(self, x: Tensor) -> None:
+        weights = self.head.proj.weight.dtype
+        device = x.device.type
+        if x.dtype != weights and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
 
     def _at_label_resolution(self, mask: Tensor, size: tuple[int, int] | None) -> Tensor:
         scale = self.mask_scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ class Modulation(NamedTuple):
 
     def norm(self, x: Tensor) -> Tensor:
         """``LayerNorm(x) (1 + scale) + shift``, the norm without weights of its own and in float32."""
-        normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
+        exact = x if x.dtype == torch.float64 else x.float()
+        normed = F.layer_norm(exact, x.shape[-1:], eps=1e-6).to(x.dtype)
         return normed * (1 + self.scale) + self.shift
 
     def residual(self, x: Tensor, update: Tensor) -> Tensor:

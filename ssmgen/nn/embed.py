@@ -69,7 +69,10 @@ def _position(dim: int, height: int, width: int, device: torch.device) -> Tensor
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-_kept_position = lru_cache(maxsize=32)(_position)
+@lru_cache(maxsize=32)
+def _kept_position(dim: int, height: int, width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return _position(dim, height, width, device)
 
 
 @register("block", "position-embedding")

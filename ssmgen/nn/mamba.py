@@ -87,10 +87,10 @@ class SelectiveSSM(nn.Module):
 
     def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """`selective_scan` with this layer's A, D and step-size bias; everything ``(b, l, ...)`` in scan order."""
-        A = -torch.exp(self.A_log.float())
-        bias = self.dt_proj.bias.float()
+        A = -torch.exp(_at_least_float32(self.A_log))
+        bias = _at_least_float32(self.dt_proj.bias)
         y = selective_scan(
-            u, delta, A, B, C, self.D.float(), delta_bias=bias, delta_softplus=True, backend=self.backend
+            u, delta, A, B, C, _at_least_float32(self.D), delta_bias=bias, delta_softplus=True, backend=self.backend
         )
         assert isinstance(y, Tensor)
         return y
@@ -104,6 +104,10 @@ class SelectiveSSM(nn.Module):
         permutation = scan_order(self.order, *size, device=y.device)
         y = reorder(y, None if permutation is None else permutation.inverse)
         return self.out_proj(self.out_norm(y) * F.silu(z))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @register("block", "self-mamba")

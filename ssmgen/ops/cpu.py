@@ -7,7 +7,6 @@ or torch. Two `torch.library` operators wrap it, so that `torch.compile` sees on
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 import os
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,13 @@ class _Args(ctypes.Structure):
 
 def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
     """The compiled library, why there is none, and how many floats its vectors hold."""
-    folder = Path(__file__).parent
-    files = [file for suffix in importlib.machinery.EXTENSION_SUFFIXES for file in folder.glob(f"_cpu_scan{suffix}")]
-    if not files:
+    file = Path(__file__).with_name("_cpu_scan.so")
+    if not file.is_file():
         return None, "its library was not compiled: reinstall ssmgen from a wheel, or where there is a C compiler", 1
     try:
-        library = ctypes.CDLL(str(files[0]))
+        library = ctypes.CDLL(str(file))
     except OSError as error:
-        return None, f"{files[0].name} does not load ({error}): reinstall ssmgen", 1
+        return None, f"{file.name} does not load ({error}): reinstall ssmgen", 1
     library.ssmgen_scan_choose.restype = ctypes.c_int64
     library.ssmgen_scan_choose.argtypes = [ctypes.c_char_p]
     library.ssmgen_scan_chosen.restype = ctypes.c_char_p
@@ -228,6 +226,10 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tens
     return *kept, None, None
 
 
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("backend 'cpu' of selective_scan is differentiable once: use backend='reference' for more")
+
+
 _TENSORS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, bool softplus"
 )
@@ -240,4 +242,5 @@ _LIB.impl("cpu_scan", _forward, "CPU")
 _LIB.impl("cpu_scan_backward", _backward, "CPU")
 torch.library.register_fake("ssmgen::cpu_scan", _fake_forward, lib=_LIB)
 torch.library.register_fake("ssmgen::cpu_scan_backward", _fake_backward, lib=_LIB)
+torch.library.register_autograd("ssmgen::cpu_scan_backward", _refuse_second_derivative, lib=_LIB)
 torch.library.register_autograd("ssmgen::cpu_scan", _differentiate, setup_context=_setup_context, lib=_LIB)

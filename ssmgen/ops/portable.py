@@ -10,6 +10,7 @@ with the length, not with its square.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,22 +70,34 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(u, delta, A, B, C, initial_state)
-        y = torch.empty_like(u)
-        last = torch.empty_like(initial_state)
-        for part in _channel_slices(u, A):
-            states = _states(u[..., part], delta[..., part], A[part], B, initial_state[:, part])
-            y[..., part] = torch.einsum("bldn,bln->bld", states, C)
-            last[:, part] = states[:, -1]
-        return y, last
+        with _full_precision(u.device.type):
+            return _forward(u, delta, A, B, C, initial_state)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, initial_state = ctx.saved_tensors
         grads = tuple(torch.zeros_like(saved) for saved in ctx.saved_tensors)
-        for part in _channel_slices(u, A):
-            _backward_slice(part, (u, delta, A, B, C, initial_state), grads, grad_y, grad_last)
+        with _full_precision(u.device.type):
+            for part in _channel_slices(u, A):
+                _backward_slice(part, (u, delta, A, B, C, initial_state), grads, grad_y, grad_last)
         return grads
+
+
+def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
+    y, last = torch.empty_like(u), torch.empty_like(initial_state)
+    for part in _channel_slices(u, A):
+        states = _states(u[..., part], delta[..., part], A[part], B, initial_state[:, part])
+        y[..., part] = torch.einsum("bldn,bln->bld", states, C)
+        last[:, part] = states[:, -1]
+    return y, last
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Under autocast the matrix products in here would drop to 16 bits; some devices have no autocast at all."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _backward_slice(

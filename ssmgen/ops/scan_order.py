@@ -63,7 +63,10 @@ def _permutation(name: str, height: int, width: int, device: torch.device) -> Sc
     return ScanOrder(sequence, torch.argsort(sequence))
 
 
-_kept_permutation = lru_cache(maxsize=256)(_permutation)
+@lru_cache(maxsize=256)
+def _kept_permutation(name: str, height: int, width: int, device: torch.device) -> ScanOrder:
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return _permutation(name, height, width, device)
 
 
 def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:

@@ -107,8 +107,11 @@ def choose_backend(device_type: str, dtype: torch.dtype, backend: str = "auto") 
             f"backend 'cpu' takes float32 and 16-bit tensors on the CPU, got {dtype} on {device_type}: "
             "use backend='portable' (or 'auto')"
         )
-    if backend == "mamba-ssm" and device_type != "cuda":
-        raise RuntimeError(f"backend 'mamba-ssm' takes CUDA tensors, got {device_type}: use backend='auto'")
+    if backend == "mamba-ssm" and (device_type != "cuda" or dtype == torch.float64):
+        raise RuntimeError(
+            f"backend 'mamba-ssm' takes float32 and 16-bit CUDA tensors, got {dtype} on {device_type}: "
+            "use backend='auto'"
+        )
     return backend
 
 

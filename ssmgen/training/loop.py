@@ -52,7 +52,7 @@ class TrainSettings:
         weight_decay: AdamW's, on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
-        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` autocast.
+        precision: ``"no"`` (float32) or ``"bf16"`` autocast.
         seed: of everything random.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many stay.
@@ -83,8 +83,13 @@ class TrainSettings:
         for name in ("warmup", "lr_decay_steps", "weight_decay", "clip", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"precision must be 'no' (float32) or 'bf16', got {self.precision!r}")
+        if 0 < self.lr_decay_steps < self.steps:
+            raise ValueError(
+                f"lr_decay_steps={self.lr_decay_steps} ends before steps={self.steps}: the rest would train at a "
+                f"learning rate of zero. Set lr_decay_steps={self.steps}, or 0 for a constant rate."
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
 
@@ -229,9 +234,10 @@ def _step(
     pieces = list(zip(x.chunk(parts), mask.chunk(parts), strict=True))
     for part, (x_part, mask_part) in enumerate(pieces):
         torch.manual_seed(derived_seed(settings.seed, "step", step, part, accelerator.process_index))
-        with _sync_only_if(part == parts - 1, accelerator, model), accelerator.autocast():
-            x_part, mask_part = x_part.to(accelerator.device), mask_part.to(accelerator.device)
-            loss = objective.loss(model, x_part, mask=mask_part) / parts
+        x_part, mask_part = x_part.to(accelerator.device), mask_part.to(accelerator.device)
+        with _sync_only_if(part == parts - 1, accelerator, model):
+            with accelerator.autocast():
+                loss = objective.loss(model, x_part, mask=mask_part) / parts
             accelerator.backward(loss)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
@@ -289,6 +295,12 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
             print(f"{error}\nfalling back to the checkpoint before it", file=sys.stderr)
             continue
         _check_record(path, state.get("record", {}), record)
+        newer = [other.name for other in checkpoints(run / "checkpoints") if other.name > path.name]
+        if newer and resume != "auto":
+            raise CheckpointError(
+                f"{path}: the run has newer checkpoints ({', '.join(newer)}), which going on from here would mix with "
+                "its own: delete them, or resume into a new run folder"
+            )
         return path
     return None
 
@@ -358,7 +370,9 @@ class _Log:
         now = time.monotonic()
         speed = len(self._losses) * self._settings.batch_size / (now - self._last)
         mean = sum(self._losses) / len(self._losses)
-        line = {"step": step, "loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
+        values = {"loss": mean, "grad_norm": norm}
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # NaN is no JSON
+        line = {"step": step, **finite, "lr": lr, "images_per_second": round(speed, 2)}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
