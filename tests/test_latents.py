@@ -228,13 +228,17 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path):
         LatentCache(tmp_path / "cache", LABELS)
 
 
-def test_two_processes_may_make_the_same_cache(tmp_path):
+def test_two_processes_may_make_the_same_cache(tmp_path, monkeypatch):
+    from ssmgen.data import latent_cache
+
     class Overtaken(Pairs):
         """While this one encodes, another process finishes the same cache."""
 
         def __getitem__(self, index):
             if index == 4 and not (tmp_path / "cache").exists():
-                write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
+                with monkeypatch.context() as patch:
+                    patch.setattr(latent_cache.os, "getpid", lambda: 1)
+                    write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
             return super().__getitem__(index)
 
     write_latent_cache(Overtaken(), build("identity"), tmp_path / "cache", batch_size=1)
