@@ -1,5 +1,6 @@
 """The scan's contract, its portable and reference forms, and token orders."""
 
+import shutil
 import sys
 import types
 import warnings
@@ -340,3 +341,9 @@ def test_boustrophedon_steps_to_neighbours():
 def test_unknown_order():
     with pytest.raises(ValueError, match="unknown scan order 'rows'.*'row'"):
         scan_order("rows", 2, 2)
+
+
+def test_the_fused_kernel_is_built_where_there_is_a_compiler():
+    """Its own tests skip without it; a build that fails silently must not."""
+    if shutil.which("cc") or shutil.which("gcc"):
+        assert cpu.unavailable() is None, cpu.unavailable()
