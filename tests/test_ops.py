@@ -347,3 +347,31 @@ def test_the_fused_kernel_is_built_where_there_is_a_compiler():
     """Its own tests skip without it; a build that fails silently must not."""
     if shutil.which("cc") or shutil.which("gcc"):
         assert cpu.unavailable() is None, cpu.unavailable()
+
+
+@pytest.mark.parametrize("backend", ["reference", "portable", "cpu"])
+@pytest.mark.parametrize("name", SCAN_ORDERS)
+def test_an_order_is_the_scan_of_permuted_tokens(backend, name):
+    if backend == "cpu" and cpu.unavailable():
+        pytest.skip(cpu.unavailable())
+    dtype = torch.float32 if backend == "cpu" else torch.float64
+    args = arguments(length=12, dim=6, dtype=dtype, grad=True)
+    order = scan_order(name, 3, 4)
+    forward, inverse = (torch.arange(12),) * 2 if order is None else order
+
+    def gradients(y):
+        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=dtype).view_as(y)
+        return torch.autograd.grad((y * weights).sum(), list(args.values()))
+
+    got = selective_scan(**args, order=order, backend=backend)
+    permuted = {k: v[:, forward] if k in ("u", "delta", "B", "C", "z") else v for k, v in args.items()}
+    expected = selective_scan(**permuted, backend=backend)[:, inverse]
+    torch.testing.assert_close(got, expected)
+    for g, e in zip(gradients(got), gradients(expected), strict=True):
+        torch.testing.assert_close(g, e)
+
+
+def test_an_order_of_another_length_is_refused():
+    args = arguments(length=7)
+    with pytest.raises(ValueError, match=r"two int64 tensors \(7,\)"):
+        selective_scan(**args, order=scan_order("column", 2, 4))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import PARTS, arguments, run, with_gradients
 
-from ssmgen.ops import cpu, selective_scan
+from ssmgen.ops import ScanOrder, cpu, selective_scan
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no fused kernel: {cpu.unavailable()}")
 ROOT = Path(__file__).parents[1]
@@ -151,6 +151,37 @@ def test_softplus_is_accurate_where_steps_are_tiny(x):
     assert abs(step.item() - expected) <= 2e-6 * expected
 
 
+@pytest.mark.parametrize("dim", [16, 37, 200])
+def test_bfloat16_is_rounded_only_at_the_edges(dim):
+    """The same as widening the inputs, scanning in float32 and rounding the results, to the bit."""
+    args = arguments(length=19, dim=dim, d_state=16, dtype=torch.bfloat16, grad=True)
+    args.pop("z")
+    wide = {k: v.detach().float().requires_grad_() for k, v in args.items()}
+    (y, state), (wide_y, wide_state) = run(args, "cpu"), run(wide, "cpu")
+    assert y.dtype == torch.bfloat16 and torch.equal(y, wide_y.bfloat16()) and torch.equal(state, wide_state)
+    up = torch.randn(y.shape).bfloat16()
+    got = torch.autograd.grad(y, list(args.values()), up)
+    expected = torch.autograd.grad(wide_y, list(wide.values()), up.float())
+    for name, g, e in zip(args, got, expected, strict=True):
+        assert g.dtype == args[name].dtype and torch.equal(g, e.to(g.dtype)), name
+
+
+def test_bfloat16_of_what_is_no_number():
+    u = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38]).bfloat16().view(1, 1, 4)
+    step, maps = torch.ones_like(u), torch.zeros(1, 1, 1).bfloat16()
+    y = selective_scan(u, step, -torch.ones(4, 1), maps, maps, torch.ones(4), backend="cpu")
+    assert y[0, 0, 0].isnan() and y[0, 0, 3] == u[0, 0, 3]
+
+
+@pytest.mark.parametrize("bad", [[0, 1, 2, 4], [0, 1, 2, -1], [0, 0, 1, 2]])
+def test_an_order_that_is_no_permutation_never_reaches_the_kernel(bad):
+    u = torch.randn(1, 4, 3)
+    maps = torch.randn(1, 4, 2)
+    order = ScanOrder(torch.tensor(bad), torch.arange(4))
+    with pytest.raises(ValueError, match=r"each of 0\.\.3 once"):
+        selective_scan(u, u, -torch.ones(3, 2), maps, maps, order=order, backend="cpu")
+
+
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
 def test_every_instruction_set(isa):
     code = (
@@ -160,6 +191,7 @@ def test_every_instruction_set(isa):
         "import test_ops_cpu as t\n"
         "found = t.against_reference(batch=2, length=19, dim=37, d_state=16)\n"
         "other = t.against_reference(batch=1, length=9, dim=5, d_state=3)\n"
+        "t.test_bfloat16_is_rounded_only_at_the_edges(37)\n"
         "print(cpu.describe(), max(found.values()), max(other.values()))\n"
         "assert max(found.values()) < 5e-6 and max(other.values()) < 5e-6\n"
     )
@@ -181,7 +213,7 @@ def test_an_unknown_instruction_set_is_explained():
 def test_operator_registration():
     args = arguments(dtype=torch.float32, grad=True)
     inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")]
-    torch.library.opcheck(torch.ops.ssmgen.cpu_scan, (*inputs, True, True))
+    torch.library.opcheck(torch.ops.ssmgen.cpu_scan, (*inputs, None, True, True))
 
 
 def test_a_second_derivative_is_refused():

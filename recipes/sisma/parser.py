@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import from_command_line, run_command
-from recipes.sisma.autoencoder import HELD_OUT, draw_pool
+from recipes.sisma.autoencoder import HELD_OUT, class_weights, draw_pool
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
@@ -170,7 +170,7 @@ def _train(parser: FaceParser, settings: Settings) -> None:
     started = time.monotonic()
     parser.train()
     pool = _pool(settings)
-    weights = _class_weights(pool[1])
+    weights = class_weights(pool[1])
     for step, (images, masks) in enumerate(_batches(*pool, settings)):
         torch.manual_seed(derived_seed(settings.seed, "step", step))
         images = _degrade(images).contiguous(memory_format=torch.channels_last)
@@ -185,12 +185,6 @@ def _train(parser: FaceParser, settings: Settings) -> None:
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     parser.eval()
-
-
-def _class_weights(masks: Tensor) -> Tensor:
-    """Rare classes count more, by the root of their rarity: a necklace is seven pixels in one mask of twelve."""
-    pixels = torch.bincount(masks.flatten(), minlength=len(CELEBAMASK19)).float().clamp(min=1)
-    return (pixels.median() / pixels).sqrt().clamp(0.3, 10)
 
 
 def _batches(images: Tensor, masks: Tensor, settings: Settings) -> Any:

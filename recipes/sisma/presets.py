@@ -67,6 +67,7 @@ class Config:
     clip: float = 1.0
     ema_decay: float = 0.995
     precision: str = "no"
+    matmul_precision: str = "highest"
     seed: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.ops import reorder, scan_order, selective_scan
+from ssmgen.ops import scan_order, selective_scan
 from ssmgen.registry import closest, register
 
 _SCANNED = ("mask", "image")
@@ -80,17 +80,19 @@ class SelectiveSSM(nn.Module):
         grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
         return F.silu(rearrange(self.conv(grid), "b e h w -> b (h w) e"))
 
-    def to_scan_order(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Row-major tokens ``(b, l, ...)`` in the sequence this layer scans them."""
-        permutation = scan_order(self.order, *size, device=x.device)
-        return reorder(x, None if permutation is None else permutation.forward)
-
-    def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        """`selective_scan` with this layer's A, D and step-size bias; everything ``(b, l, ...)`` in scan order."""
-        A = -torch.exp(_at_least_float32(self.A_log))
-        bias = _at_least_float32(self.dt_proj.bias)
+    def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
+        """`selective_scan` in this layer's order with its A, D and step-size bias; all ``(b, l, ...)`` and row-major."""
         y = selective_scan(
-            u, delta, A, B, C, _at_least_float32(self.D), delta_bias=bias, delta_softplus=True, backend=self.backend
+            u,
+            delta,
+            -torch.exp(_at_least_float32(self.A_log)),
+            B,
+            C,
+            _at_least_float32(self.D),
+            delta_bias=_at_least_float32(self.dt_proj.bias),
+            delta_softplus=True,
+            order=scan_order(self.order, *size, device=u.device),
+            backend=self.backend,
         )
         assert isinstance(y, Tensor)
         return y
@@ -99,10 +101,8 @@ class SelectiveSSM(nn.Module):
         """Low-rank step sizes ``(b, l, r)`` to ``(b, l, e)``, without the bias, which the scan adds in float32."""
         return F.linear(dt, self.dt_proj.weight)
 
-    def finish(self, y: Tensor, z: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scan output ``(b, l, e)`` back to row-major, normalised, gated by ``z`` and projected to ``(b, l, d)``."""
-        permutation = scan_order(self.order, *size, device=y.device)
-        y = reorder(y, None if permutation is None else permutation.inverse)
+    def finish(self, y: Tensor, z: Tensor) -> Tensor:
+        """Scan output ``(b, l, e)`` normalised, gated by ``z`` and projected to ``(b, l, d)``."""
         return self.out_proj(self.out_norm(y) * F.silu(z))
 
 
@@ -147,14 +147,14 @@ class SelfMamba(nn.Module):
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
         content, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.ssm.to_scan_order(self.ssm.mix_locally(content, size), size)
+        u = self.ssm.mix_locally(content, size)
         dt, B, C = self.x_proj(u).split([self.ssm.dt_rank, self.ssm.d_state, self.ssm.d_state], dim=-1)
-        y = self.ssm.scan(u, self.ssm.step_size(dt), B, C)
-        return self.ssm.finish(y, z, size)
+        y = self.ssm.scan(u, self.ssm.step_size(dt), B, C, size)
+        return self.ssm.finish(y, z)
 
 
 class CrossCondition(NamedTuple):
-    """What a `CrossMamba` derives from the mask alone, in scan order: computed once per mask, used at every step.
+    """What a `CrossMamba` derives from the mask alone, row-major: computed once per mask, used at every step.
 
     Attributes:
         u: the scanned sequence ``(b, l, e)``, or None where the image is scanned.
@@ -210,7 +210,7 @@ class CrossMamba(nn.Module):
     def condition(self, tokens: Tensor, size: tuple[int, int]) -> CrossCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
         check_tokens(tokens, size, self.cond_proj.in_features, "cond")
-        m = self.ssm.to_scan_order(self.ssm.mix_locally(self.cond_proj(tokens), size), size)
+        m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
         return CrossCondition(m if self.u == "mask" else None, self.ssm.step_size(dt), B)
 
@@ -231,14 +231,10 @@ class CrossMamba(nn.Module):
             cond = self.condition(cond, size)
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
-        if self.u == "image":
-            content = self.ssm.to_scan_order(content, size)
-            C = self.x_proj(content)
-        else:
-            C = self.ssm.to_scan_order(self.x_proj(content), size)
+        C = self.x_proj(content)
         u = content if cond.u is None else _to_batch(cond.u, x)
-        y = self.ssm.scan(u, _to_batch(cond.delta, x), _to_batch(cond.B, x), C)
-        return self.ssm.finish(y, z, size)
+        y = self.ssm.scan(u, _to_batch(cond.delta, x), _to_batch(cond.B, x), C, size)
+        return self.ssm.finish(y, z)
 
 
 def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:

@@ -53,17 +53,33 @@ class MaskEncoder(nn.Module):
             TypeError: labels that are not integers, or a one-hot mask that is.
         """
         self._check(mask)
-        weight = self.classes.weight.flatten(1)
         if mask.dim() == 3:
-            # The convolution of a one-hot map is a row of its weight: look it up instead of building the map.
-            features = F.embedding(mask.long(), weight.t())
-        else:
-            features = rearrange(mask.to(weight.dtype), "b c h w -> b h w c") @ weight.t()
+            return self._from_labels(mask, keep)
+        weight = self.classes.weight.flatten(1)
+        features = rearrange(mask.to(weight.dtype), "b c h w -> b h w c") @ weight.t()
         if keep is not None:
             features = features * keep.view(-1, 1, 1, 1)
         features = features + self.classes.bias  # type: ignore[operator]
         p = self.patch_size
         return self.proj(rearrange(features, "b (h p1) (w p2) c -> b (h w) (p1 p2 c)", p1=p, p2=p))
+
+    def _from_labels(self, mask: Tensor, keep: Tensor | None) -> Tensor:
+        """The same for labels, without the map of features: a token is the sum of a row for each of its pixels.
+
+        Convolution and projection are linear, so what a class adds to a token at a place in the patch is one row of a
+        small table. The null condition is one more class, whose embedding is the bias alone.
+        """
+        p, count = self.patch_size, self.num_classes + 1
+        bias: Tensor = self.classes.bias  # type: ignore[assignment]
+        embedding = F.pad(self.classes.weight.flatten(1), (0, 1)).t() + bias
+        weight = rearrange(self.proj.weight, "d (place c) -> place c d", place=p * p)
+        table = (embedding @ weight).flatten(0, 1)
+        labels = rearrange(mask.long(), "b (h p1) (w p2) -> b (h w) (p1 p2)", p1=p, p2=p)
+        if keep is not None:
+            labels = torch.where(keep.view(-1, 1, 1), labels, self.num_classes)
+        rows = labels + count * torch.arange(p * p, device=mask.device)
+        tokens = F.embedding_bag(rows.flatten(0, 1), table, mode="sum").unflatten(0, rows.shape[:2])
+        return tokens + self.proj.bias
 
     def _check(self, mask: Tensor) -> None:
         one_hot = f"(batch, {self.num_classes}, height, width)"

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: `selective_scan` need not permute the tokens: this scan reads and writes them in any order.
+TAKES_ORDER = True
 _CHUNK = 8
 _TILE = 128
-_SIZES = ("batch", "length", "dim", "n", "softplus")
+_SIZES = ("batch", "length", "dim", "n", "softplus", "bf16")
 _STRIDES = ("u_batch", "u_step", "delta_batch", "delta_step", "B_batch", "B_step", "C_batch", "C_step")
 _POINTERS = (
-    *("u", "delta", "A", "B", "C", "D", "bias", "initial", "y", "last", "saved", "dy", "dlast"),
+    *("order", "u", "delta", "A", "B", "C", "D", "bias", "initial", "y", "last", "saved", "dy", "dlast"),
     *("du", "ddelta", "dA", "dB", "dC", "dD", "dbias", "dinitial"),
 )
 
@@ -46,6 +48,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
     library.ssmgen_scan_choose.restype = ctypes.c_int64
     library.ssmgen_scan_choose.argtypes = [ctypes.c_char_p]
     library.ssmgen_scan_chosen.restype = ctypes.c_char_p
+    library.ssmgen_is_permutation.restype = ctypes.c_int64
+    library.ssmgen_is_permutation.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.ssmgen_scan_run.restype = ctypes.c_int64
     library.ssmgen_scan_run.argtypes = [ctypes.POINTER(_Args), ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
     forced = os.environ.get("SSMGEN_CPU_ISA")
@@ -92,38 +96,50 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scan of `ssmgen.ops.selective_scan` for float32 and 16-bit inputs; the gate is left to autograd.
 
-    Repeats to the bit, for any number of threads: every sum has a fixed order.
+    bfloat16 is read and written as it is, float16 by way of float32; the state is float32 always. Repeats to the bit,
+    for any number of threads: every sum has a fixed order.
+
+    Args:
+        order: ``(length,)`` int64, the token of each step; None is 0, 1, 2, ...
+
+    Raises:
+        ValueError: ``order`` is no permutation.
     """
     save = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (u, delta, A, B, C, D, delta_bias, initial_state)
     )
-    inputs = (u.float(), delta.float(), A, B.float(), C.float(), D, delta_bias, initial_state)
-    y, last, _ = torch.ops.ssmgen.cpu_scan(*inputs, delta_softplus, save)
+    wide = (u, delta) if u.dtype == torch.bfloat16 else (u.float(), delta.float())
+    inputs = (*wide, A, B.float(), C.float(), D, delta_bias, initial_state)
+    y, last, _ = torch.ops.ssmgen.cpu_scan(*inputs, order, delta_softplus, save)
     if z is not None:
         y = y * F.silu(z.float())
     return y.to(u.dtype), last
 
 
-_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _run(inputs: _Inputs, softplus: bool, backward: bool, **buffers: Tensor) -> None:
-    u, delta, A, B, C, D, bias, initial = inputs
+    u, delta, A, B, C, D, bias, initial, order = inputs
     batch, length, dim = u.shape
     # Only the last dimension must be dense: expanded conditions and slices of a projection are not copied.
     strided = {name: _dense_rows(x) for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C))}
-    optional = {"A": A, "D": D, "bias": bias, "initial": initial}
+    optional = {"A": A, "D": D, "bias": bias, "initial": initial, "order": order}
     dense = {name: x.contiguous() for name, x in optional.items() if x is not None}
-    args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus)
+    assert _LIBRARY is not None
+    if order is not None and not _LIBRARY.ssmgen_is_permutation(dense["order"].data_ptr(), length):
+        raise ValueError(f"order must hold each of 0..{length - 1} once: make it with ssmgen.ops.scan_order")
+    bf16 = u.dtype == torch.bfloat16
+    args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus, bf16=bf16)
     for name, x in strided.items():
         setattr(args, f"{name}_batch", x.stride(0))
         setattr(args, f"{name}_step", x.stride(1))
     for name, x in (strided | dense | buffers).items():
         setattr(args, name, x.data_ptr() if x.numel() else None)
-    assert _LIBRARY is not None
     if _LIBRARY.ssmgen_scan_run(ctypes.byref(args), backward, torch.get_num_threads(), _TEAM):
         raise MemoryError("selective_scan: no memory for its working buffers")
 
@@ -147,12 +163,13 @@ def _forward(
     D: Tensor | None,
     bias: Tensor | None,
     initial: Tensor | None,
+    order: Tensor | None,
     softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, last = u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
-    saved = u.new_empty(_saved_shape(u, A) if save else (0,))
-    _run((u, delta, A, B, C, D, bias, initial), softplus, False, y=y, last=last, saved=saved)
+    y, last = u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape)
+    saved = A.new_empty(_saved_shape(u, A) if save else (0,))
+    _run((u, delta, A, B, C, D, bias, initial, order), softplus, False, y=y, last=last, saved=saved)
     return y, last, saved
 
 
@@ -165,11 +182,12 @@ def _fake_forward(
     D: Any,
     bias: Any,
     initial: Any,
+    order: Any,
     softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved = u.new_empty(_saved_shape(u, A) if save else (0,))
-    return u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape), saved
+    saved = A.new_empty(_saved_shape(u, A) if save else (0,))
+    return u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape), saved
 
 
 def _backward(
@@ -184,6 +202,7 @@ def _backward(
     D: Tensor | None,
     bias: Tensor | None,
     initial: Tensor | None,
+    order: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients in the order u, delta, A, B, C, D, bias, initial; partial sums are added in a fixed order."""
@@ -192,15 +211,15 @@ def _backward(
     made = {
         "du": u.new_empty(u.shape),
         "ddelta": u.new_empty(u.shape),
-        "dA": u.new_empty(batch, dim, d_state),
-        "dB": u.new_empty(batch, tiles, length, d_state),
-        "dC": u.new_empty(batch, tiles, length, d_state),
-        "dD": u.new_empty(batch, dim),
-        "dbias": u.new_empty(batch, dim),
-        "dinitial": u.new_empty(batch, dim, d_state),
+        "dA": A.new_empty(batch, dim, d_state),
+        "dB": A.new_empty(batch, tiles, length, d_state),
+        "dC": A.new_empty(batch, tiles, length, d_state),
+        "dD": A.new_empty(batch, dim),
+        "dbias": A.new_empty(batch, dim),
+        "dinitial": A.new_empty(batch, dim, d_state),
     }
     given = {"dy": dy.contiguous(), "dlast": dlast.contiguous(), "saved": saved}
-    _run((u, delta, A, B, C, D, bias, initial), softplus, True, **given, **made)
+    _run((u, delta, A, B, C, D, bias, initial, order), softplus, True, **given, **made)
     du, ddelta, dA, dB, dC, dD, dbias, dinitial = made.values()
     return du, ddelta, dA.sum(0), dB.sum(1), dC.sum(1), dD.sum(0), dbias.sum(0), dinitial
 
@@ -209,21 +228,26 @@ def _fake_backward(
     dy: Tensor, dlast: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     batch, _, dim = u.shape
-    vectors = u.new_empty(dim), u.new_empty(dim)
-    made = (u.new_empty(x.shape) for x in (u, delta, A, B, C))
-    return *made, *vectors, u.new_empty(batch, *A.shape)
+    vectors = A.new_empty(dim), A.new_empty(dim)
+    made = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
+    return *made, *vectors, A.new_empty(batch, *A.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.softplus, _ = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # the saved states would get a gradient of zeros as large as themselves
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     *inputs, saved = ctx.saved_tensors
+    u, A = inputs[0], inputs[2]
+    dy = u.new_zeros(u.shape) if dy is None else dy
+    dlast = A.new_zeros(u.shape[0], *A.shape) if dlast is None else dlast
     gradients = torch.ops.ssmgen.cpu_scan_backward(dy, dlast, saved, *inputs, ctx.softplus)
-    kept = (None if x is None else gradient for x, gradient in zip(inputs, gradients, strict=True))
-    return *kept, None, None
+    kept = (None if x is None else gradient for x, gradient in zip(inputs[:-1], gradients, strict=True))
+    return *kept, None, None, None  # order, softplus and save have none
 
 
 def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -231,7 +255,8 @@ def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 
 _TENSORS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, bool softplus"
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, Tensor? order, "
+    "bool softplus"
 )
 _LIB = torch.library.Library("ssmgen", "FRAGMENT")
 _LIB.define(f"cpu_scan({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)")

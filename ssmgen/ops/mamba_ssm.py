@@ -7,6 +7,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
+#: `selective_scan` hands over tokens in the order of the scan.
+TAKES_ORDER = False
+
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, or None."""

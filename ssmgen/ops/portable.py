@@ -21,6 +21,9 @@ from torch import Tensor
 _WORKING_ELEMENTS_CPU = 2**20
 _WORKING_ELEMENTS_GPU = 2**26
 
+#: `selective_scan` hands over tokens in the order of the scan.
+TAKES_ORDER = False
+
 
 def unavailable() -> str | None:
     """Why this backend cannot run here; it always can."""

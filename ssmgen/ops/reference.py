@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: `selective_scan` hands over tokens in the order of the scan.
+TAKES_ORDER = False
+
 
 def unavailable() -> str | None:
     """Why this backend cannot run here; it always can."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssmgen.ops import cpu, mamba_ssm, portable, reference
+from ssmgen.ops.scan_order import ScanOrder, reorder
 
 _BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
@@ -52,6 +53,7 @@ def selective_scan(
     *,
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
+    order: ScanOrder | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective state-space scan (Mamba, algorithm 2; SISMA eqs. 4 and 5), channel-last.
@@ -71,6 +73,8 @@ def selective_scan(
         delta_softplus: pass ``delta`` through softplus after the bias.
         initial_state: state before the first step, ``(batch, dim, d_state)``; zero where None.
         return_last_state: also return the state after the last step, ``(batch, dim, d_state)``.
+        order: the sequence in which the tokens are scanned, from `ssmgen.ops.scan_order`; as they lie where None. The
+            output stays where its token lies. The fused backends need no permuted copies for it.
         backend: ``"auto"`` or one of ``"cpu"``, ``"portable"``, ``"reference"``, ``"mamba-ssm"``.
 
     Returns:
@@ -83,14 +87,36 @@ def selective_scan(
         RuntimeError: the backend asked for cannot run here; says why.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    run = _BACKENDS[choose_backend(u.device.type, u.dtype, backend)].scan
+    _check_order(order, u)
+    module = _BACKENDS[choose_backend(u.device.type, u.dtype, backend)]
     precision = torch.float64 if u.dtype == torch.float64 else torch.float32
 
     def exact(parameter: Tensor | None) -> Tensor | None:
         return None if parameter is None else parameter.to(precision)
 
-    y, last_state = run(u, delta, exact(A), B, C, exact(D), z, exact(delta_bias), delta_softplus, exact(initial_state))
+    A, D, delta_bias, initial_state = A.to(precision), exact(D), exact(delta_bias), exact(initial_state)
+    if order is None:
+        y, last_state = module.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    elif module.TAKES_ORDER:
+        y, last_state = module.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order.forward)
+    else:
+        u, delta, B, C = (reorder(x, order.forward) for x in (u, delta, B, C))
+        z = None if z is None else reorder(z, order.forward)
+        y, last_state = module.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+        y = reorder(y, order.inverse)
     return (y, last_state) if return_last_state else y
+
+
+def _check_order(order: ScanOrder | None, u: Tensor) -> None:
+    if order is None:
+        return
+    length = u.shape[1]
+    for index in order:
+        if tuple(index.shape) != (length,) or index.dtype != torch.int64 or index.device != u.device:
+            raise ValueError(
+                f"order must be two int64 tensors ({length},) on {u.device}, as ssmgen.ops.scan_order makes them for "
+                f"{length} tokens, got {index.dtype} {tuple(index.shape)} on {index.device}"
+            )
 
 
 def choose_backend(device_type: str, dtype: torch.dtype, backend: str = "auto") -> str:

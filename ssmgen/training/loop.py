@@ -53,6 +53,8 @@ class TrainSettings:
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
         precision: ``"no"`` (float32) or ``"bf16"`` autocast.
+        matmul_precision: how products of float32 matrices are rounded, torch's ``"highest"`` (float32), ``"high"``
+            (TensorFloat32 on a GPU) or ``"medium"`` (bfloat16, also on a CPU that has it; sums stay float32).
         seed: of everything random.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many stay.
@@ -70,6 +72,7 @@ class TrainSettings:
     clip: float = 1.0
     ema_decay: float = 0.9999
     precision: str = "no"
+    matmul_precision: str = "highest"
     seed: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -85,6 +88,8 @@ class TrainSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"precision must be 'no' (float32) or 'bf16', got {self.precision!r}")
+        if self.matmul_precision not in ("highest", "high", "medium"):
+            raise ValueError(f"matmul_precision must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}")
         if 0 < self.lr_decay_steps < self.steps:
             raise ValueError(
                 f"lr_decay_steps={self.lr_decay_steps} ends before steps={self.steps}: the rest would train at a "
@@ -141,6 +146,7 @@ def train(
         FloatingPointError: the loss or its gradient was not finite ten steps in a row.
         OSError: a checkpoint cannot be written; the older ones are intact.
     """
+    torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = _accelerator(settings)
     world, rank = accelerator.num_processes, accelerator.process_index
     parts = settings.accumulate
@@ -148,7 +154,7 @@ def train(
         raise ValueError(
             f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}"
         )
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     trained, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(trained)

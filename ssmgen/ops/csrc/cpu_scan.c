@@ -8,20 +8,29 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define LOG2E 1.44269504088896340736f
 #define LN2 0.69314718055994530942f
 #define TILE 128 /* channels of one task; fixes the order of sums, so results do not depend on the threads */
 #define CHUNK 8  /* steps whose states and decays are kept at once: they fit the first-level cache */
 
-/* Layout must agree with _Args in ssmgen/ops/cpu.py. u, delta, B, C may be strided in batch and length (in floats). */
+/* Layout must agree with _Args in ssmgen/ops/cpu.py. u, delta, B, C may be strided in batch and length (in elements).
+ * With bf16 set, u, delta, y, dy, du and ddelta are bfloat16. order, where given, is the token of each step. */
 typedef struct {
-    int64_t batch, length, dim, n, softplus;
+    int64_t batch, length, dim, n, softplus, bf16;
     int64_t u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step;
-    const float *u, *delta, *A, *B, *C, *D, *bias, *initial;
-    float *y, *last, *saved;
-    const float *dy, *dlast;
-    float *du, *ddelta, *dA, *dB, *dC, *dD, *dbias, *dinitial;
+    const int64_t *order;
+    const void *u, *delta;
+    const float *A, *B, *C, *D, *bias, *initial;
+    void *y;
+    float *last, *saved;
+    const void *dy;
+    const float *dlast;
+    void *du, *ddelta;
+    float *dA, *dB, *dC, *dD, *dbias, *dinitial;
 } scan_args;
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -107,6 +116,16 @@ int64_t ssmgen_scan_choose(const char *name) {
             return chosen->lanes;
         }
     return 0;
+}
+
+/* Whether each of 0..length-1 occurs once: what is no permutation would read and write outside the tensors. */
+int64_t ssmgen_is_permutation(const int64_t *order, int64_t length) {
+    unsigned char *seen = calloc((size_t)length, 1);
+    int64_t good = seen != 0;
+    for (int64_t k = 0; good && k < length; k++)
+        good = order[k] >= 0 && order[k] < length && !seen[order[k]]++;
+    free(seen);
+    return good;
 }
 
 const char *ssmgen_scan_chosen(void) { return chosen->name; }
