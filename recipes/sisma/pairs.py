@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -77,7 +78,10 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
 
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
     with tqdm(total=len(pairs), unit="img", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
-        write_latent_cache(pairs, autoencoder, target, flip=config.flip, num_workers=2, progress=bar.update)
+        device = next(autoencoder.parameters(), torch.empty(0)).device
+        write_latent_cache(
+            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=2, progress=bar.update
+        )
 
 
 def _folder(config: Config) -> Path:

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ def main(argv: list[str]) -> None:
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
     record = _record(config, autoencoder)
-    processes = require("accelerate", extra="train").PartialState()
+    # The others wait while the first one encodes the images, for hours if need be.
+    processes = require("accelerate", extra="train").PartialState(timeout=timedelta(days=1))
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
             find_checkpoint(run, resume, record)
-        data = encoded_pairs(config, autoencoder)
+        data = encoded_pairs(config, autoencoder.to(processes.device))
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))

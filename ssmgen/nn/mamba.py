@@ -81,7 +81,7 @@ class SelectiveSSM(nn.Module):
         return F.silu(rearrange(self.conv(grid), "b e h w -> b (h w) e"))
 
     def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
-        """`selective_scan` in this layer's order with its A, D and step-size bias; all ``(b, l, ...)`` and row-major."""
+        """`selective_scan` in this layer's order with its A, D and step-size bias; all row-major ``(b, l, ...)``."""
         y = selective_scan(
             u,
             delta,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssmgen.ops.fused import Inputs, define_scan, run_scan
 
 #: `selective_scan` need not permute the tokens: this scan reads and writes them in any order.
 TAKES_ORDER = True
@@ -109,21 +109,13 @@ def scan(
     Raises:
         ValueError: ``order`` is no permutation.
     """
-    save = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (u, delta, A, B, C, D, delta_bias, initial_state)
-    )
     wide = (u, delta) if u.dtype == torch.bfloat16 else (u.float(), delta.float())
-    inputs = (*wide, A, B.float(), C.float(), D, delta_bias, initial_state)
-    y, last, _ = torch.ops.ssmgen.cpu_scan(*inputs, order, delta_softplus, save)
-    if z is not None:
-        y = y * F.silu(z.float())
+    inputs = (*wide, A, B.float(), C.float(), D, delta_bias, initial_state, order)
+    y, last = run_scan("cpu_scan", inputs, delta_softplus, z)
     return y.to(u.dtype), last
 
 
-_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
-def _run(inputs: _Inputs, softplus: bool, backward: bool, **buffers: Tensor) -> None:
+def _run(inputs: Inputs, softplus: bool, backward: bool, **buffers: Tensor) -> None:
     u, delta, A, B, C, D, bias, initial, order = inputs
     batch, length, dim = u.shape
     # Only the last dimension must be dense: expanded conditions and slices of a projection are not copied.
@@ -154,58 +146,17 @@ def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, -(-length // _CHUNK), -(-dim // _LANES), A.shape[1], _LANES
 
 
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, A = inputs[0], inputs[2]
     y, last = u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape)
     saved = A.new_empty(_saved_shape(u, A) if save else (0,))
-    _run((u, delta, A, B, C, D, bias, initial, order), softplus, False, y=y, last=last, saved=saved)
+    _run(inputs, softplus, False, y=y, last=last, saved=saved)
     return y, last, saved
 
 
-def _fake_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Any,
-    bias: Any,
-    initial: Any,
-    order: Any,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    saved = A.new_empty(_saved_shape(u, A) if save else (0,))
-    return u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape), saved
-
-
-def _backward(
-    dy: Tensor,
-    dlast: Tensor,
-    saved: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients in the order u, delta, A, B, C, D, bias, initial; partial sums are added in a fixed order."""
+def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus: bool) -> tuple[Tensor, ...]:
+    """Partial sums are added in a fixed order."""
+    u, A = inputs[0], inputs[2]
     batch, length, dim = u.shape
     d_state, tiles = A.shape[1], -(-dim // _TILE)
     made = {
@@ -219,53 +170,9 @@ def _backward(
         "dinitial": A.new_empty(batch, dim, d_state),
     }
     given = {"dy": dy.contiguous(), "dlast": dlast.contiguous(), "saved": saved}
-    _run((u, delta, A, B, C, D, bias, initial, order), softplus, True, **given, **made)
+    _run(inputs, softplus, True, **given, **made)
     du, ddelta, dA, dB, dC, dD, dbias, dinitial = made.values()
     return du, ddelta, dA.sum(0), dB.sum(1), dC.sum(1), dD.sum(0), dbias.sum(0), dinitial
 
 
-def _fake_backward(
-    dy: Tensor, dlast: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    batch, _, dim = u.shape
-    vectors = A.new_empty(dim), A.new_empty(dim)
-    made = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
-    return *made, *vectors, A.new_empty(batch, *A.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, _ = inputs
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)  # the saved states would get a gradient of zeros as large as themselves
-    ctx.save_for_backward(*tensors, output[2])
-
-
-def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    *inputs, saved = ctx.saved_tensors
-    u, A = inputs[0], inputs[2]
-    dy = u.new_zeros(u.shape) if dy is None else dy
-    dlast = A.new_zeros(u.shape[0], *A.shape) if dlast is None else dlast
-    gradients = torch.ops.ssmgen.cpu_scan_backward(dy, dlast, saved, *inputs, ctx.softplus)
-    kept = (None if x is None else gradient for x, gradient in zip(inputs[:-1], gradients, strict=True))
-    return *kept, None, None, None  # order, softplus and save have none
-
-
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError("backend 'cpu' of selective_scan is differentiable once: use backend='reference' for more")
-
-
-_TENSORS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, Tensor? order, "
-    "bool softplus"
-)
-_LIB = torch.library.Library("ssmgen", "FRAGMENT")
-_LIB.define(f"cpu_scan({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)")
-_LIB.define(
-    f"cpu_scan_backward(Tensor dy, Tensor dlast, Tensor saved, {_TENSORS}) -> ({', '.join(['Tensor'] * 8)})",
-)
-_LIB.impl("cpu_scan", _forward, "CPU")
-_LIB.impl("cpu_scan_backward", _backward, "CPU")
-torch.library.register_fake("ssmgen::cpu_scan", _fake_forward, lib=_LIB)
-torch.library.register_fake("ssmgen::cpu_scan_backward", _fake_backward, lib=_LIB)
-torch.library.register_autograd("ssmgen::cpu_scan_backward", _refuse_second_derivative, lib=_LIB)
-torch.library.register_autograd("ssmgen::cpu_scan", _differentiate, setup_context=_setup_context, lib=_LIB)
+define_scan("cpu_scan", "cpu", _forward, _backward, _saved_shape, "CPU")
