@@ -7,6 +7,8 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run in Python; read when they are defined
 
 
 @pytest.fixture(autouse=True)

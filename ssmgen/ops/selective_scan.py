@@ -12,13 +12,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ssmgen.ops import cpu, mamba_ssm, portable, reference
+from ssmgen.ops import cpu, mamba_ssm, portable, reference, triton_scan
 from ssmgen.ops.scan_order import ScanOrder, reorder
 
 _BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
     "portable": portable,
     "cpu": cpu,
+    "triton": triton_scan,
     "mamba-ssm": mamba_ssm,
 }
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -75,7 +76,8 @@ def selective_scan(
         return_last_state: also return the state after the last step, ``(batch, dim, d_state)``.
         order: the sequence in which the tokens are scanned, from `ssmgen.ops.scan_order`; as they lie where None. The
             output stays where its token lies. The fused backends need no permuted copies for it.
-        backend: ``"auto"`` or one of ``"cpu"``, ``"portable"``, ``"reference"``, ``"mamba-ssm"``.
+        backend: ``"auto"`` (``"cpu"`` or ``"triton"`` by the device, ``"portable"`` where neither can run), or one of
+            these, ``"reference"`` or ``"mamba-ssm"``.
 
     Returns:
         ``y`` of the shape and dtype of ``u``, and the last state if asked for. The state, A, D and delta_bias are held
@@ -133,6 +135,10 @@ def choose_backend(device_type: str, dtype: torch.dtype, backend: str = "auto") 
             f"backend 'cpu' takes float32 and 16-bit tensors on the CPU, got {dtype} on {device_type}: "
             "use backend='portable' (or 'auto')"
         )
+    if backend == "triton" and dtype == torch.float64:
+        raise RuntimeError("backend 'triton' keeps its state in float32: use backend='portable' (or 'auto') for float64")
+    if backend == "triton" and device_type != "cuda" and not triton_scan.interpreted():
+        raise RuntimeError(f"backend 'triton' takes CUDA tensors, got one on {device_type}: use backend='auto'")
     if backend == "mamba-ssm" and (device_type != "cuda" or dtype == torch.float64):
         raise RuntimeError(
             f"backend 'mamba-ssm' takes float32 and 16-bit CUDA tensors, got {dtype} on {device_type}: "
@@ -154,20 +160,19 @@ def backends() -> dict[str, BackendStatus]:
 
 
 def _auto(device_type: str, dtype: torch.dtype, quiet: bool = False) -> str:
-    if device_type != "cpu":
-        if not quiet and device_type != "meta":
-            _warn_once(
-                f"selective_scan runs its portable PyTorch form on {device_type}: correct, but not fused. "
-                "backend='mamba-ssm' uses that package's CUDA op where it is installed."
-            )
-        return "portable"
-    if dtype == torch.float64:
-        return "portable"  # the fused kernel keeps a float32 state; float64 is asked for to be exact
-    reason = cpu.unavailable()
+    if dtype == torch.float64 or device_type == "meta":
+        return "portable"  # the fused kernels keep a float32 state; float64 is asked for to be exact
+    fused = {"cpu": "cpu", "cuda": "triton"}.get(device_type)
+    if fused is None:
+        reason = f"there is no fused scan for {device_type}"
+    else:
+        reason = _BACKENDS[fused].unavailable()
     if reason is None:
-        return "cpu"
+        return str(fused)
     if not quiet:
-        _warn_once(f"selective_scan runs its portable PyTorch form on the CPU, about ten times slower: {reason}")
+        _warn_once(
+            f"selective_scan runs its portable PyTorch form on {device_type}: correct, but many times slower. {reason}"
+        )
     return "portable"
 
 

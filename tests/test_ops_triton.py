@@ -1,0 +1,137 @@
+"""The Triton scan against the float64 reference: interpreted where there is no GPU, compiled where there is one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_ops import PARTS, arguments, run, with_gradients
+from test_ops_cpu import errors
+
+from ssmgen.ops import ScanOrder, scan_order, selective_scan, triton_scan
+
+pytestmark = pytest.mark.skipif(triton_scan.unavailable() is not None, reason=str(triton_scan.unavailable()))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROOT = Path(__file__).parents[1]
+
+
+def on_device(args):
+    return {k: v.detach().to(DEVICE).requires_grad_(v.requires_grad) for k, v in args.items()}
+
+
+def against_reference(leave_out=(), **shape):
+    args = {k: v for k, v in arguments(**shape, dtype=torch.float32, grad=True).items() if k not in leave_out}
+    exact = {k: v.detach().double().requires_grad_() for k, v in args.items()}
+    got = {k: v.cpu() for k, v in with_gradients(on_device(args), "triton").items()}
+    return errors(got, with_gradients(exact, "reference"), least=1.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "dim", "d_state"),
+    [(2, 19, 37, 16), (1, 1, 1, 1), (1, 8, 32, 16), (3, 5, 33, 5), (1, 70, 5, 3), (1, 133, 20, 16), (2, 9, 3, 17)],
+)
+def test_agrees_with_the_float64_reference_at_odd_sizes(batch, length, dim, d_state):
+    found = against_reference(batch=batch, length=length, dim=dim, d_state=d_state)
+    assert max(found.values()) < 2e-6, found
+
+
+@pytest.mark.parametrize("missing", [("D",), ("z",), ("delta_bias",), ("initial_state",), PARTS[5:]])
+@pytest.mark.parametrize("length", [7, 70])
+def test_optional_parts(missing, length):
+    found = against_reference(missing, length=length)
+    assert max(found.values()) < 2e-6, found
+
+
+def test_the_cut_of_the_length_changes_no_result(monkeypatch):
+    args = on_device(arguments(batch=1, length=133, dim=20, d_state=4, dtype=torch.float32, grad=True))
+    chunked = with_gradients(args, "triton")
+    monkeypatch.setattr(triton_scan, "_ENOUGH_PROGRAMS", 1)
+    whole = with_gradients(args, "triton")
+    for name in whole:
+        torch.testing.assert_close(chunked[name], whole[name], rtol=1e-4, atol=1e-4)
+
+
+def test_results_repeat_to_the_bit():
+    args = on_device(arguments(batch=2, length=70, dim=40, d_state=16, dtype=torch.float32, grad=True))
+    first, second = with_gradients(args, "triton"), with_gradients(args, "triton")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["column", "row-boustrophedon-reversed"])
+def test_an_order_is_the_scan_of_permuted_tokens(name):
+    args = on_device(arguments(length=12, dim=6, dtype=torch.float32, grad=True))
+    order = scan_order(name, 3, 4, DEVICE)
+    permuted = {k: v[:, order.forward] if k in ("u", "delta", "B", "C", "z") else v for k, v in args.items()}
+    got = selective_scan(**args, order=order, backend="triton")
+    expected = selective_scan(**permuted, backend="triton")[:, order.inverse]
+    torch.testing.assert_close(got, expected)
+    ours, theirs = (torch.autograd.grad(y.cos().sum(), list(args.values())) for y in (got, expected))
+    for g, e in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(g, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_read_and_written_as_they_are(dtype):
+    args = on_device({k: v for k, v in arguments(dtype=dtype, grad=True).items() if k != "z"})
+    exact = {k: v.detach().cpu().double().requires_grad_() for k, v in args.items()}
+    y, _ = run(args, "triton")
+    expected, _ = run(exact, "reference")
+    assert y.dtype == dtype
+    tolerance = torch.finfo(dtype).eps * 8
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+    y.float().sum().backward()
+    expected.sum().backward()
+    for name, value in args.items():
+        assert value.grad.dtype == value.dtype
+        torch.testing.assert_close(value.grad.cpu().double(), exact[name].grad, rtol=0.03, atol=0.05)
+
+
+def test_views_are_taken_as_they_are():
+    """Slices of a wider projection, and a condition of one image expanded over the batch."""
+    wide = torch.randn(3, 9, 2 * 7 + 2 * 4, device=DEVICE)
+    u, delta, B, C = wide.split([7, 7, 4, 4], dim=-1)
+    A = -torch.rand(7, 4, device=DEVICE)
+    for step in (delta.abs(), torch.rand(1, 9, 7, device=DEVICE).expand(3, -1, -1)):
+        got = selective_scan(u, step, A, B, C, backend="triton")
+        dense = selective_scan(*(x.contiguous() for x in (u, step, A, B, C)), backend="triton")
+        assert torch.equal(got, dense)
+
+
+def test_large_steps_stay_finite():
+    args = on_device(arguments(length=20, dtype=torch.float32))
+    args["delta"].fill_(1e4)
+    y, state = run(args, "triton", softplus=False)
+    assert torch.isfinite(y).all() and torch.isfinite(state).all()
+
+
+def test_operator_registration():
+    args = on_device(arguments(dtype=torch.float32, grad=True))
+    inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")]
+    torch.library.opcheck(torch.ops.ssmgen.triton_scan, (*inputs, None, True, True))
+
+
+def test_float64_is_refused():
+    with pytest.raises(RuntimeError, match="keeps its state in float32"):
+        selective_scan(**arguments(), backend="triton")
+
+
+def test_a_wrong_order_never_reaches_the_kernel():
+    args = on_device(arguments(length=4, dtype=torch.float32))
+    order = ScanOrder(torch.arange(5, device=DEVICE), torch.arange(5, device=DEVICE))
+    with pytest.raises(ValueError, match=r"two int64 tensors \(4,\)"):
+        selective_scan(**args, order=order, backend="triton")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="it is compiled and run here anyway")
+def test_the_kernels_compile_for_a_gpu():
+    """The interpreter takes what the compiler refuses: compile to machine code for a GPU that need not be here."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compile_triton"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bytes of machine code") == 6, done.stdout
