@@ -6,7 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ssmgen.ops import triton_scan
+from ssmgen.ops import triton_kernels, triton_scan
 
 SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"}
 FLOATS = {*("A", "D", "bias", "start", "end", "total", "saved", "first", "last")} | {
@@ -37,7 +37,7 @@ if __name__ == "__main__":
         forward = FLAGS | {"CHANNELS": triton_scan._CHANNELS, "STEPS": triton_scan._STEPS}
         backward = forward | {"CHANNELS": triton_scan._BACKWARD_CHANNELS}
         flags = {"HAS_D": True, "HAS_START": True, "OUTPUT": True, "SAVE": True}
-        compile_kernel(triton_scan._forward_kernel, dtype, triton_scan._WARPS, **forward, **flags)
-        compile_kernel(triton_scan._backward_kernel, dtype, triton_scan._BACKWARD_WARPS, **backward, HAS_D=True)
-    compile_kernel(triton_scan._gradient_kernel, "bf16", triton_scan._BACKWARD_WARPS, **backward)
-    compile_kernel(triton_scan._chain_kernel, "fp32", 1, **forward, HAS_FIRST=True, REVERSE=True)
+        compile_kernel(triton_kernels.forward_kernel, dtype, triton_scan._WARPS, **forward, **flags)
+        compile_kernel(triton_kernels.backward_kernel, dtype, triton_scan._BACKWARD_WARPS, **backward, HAS_D=True)
+    compile_kernel(triton_kernels.gradient_kernel, "bf16", triton_scan._BACKWARD_WARPS, **backward)
+    compile_kernel(triton_kernels.chain_kernel, "fp32", 1, **forward, HAS_FIRST=True, REVERSE=True)

@@ -136,7 +136,7 @@ def choose_backend(device_type: str, dtype: torch.dtype, backend: str = "auto") 
             "use backend='portable' (or 'auto')"
         )
     if backend == "triton" and dtype == torch.float64:
-        raise RuntimeError("backend 'triton' keeps its state in float32: use backend='portable' (or 'auto') for float64")
+        raise RuntimeError("backend 'triton' keeps its state in float32: for float64 use backend='portable'")
     if backend == "triton" and device_type != "cuda" and not triton_scan.interpreted():
         raise RuntimeError(f"backend 'triton' takes CUDA tensors, got one on {device_type}: use backend='auto'")
     if backend == "mamba-ssm" and (device_type != "cuda" or dtype == torch.float64):
@@ -163,10 +163,7 @@ def _auto(device_type: str, dtype: torch.dtype, quiet: bool = False) -> str:
     if dtype == torch.float64 or device_type == "meta":
         return "portable"  # the fused kernels keep a float32 state; float64 is asked for to be exact
     fused = {"cpu": "cpu", "cuda": "triton"}.get(device_type)
-    if fused is None:
-        reason = f"there is no fused scan for {device_type}"
-    else:
-        reason = _BACKENDS[fused].unavailable()
+    reason = _BACKENDS[fused].unavailable() if fused else f"There is no fused scan for {device_type}."
     if reason is None:
         return str(fused)
     if not quiet:
