@@ -69,6 +69,26 @@ def test_a_decay_near_one_does_not_drift_with_the_length():
     assert abs(state.item() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+def test_states_that_decay_away_become_zero(isa):
+    """Numbers below 1e-38 would make the kernel a hundred times slower; nothing else of the process may be flushed."""
+    code = (
+        "import torch; from ssmgen.ops import cpu, selective_scan\n"
+        "if cpu.unavailable(): raise SystemExit(3)\n"
+        "one = torch.ones(1, 9, 32)\n"
+        "args = (one * 0, one * 10, -one[0, 0, :, None].expand(32, 16), one[..., :16], one[..., :16])\n"
+        "start = torch.ones(1, 32, 16)\n"
+        "_, state = selective_scan(*args, initial_state=start, return_last_state=True, backend='cpu')\n"
+        "assert (state == 0).all(), state.max()\n"
+        "assert (torch.tensor([1e-20]) * 1e-22).item() > 0\n"
+    )
+    environment = os.environ | {"SSMGEN_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode == 3:
+        pytest.skip(f"no {isa} here")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("missing", [("D",), ("z",), ("delta_bias",), ("initial_state",), PARTS[5:]])
 def test_optional_parts(missing):
     args = {k: v for k, v in arguments(dtype=torch.float32, grad=True).items() if k not in missing}

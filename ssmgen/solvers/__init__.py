@@ -1,5 +1,6 @@
 """How dx/dt = f(t, x) is integrated: a declared order plus a step, over one shared loop."""
 
+from ssmgen.solvers.adams_bashforth import AdamsBashforth
 from ssmgen.solvers.adaptive import Adaptive
 from ssmgen.solvers.base import RungeKutta, Solver
 from ssmgen.solvers.euler import euler
@@ -7,4 +8,4 @@ from ssmgen.solvers.heun import heun
 from ssmgen.solvers.midpoint import midpoint
 from ssmgen.solvers.rk4 import rk4
 
-__all__ = ["Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
+__all__ = ["AdamsBashforth", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]

@@ -87,13 +87,14 @@ class RungeKutta(Solver):
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
         x = x0
         for step in range(len(ts) - 1):
-            x = self._step(f, x, ts[step], ts[step + 1] - ts[step])
+            x = self.advance(f, x, ts[step], ts[step + 1] - ts[step])
             if progress is not None:
                 progress(step + 1, x)
         return x
 
-    def _step(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        slopes = [f(t, x)]
+    def advance(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor | None = None) -> Tensor:
+        """One step of length h from (t, x); ``slope`` is f(t, x) where it is known already."""
+        slopes = [f(t, x) if slope is None else slope]
         for node, row in zip(self.nodes[1:], self.matrix, strict=True):
             slopes.append(f(t + node * h, x + h * _combine(row, slopes)))
         return x + h * _combine(self.weights, slopes)

@@ -139,6 +139,30 @@ typedef struct {
     atomic_int failed;
 } work;
 
+/* States that decay away pass through numbers below 1e-38, on which processors are a hundred times slower: take them for
+ * zero while a task runs. Returns what to restore. */
+static inline uint64_t flush_tiny(void) {
+    uint64_t before = 0;
+#if defined(__x86_64__)
+    before = _mm_getcsr();
+    _mm_setcsr((unsigned)before | 0x8040u);
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | (1u << 24)));
+#endif
+    return before;
+}
+
+static inline void restore_tiny(uint64_t before) {
+#if defined(__x86_64__)
+    _mm_setcsr((unsigned)before);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+#else
+    (void)before;
+#endif
+}
+
 static void worker(void *data) {
     work *w = data;
     void *scratch = 0;
@@ -146,7 +170,9 @@ static void worker(void *data) {
         atomic_store(&w->failed, 1);
         return;
     }
+    const uint64_t before = flush_tiny();
     for (int64_t task; (task = atomic_fetch_add(&w->next, 1)) < w->tasks;) w->run(w->args, task, scratch);
+    restore_tiny(before);
     free(scratch);
 }
 
