@@ -32,7 +32,7 @@ class AdamsBashforth(Solver):
         return steps + 1
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
-        x, slopes = x0, []
+        x, slopes = x0, list[Tensor]()
         for step in range(len(ts) - 1):
             slopes = [f(ts[step], x), *slopes[: self.order - 1]]
             if step == 0:
