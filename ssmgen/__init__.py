@@ -2,11 +2,12 @@
 
 from ssmgen import latents, models, nn, objectives, ops, solvers
 from ssmgen.registry import build, list_models, names, register
-from ssmgen.sampling import initial_noise, sample
+from ssmgen.sampling import Sampler, initial_noise, sample
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Sampler",
     "build",
     "initial_noise",
     "latents",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class MaskModel(Protocol):
-    """What `sample` asks of a model: `ssmgen.models.SISMA` is one."""
+    """What `sample` asks of a model: `ssmgen.models.SISMA` is one.
+
+    A model may also have ``modulation(t)``: all that it derives from times ``(n,)`` alone, as ``(n, ...)``. It is then
+    called with ``modulation=`` one row of that, and under guidance once with ``cond=`` a list of two conditions, each
+    for one half of the batch.
+    """
 
     training: bool
 
@@ -47,81 +53,153 @@ def sample(
     x0: Tensor,
     mask: Tensor | None = None,
     *,
-    objective: str | Objective = "flow-matching",
-    solver: str | Solver = "midpoint",
-    steps: int = 25,
-    guidance_scale: float = 1.0,
-    progress: Callable[[int, Tensor], None] | None = None,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    **settings: Any,
 ) -> Tensor:
     """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.
 
-    The condition is computed once and reused at every step. The model runs in evaluation mode and without gradients,
-    and is put back as it was.
+    This is ``Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)``: hold a `Sampler` to sample often.
 
     Args:
         model: a mask-conditioned model.
-        x0: noise ``(batch, channels, height, width)`` in the model's space, e.g. from `initial_noise`.
-        mask: what the model takes: labels or one-hot, one per image or one for all; None samples without a mask.
-        objective: a name or an objective that turns predictions into velocities.
-        solver: a name or a solver.
-        steps: intervals of the uniform time grid; ``solver.nfe(steps)`` tells the evaluations.
-        guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
-            model trained with mask dropout.
-        progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
+        x0, mask, settings: those of a `Sampler`'s call: ``solver``, ``steps``, ``guidance_scale``, ...
+        dtype, compile: those of `Sampler`.
 
     Returns:
-        ``(batch, channels, height, width)`` on the device of the model.
+        ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
 
     Raises:
         ValueError: bad steps, a mask that does not fit, or guidance on a model trained without mask dropout.
     """
-    integrator: Solver = _resolve(solver, "solver")
-    learned: Objective = _resolve(objective, "objective")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
-        raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
-    _check_guidance(model, mask, guidance_scale)
-    if integrator.adaptive and x0.shape[0] > 1:
-        return _one_by_one(model, x0, mask, objective=learned, solver=integrator, guidance_scale=guidance_scale)
+    return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
 
-    device = next(iter(model.parameters())).device
-    x0 = x0.to(device)
-    with torch.no_grad(), _evaluation_mode(model):
+
+class Sampler:
+    """A model made ready to sample: its weights in the dtype wanted, its step compiled.
+
+    What does not change between steps is computed once per call: the conditions, and what the model derives from the
+    times of the whole grid. Guidance is one batch of both halves.
+
+    Args:
+        model: a mask-conditioned model. It runs in evaluation mode and without gradients, and is put back as it was.
+        dtype: run a copy of the model with its weights in this dtype (bfloat16 reads half the memory). Parameters
+            marked ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the solver works in
+            that of x0. None runs the model itself.
+        compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
+            The first call for a shape compiles, for a minute or so; needs a C++ compiler on a CPU.
+    """
+
+    def __init__(self, model: MaskModel, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
+        self.model: Any = model if dtype is None else in_dtype(model, dtype)
+        self.dtype = dtype
+        self.device = next(iter(model.parameters())).device
+        self.compiled = compile
+        self.step: Any = self.model
+        if compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self.step = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
+
+    def __call__(
+        self,
+        x0: Tensor,
+        mask: Tensor | None = None,
+        *,
+        objective: str | Objective = "flow-matching",
+        solver: str | Solver = "midpoint",
+        steps: int = 25,
+        guidance_scale: float = 1.0,
+        progress: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            x0: noise ``(batch, channels, height, width)`` in the model's space, e.g. from `initial_noise`.
+            mask: what the model takes: labels or one-hot, one per image or one for all; None samples without a mask.
+            objective: a name or an objective that turns predictions into velocities.
+            solver: a name or a solver.
+            steps: intervals of the uniform time grid; ``solver.nfe(steps)`` tells the evaluations.
+            guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
+                model trained with mask dropout.
+            progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
+
+        Raises:
+            ValueError: bad steps, a mask that does not fit, or guidance on a model trained without mask dropout.
+        """
+        integrator: Solver = _resolve(solver, "solver")
+        learned: Objective = _resolve(objective, "objective")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
+            raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
+        _check_guidance(self.model, mask, guidance_scale)
+        x0 = x0.to(self.device)
+        ts = torch.linspace(0, 1, steps + 1, device=self.device)
+        with torch.no_grad(), _evaluation_mode(self.model):
+            if integrator.adaptive and x0.shape[0] > 1:
+                return self._one_by_one(x0, mask, learned, integrator, ts, guidance_scale)
+            return self._solve(x0, mask, learned, integrator, ts, guidance_scale, progress)
+
+    def _solve(
+        self,
+        x0: Tensor,
+        mask: Tensor | None,
+        objective: Objective,
+        solver: Solver,
+        ts: Tensor,
+        guidance_scale: float,
+        progress: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
         size = (x0.shape[2], x0.shape[3])
-        predict = _predictor(model, mask, size, guidance_scale)
+        conds = [self.model.condition(mask, size=size)]
+        if guidance_scale != 1:
+            conds.append(self.model.condition(None, size=size))
+        predict = self._predictor(conds, solver.times(ts))
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
-            return learned.velocity(predict(x, t.view(1)), x, t)
+            predictions = predict(x if self.dtype is None else x.to(self.dtype), t.view(1))
+            guided, *null = (objective.velocity(each.to(x.dtype), x, t) for each in predictions)
+            return null[0] + guidance_scale * (guided - null[0]) if null else guided
 
-        return integrator.solve(velocity, x0, torch.linspace(0, 1, steps + 1, device=device), progress)
+        return solver.solve(velocity, x0, ts, progress)
+
+    def _predictor(self, conds: list[Any], times: Tensor | None) -> Callable[[Tensor, Tensor], Iterable[Tensor]]:
+        """The predictions under each condition, with what does not change between steps computed beforehand."""
+        model = self.model
+        if not hasattr(model, "modulation"):
+            return lambda x, t: [self._step(x, t, cond=cond) for cond in conds]
+        rows = None if times is None else iter(model.modulation(times).split(1))
+
+        def predict(x: Tensor, t: Tensor) -> Iterable[Tensor]:
+            row = model.modulation(t) if rows is None else next(rows)
+            return self._step(x.repeat(len(conds), 1, 1, 1), None, cond=conds, modulation=row).chunk(len(conds))
+
+        return predict
+
+    def _step(self, x: Tensor, t: Tensor | None, **given: Any) -> Tensor:
+        out = self.step(x, t, **given)
+        # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
+        return out.clone() if self.compiled and out.is_cuda else out
+
+    def _one_by_one(self, x0: Tensor, mask: Tensor | None, objective: Objective, solver: Solver, *rest: Any) -> Tensor:
+        """Adaptive steps depend on the error of what is integrated: each image gets its own."""
+        images = []
+        evaluations = 0
+        for i in range(x0.shape[0]):
+            own = mask if mask is None or mask.shape[0] == 1 else mask[i : i + 1]
+            images.append(self._solve(x0[i : i + 1], own, objective, solver, *rest))
+            evaluations += solver.evaluations
+        solver.evaluations = evaluations
+        return torch.cat(images)
 
 
-def _predictor(
-    model: MaskModel, mask: Tensor | None, size: tuple[int, int], guidance_scale: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    cond = model.condition(mask, size=size)
-    if guidance_scale == 1:
-        return lambda x, t: model(x, t, cond=cond)
-    null = model.condition(None, size=size)
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        unconditional = model(x, t, cond=null)
-        return unconditional + guidance_scale * (model(x, t, cond=cond) - unconditional)
-
-    return guided
-
-
-def _one_by_one(model: MaskModel, x0: Tensor, mask: Tensor | None, **settings: Any) -> Tensor:
-    """Adaptive steps depend on the error of what is integrated: each image gets its own."""
-    images = []
-    evaluations = 0
-    for i in range(x0.shape[0]):
-        own = mask if mask is None or mask.shape[0] == 1 else mask[i : i + 1]
-        images.append(sample(model, x0[i : i + 1], own, steps=1, **settings))
-        evaluations += settings["solver"].evaluations
-    settings["solver"].evaluations = evaluations
-    return torch.cat(images)
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """A copy of a model with its floating-point weights in ``dtype``, save parameters marked ``keep_float32``."""
+    changed = copy.deepcopy(model)
+    for parameter, original in zip(changed.parameters(), model.parameters(), strict=True):  # a copy loses the marks
+        if parameter.is_floating_point() and not getattr(original, "keep_float32", False):
+            parameter.data = parameter.data.to(dtype)
+    return changed
 
 
 def _check_guidance(model: MaskModel, mask: Tensor | None, guidance_scale: float) -> None:

@@ -194,6 +194,17 @@ BAD = {
         ValueError,
         "made for batch 2",
     ),
+    "modulation of another model": (
+        lambda m, x, t, k: m(x, None, k, modulation=torch.zeros(1, 7)),
+        ValueError,
+        r"modulation must be \(2, 640\)",
+    ),
+    "no time": (lambda m, x, t, k: m(x, None, k), ValueError, r"t must be \(2,\).*got None"),
+    "conditions for unequal parts": (
+        lambda m, x, t, k: m(x, t, cond=[m.condition(k[:1])] * 3),
+        ValueError,
+        "3 conditions cannot serve equal parts of a batch of 2",
+    ),
     "label out of range": (lambda m, x, t, k: m(x, t, k + 1), ValueError, r"label 19 .*outside 0\.\.18"),
     "float labels": (lambda m, x, t, k: m(x, t, k.float()), TypeError, "must be integers"),
     "null without size": (lambda m, x, t, k: m.condition(None), ValueError, r"size=\(height, width\)"),

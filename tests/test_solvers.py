@@ -1,13 +1,14 @@
 """Solvers against closed-form solutions, and sampling with them."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from conftest import randomize
 
 import ssmgen
-from ssmgen import build, extras, initial_noise, sample
+from ssmgen import Sampler, build, extras, initial_noise, sample
 from ssmgen.solvers import Solver
 
 FIXED = [name for name in ssmgen.names("solver") if not build(name).adaptive]
@@ -167,3 +168,87 @@ def test_a_solver_object_is_taken_as_it_is():
     assert isinstance(solver, Solver)
     sample(build("sisma-debug"), torch.randn(1, 3, 8, 8), solver=solver, steps=3)
     assert solver.evaluations == 6
+
+
+class Plain:
+    """A SISMA without `modulation`: `Sampler` then calls it once per condition, with times."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+        self.condition, self.parameters, self.train = model.condition, model.parameters, model.train
+        self.mask_dropout, self.training = model.mask_dropout, model.training
+
+    def __call__(self, x, t, *, cond):
+        self.calls.append(tuple(x.shape))
+        return self.model(x, t, cond=cond)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "ab3", "bosh3"])
+@pytest.mark.parametrize("mask_input", ["none", "add"])
+@pytest.mark.parametrize(("masks", "guidance_scale"), [(1, 1.0), (2, 1.0), (1, 2.0), (2, 2.0)])
+def test_what_is_computed_once_changes_nothing(solver, mask_input, masks, guidance_scale):
+    model = randomize(build("sisma-debug", mask_dropout=0.1, mask_input=mask_input), std=0.1)
+    x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (masks, 8, 8))
+    settings = dict(solver=solver, steps=4, guidance_scale=guidance_scale)
+    expected = sample(Plain(model), x0, mask, **settings)
+    torch.testing.assert_close(sample(model, x0, mask, **settings), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sampler_computes_conditions_and_modulations_once(monkeypatch):
+    model = build("sisma-debug", mask_dropout=0.1)
+    calls = {"condition": 0, "modulation": 0, "time_embedding": 0, "forward": []}
+    for name in ("condition", "modulation"):
+        counted(monkeypatch, model, name, calls)
+    model.time_embedding.register_forward_hook(lambda *_: calls.update(time_embedding=calls["time_embedding"] + 1))
+    model.register_forward_pre_hook(lambda _, args: calls["forward"].append(args[0].shape[0]))
+    sample(model, torch.randn(3, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8), steps=5, guidance_scale=2.0)
+    assert calls == {"condition": 2, "modulation": 1, "time_embedding": 1, "forward": [6] * 10}
+
+
+def counted(monkeypatch, model, name, calls):
+    original = getattr(model, name)
+
+    def call(*args, **kwargs):
+        calls[name] += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model, name, call)
+
+
+def test_a_sampler_in_bfloat16_stays_close_and_leaves_the_model_alone():
+    model = randomize(build("sisma-debug"), std=0.05)
+    x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (1, 8, 8))
+    sampler = Sampler(model, dtype=torch.bfloat16)
+    dtypes = {p.dtype for p in model.parameters()}
+    assert dtypes == {torch.float32}
+    ssm = sampler.model.blocks[0].self_mamba.ssm
+    assert ssm.A_log.dtype == ssm.D.dtype == ssm.dt_proj.bias.dtype == torch.float32
+    assert ssm.dt_proj.weight.dtype == ssm.out_norm.weight.dtype == torch.bfloat16
+    out, expected = sampler(x0, mask, steps=4), sample(model, x0, mask, steps=4)
+    assert out.dtype == torch.float32
+    assert 0 < (out - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_sampler_gives_the_same_images():
+    model = randomize(build("sisma-debug", mask_dropout=0.1), std=0.05)
+    x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (1, 8, 8))
+    sampler = Sampler(model, compile=True)
+    for settings in (dict(solver="ab2"), dict(guidance_scale=2.0)):
+        expected = sample(model, x0, mask, steps=4, **settings)
+        torch.testing.assert_close(sampler(x0, mask, steps=4, **settings), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_solvers_say_which_times_they_ask_for(name):
+    ts = torch.tensor([0.0, 0.1, 0.35, 0.4, 1.0])
+    asked = []
+
+    def f(t, x):
+        asked.append(t)
+        return -x
+
+    solver = build(name)
+    solver.solve(f, torch.ones(2), ts)
+    assert torch.equal(solver.times(ts), torch.stack(asked))

@@ -18,6 +18,7 @@ from ssmgen.nn import (
     CrossMamba,
     FeedForward,
     MaskEncoder,
+    Modulation,
     Patchify,
     PositionEmbedding,
     SelfMamba,
@@ -86,9 +87,22 @@ class SISMABlock(nn.Module):
         """What the block derives from the mask tokens alone, see `CrossMamba.condition`."""
         return self.cross_mamba.condition(tokens, size)
 
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | CrossCondition, size: tuple[int, int]) -> Tensor:
-        """Tokens ``(b, l, d)``, conditioning vectors ``(b, d)`` or ``(1, d)``, mask tokens or what was made of them."""
-        first, second, third = self.adaln(c)
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor | list[Modulation],
+        cond: Tensor | CrossCondition | list[CrossCondition],
+        size: tuple[int, int],
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            x: tokens ``(b, l, d)``, row-major.
+            c: conditioning vectors ``(b, d)`` or ``(1, d)``, or the three modulations ``adaln`` made of them.
+            cond: mask tokens, or what was made of them, see `CrossMamba`.
+            size: (height, width) in tokens.
+        """
+        first, second, third = self.adaln(c) if isinstance(c, Tensor) else c
         x = first.residual(x, self.self_mamba(first.norm(x), size))
         x = second.residual(x, self.cross_mamba(second.norm(x), cond, size))
         return third.residual(x, self.ffn(third.norm(x)))
@@ -185,7 +199,13 @@ class SISMA(nn.Module):
         self.head = Unpatchify(dim, in_channels, patch_size)
 
     def forward(
-        self, x: Tensor, t: Tensor, mask: Tensor | None = None, *, cond: SISMACondition | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        mask: Tensor | None = None,
+        *,
+        cond: SISMACondition | list[SISMACondition] | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity at ``x`` and time ``t``.
 
@@ -193,7 +213,9 @@ class SISMA(nn.Module):
             x: ``(b, c, h, w)``.
             t: ``(b,)``, or ``(1,)`` for one time for all; 0 is noise, 1 is data.
             mask: what `condition` takes; None is the null condition.
-            cond: the result of `condition`, instead of ``mask``. Made from one mask it serves any batch.
+            cond: the result of `condition`, instead of ``mask``. Made from one mask it serves any batch. Several in a
+                list serve as many equal parts of the batch, as guidance needs it.
+            modulation: rows of `modulation` made for ``t``, which is then not looked at and may be None.
 
         Returns:
             ``(b, c, h, w)``.
@@ -204,28 +226,50 @@ class SISMA(nn.Module):
         """
         if mask is not None and cond is not None:
             raise ValueError("give either mask or cond, not both: cond was already made from a mask")
-        if t.dim() != 1 or t.shape[0] not in (1, x.shape[0]):
-            raise ValueError(f"t must be ({x.shape[0]},), one time per image, or (1,), got {tuple(t.shape)}")
         self._check_dtype(x)
         tokens = self.patchify(x).to(x.dtype)  # under autocast the residual stream stays float32
         size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if cond is None:
             cond = self.condition(mask, size=(x.shape[2], x.shape[3]))
-        elif cond.size != size:
-            raise ValueError(f"cond was made for {cond.size} tokens (height, width), x has {size}: make it again")
-        made_for = cond.layers[0].B.shape[0]
-        if made_for not in (1, x.shape[0]):
-            raise ValueError(
-                f"the condition was made for batch {made_for}, x has batch {x.shape[0]}: give one mask or one each"
-            )
+        conds = [cond] if isinstance(cond, SISMACondition) else cond
+        part = _part_of_batch(conds, x.shape[0], size)
         tokens = self.position(tokens, size)
-        if cond.tokens is not None:
-            tokens = tokens + cond.tokens
+        if self.mask_input == "add":
+            added = [own.tokens for own in conds if own.tokens is not None]
+            tokens = torch.cat([some + own for some, own in zip(tokens.split(part), added, strict=True)])
+        *layers, (head,) = self._modulations(t, modulation, x.shape[0])
+        for block, layer, *own in zip(self.blocks, layers, *(each.layers for each in conds), strict=True):
+            tokens = block(tokens, layer, own, size)
+        return self.head(head.norm(tokens), size)
+
+    def modulation(self, t: Tensor) -> Tensor:
+        """What every AdaLN makes of times ``(n,)``, side by side: ``(n, values)``.
+
+        It depends on the time alone. A sampler computes it for its whole grid at once and passes rows of it to
+        ``forward``: the AdaLN weights, over a quarter of the model's, are then read once and not at every step.
+        """
         c = self.time_embedding(t)
-        for block, layer_cond in zip(self.blocks, cond.layers, strict=True):
-            tokens = block(tokens, c, layer_cond, size)
-        (modulation,) = self.head_adaln(c)
-        return self.head(modulation.norm(tokens), size)
+        return torch.cat([adaln.project(c) for adaln in self._adalns()], dim=1)
+
+    def _adalns(self) -> list[AdaLNZero]:
+        return [*(block.adaln for block in self.blocks), self.head_adaln]
+
+    def _modulations(self, t: Tensor | None, rows: Tensor | None, batch: int) -> list[list[Modulation]]:
+        """The modulations of each block and of the head."""
+        adalns = self._adalns()
+        if rows is None:
+            if t is None or t.dim() != 1 or t.shape[0] not in (1, batch):
+                given = None if t is None else tuple(t.shape)
+                raise ValueError(f"t must be ({batch},), one time per image, or (1,), got {given}")
+            c = self.time_embedding(t)
+            return [adaln(c) for adaln in adalns]
+        widths = [adaln.width for adaln in adalns]
+        if tuple(rows.shape) not in ((1, sum(widths)), (batch, sum(widths))):
+            raise ValueError(
+                f"modulation must be ({batch}, {sum(widths)}), rows of this model's modulation(t), or (1, "
+                f"{sum(widths)}), got {tuple(rows.shape)}"
+            )
+        return [adaln.divide(part) for adaln, part in zip(adalns, rows.split(widths, dim=1), strict=True)]
 
     def condition(self, mask: Tensor | None, size: tuple[int, int] | None = None) -> SISMACondition:
         """Everything that depends on the mask alone, to be computed once and reused at every step.
@@ -275,6 +319,22 @@ class SISMA(nn.Module):
             f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} "
             f"(mask_scale {scale}) or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
         )
+
+
+def _part_of_batch(conds: list[SISMACondition], batch: int, size: tuple[int, int]) -> int:
+    """How many images each condition serves; refuses conditions made for another batch or size."""
+    if not conds or batch % len(conds):
+        raise ValueError(f"{len(conds)} conditions cannot serve equal parts of a batch of {batch}")
+    part = batch // len(conds)
+    for cond in conds:
+        if cond.size != size:
+            raise ValueError(f"cond was made for {cond.size} tokens (height, width), x has {size}: make it again")
+        made_for = cond.layers[0].B.shape[0]
+        if made_for not in (1, part):
+            raise ValueError(
+                f"the condition was made for batch {made_for}, x has batch {part}: give one mask or one each"
+            )
+    return part
 
 
 def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:

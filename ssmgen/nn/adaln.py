@@ -52,11 +52,24 @@ class AdaLNZero(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    @property
+    def width(self) -> int:
+        """Values per conditioning vector."""
+        return self.linear.out_features
+
     def forward(self, c: Tensor) -> list[Modulation]:
         """Conditioning vectors ``(batch, dim)`` to one `Modulation` per sublayer."""
+        return self.divide(self.project(c))
+
+    def project(self, c: Tensor) -> Tensor:
+        """Conditioning vectors ``(batch, dim)`` to all shifts, scales and gates side by side, ``(batch, width)``."""
         if c.dim() != 2 or c.shape[1] != self.linear.in_features:
             raise ValueError(f"c must be (batch, {self.linear.in_features}), got {tuple(c.shape)}")
-        parts = self.linear(F.silu(c)).unsqueeze(1).chunk(self.sublayers * (3 if self.gates else 2), dim=-1)
+        return self.linear(F.silu(c))
+
+    def divide(self, projected: Tensor) -> list[Modulation]:
+        """What `project` made, ``(batch, width)``, as one `Modulation` per sublayer."""
+        parts = projected.unsqueeze(1).chunk(self.sublayers * (3 if self.gates else 2), dim=-1)
         if not self.gates:
             return [Modulation(parts[2 * i], parts[2 * i + 1], None) for i in range(self.sublayers)]
         return [Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.sublayers)]

@@ -65,8 +65,10 @@ class SelectiveSSM(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_norm = nn.LayerNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
-        self.A_log.no_weight_decay = True  # type: ignore[attr-defined]
-        self.D.no_weight_decay = True  # type: ignore[attr-defined]
+        for parameter in (self.A_log, self.D):
+            parameter.no_weight_decay = True  # type: ignore[attr-defined]
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+            parameter.keep_float32 = True  # type: ignore[attr-defined]
         self._reset_step_size()
 
     def _reset_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
@@ -214,13 +216,13 @@ class CrossMamba(nn.Module):
         dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
         return CrossCondition(m if self.u == "mask" else None, self.ssm.step_size(dt), B)
 
-    def forward(self, x: Tensor, cond: Tensor | CrossCondition, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | CrossCondition | list[CrossCondition], size: tuple[int, int]) -> Tensor:
         """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
 
         Args:
             x: content tokens in row-major order.
             cond: condition tokens of the same shape, or what `condition` made of them. A condition of batch 1 serves
-                every item of the batch.
+                every item of the batch. Several in a list serve as many equal parts of the batch, without being copied.
             size: (height, width) in tokens.
 
         Raises:
@@ -232,9 +234,14 @@ class CrossMamba(nn.Module):
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
-        u = content if cond.u is None else _to_batch(cond.u, x)
-        y = self.ssm.scan(u, _to_batch(cond.delta, x), _to_batch(cond.B, x), C, size)
-        return self.ssm.finish(y, z)
+        conds = [cond] if isinstance(cond, CrossCondition) else cond
+        parts = zip(content.chunk(len(conds)), C.chunk(len(conds)), conds, strict=True)
+        scanned = [self._scan(*part, size) for part in parts]
+        return self.ssm.finish(scanned[0] if len(scanned) == 1 else torch.cat(scanned), z)
+
+    def _scan(self, content: Tensor, C: Tensor, cond: CrossCondition, size: tuple[int, int]) -> Tensor:
+        u = content if cond.u is None else _to_batch(cond.u, C)
+        return self.ssm.scan(u, _to_batch(cond.delta, C), _to_batch(cond.B, C), C, size)
 
 
 def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:

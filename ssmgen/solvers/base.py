@@ -54,6 +54,22 @@ class Solver(ABC):
 
         return self._integrate(counted, x0, ts, progress)
 
+    def times(self, ts: Tensor) -> Tensor | None:
+        """Every time at which `solve` asks for the velocity on this grid, in turn; None for adaptive solvers.
+
+        What depends on the time alone can so be computed for all of them at once.
+        """
+        if self.adaptive:
+            return None
+        asked: list[Tensor] = []
+
+        def note(t: Tensor, x: Tensor) -> Tensor:
+            asked.append(t)
+            return x
+
+        self.solve(note, torch.zeros((), device=ts.device), ts)
+        return torch.stack(asked)
+
     @abstractmethod
     def nfe(self, steps: int) -> int | None:
         """Evaluations of the velocity for ``steps`` intervals; None where it is not known ahead."""
