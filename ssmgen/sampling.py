@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssmgen.registry import build, find
 from ssmgen.solvers.base import Solver
+from ssmgen.solvers.grid import shifted_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def sample(
         ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
 
     Raises:
-        ValueError: bad steps, a mask that does not fit, or guidance on a model trained without mask dropout.
+        ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
     """
     return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
 
@@ -108,6 +109,7 @@ class Sampler:
         objective: str | Objective = "flow-matching",
         solver: str | Solver = "midpoint",
         steps: int = 25,
+        shift: float = 1.0,
         guidance_scale: float = 1.0,
         progress: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -118,23 +120,23 @@ class Sampler:
             mask: what the model takes: labels or one-hot, one per image or one for all; None samples without a mask.
             objective: a name or an objective that turns predictions into velocities.
             solver: a name or a solver.
-            steps: intervals of the uniform time grid; ``solver.nfe(steps)`` tells the evaluations.
+            steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
+            shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
             guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
                 model trained with mask dropout.
             progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
 
         Raises:
-            ValueError: bad steps, a mask that does not fit, or guidance on a model trained without mask dropout.
+            ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
         """
         integrator: Solver = _resolve(solver, "solver")
         learned: Objective = _resolve(objective, "objective")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        ts = shifted_grid(steps, shift)
         if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
             raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
         _check_guidance(self.model, mask, guidance_scale)
         x0 = x0.to(self.device)
-        ts = torch.linspace(0, 1, steps + 1, device=self.device)
+        ts = ts.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
             if integrator.adaptive and x0.shape[0] > 1:
                 return self._one_by_one(x0, mask, learned, integrator, ts, guidance_scale)
