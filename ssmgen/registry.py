@@ -104,7 +104,15 @@ def closest(name: str, candidates: Any) -> str:
 
 
 def _parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(builder).parameters)
+    """What a builder takes; a class that hands ``**settings`` on to its parent takes the parent's arguments too."""
+    own = dict(inspect.signature(builder).parameters)
+    rest = next((name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+    parent = builder.__mro__[1] if isinstance(builder, type) else object
+    if rest is None or parent is object:
+        return own
+    del own[rest]
+    inherited = {n: p for n, p in _parameters(parent).items() if p.default is not inspect.Parameter.empty}
+    return inherited | own
 
 
 def _required(builder: Callable[..., Any]) -> list[str]:

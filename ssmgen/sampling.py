@@ -127,7 +127,8 @@ class Sampler:
             progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
 
         Raises:
-            ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
+            ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask
+                dropout.
         """
         integrator: Solver = _resolve(solver, "solver")
         learned: Objective = _resolve(objective, "objective")

@@ -15,8 +15,11 @@ from ssmgen.ops import SCAN_ORDERS
 COMPONENTS = {"self_mamba": 6_680_576, "cross_mamba": 8_777_728, "ffn": 8_393_728, "adaln": 9_446_400}
 
 
-def debug(**overrides):
-    return randomize(build("sisma-debug", **overrides), std=0.1)
+FAMILIES = ["sisma-debug", "sisma-attn-debug", "dit-debug"]
+
+
+def debug(name="sisma-debug", **overrides):
+    return randomize(build(name, **overrides), std=0.1)
 
 
 def inputs(model, batch=2, size=(8, 12)):
@@ -85,16 +88,51 @@ def test_condition_once_gives_the_same_numbers(mask_input, u):
     assert torch.equal(model(x, t, mask), model(x, t, cond=model.condition(mask)))
 
 
-def test_a_condition_of_one_mask_serves_any_batch():
-    model = debug().eval()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_condition_of_one_mask_serves_any_batch(name):
+    model = debug(name).eval()
     x, t, mask = inputs(model, batch=3)
     cond = model.condition(mask[:1])
     expected = model(x, t, mask[:1].expand(3, -1, -1))
     torch.testing.assert_close(model(x, t, cond=cond), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_items_of_a_batch_do_not_touch_one_another():
-    model = debug().eval()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_conditions_and_modulations_made_beforehand_change_nothing(name):
+    model = debug(name).eval()
+    x, t, mask = inputs(model, batch=4)
+    parts = [model.condition(mask[:2]), model.condition(mask[2:3])]
+    expected = torch.cat([model(x[:2], t[:2], cond=parts[0]), model(x[2:], t[2:], cond=parts[1])])
+    got = model(x, None, cond=parts, modulation=model.modulation(t))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_all_its_weights_and_compiles(name):
+    model = debug(name)
+    x, t, mask = inputs(model)
+    out = model(x, t, mask)
+    out.square().mean().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, mask), out, rtol=1e-4, atol=1e-5)
+
+
+def test_rivals_have_the_sizes_they_claim():
+    with torch.device("meta"):
+        equal = count(build("sisma-attn-xl", ffn_ratio=7.365).blocks)
+        published = {"dit-s": 33e6, "dit-b": 130e6, "dit-l": 458e6, "dit-xl": 675e6}  # DiT, table 1, patch 2
+        dits = {name: build(name) for name in published}  # ours have a mask encoder where DiT has a class table
+    assert equal == pytest.approx(799_162_368, rel=1e-3)
+    for name, parameters in published.items():
+        assert count(dits[name]) - count(dits[name].mask_encoder) == pytest.approx(parameters, rel=0.02), name
+    with pytest.raises(ValueError, match="sees the mask at its input alone"):
+        build("dit-debug", mask_input="none")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_items_of_a_batch_do_not_touch_one_another(name):
+    model = debug(name).eval()
     x, t, mask = inputs(model, batch=3)
     whole = model(x, t, mask)
     for i in range(3):
@@ -102,8 +140,9 @@ def test_items_of_a_batch_do_not_touch_one_another():
         torch.testing.assert_close(whole[part], model(x[part], t[part], mask[part]), rtol=1e-4, atol=1e-5)
 
 
-def test_mask_time_and_position_matter():
-    model = debug().eval()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_mask_time_and_position_matter(name):
+    model = debug(name).eval()
     x, t, mask = inputs(model)
     out = model(x, t, mask)
     assert not torch.allclose(out, model(x, t, (mask + 1) % 19))
@@ -231,6 +270,14 @@ def test_bad_calls_are_explained(case):
     mask[0, 0, 0] = 18
     with pytest.raises(error, match=message):
         call(model, x, t, mask)
+
+
+def test_summary_counts_the_products_of_attention():
+    model = summarize("dit-s", size=32)
+    linear = 2 * 256 * (12 * 12 * 384**2)  # qkv, output and feed-forward hold 12 d^2 weights in each of 12 blocks
+    attention = 2 * 2 * 256**2 * 384 * 12
+    assert model.matrix_flops == pytest.approx(linear + attention, rel=0.05)
+    assert model.scan_flops == 0 and model.activation_bytes > 0
 
 
 def test_summary_adds_up():

@@ -23,6 +23,8 @@ def tokens(batch=2, dim=16, size=SIZE, seed=0):
 CALLS = {
     "self-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), SIZE)),
     "cross-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens(seed=1), SIZE)),
+    "self-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
+    "cross-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), tokens(seed=1), SIZE)),
     "adaln": (dict(dim=16), lambda block: block(tokens()[:, 0])[0].norm(tokens())),
     "patchify": (dict(in_channels=3, dim=16), lambda block: block(torch.randn(2, 3, 6, 8))),
     "unpatchify": (dict(dim=16, out_channels=3), lambda block: block(tokens(), SIZE)),
@@ -286,3 +288,38 @@ def test_positions_are_distinct_and_do_not_depend_on_the_grid():
 def test_time_embedding_tells_times_apart():
     out = build("time-embedding", dim=16)(torch.linspace(0, 1, 5))
     assert torch.pdist(out).min() > 1e-3
+
+
+def test_attention_is_softmax_of_scaled_products():
+    x, cond = tokens(), tokens(seed=1)
+    cross = randomize(build("cross-attention", dim=16, num_heads=2))
+    q, (k, v) = cross.q(x), cross.kv(cond).chunk(2, dim=-1)
+    heads = []
+    for part in (slice(0, 8), slice(8, 16)):
+        weights = (q[..., part] @ k[..., part].mT / 8**0.5).softmax(-1)
+        heads.append(weights @ v[..., part])
+    expected = cross.out_proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(cross(x, cond, SIZE), expected, rtol=1e-4, atol=1e-5)
+    itself = build("self-attention", dim=16, num_heads=2)
+    itself.out_proj = cross.out_proj
+    with torch.no_grad():
+        itself.qkv.weight.copy_(torch.cat([cross.q.weight, cross.kv.weight]))
+        itself.qkv.bias.copy_(torch.cat([cross.q.bias, cross.kv.bias]))
+    torch.testing.assert_close(itself(x, SIZE), cross(x, x, SIZE), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross-mamba", "cross-attention"])
+def test_several_conditions_serve_parts_of_the_batch(name):
+    block = randomize(build(name, **CALLS[name][0]))
+    x, cond = tokens(batch=4), tokens(batch=2, seed=1)
+    first, second = block.condition(cond, SIZE), block.condition(cond[:1], SIZE)
+    expected = torch.cat([block(x[:2], first, SIZE), block(x[2:], second, SIZE)])
+    torch.testing.assert_close(block(x, [first, second], SIZE), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="made for batch 2"):
+        block(tokens(batch=3), first, SIZE)
+
+
+@pytest.mark.parametrize("name", ["self-attention", "cross-attention"])
+def test_heads_must_divide_the_width(name):
+    with pytest.raises(ValueError, match="num_heads must divide dim, got dim=16, num_heads=3"):
+        build(name, dim=16, num_heads=3)

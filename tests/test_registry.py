@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import ssmgen
 from ssmgen import registry
@@ -13,7 +14,9 @@ def test_registered_names_cover_the_documented_ones():
     assert {"self-mamba", "cross-mamba", "adaln", "patchify", "unpatchify", "mask-encoder"} <= set(
         ssmgen.names("block")
     )
-    assert ssmgen.list_models("sisma*") == ["sisma-b", "sisma-debug", "sisma-l", "sisma-s", "sisma-xl"]
+    sizes = ["b", "debug", "l", "s", "xl"]
+    for family in ("sisma", "sisma-attn", "dit"):
+        assert {f"{family}-{size}" for size in sizes} <= set(ssmgen.list_models())
     assert {"euler", "midpoint", "heun", "rk4", "dopri5"} <= set(ssmgen.names("solver"))
     assert ssmgen.names("objective") == ["flow-matching"]
     assert ssmgen.names("autoencoder") == ["autoencoder-kl", "autoencoder-tiny", "identity"]
@@ -22,6 +25,15 @@ def test_registered_names_cover_the_documented_ones():
 def test_unknown_name_offers_the_closest():
     with pytest.raises(ValueError, match=r"unknown name 'sisma-xxl'.*'sisma-xl'"):
         ssmgen.build("sisma-xxl")
+
+
+def test_overrides_reach_the_parent_class():
+    """A model's class hands ``**settings`` on: their names are checked, and offered, all the same."""
+    assert ssmgen.build("sisma-debug", mask_dropout=0.5).mask_dropout == 0.5
+    with pytest.raises(TypeError, match=r"takes no 'mask_dropuot'.*'mask_dropout'"):
+        ssmgen.build("sisma-debug", mask_dropuot=0.5)
+    with pytest.raises(TypeError, match="takes no 'block'"):
+        ssmgen.build("sisma-debug", block=torch.nn.Identity)
 
 
 def test_unknown_override_offers_the_closest():

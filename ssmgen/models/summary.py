@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmgen.nn import SelectiveSSM
+from ssmgen.nn import CrossAttention, SelectiveSSM
 from ssmgen.registry import build
 
 # Operations of one state update: the exponential counts as one, then decay, input and output (Mamba's own estimate).
@@ -75,8 +76,8 @@ def summarize(name: str, size: int = 32, batch: int = 1) -> Summary:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x, torch.zeros(1), mask)
     counts = counter.get_flop_counts()["Global"]
-    # The portable scan contracts its states by a batched product, the only one there is; scans are counted below.
-    matrix = sum(count for op, count in counts.items() if "bmm" not in str(op))
+    # The portable scan contracts its states by a batched product; scans are counted below. Attention's stay in.
+    matrix = sum(count for op, count in counts.items() if "bmm" not in str(op) or not _scans(model))
     tokens = (size // model.patch_size) ** 2
     return Summary(
         name=name,
@@ -102,9 +103,10 @@ def _by_component(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def _activation_bytes(model: nn.Module, tokens: int) -> int:
+def _activation_bytes(model: Any, tokens: int) -> int:
     """One layer's widest moment (about eight inner-width tensors), and what every layer keeps of the condition."""
     scans = _scans(model)
-    widest = max((ssm.d_inner for ssm in scans), default=0)
-    kept = sum(2 * ssm.d_inner + ssm.d_state for ssm in scans[1::2])
+    crosses = [module for module in model.modules() if isinstance(module, CrossAttention)]
+    widest = max((ssm.d_inner for ssm in scans), default=2 * model.head.proj.in_features)
+    kept = sum(2 * ssm.d_inner + ssm.d_state for ssm in scans[1::2]) + sum(m.kv.out_features for m in crosses)
     return 4 * tokens * (8 * widest + kept)

@@ -1,6 +1,7 @@
 """Blocks: modules with flat arguments, each usable alone and buildable by its registered name."""
 
 from ssmgen.nn.adaln import AdaLNZero, Modulation
+from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
@@ -9,6 +10,8 @@ from ssmgen.nn.patch import Patchify, Unpatchify
 
 __all__ = [
     "AdaLNZero",
+    "AttentionCondition",
+    "CrossAttention",
     "CrossCondition",
     "CrossMamba",
     "FeedForward",
@@ -17,6 +20,7 @@ __all__ = [
     "Patchify",
     "PositionEmbedding",
     "SelectiveSSM",
+    "SelfAttention",
     "SelfMamba",
     "TimeEmbedding",
     "Unpatchify",

@@ -1,0 +1,113 @@
+"""Self- and cross-attention over tokens, what the state-space mixers are measured against.
+
+Letters: b batch, l tokens, d dim, n heads, k width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssmgen.nn.mamba import check_tokens
+from ssmgen.registry import register
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
+
+
+@register("block", "self-attention")
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens over themselves: ``out_proj(softmax(q k' / sqrt(k)) v)``.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: heads; divides ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mix tokens ``(batch, height * width, dim)``; ``size`` is (height, width) in tokens.
+
+        Raises:
+            ValueError: the tokens do not fit ``size`` or the layer's width.
+        """
+        check_tokens(x, size, self.qkv.in_features, "x")
+        q, k, v = rearrange(self.qkv(x), "b l (three n k) -> three b n l k", three=3, n=self.num_heads)
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b n l k -> b l (n k)"))
+
+
+class AttentionCondition(NamedTuple):
+    """Keys and values of a `CrossAttention`, each ``(b, n, l, k)``: computed once per mask, used at every step."""
+
+    k: Tensor
+    v: Tensor
+
+
+@register("block", "cross-attention")
+class CrossAttention(nn.Module):
+    """Multi-head attention with queries from the content and keys and values from the condition.
+
+    Args:
+        dim: width of the tokens of both.
+        num_heads: heads; divides ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def condition(self, tokens: Tensor, size: tuple[int, int]) -> AttentionCondition:
+        """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
+        check_tokens(tokens, size, self.q.in_features, "cond")
+        k, v = rearrange(self.kv(tokens), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
+        return AttentionCondition(k, v)
+
+    def forward(
+        self, x: Tensor, cond: Tensor | AttentionCondition | list[AttentionCondition], size: tuple[int, int]
+    ) -> Tensor:
+        """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
+
+        Args:
+            x: content tokens.
+            cond: condition tokens of the same shape, or what `condition` made of them. One of batch 1 serves every
+                item of the batch; several in a list serve as many equal parts of it.
+            size: (height, width) in tokens.
+
+        Raises:
+            ValueError: tokens or condition do not fit one another.
+        """
+        check_tokens(x, size, self.q.in_features, "x")
+        if isinstance(cond, Tensor):
+            cond = self.condition(cond, size)
+        conds = [cond] if isinstance(cond, AttentionCondition) else cond
+        q = rearrange(self.q(x), "b l (n k) -> b n l k", n=self.num_heads)
+        mixed = [
+            F.scaled_dot_product_attention(part, _to_batch(own.k, part), _to_batch(own.v, part))
+            for part, own in zip(q.chunk(len(conds)), conds, strict=True)
+        ]
+        return self.out_proj(rearrange(torch.cat(mixed), "b n l k -> b l (n k)"))
+
+
+def _to_batch(tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.shape[0] not in (1, like.shape[0]):
+        raise ValueError(
+            f"the condition was made for batch {tensor.shape[0]}, the content has batch {like.shape[0]}: make it from "
+            "as many masks, or from one"
+        )
+    return tensor.expand(like.shape[0], -1, -1, -1)
