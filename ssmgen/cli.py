@@ -43,7 +43,7 @@ def _arguments() -> argparse.ArgumentParser:
         "info", parents=[shared], help="parameters by component, operations and memory of a model"
     )
     info.add_argument("name", help="a model's name")
-    info.add_argument("--size", type=int, default=32, help="side of the latent (default 32: 256 pixels at f8)")
+    info.add_argument("--size", type=int, help="side of the latent (default: that of a 256 pixel image)")
     info.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
     info.set_defaults(command=_info)
     doctor = commands.add_parser(

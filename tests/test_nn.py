@@ -19,12 +19,22 @@ def tokens(batch=2, dim=16, size=SIZE, seed=0):
     return torch.randn(batch, size[0] * size[1], dim, generator=torch.Generator().manual_seed(seed))
 
 
+def image(channels=8, size=(6, 8)):
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(2))
+
+
+def one_hot(classes, size=(6, 8)):
+    labels = torch.randint(0, classes, (2, *size), generator=torch.Generator().manual_seed(3))
+    return F.one_hot(labels, classes).movedim(-1, 1).float()
+
+
 #: How each registered block is built small and called: any new block must be added here.
 CALLS = {
     "self-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), SIZE)),
     "cross-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens(seed=1), SIZE)),
     "self-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
     "cross-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), tokens(seed=1), SIZE)),
+    "spade": (dict(channels=8, num_classes=5, hidden=6, groups=2), lambda block: block(image(), one_hot(5))),
     "adaln": (dict(dim=16), lambda block: block(tokens()[:, 0])[0].norm(tokens())),
     "patchify": (dict(in_channels=3, dim=16), lambda block: block(torch.randn(2, 3, 6, 8))),
     "unpatchify": (dict(dim=16, out_channels=3), lambda block: block(tokens(), SIZE)),
@@ -323,3 +333,15 @@ def test_several_conditions_serve_parts_of_the_batch(name):
 def test_heads_must_divide_the_width(name):
     with pytest.raises(ValueError, match="num_heads must divide dim, got dim=16, num_heads=3"):
         build(name, dim=16, num_heads=3)
+
+
+def test_spade_is_a_group_norm_with_maps_from_the_mask():
+    spade = randomize(build("spade", **CALLS["spade"][0]))
+    x, mask = image(), one_hot(5)
+    scale, shift = spade.maps(F.relu(spade.shared(mask))).chunk(2, dim=1)
+    groups = x.view(2, 2, -1)
+    normed = ((groups - groups.mean(-1, keepdim=True)) / groups.std(-1, keepdim=True, correction=0)).view_as(x)
+    torch.testing.assert_close(spade(x, mask), normed * (1 + scale) + shift, rtol=1e-3, atol=1e-4)
+    half = spade.condition(mask, (3, 4))
+    small = spade.maps(F.relu(spade.shared(mask[:, :, ::2, ::2])))
+    torch.testing.assert_close(torch.cat(half, dim=1), small)

@@ -2,6 +2,7 @@
 
 from ssmgen.models.conditioned import MaskCondition, MaskConditioned
 from ssmgen.models.dit import DiT, DiTBlock
+from ssmgen.models.sdm import SDM, SDMBlock
 from ssmgen.models.sisma import SISMA, SISMABlock
 from ssmgen.models.sisma_attention import SISMAAttention, SISMAAttentionBlock
 
@@ -10,6 +11,8 @@ __all__ = [
     "DiTBlock",
     "MaskCondition",
     "MaskConditioned",
+    "SDM",
+    "SDMBlock",
     "SISMA",
     "SISMAAttention",
     "SISMAAttentionBlock",

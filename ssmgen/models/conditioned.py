@@ -128,7 +128,7 @@ class MaskConditioned(nn.Module):
         if cond is None:
             cond = self.condition(mask, size=(x.shape[2], x.shape[3]))
         conds = [cond] if isinstance(cond, MaskCondition) else cond
-        part = _part_of_batch(conds, x.shape[0], size)
+        part = part_of_batch(conds, x.shape[0], size)
         tokens = self.position(tokens, size)
         if self.mask_input == "add":
             added = [own.tokens for own in conds if own.tokens is not None]
@@ -217,14 +217,14 @@ class MaskConditioned(nn.Module):
         )
 
 
-def _part_of_batch(conds: list[MaskCondition], batch: int, size: tuple[int, int]) -> int:
+def part_of_batch(conds: list[MaskCondition], batch: int, size: tuple[int, int]) -> int:
     """How many images each condition serves; refuses conditions made for another batch or size."""
     if not conds or batch % len(conds):
         raise ValueError(f"{len(conds)} conditions cannot serve equal parts of a batch of {batch}")
     part = batch // len(conds)
     for cond in conds:
         if cond.size != size:
-            raise ValueError(f"cond was made for {cond.size} tokens (height, width), x has {size}: make it again")
+            raise ValueError(f"cond was made for {cond.size} (height, width in tokens), x has {size}: make it again")
         if cond.batch not in (1, part):
             raise ValueError(
                 f"the condition was made for batch {cond.batch}, x has batch {part}: give one mask or one each"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmgen.nn import CrossAttention, SelectiveSSM
+from ssmgen.nn import SelectiveSSM
 from ssmgen.registry import build
 
 # Operations of one state update: the exponential counts as one, then decay, input and output (Mamba's own estimate).
@@ -63,18 +66,25 @@ class Summary:
         ]
 
 
-def summarize(name: str, size: int = 32, batch: int = 1) -> Summary:
+def summarize(name: str, size: int | None = None, batch: int = 1) -> Summary:
     """Count a registered model on the meta device: nothing is computed and no weights are made.
+
+    Args:
+        name: of the model.
+        size: side of the latent; that of a 256 x 256 image where None.
+        batch: images at a time.
 
     Raises:
         ValueError: unknown name, or a size that the model's patches do not fill.
     """
     with torch.device("meta"):
         model = build(name).eval()
+        size = size or 256 // model.mask_scale
         x = torch.zeros(1, model.in_channels, size, size)
         mask = torch.zeros(1, size * model.mask_scale, size * model.mask_scale, dtype=torch.uint8)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, _widest_moment(model) as widest, torch.no_grad():
             model(x, torch.zeros(1), mask)
+        kept = sum(tensor.numel() for tensor in _tensors(model.condition(mask)))
     counts = counter.get_flop_counts()["Global"]
     # The portable scan contracts its states by a batched product; scans are counted below. Attention's stay in.
     matrix = sum(count for op, count in counts.items() if "bmm" not in str(op) or not _scans(model))
@@ -87,8 +97,28 @@ def summarize(name: str, size: int = 32, batch: int = 1) -> Summary:
         matrix_flops=matrix,
         scan_flops=sum(_SCAN_FLOPS * tokens * ssm.d_inner * ssm.d_state for ssm in _scans(model)),
         weight_bytes=4 * sum(p.numel() for p in model.parameters()),
-        activation_bytes=batch * _activation_bytes(model, tokens),
+        activation_bytes=4 * batch * (3 * widest[0] + kept),
     )
+
+
+@contextmanager
+def _widest_moment(model: nn.Module) -> Iterator[list[int]]:
+    """The most values that go in and out of any one layer; about three times as many live at that moment."""
+    widest = [0]
+
+    def look(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        widest[0] = max(widest[0], sum(tensor.numel() for tensor in [*_tensors(given), *_tensors(made)]))
+
+    handles = [m.register_forward_hook(look) for m in model.modules() if not list(m.children())]
+    try:
+        yield widest
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
 
 
 def _scans(model: nn.Module) -> list[SelectiveSSM]:
@@ -101,12 +131,3 @@ def _by_component(model: nn.Module) -> dict[str, int]:
         first, *rest = name.split(".")
         counts[f"blocks / {rest[1]}" if first == "blocks" else first] += parameter.numel()
     return dict(counts)
-
-
-def _activation_bytes(model: Any, tokens: int) -> int:
-    """One layer's widest moment (about eight inner-width tensors), and what every layer keeps of the condition."""
-    scans = _scans(model)
-    crosses = [module for module in model.modules() if isinstance(module, CrossAttention)]
-    widest = max((ssm.d_inner for ssm in scans), default=2 * model.head.proj.in_features)
-    kept = sum(2 * ssm.d_inner + ssm.d_state for ssm in scans[1::2]) + sum(m.kv.out_features for m in crosses)
-    return 4 * tokens * (8 * widest + kept)

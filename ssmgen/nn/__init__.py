@@ -7,6 +7,7 @@ from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mask_encoder import MaskEncoder
 from ssmgen.nn.patch import Patchify, Unpatchify
+from ssmgen.nn.spade import SPADE, SPADECondition
 
 __all__ = [
     "AdaLNZero",
@@ -19,6 +20,8 @@ __all__ = [
     "Modulation",
     "Patchify",
     "PositionEmbedding",
+    "SPADE",
+    "SPADECondition",
     "SelectiveSSM",
     "SelfAttention",
     "SelfMamba",
