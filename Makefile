@@ -1,12 +1,14 @@
 # make demo   trains the quick preset on drawn faces and shows what came out
 # make test   runs the tests
 # make check  lint, format, types, docs
+# make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
+# make bench-gpu [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no install
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 STAMP := .venv/installed
 
-.PHONY: install demo test check docs clean
+.PHONY: install demo test check docs bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -29,6 +31,14 @@ check: install
 
 docs: install
 	$(BIN)/mkdocs serve
+
+bench: install
+	for part in scan blocks sampling tokens models; do \
+	  $(BIN)/python -m benchmarks.$$part --json benchmarks/results/$$part-cpu.json || exit 1; done
+
+bench-gpu:
+	for part in gpu_scan tokens models; do \
+	  $(PYTHON) -m benchmarks.$$part --json benchmarks/results/$$part-gpu.json || exit 1; done
 
 clean:
 	rm -rf build dist site *.egg-info

@@ -1,23 +1,19 @@
-"""Time the selective scan's CPU backends against mambapy and a per-step loop: ``python -m benchmarks.scan``.
+"""The selective scan's CPU backends against mambapy, a per-step loop and the floor: ``python -m benchmarks.scan``.
 
-One process, interleaved, medians; every implementation gets its native layout. ``--json FILE`` also writes the figures
-with hardware, versions and commit. Ratios are what to quote: single times move with the load of the machine.
+Every implementation gets its native layout. Ratios are what to quote: single times move with the load of the machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.sisma.evaluate import provenance
+from benchmarks.floor import FORWARD, WITH_BACKWARD, floor_ms, vector_rate
+from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen.ops import backends, selective_scan
 
 #: (batch, dim, length, d_state)
@@ -84,47 +80,28 @@ def with_backward(scan: Scan, tensors: list[Tensor]) -> None:
     y.backward(torch.ones_like(y))
 
 
-def measure(
-    scans: dict[str, Scan], tensors: list[Tensor], call: Callable[..., None], rounds: int
-) -> dict[str, list[float]]:
-    """Milliseconds of each scan in each round, taken in turn after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in scans}
-    for number in range(rounds + 1):
-        for name, scan in scans.items():
-            started = time.perf_counter()
-            call(scan, tensors)
-            if number:
-                times[name].append((time.perf_counter() - started) * 1e3)
-    return times
-
-
 def main() -> None:
     """Print a table per shape; write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
-    parser.add_argument(
-        "--loop", action="store_true", help="also time the per-step loop (minutes: its backward is slow)"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, rounds=5)
     scans = {"ssmgen cpu": ours("cpu"), "ssmgen portable": ours("portable"), "mambapy": mambapy}
-    print(f"{backends()['cpu'].detail}; torch {torch.__version__}; median of {arguments.rounds}, interleaved")
+    print(f"{backends()['cpu'].detail}; torch {torch.__version__}; median of {given.rounds}, interleaved")
     rows = []
     for shape in SHAPES:
         tensors = inputs(*shape)
-        for label, call in (("forward", forward), ("forward + backward", with_backward)):
-            chosen = scans | ({"per-step loop": step_loop} if arguments.loop and shape == SHAPES[0] else {})
-            times = measure(chosen, tensors, call, arguments.rounds)
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            print(f"\n(batch, dim, length, d_state) = {shape}, {label}")
-            for name, median in medians.items():
-                spread = f"{min(times[name]):.2f} .. {max(times[name]):.2f}"
-                ratio = median / medians["ssmgen cpu"]
-                print(f"  {name:<16}{median:>10.2f} ms   ({spread})   {ratio:.1f}x")
-            rows.append({"shape": shape, "what": label, "milliseconds": times, "medians": medians})
-    if arguments.json:
-        content = {"rows": rows, **provenance("python -m benchmarks.scan", 0)}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        for label, call, operations in (
+            ("forward", forward, FORWARD),
+            ("forward + backward", with_backward, WITH_BACKWARD),
+        ):
+            times = measure({name: partial(call, scan, tensors) for name, scan in scans.items()}, given.rounds)
+            if label == "forward" and shape == SHAPES[0]:
+                times |= measure({"per-step loop": partial(call, step_loop, tensors)}, 1)
+            show(f"(batch, dim, length, d_state) = {shape}, {label}", times, "ssmgen cpu")
+            floor = floor_ms(shape, operations)
+            print(f"  {'arithmetic floor':<34}{floor:>10.2f} ms   {medians(times)['ssmgen cpu'] / floor:.2f} times it")
+            rows.append(
+                {"shape": shape, "what": label, "milliseconds": times, "medians": medians(times), "floor": floor}
+            )
+    write(given.json, "scan", {"rows": rows, "vector_rate": vector_rate()})
 
 
 if __name__ == "__main__":

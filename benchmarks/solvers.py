@@ -7,13 +7,12 @@ over all images: ``|x - reference| / |reference|``. Weights, masks and noise are
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from recipes.sisma.evaluate import provenance
+from benchmarks.timing import write
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.runs import LoadedRun, latent_size, load_run
 from ssmgen import Sampler, build, initial_noise, names
@@ -35,10 +34,8 @@ def main() -> None:
     print(f"{'solver':<10}{'shift':>6}{'steps':>7}{'NFE':>6}{'error':>10}")
     for row in rows:
         print("{solver:<10}{shift:>6}{steps:>7}{evaluations:>6}{error:>10.4f}".format(**row))
-    if arguments.json:
-        content = {"rows": rows, "guidance_scale": run.config.guidance_scale, "step": run.step}
-        content |= provenance(f"python -m benchmarks.solvers {arguments.run}", run.config.seed)
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"rows": rows, "guidance_scale": run.config.guidance_scale, "step": run.step}
+    write(arguments.json, f"solvers {arguments.run}", content)
 
 
 def measure(run: LoadedRun, count: int) -> list[dict[str, object]]:

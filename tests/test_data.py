@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from ssmgen.data.balance import repeats
 from ssmgen.data.folder import (
     PreparedFolder,
     check_target,
@@ -393,3 +394,18 @@ def test_files_are_paired_by_stem_and_every_single_one_is_named(tmp_path: Path) 
     matched, problems = match_stems(tmp_path / "images", tmp_path / "masks")
     assert list(matched) == ["a"]
     assert {path.name for path, _ in problems} == {"b.png", "b.jpg", "c.webp", "c.jpg", "d.png"}
+
+
+def test_rare_classes_are_repeated_by_the_root_of_their_rarity():
+    common, rare = torch.tensor([[0, 1]]), torch.tensor([[0, 2]])
+    masks = [rare, *[common] * 24]  # class 2 in 4 % of the masks: sqrt(0.64 / 0.04) = 4 times
+    shown = repeats(masks, 0.64)
+    assert [pair for pair in shown if pair[0] == 0] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert len(shown) == 28
+    assert repeats(masks, 0.0) == [(i, 0) for i in range(25)]
+    many = repeats([rare] * 100 + [common] * 900, 0.225, seed=1)  # sqrt(2.25) = 1.5: half of them twice
+    assert 35 < len(many) - 1000 < 65
+    assert many == repeats([rare] * 100 + [common] * 900, 0.225, seed=1)
+    assert {index for index, _ in many} == set(range(1000))
+    with pytest.raises(ValueError, match=r"share in \[0, 1\], got 5"):
+        repeats(masks, 5)

@@ -7,11 +7,7 @@ on real held-out images).
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +20,10 @@ from recipes.sisma.arguments import from_command_line, run_command
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from recipes.sisma.pictures import save_sheet, to_uint8
+from recipes.sisma.provenance import provenance
 from recipes.sisma.runs import LoadedRun, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import MaskAgreement, pairwise_rms
-from ssmgen.ops import backends
 
 _DIVERSITY_MASKS, _DIVERSITY_SAMPLES = 16, 4
 _SHEET_ROWS = 6
@@ -195,40 +191,6 @@ def load_judge(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
     if name == "none":
         return None
     return load_parser(SHIPPED if name == "drawn" else Path(name))
-
-
-def provenance(command: str, seed: int) -> dict[str, Any]:
-    """Command, commit, seed, versions and hardware: what a number must stand beside."""
-    packages = ("torch", "einops", "diffusers", "accelerate")
-    return {
-        "command": command,
-        "commit": _commit(),
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-        "hardware": {
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "scan": {name: status.detail for name, status in backends().items() if status.auto_for},
-        },
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({os.cpu_count()} cores)" if names else f"{platform.machine()} ({os.cpu_count()} cores)"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from recipes.sisma.arguments import UsageError
 from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
+from ssmgen.data import repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
@@ -45,19 +46,26 @@ def load_autoencoder(config: Config) -> Any:
 
 
 class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Latents and masks for training; a coin derived from (seed, index, draw) decides on the mirrored pair."""
+    """Latents and masks for training, those with rare classes more than once.
 
-    def __init__(self, cache: LatentCache, flip: bool, seed: int) -> None:
+    A coin derived from (seed, index, draw) decides on the mirrored pair.
+    """
+
+    def __init__(self, cache: LatentCache, *, flip: bool, balance: float, seed: int) -> None:
         self.cache = cache
         self.flip = flip
         self.seed = seed
+        self.shown = [(index, 0) for index in range(len(cache))]
+        if balance:
+            self.shown = repeats((cache.mask(index) for index in range(len(cache))), balance, seed)
 
     def __len__(self) -> int:
-        return len(self.cache)
+        return len(self.shown)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        index, draw = key
-        if self.flip and derived_seed(self.seed, "flip", index, draw) % 2:
+        position, draw = key
+        index, before = self.shown[position]
+        if self.flip and derived_seed(self.seed, "flip", index, draw, before) % 2:
             return self.cache.flipped(index)
         return self.cache[index]
 
@@ -70,7 +78,8 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     target = Path(config.cache) / key
     if not target.exists():
         _write_cache(pairs, autoencoder, target, config)
-    return EncodedPairs(LatentCache(target, pairs.labels, record), config.flip, config.seed)
+    cache = LatentCache(target, pairs.labels, record)
+    return EncodedPairs(cache, flip=config.flip, balance=config.balance, seed=config.seed)
 
 
 def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> None:

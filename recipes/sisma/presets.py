@@ -30,6 +30,7 @@ class Config:
         image_size: side of the square images in pixels.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
+        balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         cache: folder for encoded images.
         autoencoder: ``identity``, ``autoencoder-tiny`` or ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
@@ -51,6 +52,7 @@ class Config:
     image_size: int = 128
     drawn_count: int = 3072
     flip: bool = False
+    balance: float = 0.0
     cache: str = "runs/cache"
     autoencoder: str = "autoencoder-tiny"
     autoencoder_source: str = "drawn"

@@ -99,6 +99,8 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(
             f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {config.image_size}"
         )
+    if not 0 <= config.balance <= 1:
+        raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")
     kind = find(config.solver).kind
@@ -150,8 +152,8 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
         f"preset {config.preset}: {config.model} {config.model_args or ''}, {millions:.2f} M parameters, "
-        f"{examples} examples, "
-        f"{config.steps} steps of {config.batch_size}, run {config.run}\nscan backend on {device}: {scan}",
+        f"{examples} examples an epoch, {config.steps} steps of {config.batch_size}, run {config.run}\n"
+        f"scan backend on {device}: {scan}",
         file=sys.stderr,
     )
 

@@ -1,5 +1,6 @@
 """Label maps, paired transforms, data sets of image-mask pairs, and drawn faces that need no download."""
 
+from ssmgen.data.balance import repeats
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
@@ -23,6 +24,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "remap",
+    "repeats",
     "write_latent_cache",
     "write_png",
 ]

@@ -130,13 +130,17 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Latent ``(channels, h, w)`` float32 and mask ``(H, W)`` uint8."""
-        return self._read("latents", index), self._read("masks", index)
+        return self._read("latents", index), self.mask(index)
+
+    def mask(self, index: int) -> Tensor:
+        """The mask alone."""
+        return self._read("masks", index)
 
     def flipped(self, index: int) -> tuple[Tensor, Tensor]:
         """The mirrored pair, left and right labels swapped."""
         if not self.record["flip"]:
             raise ValueError("this cache holds no mirrored latents: write it with flip=True")
-        return self._read("latents_flipped", index), self._swap[self._read("masks", index).flip(-1).long()]
+        return self._read("latents_flipped", index), self._swap[self.mask(index).flip(-1).long()]
 
     def _read(self, key: str, index: int) -> Tensor:
         from safetensors import safe_open

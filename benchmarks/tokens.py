@@ -1,0 +1,64 @@
+"""Time and memory per token, scan against attention, as the sequence grows: ``python -m benchmarks.tokens``.
+
+One block of each kind without gradients, at equal width: `SISMABlock` with its two scans, `SISMAAttentionBlock` with
+self- and cross-attention, and a `DiTBlock`. On a CPU width 256 and up to 16,384 tokens in float32, on a GPU width 1024
+and up to 65,536 in bfloat16; memory is the peak above the weights, measured on a GPU only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.timing import arguments, measure, medians, show, write
+from ssmgen.models import DiTBlock, SISMAAttentionBlock, SISMABlock
+from ssmgen.sampling import in_dtype
+
+
+def main() -> None:
+    """Print a table per length and where the scan overtakes; write JSON if asked."""
+    given = arguments(__doc__, rounds=3)
+    gpu = torch.cuda.is_available()
+    device, dtype, width, longest = ("cuda", torch.bfloat16, 1024, 256) if gpu else ("cpu", torch.float32, 256, 128)
+    blocks = {
+        "sisma-block": SISMABlock(width),
+        "attention in its place": SISMAAttentionBlock(width, width // 64),
+        "dit-block": DiTBlock(width, width // 64),
+    }
+    blocks = {
+        name: in_dtype(b.to(device).eval(), torch.bfloat16 if gpu else torch.float32) for name, b in blocks.items()
+    }
+    rows = []
+    for side in (16, 32, 64, 128, 256):
+        if side > longest:
+            continue
+        calls = {name: partial(_call, block, side, width, device) for name, block in blocks.items()}
+        times = measure(calls, given.rounds)
+        memory = {name: _peak(call) for name, call in calls.items()} if gpu else None
+        show(f"{side * side} tokens, width {width}, batch 1", times, "sisma-block")
+        rows.append({"tokens": side * side, "milliseconds": times, "medians": medians(times), "peak_bytes": memory})
+    for rival in ("attention in its place", "dit-block"):
+        ahead = [row["tokens"] for row in rows if row["medians"]["sisma-block"] < row["medians"][rival]]  # type: ignore[index]
+        print(f"sisma-block is faster than {rival} at: {ahead or 'none of these lengths'} tokens")
+    write(given.json, "tokens", {"width": width, "rows": rows})
+
+
+def _call(block: Any, side: int, width: int, device: str) -> None:
+    dtype = block.ffn.up.weight.dtype
+    size = (side, side)
+    x = torch.zeros(1, side * side, width, device=device, dtype=dtype)
+    with torch.no_grad():
+        block(x, block.adaln(x[:, 0]), [block.condition(x, size)], size)
+
+
+def _peak(call: Any) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What a number must stand beside: the command, commit, seed, versions and hardware that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssmgen.ops import backends
+
+
+def provenance(command: str, seed: int) -> dict[str, Any]:
+    """Command, commit, seed, versions and hardware: what a number must stand beside."""
+    packages = [p for p in ("torch", "triton", "einops", "diffusers", "accelerate") if importlib.util.find_spec(p)]
+    return {
+        "command": command,
+        "commit": _commit(),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "hardware": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "scan": {name: status.detail for name, status in backends().items() if status.auto_for},
+        },
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({os.cpu_count()} cores)" if names else f"{platform.machine()} ({os.cpu_count()} cores)"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked where files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
