@@ -112,6 +112,8 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "steps=3000"], "lr_decay_steps=1400 ends before steps=3000"),
         (["quick", "solver=flow-matching"], "names no solver"),
         (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
+        (["quick", "shift=0"], "shift must be positive, got 0"),
+        (["quick", "balance=5"], r"balance is a share of the masks, in \[0, 1\], got 5"),
         (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
         (["quick", "parser=nothing"], "nothing: no such parser"),
     ],
@@ -158,6 +160,7 @@ def test_sampling_mistakes_are_explained(trained, tmp_path):
         (["mask=nowhere.png"], "nowhere.png: no such file"),
         ([], "mask= is missing"),
         ([f"mask={bad}", "num_images=0"], "num_images must be"),
+        ([f"mask={bad}", "shift=-1"], "shift must be positive"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             sample.main([f"run={trained}", f"out={out}", *argv])

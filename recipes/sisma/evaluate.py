@@ -21,7 +21,7 @@ from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from recipes.sisma.pictures import save_sheet, to_uint8
 from recipes.sisma.provenance import provenance
-from recipes.sisma.runs import LoadedRun, load_run
+from recipes.sisma.runs import LoadedRun, check_writable, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 
@@ -38,6 +38,7 @@ class Settings:
     parser: str = ""
     solver: str = ""
     steps: int = 0
+    shift: float = 0.0
     guidance_scale: float = -1.0
 
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     evaluate_run(
         run,
         command=f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip(),
-        **{key: value for key in ("masks", "parser", "solver", "steps") if (value := getattr(settings, key))},
+        **{key: value for key in ("masks", "parser", "solver", "steps", "shift") if (value := getattr(settings, key))},
         **({"guidance_scale": settings.guidance_scale} if settings.guidance_scale >= 0 else {}),
     )
 
@@ -70,13 +71,14 @@ def evaluate_run(
         masks: how many unseen masks; the run's own setting where None.
         parser: ``drawn``, ``none`` or a file; the run's own setting where None.
         seconds: of training, where the caller has just measured them; else read from the checkpoint.
-        **sampling: ``solver``, ``steps``, ``guidance_scale`` other than the run's.
+        **sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` other than the run's.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or parser.
         ValueError: fewer than two unseen masks.
     """
     loaded = load_run(run)
+    check_writable(run)
     config = loaded.config
     judge = load_judge(parser or config.parser)
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
@@ -182,8 +184,8 @@ def _diversity(several: Tensor, generated: Tensor) -> dict[str, float]:
 
 
 def _sampling(config: Any, given: dict[str, Any]) -> dict[str, Any]:
-    own = {"solver": config.solver, "steps": config.solver_steps, "guidance_scale": config.guidance_scale}
-    return own | given
+    names = {"solver": "solver", "steps": "solver_steps", "shift": "shift", "guidance_scale": "guidance_scale"}
+    return {key: getattr(config, name) for key, name in names.items()} | given
 
 
 def load_judge(name: str) -> tuple[FaceParser, dict[str, Any]] | None:

@@ -39,7 +39,7 @@ class Config:
         t_sampling: of flow matching, ``uniform`` or ``logit-normal``.
         steps ... num_workers: see `ssmgen.training.TrainSettings`.
         sample_every: steps between grids of samples; 0 makes none.
-        solver, solver_steps, guidance_scale: how samples are drawn, in grids and in the evaluation.
+        solver, solver_steps, shift, guidance_scale: how samples are drawn, in grids and in the evaluation.
         evaluate: measure the run when training is done.
         evaluate_masks: unseen masks it is measured on.
         parser: ``drawn`` (shipped), a file made by recipes.sisma.parser, or ``none``.
@@ -78,6 +78,7 @@ class Config:
     sample_every: int = 500
     solver: str = "midpoint"
     solver_steps: int = 10
+    shift: float = 1.0
     guidance_scale: float = 1.0
     evaluate: bool = True
     evaluate_masks: int = 128

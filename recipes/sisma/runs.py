@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def generate(
     *,
     solver: str | None = None,
     steps: int | None = None,
+    shift: float | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -71,10 +73,23 @@ def generate(
             masks if len(masks) == 1 else masks[part],
             solver=solver or config.solver,
             steps=steps or config.solver_steps,
+            shift=shift or config.shift,
             guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
         )
         images.append(to_uint8(autoencoder.decode(latents)))
     return torch.cat(images)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if need be, and find out now, not after the work, whether files can be written there.
+
+    Raises:
+        OSError: they cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
 
 
 def save_config(config: Config, file: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.runs import load_run
+from recipes.sisma.runs import check_writable, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
@@ -27,6 +27,7 @@ class Settings:
         out: folder for the images, ``<mask's name>-<seed>.png``.
         steps: solver steps; 0 takes the run's.
         solver: a registered solver; empty takes the run's.
+        shift: of the time grid; 0 takes the run's.
         guidance_scale: negative takes the run's.
         seed: of the first image of each mask; the next ones count up.
         num_images: images per mask.
@@ -37,6 +38,7 @@ class Settings:
     out: str = "out"
     steps: int = 0
     solver: str = ""
+    shift: float = 0.0
     guidance_scale: float = -1.0
     seed: int = 0
     num_images: int = 1
@@ -49,6 +51,8 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
     if settings.steps < 0:
         raise UsageError(f"steps must be positive, got {settings.steps}")
+    if settings.shift < 0:
+        raise UsageError(f"shift must be positive, got {settings.shift}")
     if settings.solver and find(settings.solver).kind != "solver":
         raise UsageError(f"solver={settings.solver} names no solver: see 'ssmgen list'")
     files = mask_files(settings.mask)
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> None:
     size = loaded.config.image_size
     masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     seeds = [settings.seed + i for i in range(settings.num_images)]
     for file, mask in zip(files, masks, strict=True):
         images = loaded.generate(
@@ -66,6 +70,7 @@ def main(argv: list[str]) -> None:
             seeds,
             solver=settings.solver or None,
             steps=settings.steps or None,
+            shift=settings.shift or None,
             guidance_scale=None if settings.guidance_scale < 0 else settings.guidance_scale,
         )
         for seed, image in zip(seeds, images, strict=True):

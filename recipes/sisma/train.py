@@ -10,7 +10,6 @@ The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``check
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import generate, new_model, save_config
+from recipes.sisma.runs import check_writable, generate, new_model, save_config
 from ssmgen import build, names
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
@@ -37,7 +36,7 @@ from ssmgen.training import find_checkpoint, train
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
     *("preset", "run", "resume", "steps", "cache", "checkpoint_every", "keep_checkpoints", "log_every", "num_workers"),
-    *("sample_every", "solver", "solver_steps", "guidance_scale", "evaluate", "evaluate_masks", "parser"),
+    *("sample_every", "solver", "solver_steps", "shift", "guidance_scale", "evaluate", "evaluate_masks", "parser"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
@@ -109,6 +108,8 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
             f"solver={config.solver} names no solver but one of kind {kind!r}; the solvers are "
             f"{', '.join(names('solver'))}"
         )
+    if not config.shift > 0:
+        raise ValueError(f"shift must be positive, got {config.shift}; 1 is the uniform time grid")
     if config.solver_steps < 1 or (config.evaluate and config.evaluate_masks < 2):
         raise ValueError(
             f"solver_steps must be at least 1 and evaluate_masks at least 2, got {config.solver_steps} and "
@@ -134,10 +135,7 @@ def check_run_folder(run: Path, resume: str) -> None:
         raise FileExistsError(f"{run}: already holds a run, and {resume} is another's: choose another run=FOLDER")
     if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
-    run.mkdir(parents=True, exist_ok=True)
-    probe = run / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    check_writable(run)
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
