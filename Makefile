@@ -33,8 +33,10 @@ docs: install
 	$(BIN)/mkdocs serve
 
 bench: install
+	$(BIN)/python -m benchmarks.peers
 	for part in scan blocks sampling tokens models; do \
 	  $(BIN)/python -m benchmarks.$$part --json benchmarks/results/$$part-cpu.json || exit 1; done
+	$(BIN)/python -m benchmarks.report
 
 bench-gpu:
 	for part in gpu_scan tokens models; do \

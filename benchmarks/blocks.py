@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import benchmarks.scan as scans
+from benchmarks import peers
 from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen import build
 
 WIDTH = 1024
-PEERS = {"mambapy": scans.mambapy, "per-step loop": scans.step_loop}
 
 
-def add_backends() -> None:
-    """Make the peers' scans backends of `selective_scan`, for this process."""
+def add_backends() -> list[str]:
+    """Make the peers' scans backends of `selective_scan`, for this process; their names."""
     known = sys.modules["ssmgen.ops.selective_scan"]._BACKENDS
-    for name, scan in PEERS.items():
+    found = peers.load({"mambapy": peers.mambapy, scans.REFERENCE: peers.mamba_ssm_reference})
+    for name, scan in found.items():
         known[name] = SimpleNamespace(unavailable=lambda: None, describe=lambda: "", TAKES_ORDER=False, scan=_as(scan))
+    return list(found)
 
 
 def _as(scan: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -79,10 +81,18 @@ def training_step(backend: str) -> Callable[[], object]:
     return step
 
 
+def layers() -> dict[str, Callable[[], object]]:
+    """Our layer and transformers', which has the same sizes but for its convolution."""
+    x = torch.randn(1, 256, WIDTH)
+    calls = {"ssmgen self-mamba": partial(_forward, build("self-mamba", dim=WIDTH).eval(), x, (16, 16))}
+    theirs = peers.load({"transformers' MambaMixer": partial(peers.transformers_mixer, WIDTH)})
+    return calls | {name: partial(_forward, layer, x) for name, layer in theirs.items()}
+
+
 def main() -> None:
     """Print the tables; write JSON if asked."""
     given = arguments(__doc__, rounds=5)
-    add_backends()
+    rivals = add_backends()
     rows = []
 
     def table(title: str, times: dict[str, list[float]], against: str) -> None:
@@ -90,14 +100,18 @@ def main() -> None:
         rows.append({"what": title, "milliseconds": times, "medians": medians(times)})
 
     for length in (256, 1024):
-        calls = {"ssmgen": block("auto", length), "mambapy": block("mambapy", length)}
-        calls |= {"both scans of it alone": scan_alone(length)}
-        times = measure(calls, given.rounds) | measure({"per-step loop": block("per-step loop", length)}, 1)
+        calls = {"ssmgen": block("auto", length), "both scans of it alone": scan_alone(length)}
+        calls |= {name: block(name, length) for name in rivals if name != scans.REFERENCE}
+        times = measure(calls, given.rounds)
+        if scans.REFERENCE in rivals:
+            times |= measure({scans.REFERENCE: block(scans.REFERENCE, length)}, 1)
         table(f"block forward, width {WIDTH}, {length} tokens", times, "ssmgen")
+    table(f"one Mamba layer forward, width {WIDTH}, 256 tokens", measure(layers(), given.rounds), "ssmgen self-mamba")
     per_token = measure({f"{n} tokens": block("auto", n) for n in (1024, 16384)}, given.rounds)
     thousand = {name: [ms / int(name.split()[0]) * 1000 for ms in values] for name, values in per_token.items()}
     table("block forward, milliseconds per 1,000 tokens", thousand, "1024 tokens")
-    steps = {name: training_step(backend) for name, backend in (("ssmgen", "auto"), ("mambapy", "mambapy"))}
+    steps = {"ssmgen": training_step("auto")}
+    steps |= {name: training_step(name) for name in rivals if name != scans.REFERENCE}
     table("training step, 2 blocks of width 384, batch 4, 256 tokens", measure(steps, given.rounds), "ssmgen")
     write(given.json, "blocks", {"rows": rows})
 

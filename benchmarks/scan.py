@@ -1,6 +1,7 @@
-"""The selective scan's CPU backends against mambapy, a per-step loop and the floor: ``python -m benchmarks.scan``.
+"""The scan on a CPU against mambapy, mamba-ssm's reference and the floor: ``python -m benchmarks.scan``.
 
-Every implementation gets its native layout. Ratios are what to quote: single times move with the load of the machine.
+Every implementation gets its native layout. mamba-ssm's reference is timed once at the first shape: it takes seconds,
+and its backward grows with the square of the length. Ratios are what to quote: single times move with the load.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.floor import FORWARD, WITH_BACKWARD, floor_ms, vector_rate
 from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen.ops import backends, selective_scan
@@ -19,6 +20,7 @@ from ssmgen.ops import backends, selective_scan
 #: (batch, dim, length, d_state)
 SHAPES = [(1, 2048, 256, 16), (1, 768, 1024, 16), (8, 2048, 256, 16), (2, 384, 4096, 16)]
 Scan = Callable[..., Tensor]
+REFERENCE = "mamba-ssm's reference"
 
 
 def inputs(batch: int, dim: int, length: int, d_state: int) -> list[Tensor]:
@@ -45,28 +47,6 @@ def ours(backend: str) -> Scan:
     return scan
 
 
-def mambapy(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
-    """mambapy's parallel scan, used as its own MambaBlock uses it."""
-    from mambapy.pscan import pscan
-
-    delta = F.softplus(delta + bias)
-    states = pscan(torch.exp(delta.unsqueeze(-1) * A), delta.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1))
-    return (states @ C.unsqueeze(-1)).squeeze(3) + D * u
-
-
-def step_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
-    """The algorithm of mamba-ssm's reference: decays and inputs for all steps at once, then a loop that slices them."""
-    delta = F.softplus(delta + bias)
-    decays = torch.exp(torch.einsum("bld,dn->bdln", delta, A))
-    driven = torch.einsum("bld,bln,bld->bdln", delta, B, u)
-    state = u.new_zeros(u.shape[0], *A.shape)
-    outputs = []
-    for k in range(u.shape[1]):
-        state = decays[:, :, k] * state + driven[:, :, k]
-        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, k]))
-    return torch.stack(outputs, dim=1) + D * u
-
-
 def forward(scan: Scan, tensors: list[Tensor]) -> None:
     """One call without gradients."""
     with torch.no_grad():
@@ -83,7 +63,9 @@ def with_backward(scan: Scan, tensors: list[Tensor]) -> None:
 def main() -> None:
     """Print a table per shape; write JSON if asked."""
     given = arguments(__doc__, rounds=5)
-    scans = {"ssmgen cpu": ours("cpu"), "ssmgen portable": ours("portable"), "mambapy": mambapy}
+    others = peers.load({"mambapy": peers.mambapy, REFERENCE: peers.mamba_ssm_reference})
+    reference = others.pop(REFERENCE, None)
+    scans = {"ssmgen cpu": ours("cpu"), "ssmgen portable": ours("portable"), **others}
     print(f"{backends()['cpu'].detail}; torch {torch.__version__}; median of {given.rounds}, interleaved")
     rows = []
     for shape in SHAPES:
@@ -93,8 +75,8 @@ def main() -> None:
             ("forward + backward", with_backward, WITH_BACKWARD),
         ):
             times = measure({name: partial(call, scan, tensors) for name, scan in scans.items()}, given.rounds)
-            if label == "forward" and shape == SHAPES[0]:
-                times |= measure({"per-step loop": partial(call, step_loop, tensors)}, 1)
+            if reference is not None and shape == SHAPES[0]:
+                times |= measure({REFERENCE: partial(call, reference, peers.channel_first(tensors))}, 1, warm=False)
             show(f"(batch, dim, length, d_state) = {shape}, {label}", times, "ssmgen cpu")
             floor = floor_ms(shape, operations)
             print(f"  {'arithmetic floor':<34}{floor:>10.2f} ms   {medians(times)['ssmgen cpu'] / floor:.2f} times it")

@@ -7,10 +7,12 @@ from types import ModuleType
 import pytest
 
 import ssmgen
+import ssmgen.metrics
 from ssmgen import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONSTANTS = ("SCAN_ORDERS", "FID_PROTOCOLS")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -37,6 +39,6 @@ def test_links_between_pages_lead_somewhere():
 def test_the_api_pages_name_every_public_name():
     text = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     public = [f"ssmgen.{name}" for name in ssmgen.__all__ if not isinstance(getattr(ssmgen, name), ModuleType)]
-    for module in (ssmgen.ops, ssmgen.nn, ssmgen.models, ssmgen.objectives, ssmgen.solvers):
-        public += [f"{module.__name__}.{name}" for name in module.__all__ if name != "SCAN_ORDERS"]
+    for module in (ssmgen.ops, ssmgen.nn, ssmgen.models, ssmgen.objectives, ssmgen.solvers, ssmgen.metrics):
+        public += [f"{module.__name__}.{name}" for name in module.__all__ if name not in CONSTANTS]
     assert not [name for name in public if f"::: {name}\n" not in text]

@@ -38,7 +38,7 @@ class Settings:
 
     out: str = "runs/drawn-autoencoder"
     faces: int = 8192
-    steps: int = 14_000
+    steps: int = 12_000
     batch_size: int = 8
     lr: float = 2e-3
     width: int = 32

@@ -1,6 +1,22 @@
 """What is measured of generated images."""
 
-from ssmgen.metrics.diversity import pairwise_rms
+from ssmgen.metrics.backbones import InceptionTrunk, SqueezeNetTrunk, lpips_network, published_lpips
+from ssmgen.metrics.diversity import LPIPSDiversity, pairwise_rms
+from ssmgen.metrics.features import FeatureSet, frechet_distance, kernel_distance
 from ssmgen.metrics.mask_agreement import MaskAgreement
+from ssmgen.metrics.protocol import FID_PROTOCOLS, FIDProtocol
 
-__all__ = ["MaskAgreement", "pairwise_rms"]
+__all__ = [
+    "FID_PROTOCOLS",
+    "FIDProtocol",
+    "FeatureSet",
+    "InceptionTrunk",
+    "LPIPSDiversity",
+    "MaskAgreement",
+    "SqueezeNetTrunk",
+    "frechet_distance",
+    "kernel_distance",
+    "lpips_network",
+    "pairwise_rms",
+    "published_lpips",
+]

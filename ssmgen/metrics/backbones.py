@@ -1,0 +1,198 @@
+"""The networks that FID, KID and LPIPS are defined by, with their published weights.
+
+Weights come from a folder of the user's; only ``download=True`` fetches them. A file is read after its SHA-256 is
+checked, and never unpickled freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import urllib.request
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmgen.extras import require
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published file: its name, where it is published, and its SHA-256."""
+
+    file: str
+    url: str
+    sha256: str
+
+    def find(self, folder: Path | str, *, download: bool = False) -> Path:
+        """The verified file in ``folder``.
+
+        Raises:
+            FileNotFoundError: it is not there and ``download`` is False; the message names the file and its address.
+            ValueError: its content is not the published one.
+        """
+        path = Path(folder) / self.file
+        if not path.is_file() and download:
+            self._fetch(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or ask for it with download=true.")
+        found = sha256_of(path)
+        if found != self.sha256:
+            raise ValueError(
+                f"{path}: SHA-256 is {found}, the published file's is {self.sha256}. Fetch {self.url} anew."
+            )
+        return path
+
+    def _fetch(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        with urllib.request.urlopen(self.url) as answer, temporary.open("wb") as out:
+            while block := answer.read(1 << 20):
+                out.write(block)
+        temporary.rename(path)
+
+
+INCEPTION = Weights(
+    "pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+ALEXNET = Weights(
+    "alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class InceptionTrunk(nn.Module):
+    """The 2015 Inception network of FID and KID: images to its 2048 pooled features.
+
+    The network is torch-fidelity's. What stands before it differs between papers, and moves FID by whole points:
+
+    - ``"tf1"``: torch-fidelity's own, TensorFlow 1's bilinear resizing of the 8-bit image to 299;
+    - ``"torch"``: pytorch-fid's and OASIS's, bilinear resizing without corners aligned, values to [-1, 1];
+    - ``"antialias"``: bicubic with antialiasing, as clean-fid argues for.
+
+    Args:
+        state: the network's weights, as in the published file.
+        resize: one of the three.
+    """
+
+    feature_size = 2048
+    name = "inception-tf-2015"
+
+    def __init__(self, state: dict[str, Tensor], resize: str = "tf1") -> None:
+        super().__init__()
+        if resize not in ("tf1", "torch", "antialias"):
+            raise ValueError(f"resize must be 'tf1', 'torch' or 'antialias', got {resize!r}")
+        module = require("torch_fidelity.feature_extractor_inceptionv3", extra="metrics")
+        buffer = io.BytesIO()  # torch-fidelity unpickles what it is given: it gets what we have read safely
+        torch.save(state, buffer)
+        buffer.seek(0)
+        self.network = module.FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=buffer)
+        self.resize = resize
+
+    @classmethod
+    def published(cls, folder: Path | str, resize: str = "tf1", *, download: bool = False) -> InceptionTrunk:
+        """With the published weights; see `Weights.find` for the errors."""
+        return cls(torch.load(INCEPTION.find(folder, download=download), weights_only=True), resize)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 ``(batch, 3, h, w)`` to ``(batch, 2048)``."""
+        check_uint8(images)
+        if self.resize == "tf1":
+            return self.network(images)[0]
+        x = images.float()
+        if self.resize == "torch":
+            x = F.interpolate(x / 255, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
+        else:
+            x = (F.interpolate(x, (299, 299), mode="bicubic", antialias=True).clamp(0, 255) - 128) / 128
+        for name, layer in self.network.named_children():
+            if name != "fc":
+                x = layer(x)
+        return x.flatten(1)
+
+
+class SqueezeNetTrunk(nn.Module):
+    """SqueezeNet 1.1's pooled ImageNet features: a small stand-in where Inception's weights cannot be had.
+
+    What is computed from them is a proxy under its own name: neither FID nor KID nor LPIPS.
+
+    Args:
+        file: safetensors in torchvision's layout, for BGR images in 0..255 minus ImageNet's mean.
+    """
+
+    feature_size = 512
+    name = "squeezenet11"
+
+    def __init__(self, file: Path | str) -> None:
+        super().__init__()
+        from safetensors.torch import load_file
+
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: not found; it should hold SqueezeNet 1.1's features as safetensors")
+        models = require("torchvision.models", extra="metrics")
+        self.network = models.squeezenet1_1().features.eval().requires_grad_(False)
+        self.network.load_state_dict(load_file(file))
+        self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 ``(batch, 3, h, w)`` to ``(batch, 512)``."""
+        check_uint8(images)
+        return self.network(images.flip(1).float() - self.mean).mean(dim=(2, 3))
+
+
+def check_uint8(images: Tensor) -> None:
+    """Images must be uint8 ``(batch, 3, h, w)``: what an 8-bit RGB file holds, no grey and no alpha."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images must be uint8 (batch, 3, height, width), got {images.dtype} {tuple(images.shape)}; "
+            "convert grey or alpha images to RGB"
+        )
+
+
+def lpips_network(alexnet: dict[str, Tensor]) -> Any:
+    """The lpips package's AlexNet metric with its calibrated layers, over the given trunk.
+
+    Args:
+        alexnet: weights of torchvision's AlexNet; its classifier is not used.
+
+    Returns:
+        A module that maps two batches in [-1, 1] to distances ``(batch, 1, 1, 1)``.
+    """
+    lpips = require("lpips", extra="metrics")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    slices = {name: (part, index) for part in network.net.children() for index, name in _numbered(part)}
+    for name, value in alexnet.items():
+        number, _, kind = name.removeprefix("features.").partition(".")
+        if name.startswith("features."):
+            part, index = slices[number]
+            part[index].get_parameter(kind).data.copy_(value)
+    return network.eval().requires_grad_(False)
+
+
+def _numbered(part: Any) -> list[tuple[int, str]]:
+    return list(enumerate(name for name, _ in part.named_children()))
+
+
+def published_lpips(folder: Path | str, *, download: bool = False) -> Any:
+    """`lpips_network` with torchvision's AlexNet weights; see `Weights.find` for the errors."""
+    return lpips_network(torch.load(ALEXNET.find(folder, download=download), weights_only=True))
