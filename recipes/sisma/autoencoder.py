@@ -1,19 +1,22 @@
 """Train the tiny f8 autoencoder of the drawn faces that ships in ``assets/drawn-autoencoder``.
 
-    OMP_NUM_THREADS=1 python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
+    python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
 
 An `AutoencoderTiny` of diffusers, narrow enough for a file under 1.5 MB, most of its blocks where the grid is coarse
 and they cost little. Small parts count more in its error: eyes and earrings are few pixels, but what a face is read by.
 Its latents are pushed towards zero mean and unit variance per channel (what is left becomes the scale and shift of its
 configuration) and are trained to survive noise, so that a generator's errors stay small in the picture.
+
+An hour on two cores; run again, the command goes on from the last of the checkpoints in ``OUT-checkpoints``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,15 @@ from recipes.sisma.arguments import from_command_line, run_command
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.extras import require
-from ssmgen.training import StepOrder, derived_seed
+from ssmgen.training import (
+    StepOrder,
+    checkpoints,
+    derived_seed,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    verify_checkpoint,
+)
 
 # Drawn faces from here on are seen by no training: autoencoder, parser and generators are scored on them.
 HELD_OUT = 10_000_000
@@ -38,7 +49,7 @@ class Settings:
 
     out: str = "runs/drawn-autoencoder"
     faces: int = 8192
-    steps: int = 12_000
+    steps: int = 10_000
     batch_size: int = 8
     lr: float = 2e-3
     width: int = 32
@@ -78,12 +89,12 @@ def new_autoencoder(width: int, latent_channels: int) -> Any:
 
 def _train(network: torch.nn.Module, settings: Settings) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.05)
+    first = _resume(network, optimizer, settings)
     started = time.monotonic()
     pool, masks = draw_pool(settings.faces, settings.image_size)
     weights = class_weights(masks)
     order = StepOrder(len(pool), settings.batch_size, settings.seed)
-    for step in range(settings.steps):
+    for step in range(first, settings.steps):
         chosen = [index for index, _ in order.batch(step)]
         images, importance = _as_input(pool[chosen]), _importance(masks[chosen], weights)
         torch.manual_seed(derived_seed(settings.seed, "step", step))
@@ -95,10 +106,33 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = settings.lr * _rate(step / settings.steps)
         optimizer.step()
-        schedule.step()
+        if step % 1000 == 999:
+            _checkpoint(network, optimizer, settings, step + 1)
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _rate(progress: float) -> float:
+    """The learning rate's share of its peak: a rise over the first twentieth, then half a cosine down to nothing."""
+    warm_up = 0.05
+    return min(progress / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - warm_up) / (1 - warm_up)))
+
+
+def _checkpoint(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
+    folder, state = Path(f"{settings.out}-checkpoints"), {"settings": asdict(settings)}
+    save_checkpoint(folder, step, model=network, ema=network, optimizer=optimizer, state=state)
+    prune_checkpoints(folder, keep=1)
+
+
+def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> int:
+    """Load the newest checkpoint, if there is one; returns the steps done."""
+    for path in checkpoints(Path(f"{settings.out}-checkpoints"))[-1:]:
+        if verify_checkpoint(path)["settings"] != asdict(settings):
+            raise ValueError(f"{path} was made with other settings; delete it or give another out=")
+        return load_checkpoint(path, model=network, optimizer=optimizer)["step"]
+    return 0
 
 
 def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
