@@ -19,7 +19,7 @@ ROOMS = {
     "latents": {"registry", "extras"},
     "sampling": {"registry", "solvers"},
     "data": {"ops", "registry"},
-    "metrics": {"data", "ops"},
+    "metrics": {"data", "ops", "extras"},
     "training": {"extras", "registry"},
     "cli": {"registry", "ops", "models", "extras", "__init__"},
 }
@@ -91,3 +91,11 @@ def test_import_needs_torch_and_einops_only():
 def test_import_adds_little_to_torch():
     code = "import time, torch, einops\nstart = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
     assert min(float(run_python(code)) for _ in range(5)) < 0.2
+
+
+def test_gpu_tests_live_in_their_own_file():
+    """Which is the only one that ``pytest -m gpu`` reads, and needs no package but torch, einops and pytest."""
+    marked = [file.name for file in (ROOT / "tests").glob("test_*.py") if "mark." + "gpu" in file.read_text()]
+    assert marked == ["test_gpu.py"]
+    needed = imports(ROOT / "tests/test_gpu.py")
+    assert {name.split(".")[0] for name in needed} == {"pytest", "torch", "conftest", "ssmgen"}

@@ -87,7 +87,8 @@ def test_fid_and_kid_are_torch_fidelitys_on_the_same_files(random_inception, tmp
     torch.save(random_inception, tmp_path / "trunk.pth")
     theirs = calculate_metrics(
         input1=str(tmp_path / "generated"), input2=str(tmp_path / "real"), fid=True, kid=True, kid_subset_size=10,
-        feature_extractor_weights_path=str(tmp_path / "trunk.pth"), cuda=False, cache=False, verbose=False, save_cpu_ram=True,
+        feature_extractor_weights_path=str(tmp_path / "trunk.pth"), cuda=False, cache=False, verbose=False,
+        save_cpu_ram=True,
     )  # fmt: skip
     trunk = InceptionTrunk(random_inception, "tf1")
     ours = [featured(trunk, batch) for batch in sets.values()]

@@ -96,7 +96,7 @@ def quick() -> Config:
         model_args={"dim": 96, "depth": 3, "patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
         balance=0.5,
         t_sampling="logit-normal",
-        matmul_precision="medium",
+        precision="bf16",
         steps=1050,
         lr_decay_steps=1050,
         sample_every=350,

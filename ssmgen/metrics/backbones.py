@@ -139,6 +139,7 @@ class SqueezeNetTrunk(nn.Module):
 
     feature_size = 512
     name = "squeezenet11"
+    mean: Tensor
 
     def __init__(self, file: Path | str) -> None:
         super().__init__()

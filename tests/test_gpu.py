@@ -1,0 +1,98 @@
+"""What only a CUDA device shows: ``pytest -m gpu``. Needs torch, einops and pytest; run it from the bare tree."""
+
+import pytest
+import torch
+from conftest import randomize
+
+import ssmgen
+from ssmgen.ops import selective_scan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+]
+
+
+def scan_inputs(batch, length, dim, d_state, dtype):
+    draw = torch.Generator().manual_seed(0)
+    u, delta = (torch.randn(batch, length, dim, generator=draw) for _ in range(2))
+    B, C = (torch.randn(batch, length, d_state, generator=draw) for _ in range(2))
+    A = -torch.rand(dim, d_state, generator=draw) - 0.1
+    D, bias = torch.randn(dim, generator=draw), torch.randn(dim, generator=draw)
+    # What is rounded to 16 bits is rounded once, before either scan sees it.
+    u, delta, B, C = (x.to(dtype) for x in (u, delta, B, C))
+    return u, delta, A, B, C, D, bias
+
+
+def scan_and_gradients(tensors, backend, device, exact=False):
+    tensors = [(x.double() if exact else x).to(device).requires_grad_() for x in tensors]
+    u, delta, A, B, C, D, bias = tensors
+    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, backend=backend)
+    weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(device)
+    return [y, *torch.autograd.grad((y * weights).sum(), tensors)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 19, 37, 16), (3, 133, 33, 5), (1, 1000, 20, 16), (1, 70, 5, 3), (2, 257, 130, 17)]
+)
+def test_the_compiled_scan_agrees_with_the_float64_reference(shape, dtype):
+    batch, length, dim, d_state = shape
+    tensors = scan_inputs(batch, length, dim, d_state, dtype)
+    got = scan_and_gradients(tensors, "triton", "cuda")
+    expected = scan_and_gradients(tensors, "reference", "cpu", exact=True)
+    allowed = 1e-4 if dtype == torch.float32 else 2e-2
+    for name, ours, theirs in zip(("y", "u", "delta", "A", "B", "C", "D", "bias"), got, expected, strict=True):
+        error = (ours.double().cpu() - theirs).norm() / theirs.norm().clamp(min=1)
+        assert error < allowed, (name, error.item())
+
+
+def test_the_compiled_scan_repeats_to_the_bit():
+    tensors = scan_inputs(2, 300, 40, 16, torch.bfloat16)
+    first, second = (scan_and_gradients(tensors, "triton", "cuda") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def model_and_inputs(**arguments):
+    model = randomize(ssmgen.build("sisma-debug", **arguments))
+    noise = ssmgen.initial_noise(range(3), (3, 16, 16))
+    return model, noise, torch.randint(0, 19, (1, 16, 16), dtype=torch.uint8)
+
+
+def test_auto_takes_the_triton_scan():
+    model, noise, mask = model_and_inputs()
+    on_cpu = ssmgen.sample(model, noise, mask, steps=2)
+    on_gpu = ssmgen.sample(model.cuda(), noise, mask.cuda(), steps=2)
+    assert on_gpu.is_cuda
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
+    u = torch.randn(1, 4, 8, device="cuda")
+    assert ssmgen.ops.backends()["triton"].available
+    one = selective_scan(u, u, -torch.rand(8, 4, device="cuda"), u[..., :4], u[..., :4])
+    assert one.is_cuda
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_a_captured_step_gives_what_the_plain_one_gives(guidance_scale):
+    model, noise, mask = model_and_inputs(mask_dropout=0.1)
+    sampler = ssmgen.Sampler(model.cuda(), compile=True)
+    for seeds in (range(3), range(3, 6)):  # the second call runs the graph that the first one captured
+        noise = ssmgen.initial_noise(seeds, (3, 16, 16))
+        settings = {"steps": 4, "solver": "ab2", "guidance_scale": guidance_scale}
+        plain = ssmgen.sample(model, noise, mask.cuda(), **settings)
+        torch.testing.assert_close(sampler(noise, mask.cuda(), **settings), plain, rtol=2e-3, atol=2e-3)
+
+
+def test_sixteen_bit_weights_stay_near_the_float32_sample():
+    model, noise, mask = model_and_inputs()
+    exact = ssmgen.sample(model.cuda(), noise, mask.cuda(), steps=4)
+    narrow = ssmgen.sample(model, noise, mask.cuda(), steps=4, dtype=torch.bfloat16)
+    assert narrow.dtype == exact.dtype
+    assert (narrow - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_bad_label_is_an_error_and_not_a_device_assert():
+    model, noise, mask = model_and_inputs()
+    mask[0, 3, 5] = 77
+    with pytest.raises(ValueError, match="77"):
+        ssmgen.sample(model.cuda(), noise, mask.cuda(), steps=2)
+    torch.cuda.synchronize()  # an assert on the device would surface here
