@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, parser, sample, train
+from recipes.sisma import evaluate, parser, provenance, sample, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
@@ -47,7 +49,8 @@ def trained(tmp_path_factory):
 
 def test_a_run_folder_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
-        *("config.yaml", "log.jsonl", "samples", "checkpoints", "result.json", "result.png")
+        *("config.yaml", "log.jsonl", "samples", "checkpoints", "result.json", "result.png", "report.html"),
+        "evaluation",
     }
     assert [p.name for p in sorted((trained / "samples").iterdir())] == ["step-000003.png", "step-000006.png"]
     result = json.loads((trained / "result.json").read_text())
@@ -180,6 +183,66 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
         load_run(run)
 
 
+def evaluated(run, **settings):
+    """The figures of an evaluation, and its images by name."""
+    result = evaluate.evaluate_run(run, command="test", **settings)
+    folder = max((run / "evaluation").iterdir(), key=lambda folder: (folder / "record.json").stat().st_mtime_ns)
+    images = {file.name: file.read_bytes() for file in folder.glob("*.png")}
+    return {key: result[key] for key in ("mask_agreement", "ceiling", "floor", "diversity")}, images, folder
+
+
+def test_a_stopped_evaluation_goes_on_and_finds_the_same(trained):
+    whole, images, folder = evaluated(trained, batch_size=6)
+    assert len(images) == 4 + 4 * 4
+    for name in sorted(images)[3:9]:
+        (folder / name).unlink()
+    (folder / f"{sorted(images)[4]}.tmp-1").write_bytes(b"half an ima")
+    assert evaluated(trained, batch_size=6) == (whole, images, folder)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_with_a_micro_batch_the_batch_size_changes_no_bit(trained, micro_batch):
+    found = []
+    for batch_size in (8, 3, 1):
+        figures, images, folder = evaluated(trained, batch_size=batch_size, micro_batch=micro_batch)
+        found.append((figures, images))
+        shutil.rmtree(folder)
+    assert found[0] == found[1] == found[2]
+
+
+def test_without_one_it_changes_no_more_than_rounding(trained):
+    found = []
+    for batch_size in (8, 3):
+        figures, _, folder = evaluated(trained, batch_size=batch_size)
+        found.append(figures)
+        shutil.rmtree(folder)
+    assert found[0]["diversity"] == pytest.approx(found[1]["diversity"], abs=1e-3)
+    for key in ("miou", "pixel_accuracy"):
+        assert found[0]["mask_agreement"][key] == pytest.approx(found[1]["mask_agreement"][key], abs=1e-3)
+
+
+def test_bad_batches_are_refused_before_sampling(trained):
+    for batch_size, micro_batch in ((0, 0), (4, -1)):
+        with pytest.raises(ValueError, match="batch_size must be at least 1 and micro_batch at least 0"):
+            evaluate.evaluate_run(trained, command="test", batch_size=batch_size, micro_batch=micro_batch)
+
+
+def test_a_parser_of_other_classes_is_refused(trained, tmp_path):
+    parser.save_parser(parser.FaceParser(7, 4), tmp_path / "seven.safetensors", {"num_classes": 7, "width": 4})
+    with pytest.raises(ValueError, match=r"seven.safetensors: tells 7 classes apart, the masks have 19"):
+        evaluate.evaluate_run(trained, command="test", parser=str(tmp_path / "seven.safetensors"))
+
+
+def test_the_report_stands_alone(trained):
+    result = evaluate.evaluate_run(trained, command="<script>")
+    page = (trained / "report.html").read_text()
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)(https?:|/|\.)", page), "it loads nothing"
+    assert page.count("data:image/png;base64,") == 9 * 4 + 4 * 6  # extremes, diversity rows
+    assert f"{result['mask_agreement']['miou']:.3f}" in page and "second-hand" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "polyline" in page
+
+
 def test_evaluation_repeats_and_takes_other_settings(trained):
     first = json.loads((trained / "result.json").read_text())
     again = evaluate.evaluate_run(trained, command="again")
@@ -252,3 +315,23 @@ def test_sheets_refuse_ragged_rows(tmp_path):
     assert read_image(tmp_path / "a.png").shape[0] == 3
     with pytest.raises(ValueError, match="2 headings"):
         save_sheet(tmp_path / "a.png", [[image]], ["x", "y"])
+
+
+def test_a_commit_is_marked_where_code_differs_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    (tmp_path / "recipes/sisma").mkdir(parents=True)
+    code, page = tmp_path / "recipes/sisma/code.py", tmp_path / "README.md"
+    code.write_text("1")
+    page.write_text("one")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "first")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "recipes/sisma/provenance.py"))
+    clean = provenance.provenance("command", 0)["commit"]
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    page.write_text("two")
+    assert provenance.provenance("command", 0)["commit"] == clean
+    code.write_text("2")
+    assert provenance.provenance("command", 0)["commit"] == f"{clean}-dirty"

@@ -1,8 +1,10 @@
 """Measure a run: ``python -m recipes.sisma.evaluate run=RUN [masks=128] [parser=FILE] [solver=...] [steps=...]``.
 
-Writes ``result.json`` and ``result.png`` into the run. A parser labels the generated images; their agreement with the
-masks they were made from stands between a floor (the same images against other images' masks) and a ceiling (the parser
-on real held-out images).
+Writes ``result.json``, ``result.png`` and ``report.html`` into the run. A parser labels the generated images; their
+agreement with the masks they were made from stands between a floor (the same images against other images' masks) and a
+ceiling (the parser on real held-out images).
+
+The images are kept in ``RUN/evaluation``: stopped at any point and given again, the command goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import torch
 from torch import Tensor
 
 from recipes.sisma.arguments import from_command_line, run_command
+from recipes.sisma.generated import Wanted, evaluation_folder, make_missing, read_images
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from recipes.sisma.pictures import save_sheet, to_uint8
 from recipes.sisma.provenance import provenance
+from recipes.sisma.report import write_report
 from recipes.sisma.runs import LoadedRun, check_writable, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import MaskAgreement, pairwise_rms
@@ -40,6 +44,8 @@ class Settings:
     steps: int = 0
     shift: float = 0.0
     guidance_scale: float = -1.0
+    batch_size: int = 16
+    micro_batch: int = 0
 
 
 def main(argv: list[str]) -> None:
@@ -49,6 +55,8 @@ def main(argv: list[str]) -> None:
     evaluate_run(
         run,
         command=f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip(),
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
         **{key: value for key in ("masks", "parser", "solver", "steps", "shift") if (value := getattr(settings, key))},
         **({"guidance_scale": settings.guidance_scale} if settings.guidance_scale >= 0 else {}),
     )
@@ -61,9 +69,11 @@ def evaluate_run(
     masks: int | None = None,
     parser: str | None = None,
     seconds: float | None = None,
+    batch_size: int = 16,
+    micro_batch: int = 0,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Sample unseen masks, measure, and write ``result.json`` and ``result.png``.
+    """Sample unseen masks, measure, and write ``result.json``, ``result.png`` and ``report.html``.
 
     Args:
         run: the run's folder.
@@ -71,12 +81,17 @@ def evaluate_run(
         masks: how many unseen masks; the run's own setting where None.
         parser: ``drawn``, ``none`` or a file; the run's own setting where None.
         seconds: of training, where the caller has just measured them; else read from the checkpoint.
+        batch_size: images in a call of the model; another one changes images by rounding only.
+        micro_batch: fixes the images in a call whatever ``batch_size`` is, so that machines of different memory agree
+            to the last digit; 0 leaves them to ``batch_size``.
         **sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` other than the run's.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or parser.
-        ValueError: fewer than two unseen masks.
+        ValueError: fewer than two unseen masks, sizes of batches that are none, or a parser of other classes.
     """
+    if batch_size < 1 or micro_batch < 0:
+        raise ValueError(f"batch_size must be at least 1 and micro_batch at least 0, got {batch_size}, {micro_batch}")
     loaded = load_run(run)
     check_writable(run)
     config = loaded.config
@@ -87,13 +102,18 @@ def evaluate_run(
         raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
     items = [pairs[i] for i in range(count)]
     real, true = torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items])
-    print(f"sampling {count} unseen masks and {_DIVERSITY_SAMPLES} images each of some", file=sys.stderr)
-    generated = loaded.generate(true, list(range(count)), **sampling)
-    several = _several(loaded, true, sampling)
+    chosen = _sampling(config, sampling)
+    folder = evaluation_folder(loaded, run, chosen, micro_batch)
+    single, repeated = _wanted(pairs, true)
+    print(f"sampling {count} unseen masks and {_DIVERSITY_SAMPLES} images each of some into {folder}", file=sys.stderr)
+    make_missing(loaded, [*single, *repeated], folder, chosen, batch_size=micro_batch or batch_size)
+    generated = read_images(single, folder)
+    several = read_images(repeated, folder).unflatten(0, (-1, _DIVERSITY_SAMPLES))
 
-    result: dict[str, Any] = {"masks": count, "sampling": _sampling(config, sampling)}
-    if judge is not None:
-        result |= _agreement(loaded, judge, generated, real, true)
+    result: dict[str, Any] = {"masks": count, "sampling": chosen}
+    parsed = None if judge is None else _parse(judge[0], generated)
+    if judge is not None and parsed is not None:
+        result |= _agreement(loaded, judge, parsed, real, true)
     result["diversity"] = _diversity(several, generated)
     result |= {
         "seconds": round(loaded.seconds if seconds is None else seconds, 1),
@@ -106,7 +126,9 @@ def evaluate_run(
     sheet = [[CELEBAMASK19.colorize(true[i]), *several[i][:_DIVERSITY_SAMPLES], real[i]] for i in range(rows)]
     headings = ["mask", *[f"generated {i + 1}" for i in range(_DIVERSITY_SAMPLES)], "a real one"]
     save_sheet(run / "result.png", sheet, headings)
+    report = write_report(run, result, generated, several, real, true, parsed)
     print(summary(result))
+    print(f"report: {report}")
     print(f"picture: {run / 'result.png'}")
     return result
 
@@ -134,10 +156,10 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _agreement(
-    loaded: LoadedRun, judge: tuple[FaceParser, dict[str, Any]], generated: Tensor, real: Tensor, true: Tensor
+    loaded: LoadedRun, judge: tuple[FaceParser, dict[str, Any]], of_generated: Tensor, real: Tensor, true: Tensor
 ) -> dict[str, Any]:
     parser, card = judge
-    of_generated, of_real = _parse(parser, generated), _parse(parser, real)
+    of_real = _parse(parser, real)
     decoded = to_uint8(_round_trip(loaded, real))
     result = {
         "mask_agreement": _agree(of_generated, true),
@@ -167,12 +189,16 @@ def _agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
     return agreement.result()
 
 
-def _several(loaded: LoadedRun, masks: Tensor, sampling: dict[str, Any]) -> Tensor:
-    """``(masks, samples, 3, h, w)``: several images of each of the first masks."""
-    chosen = masks[:_DIVERSITY_MASKS]
-    seeds = [10_000 + i for i in range(len(chosen) * _DIVERSITY_SAMPLES)]
-    images = loaded.generate(chosen.repeat_interleave(_DIVERSITY_SAMPLES, dim=0), seeds, **sampling)
-    return images.unflatten(0, (len(chosen), _DIVERSITY_SAMPLES))
+def _wanted(pairs: Any, masks: Tensor) -> tuple[list[Wanted], list[Wanted]]:
+    """One image of every mask, and several of the first ones; each has noise of its own, whatever else is sampled."""
+    ids = getattr(pairs, "ids", [f"{index:05d}" for index in range(len(masks))])
+    single = [Wanted(str(id), mask, seed) for seed, (id, mask) in enumerate(zip(ids, masks, strict=False))]
+    repeated = [
+        Wanted(f"{image.name}-{k + 1}", image.mask, 10_000 + image.seed * _DIVERSITY_SAMPLES + k)
+        for image in single[:_DIVERSITY_MASKS]
+        for k in range(_DIVERSITY_SAMPLES)
+    ]
+    return single, repeated
 
 
 def _diversity(several: Tensor, generated: Tensor) -> dict[str, float]:
@@ -192,7 +218,11 @@ def load_judge(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
     """The parser a ``parser=`` names: ``drawn`` is the shipped one, ``none`` is none, else a file."""
     if name == "none":
         return None
-    return load_parser(SHIPPED if name == "drawn" else Path(name))
+    file = SHIPPED if name == "drawn" else Path(name)
+    parser, card = load_parser(file)
+    if card["num_classes"] != len(CELEBAMASK19):
+        raise ValueError(f"{file}: tells {card['num_classes']} classes apart, the masks have {len(CELEBAMASK19)}")
+    return parser, card
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

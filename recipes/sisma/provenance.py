@@ -40,10 +40,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
+    """The checkout's commit, marked where code differs from it; None outside a checkout."""
+    folder = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout
+
     try:
-        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        # Pages and the results of earlier measurements change nothing that is measured.
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":!docs", ":!*.md", ":!benchmarks/results")
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
 
 @dataclass
 class LoadedRun:
-    """A trained run: its settings, averaged weights and autoencoder, and after how many steps and seconds they are."""
+    """A trained run: its settings, averaged weights and autoencoder, and after how many steps and seconds they are.
+
+    ``weights`` is the SHA-256 of the file the averaged weights are read from.
+    """
 
     config: Config
     model: nn.Module
     autoencoder: Any
     step: int
     seconds: float
+    weights: str
 
     @torch.no_grad()
     def generate(self, masks: Tensor, seeds: list[int], **settings: Any) -> Tensor:
@@ -135,4 +140,5 @@ def load_run(run: Path) -> LoadedRun:
     weights = load_file(found[-1] / "ema.safetensors")
     model.load_state_dict({key.removeprefix("module."): v for key, v in weights.items() if key != "n_averaged"})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"])
+    digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
+    return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest)
