@@ -107,8 +107,8 @@ class Sampler:
         mask: Tensor | None = None,
         *,
         objective: str | Objective = "flow-matching",
-        solver: str | Solver = "midpoint",
-        steps: int = 25,
+        solver: str | Solver = "ab3",
+        steps: int = 24,
         shift: float = 1.0,
         guidance_scale: float = 1.0,
         progress: Callable[[int, Tensor], None] | None = None,
@@ -119,7 +119,8 @@ class Sampler:
             x0: noise ``(batch, channels, height, width)`` in the model's space, e.g. from `initial_noise`.
             mask: what the model takes: labels or one-hot, one per image or one for all; None samples without a mask.
             objective: a name or an objective that turns predictions into velocities.
-            solver: a name or a solver.
+            solver: a name or a solver. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below
+                that of 200 Euler steps (docs/performance.md).
             steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
             shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
             guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a

@@ -76,8 +76,8 @@ class Config:
     log_every: int = 10
     num_workers: int = 0
     sample_every: int = 500
-    solver: str = "midpoint"
-    solver_steps: int = 10
+    solver: str = "ab3"
+    solver_steps: int = 24
     shift: float = 1.0
     guidance_scale: float = 1.0
     evaluate: bool = True
@@ -100,7 +100,7 @@ def quick() -> Config:
         steps=1050,
         lr_decay_steps=1050,
         sample_every=350,
-        solver_steps=6,
+        solver_steps=11,
         guidance_scale=2.0,
     )
 
@@ -117,7 +117,6 @@ def faces() -> Config:
         steps=2000,
         lr_decay_steps=2000,
         sample_every=250,
-        solver_steps=12,
         evaluate_masks=64,
         parser="none",
     )
