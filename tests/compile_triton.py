@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for compute capability 9.0, with or without a GPU: ``python -m tests.compile_triton``."""
+"""Compile the Triton kernels for compute capability 9.0, with or without a GPU: ``python tests/compile_triton.py``."""
 
 from typing import Any
 

@@ -358,3 +358,12 @@ def test_an_empty_data_set_is_refused(folder):
 
     with pytest.raises(ValueError, match="data set is empty"):
         run(folder, data=Empty())
+
+
+def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
+    first = {}
+    for precision in ("bf16", "no"):
+        (tmp_path / precision).mkdir()
+        run(tmp_path / precision, precision=precision)
+        first[precision] = json.loads((tmp_path / precision / "log.jsonl").read_text().splitlines()[0])["loss"]
+    assert first["bf16"] != first["no"] and abs(first["bf16"] - first["no"]) < 0.05 * first["no"]

@@ -147,7 +147,7 @@ def train(
         OSError: a checkpoint cannot be written; the older ones are intact.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
-    accelerator = _accelerator(settings)
+    accelerator = _accelerator()
     world, rank = accelerator.num_processes, accelerator.process_index
     parts = settings.accumulate
     if settings.batch_size % (world * parts):
@@ -214,10 +214,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def _accelerator(settings: TrainSettings) -> Any:
+def _accelerator() -> Any:
     accelerate = require("accelerate", extra="train")
     cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    return accelerate.Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    # Autocast is entered in _step: Accelerate's own setting cannot change within a process, so a second run with
+    # another precision in one notebook would fail.
+    return accelerate.Accelerator(mixed_precision="no", cpu=cpu)
 
 
 def _step(
@@ -242,7 +244,7 @@ def _step(
         torch.manual_seed(derived_seed(settings.seed, "step", step, part, accelerator.process_index))
         x_part, mask_part = x_part.to(accelerator.device), mask_part.to(accelerator.device)
         with _sync_only_if(part == parts - 1, accelerator, model):
-            with accelerator.autocast():
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 loss = objective.loss(model, x_part, mask=mask_part) / parts
             accelerator.backward(loss)
         total += loss.detach()
