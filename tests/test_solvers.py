@@ -237,7 +237,8 @@ def test_a_sampler_computes_conditions_and_modulations_once(monkeypatch):
         counted(monkeypatch, model, name, calls)
     model.time_embedding.register_forward_hook(lambda *_: calls.update(time_embedding=calls["time_embedding"] + 1))
     model.register_forward_pre_hook(lambda _, args: calls["forward"].append(args[0].shape[0]))
-    sample(model, torch.randn(3, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8), "midpoint", 5, guidance_scale=2.0)
+    x0, mask = torch.randn(3, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    sample(model, x0, mask, solver="midpoint", steps=5, guidance_scale=2.0)
     assert calls == {"condition": 2, "modulation": 1, "time_embedding": 1, "forward": [6] * 10}
 
 
