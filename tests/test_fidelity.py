@@ -1,0 +1,60 @@
+"""The experiments run, go on where they stopped, and compare models of equal size."""
+
+import json
+
+import pytest
+
+pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
+
+from benchmarks.fidelity import __main__ as fidelity
+from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
+from recipes.sisma import train
+from recipes.sisma.pairs import load_autoencoder
+from recipes.sisma.runs import new_model
+
+TINY = (
+    *("drawn_count=8", "image_size=32", "evaluate_masks=2", "solver_steps=2", "batch_size=2", "guidance_scale=1"),
+    *("model_args.dim=24", "model_args.depth=1"),
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS["mask-entry"].variants)
+def test_variants_have_equal_parameters(name):
+    def parameters(words):
+        config = train.parse(["quick", *words])
+        return sum(p.numel() for p in new_model(config, load_autoencoder(config)).parameters())
+
+    variants = EXPERIMENTS["mask-entry"].variants
+    assert parameters(variants[name]) == pytest.approx(parameters(variants["cross-mamba"]), rel=0.002)
+
+
+@pytest.mark.parametrize("second", ["none", "concat", "spade", "cross-attention"])
+@pytest.mark.filterwarnings("ignore:width 24 is under twice")
+def test_a_variant_is_trained_and_measured_at_every_stage(tmp_path, monkeypatch, second):
+    words = {
+        "x": (*variant(second, 2.0, "add"), *(["model_args.dim=32"] if second in ("spade", "cross-attention") else []))
+    }
+    tiny = Experiment("?", words, TINY, stages=(2, 4))
+    result = fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x")
+    assert list(result["stages"]) == [2, 4] and result["seed"] == 1 and result["commit"]
+    assert all(0 <= stage["mask_agreement"]["miou"] <= 1 for stage in result["stages"].values())
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was done before"))
+    assert fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x") == result
+
+
+def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(fidelity, "FOLDER", tmp_path)
+    monkeypatch.setattr(fidelity, "run_variant", lambda e, name, seed, folder: called.append((name, seed)) or {"a": 1})
+    monkeypatch.setattr("sys.argv", ["fidelity", "mask-entry", "--seeds", "0", "1", "--variants", "added"])
+    fidelity.main()
+    fidelity.main()
+    assert called == [("added", 0), ("added", 1)]
+    assert json.loads((tmp_path / "mask-entry/added-seed0.json").read_text()) == {"a": 1}
+
+
+def test_an_unknown_variant_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fidelity", "mask-entry", "--variants", "aded"])
+    with pytest.raises(SystemExit):
+        fidelity.main()
+    assert "Did you mean 'added'" in capsys.readouterr().err
