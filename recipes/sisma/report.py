@@ -73,7 +73,6 @@ def write_report(run: Path, result: dict[str, Any], generated: Tensor, several: 
             for mask, images, photo in zip(true, several, real, strict=False)
         ],
         published=PUBLISHED,
-        settings=json.dumps(result["sampling"]),
     )
     temporary = file.with_suffix(".html.tmp")
     temporary.write_text(page)

@@ -1,0 +1,124 @@
+"""FID, KID, LPIPS and the proxy of an evaluation."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
+pytest.importorskip("torch_fidelity", reason="distances need ssmgen[metrics]")
+
+from recipes.sisma import distances, evaluate, train
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.distances import DistanceSettings
+from ssmgen.metrics import InceptionTrunk
+
+SMALL = [
+    *("image_size=64", "drawn_count=10", "batch_size=4", "model_args.dim=64", "model_args.depth=1", "steps=2"),
+    *("sample_every=0", "evaluate_masks=6", "solver_steps=1", "warmup=1", "evaluate=false", "parser=none"),
+]
+
+
+class Colours(torch.nn.Module):
+    """Three features an image, in the place of Inception's."""
+
+    def forward(self, images):
+        return images.float().mean(dim=(2, 3))
+
+
+class Pixels(torch.nn.Module):
+    """A distance of two batches, in the place of LPIPS."""
+
+    def forward(self, first, second):
+        return (first - second).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distances")
+    train.main([f"run={folder / 'run'}", f"cache={folder / 'cache'}", *SMALL])
+    return folder / "run"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    monkeypatch.setattr(InceptionTrunk, "published", lambda *_, **__: Colours())
+    monkeypatch.setattr(distances, "published_lpips", lambda *_, **__: Pixels())
+
+
+def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand_ins):
+    measure = DistanceSettings(fid="sdm-oasis,train-ref", lpips=True)
+    result = evaluate.evaluate_run(trained, command="test", measure=measure, samples=3, diversity_masks=2)
+    oasis, train_ref = result["distances"]["sdm-oasis"], result["distances"]["train-ref"]
+    assert oasis["protocol"].startswith("fid[sdm-oasis,") and "ref=test6,n=6,seed=0" in oasis["protocol"]
+    assert "ref=train10" in train_ref["protocol"] and train_ref["frechet"]["reference_n"] == 10
+    assert oasis["frechet"]["value"] != train_ref["frechet"]["value"]
+    assert oasis["noise_floor"]["n"] == oasis["noise_floor"]["reference_n"] == 3
+    assert "kernel" not in oasis, "a kernel distance takes 1,000 images"
+    assert "samples=3,pairs=3,masks=2" in result["lpips"]["protocol"]
+    text, page = evaluate.summary(result), (trained / "report.html").read_text()
+    assert f"FID {oasis['frechet']['value']:.2f}" in text and oasis["protocol"] in text and oasis["protocol"] in page
+    assert f"LPIPS diversity {result['lpips']['value']:.3f}" in text and result["lpips"]["protocol"] in page
+    assert json.loads((trained / "result.json").read_text())["distances"] == result["distances"]
+
+
+def test_images_are_far_from_other_images_and_not_from_themselves(stand_ins):
+    measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
+    ids, real = [f"{i}" for i in range(8)], torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    same = distances.distances(measure, ids, real, real, None, 0)
+    darker = distances.distances(measure, ids, real // 2, real, None, 0)
+    assert same["frechet"]["value"] == pytest.approx(0, abs=1e-6) and darker["frechet"]["value"] > 1000
+    assert same["noise_floor"]["value"] == darker["noise_floor"]["value"] > 0
+    assert same["frechet"]["list"] == same["frechet"]["reference_list"]
+
+
+def test_the_kernel_distance_comes_with_enough_images(stand_ins, monkeypatch):
+    monkeypatch.setattr(distances, "_KID_SUBSET", 8)
+    measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    found = distances.distances(measure, [f"{i}" for i in range(8)], images, images, None, 0)
+    assert found["kernel"]["subset_size"] == 8
+
+
+def test_samples_of_a_mask_do_not_depend_on_how_many_are_asked_for(trained):
+    def images(samples):
+        evaluate.evaluate_run(trained, command="test", samples=samples, diversity_masks=1, micro_batch=1)
+        (folder,) = (f.parent for f in trained.glob("evaluation/*/record.json") if '"micro_batch": 1' in f.read_text())
+        found = {file.name: file.read_bytes() for file in folder.glob("*-[12].png")}
+        for file in folder.glob("*.png"):
+            file.unlink()
+        return found
+
+    assert len(images(2)) == 2 and images(2) == images(4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "masks", "error", "message"),
+    [
+        (DistanceSettings(fid="sdm-oasi"), 6, UsageError, r"unknown protocol fid='sdm-oasi'. Did you mean 'sdm-oasis'"),
+        (DistanceSettings(fid="clean"), 3, ValueError, "at least 4 unseen masks with real images, got 3"),
+        (DistanceSettings(fid="clean"), 6, FileNotFoundError, r"pt_inception-2015.*\.pth: not found"),
+        (DistanceSettings(lpips=True), 6, FileNotFoundError, r"alexnet-owt.*\.pth: not found"),
+        (DistanceSettings(proxy="no.safetensors"), 6, FileNotFoundError, "no.safetensors: not found"),
+    ],
+)
+def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error, message):
+    before = sorted(trained.rglob("*"))
+    with pytest.raises(error, match=message):
+        evaluate.evaluate_run(trained, command="test", measure=settings, masks=masks, solver="heun")
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize("given", [{"samples": 1}, {"diversity_masks": 0}])
+def test_diversity_needs_pairs(trained, given):
+    with pytest.raises(ValueError, match="at least 1 mask and 2 samples"):
+        evaluate.evaluate_run(trained, command="test", **given)
+
+
+def test_the_proxy_is_never_called_fid(trained, shared):
+    proxy = next((shared / "squeezenet11").glob("*.safetensors"))
+    evaluate.main([f"run={trained}", f"proxy={proxy}"])
+    result = json.loads((trained / "result.json").read_text())
+    found = result["distances"]["squeezenet11"]
+    assert found["protocol"].startswith("proxy[squeezenet11,") and found["frechet"]["value"] > 0
+    assert "FID" not in evaluate.summary(result).replace("not FID", "")
