@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
 
 from benchmarks.fidelity import __main__ as fidelity
+from benchmarks.fidelity import report
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
 from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
@@ -58,3 +59,38 @@ def test_an_unknown_variant_is_an_error(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fidelity.main()
     assert "Did you mean 'added'" in capsys.readouterr().err
+
+
+def test_the_page_is_what_the_results_render_to():
+    assert (report.DOCS / "fidelity.md").read_text() == report.page(report.FOLDER), "run benchmarks.fidelity.report"
+
+
+def test_every_row_was_measured_at_a_commit():
+    for file in report.FOLDER.rglob("*.json"):
+        result = json.loads(file.read_text())
+        assert result["commit"] and "dirty" not in result["commit"], f"{file}: measure with no file changed"
+
+
+def test_a_row_is_mean_and_deviation_over_seeds(tmp_path):
+    def write(seed, miou):
+        stage = {
+            "mask_agreement": {"miou": miou},
+            "floor": {"miou": 0.2},
+            "ceiling": {"miou": 0.9},
+            "autoencoder_ceiling": {"miou": 0.8},
+            "floor_to_ceiling": miou,
+            "diversity": {"same_mask": 0.5},
+        }
+        result = {"variant": "added", "words": "w", "parameters": 1234, "seed": seed, "commit": "abc", "masks": 8}
+        result |= {"stages": {"350": stage, "1050": stage}, "versions": {"torch": "2"}}
+        result |= {"hardware": {"gpu": None, "processor": "P"}}
+        (tmp_path / "mask-entry").mkdir(exist_ok=True)
+        (tmp_path / f"mask-entry/added-seed{seed}.json").write_text(json.dumps(result))
+
+    write(0, 0.5)
+    assert "| added | 1,234 | 1 | 0.500 | 0.500 | 50% | 0.500 |" in report.page(tmp_path)
+    write(1, 0.7)
+    assert "| added | 1,234 | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 | 60% | 0.500 ± 0.000 |" in report.page(tmp_path)
+    (tmp_path / "mask-entry/else-seed0.json").write_text('{"variant": "else"}')
+    with pytest.raises(ValueError, match="else-seed0.json: the experiment has no variant 'else'"):
+        report.page(tmp_path)

@@ -14,12 +14,14 @@ class Experiment:
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
         stages: training steps after which each run is measured; the learning rate decays to zero over the last.
+        finding: what the results say, for the page.
     """
 
     question: str
     variants: dict[str, tuple[str, ...]]
     base: tuple[str, ...] = ("guidance_scale=1",)
     stages: tuple[int, ...] = (350, 1050)
+    finding: str = ""
 
 
 def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[str, ...]:

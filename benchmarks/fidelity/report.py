@@ -1,0 +1,110 @@
+"""Render the experiments as ``docs/fidelity.md``: ``python -m benchmarks.fidelity.report``.
+
+Nothing there is typed by hand but each experiment's question and finding, which stand in
+`benchmarks.fidelity.experiments`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
+from benchmarks.report import DOCS, table
+from benchmarks.timing import RESULTS
+
+FOLDER = RESULTS / "fidelity"
+Result = dict[str, Any]
+
+_HEAD = """# Fidelity
+
+What each part of SISMA buys, measured. Every row is the mean over seeds of the `quick` preset with the settings named
+below its table changed, trained on drawn faces and measured on unseen masks; ± is the standard deviation over seeds
+(weights, order of the data, noise). mIoU is the shipped parser's; its floor and ceilings stand below each table. A
+difference that is not several times the spread is none.
+
+```bash
+python -m benchmarks.fidelity                # the experiments and their variants
+python -m benchmarks.fidelity mask-entry     # one of them, resumable: five minutes a run on two cores
+python -m benchmarks.fidelity.report         # this page, from benchmarks/results/fidelity/
+```
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    DOCS.joinpath("fidelity.md").write_text(page(FOLDER))
+
+
+def page(folder: Path) -> str:
+    """The page as Markdown, from every result of the folder."""
+    sections = [_section(name, folder / name) for name in EXPERIMENTS if (folder / name).is_dir()]
+    return "\n".join([_HEAD, *sections])
+
+
+def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
+    """Results of each variant, by seed.
+
+    Raises:
+        ValueError: a file of a variant that the experiment does not have.
+    """
+    found: dict[str, list[Result]] = {name: [] for name in experiment.variants}
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())
+        if result["variant"] not in found:
+            raise ValueError(f"{file}: the experiment has no variant {result['variant']!r}")
+        found[result["variant"]].append(result)
+    return {name: results for name, results in found.items() if results}
+
+
+def _section(name: str, folder: Path) -> str:
+    experiment = EXPERIMENTS[name]
+    found = read(folder, experiment)
+    last = str(experiment.stages[-1])
+    head = ["variant", "parameters", "seeds", *[f"mIoU, {n} steps" for n in experiment.stages]]
+    head += ["of the way to the ceiling", "diversity"]
+    rows = []
+    for variant, results in found.items():
+        end = [result["stages"][last] for result in results]
+        rows.append(
+            [variant, f"{results[0]['parameters']:,}", str(len(results))]
+            + [_spread([r["stages"][str(n)]["mask_agreement"]["miou"] for r in results]) for n in experiment.stages]
+            + [f"{statistics.mean(stage['floor_to_ceiling'] for stage in end):.0%}"]
+            + [_spread([stage["diversity"]["same_mask"] for stage in end])]
+        )
+    anyone = next(iter(found.values()))[0]
+    words = "\n".join(f"- *{variant}*: `{results[0]['words']}`" for variant, results in found.items())
+    return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(anyone['stages'][last])}\n\n" + (
+        f"{experiment.finding}\n\n{words}\n\n{_origin(name, found)}\n"
+    )
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def _bounds(stage: Result) -> str:
+    ceiling, after = stage["ceiling"]["miou"], stage["autoencoder_ceiling"]["miou"]
+    return (
+        f"Floor (faces against other masks) {stage['floor']['miou']:.3f}; ceiling (real faces) {ceiling:.3f}; real "
+        f"faces after the autoencoder {after:.3f}. Diversity: RMS difference of samples of one mask, images in [-1, 1]."
+    )
+
+
+def _origin(name: str, found: dict[str, list[Result]]) -> str:
+    results = [result for some in found.values() for result in some]
+    commits = ", ".join(f"`{commit}`" for commit in sorted({result["commit"] for result in results}))
+    seeds = ", ".join(str(seed) for seed in sorted({result["seed"] for result in results}))
+    places = sorted({r["hardware"]["gpu"] or r["hardware"]["processor"] for r in results})
+    torches = ", ".join(sorted({result["versions"]["torch"] for result in results}))
+    return (
+        f"`python -m benchmarks.fidelity {name}`, commit {commits}, seeds {seeds}, {'; '.join(places)}, "
+        f"torch {torches}, {results[0]['masks']} masks."
+    )
+
+
+if __name__ == "__main__":
+    main()
