@@ -300,3 +300,9 @@ def test_sisma_xl_takes_a_forward_step_in_memory():
         torch.nn.init.normal_(model.head.proj.weight, std=0.02)
         out = model(x, t, mask)
     assert out.shape == x.shape and torch.isfinite(out).all() and out.any()
+
+
+def test_cross_attention_is_told_where_a_label_is():
+    cond = build("sisma-attn-debug").condition(torch.zeros(1, 8, 8, dtype=torch.uint8))
+    keys = cond.layers[0].k[0, 0]
+    assert (keys[0] - keys[1]).abs().max() > 1e-3, "tokens of one label differ by their places"

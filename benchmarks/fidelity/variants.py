@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from ssmgen import register
 from ssmgen.models import MaskConditioned
-from ssmgen.nn import SPADE, AdaLNZero, CrossAttention, FeedForward, Modulation, SelfMamba, SPADECondition
+from ssmgen.nn import (
+    SPADE,
+    AdaLNZero,
+    CrossAttention,
+    FeedForward,
+    Modulation,
+    PositionEmbedding,
+    SelfMamba,
+    SPADECondition,
+)
 from ssmgen.ops import SCAN_ORDERS
 
 
@@ -64,6 +73,23 @@ class Normalised(SecondSelfMamba):
         return self.mamba(rearrange(normed, "b d h w -> b (h w) d"), size)
 
 
+class Attended(nn.Module):
+    """Cross-attention to the mask tokens, which get their positions as in `ssmgen.models.SISMAAttentionBlock`."""
+
+    def __init__(self, dim: int, order: str) -> None:
+        super().__init__()
+        self.position = PositionEmbedding(dim)
+        self.attention = CrossAttention(dim, num_heads=dim // 16)
+
+    def condition(self, tokens: Tensor, size: tuple[int, int]) -> Any:
+        """Keys and values."""
+        return self.attention.condition(self.position(tokens, size), size)
+
+    def forward(self, x: Tensor, conds: list[Any], size: tuple[int, int]) -> Tensor:
+        """Attention from ``(b, l, d)`` to the mask tokens."""
+        return self.attention(x, conds, size)
+
+
 class VariantBlock(nn.Module):
     """`ssmgen.models.sisma.SISMABlock` with another second layer."""
 
@@ -90,7 +116,7 @@ SECOND: dict[str, Callable[[int, str], nn.Module]] = {
     "none": SecondSelfMamba,
     "concat": Concatenated,
     "spade": Normalised,
-    "cross-attention": lambda dim, order: CrossAttention(dim, num_heads=dim // 16),
+    "cross-attention": Attended,
 }
 
 

@@ -7,12 +7,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssmgen.models.conditioned import MaskConditioned
-from ssmgen.nn import AdaLNZero, AttentionCondition, CrossAttention, FeedForward, Modulation, SelfAttention
+from ssmgen.nn import (
+    AdaLNZero,
+    AttentionCondition,
+    CrossAttention,
+    FeedForward,
+    Modulation,
+    PositionEmbedding,
+    SelfAttention,
+)
 from ssmgen.registry import register
 
 
 class SISMAAttentionBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each after its own AdaLN and behind its own gate.
+
+    The mask tokens get their positions: a scan knows where a label is, attention has to be told.
 
     Args:
         dim: width.
@@ -24,12 +34,13 @@ class SISMAAttentionBlock(nn.Module):
         super().__init__()
         self.adaln = AdaLNZero(dim, sublayers=3)
         self.self_attention = SelfAttention(dim, num_heads)
+        self.position = PositionEmbedding(dim)
         self.cross_attention = CrossAttention(dim, num_heads)
         self.ffn = FeedForward(dim, ffn_ratio)
 
     def condition(self, tokens: Tensor, size: tuple[int, int]) -> AttentionCondition:
         """Keys and values of the mask tokens."""
-        return self.cross_attention.condition(tokens, size)
+        return self.cross_attention.condition(self.position(tokens, size), size)
 
     def forward(
         self, x: Tensor, modulations: list[Modulation], conds: list[AttentionCondition], size: tuple[int, int]
