@@ -94,3 +94,15 @@ def test_a_row_is_mean_and_deviation_over_seeds(tmp_path):
     (tmp_path / "mask-entry/else-seed0.json").write_text('{"variant": "else"}')
     with pytest.raises(ValueError, match="else-seed0.json: the experiment has no variant 'else'"):
         report.page(tmp_path)
+
+
+def test_what_was_stopped_is_no_result(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fidelity, "FOLDER", tmp_path)
+    monkeypatch.setattr(fidelity, "run_variant", stop)
+    monkeypatch.setattr("sys.argv", ["fidelity", "mask-entry", "--seeds", "0"])
+    with pytest.raises(SystemExit, match="130"):
+        fidelity.main()
+    assert "the same command goes on" in capsys.readouterr().err and not list(tmp_path.rglob("*.json"))

@@ -299,14 +299,16 @@ def test_train_parser_on_drawn_faces(tmp_path):
         parser.load_parser(tmp_path / "broken.safetensors")
 
 
-def test_train_autoencoder_on_drawn_faces(tmp_path):
+@pytest.mark.parametrize("factor", [4, 8])
+def test_train_autoencoder_on_drawn_faces(tmp_path, factor):
     from recipes.sisma import autoencoder
     from ssmgen import build
 
     autoencoder.main(
         [f"out={tmp_path / 'ae'}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=16", "faces=8"]
+        + [f"factor={factor}"]
     )
-    assert build("autoencoder-tiny", source=str(tmp_path / "ae")).factor == 8
+    assert build("autoencoder-tiny", source=str(tmp_path / "ae")).factor == factor
 
 
 def test_sheets_refuse_ragged_rows(tmp_path):

@@ -51,7 +51,11 @@ def main() -> None:
                 print(f"{file.name}: done before", file=sys.stderr)
                 continue
             print(f"== {arguments.experiment}: {name}, seed {seed}", file=sys.stderr)
-            _write(file, run_variant(experiment, name, seed, arguments.runs / arguments.experiment / file.stem))
+            try:
+                result = run_variant(experiment, name, seed, arguments.runs / arguments.experiment / file.stem)
+            except KeyboardInterrupt:
+                parser.exit(130, "stopped; the same command goes on from here\n")
+            _write(file, result)
 
 
 def run_variant(experiment: Experiment, name: str, seed: int, folder: Path) -> dict[str, Any]:

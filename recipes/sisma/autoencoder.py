@@ -1,4 +1,4 @@
-"""Train the tiny f8 autoencoder of the drawn faces that ships in ``assets/drawn-autoencoder``.
+"""Train the tiny autoencoder of the drawn faces that ships in ``assets/drawn-autoencoder``.
 
     python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
 
@@ -53,6 +53,7 @@ class Settings:
     batch_size: int = 8
     lr: float = 2e-3
     width: int = 32
+    factor: int = 8
     latent_channels: int = 12
     noise: float = 0.15
     image_size: int = 128
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     """Train, score on held-out drawn faces, save."""
     settings = from_command_line(Settings(), argv)
     torch.manual_seed(settings.seed)
-    network = new_autoencoder(settings.width, settings.latent_channels)
+    network = new_autoencoder(settings.width, settings.latent_channels, settings.factor)
     network = network.to(memory_format=torch.channels_last)  # convolutions on a CPU run faster so
     _train(network, settings)
     score, mean, std = measure(network, settings.image_size, settings.held_out)
@@ -75,15 +76,18 @@ def main(argv: list[str]) -> None:
     print(f"held-out round trip {score:.2f} dB; saved {settings.out}")
 
 
-def new_autoencoder(width: int, latent_channels: int) -> Any:
-    """An untrained `diffusers.AutoencoderTiny`, f8."""
+def new_autoencoder(width: int, latent_channels: int, factor: int = 8) -> Any:
+    """An untrained `diffusers.AutoencoderTiny` that divides the side by ``factor``: 2, 4 or 8."""
+    if factor not in (2, 4, 8):
+        raise ValueError(f"factor must be 2, 4 or 8, got {factor}")
+    stages = factor.bit_length()
     diffusers = require("diffusers", extra="train")
     return diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(width,) * 4,
-        decoder_block_out_channels=(width,) * 4,
+        encoder_block_out_channels=(width,) * stages,
+        decoder_block_out_channels=(width,) * stages,
         latent_channels=latent_channels,
-        num_encoder_blocks=(0, 2, 3, 4),
-        num_decoder_blocks=(5, 4, 2, 1),
+        num_encoder_blocks=(0, 2, 3, 4)[:stages],
+        num_decoder_blocks=(5, 4, 2, 1)[-stages:],
     )
 
 
