@@ -46,14 +46,15 @@ EXPERIMENTS = {
             "spade": variant("spade", 2.75),
         },
         finding=(
-            "Cross-Mamba does not earn its place here. At equal parameters and steps it ends level with mask tokens "
-            "added to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. So do both together "
-            "and concatenation. The late lead of a first trial at 32 pixels (0.02 to 0.03, two seeds) is not "
-            "confirmed. What is clear: SPADE ends 0.017 to 0.030 below it, in every seed, and cross-attention alone is far "
-            "behind even though its keys carry positions: in a thousand steps it barely learns where to look, while a scan "
-            "visits mask and image in one order and need not learn it. One small size, drawn faces; the paper's "
-            "advantage at full size is neither shown nor refuted. The default of every size but the preset `quick` "
-            "therefore stays the paper's (`mask_input=none`); `quick` takes both."
+            "Cross-Mamba does not earn its place here. At equal parameters and steps it ends level with mask "
+            "tokens added to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. So do "
+            "both together and concatenation. The late lead of a first trial at 32 pixels (0.02 to 0.03, two "
+            "seeds) is not confirmed. What is clear: SPADE ends 0.017 to 0.030 below it, in every seed, and "
+            "cross-attention alone is far behind even though its keys carry positions: in a thousand steps it "
+            "barely learns where to look, while a scan visits mask and image in one order and need not learn it. "
+            "One small size, drawn faces; the paper's advantage at full size is neither shown nor refuted. The "
+            "default of every size but the preset `quick` therefore stays the paper's (`mask_input=none`); "
+            "`quick` takes both."
         ),
     ),
 }
