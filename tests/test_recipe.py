@@ -1,5 +1,6 @@
 """The SISMA recipe as its users run it: small, but every part real."""
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -17,7 +18,7 @@ from recipes.sisma import evaluate, parser, provenance, sample, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
-from recipes.sisma.runs import load_config, load_run
+from recipes.sisma.runs import find_run, load_config, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.images import read_image, write_png
@@ -181,6 +182,39 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
     (run / "config.yaml").write_text(config.replace("autoencoder: autoencoder-tiny", "autoencoder: identity"))
     with pytest.raises(CheckpointError, match="trained on latents of"):
         load_run(run)
+
+
+def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monkeypatch):
+    import inspect
+    import shutil
+
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    signature = inspect.signature(huggingface_hub.snapshot_download)
+
+    def matches(file, patterns):
+        return any(fnmatch.fnmatch(str(file.relative_to(trained)), pattern) for pattern in patterns)
+
+    def fetch(*args, **kwargs):
+        asked = signature.bind(*args, **kwargs).arguments  # what the installed library would take
+        if asked["repo_id"] != "someone/faces":
+            raise LocalEntryNotFoundError("no network")
+        kept = [f for f in trained.rglob("*") if f.is_file() and matches(f, asked["allow_patterns"])]
+        for file in kept:
+            target = Path(asked["local_dir"]) / file.relative_to(trained)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    folder = find_run("hf://someone/faces", tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "checkpoints"}
+    assert load_run(folder).weights == load_run(trained).weights
+    assert find_run("someone/faces", tmp_path) == Path("someone/faces")  # a mistyped folder asks no network
+    with pytest.raises(FileNotFoundError, match="hf://no/one: could not be fetched: no network"):
+        find_run("hf://no/one", tmp_path)
+    with pytest.raises(ValueError, match="expected hf://OWNER/NAME"):
+        find_run("hf://faces", tmp_path)
 
 
 def evaluated(run, **settings):

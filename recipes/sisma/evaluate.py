@@ -29,7 +29,7 @@ from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from recipes.sisma.pictures import save_sheet, to_uint8
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
-from recipes.sisma.runs import LoadedRun, check_writable, load_run
+from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement, pairwise_rms
 from ssmgen.training import derived_seed
@@ -42,7 +42,7 @@ class Settings(DistanceSettings):
     """Keys of the command line; 0, empty and a negative ``guidance_scale`` take the run's own.
 
     Attributes:
-        run: the run's folder.
+        run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
         masks: unseen masks.
         parser: ``drawn``, ``none`` or a file.
         solver, steps, shift, guidance_scale: other than the run's.
@@ -66,9 +66,8 @@ class Settings(DistanceSettings):
 def main(argv: list[str]) -> None:
     """Evaluate a run from the command line."""
     settings = from_command_line(Settings(), argv)
-    run = Path(settings.run)
     evaluate_run(
-        run,
+        find_run(settings.run),
         command=f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip(),
         measure=settings,
         diversity_masks=settings.diversity_masks,

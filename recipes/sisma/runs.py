@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,31 @@ def load_config(run: Path) -> Config:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {run} is no run folder of recipes.sisma.train")
     return omegaconf.to_object(omegaconf.merge(omegaconf.structured(Config), omegaconf.load(file)))
+
+
+def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
+    """The folder of a run: ``name`` itself, or for ``hf://OWNER/NAME`` a copy of that repository on the hub.
+
+    Only what a run is read back from is fetched, into ``copies/OWNER--NAME``, where its evaluation then lies too.
+
+    Raises:
+        FileNotFoundError: no such repository, or no network and no copy of it yet.
+        ValueError: ``hf://`` without an owner and a name.
+    """
+    if not name.startswith("hf://"):
+        return Path(name)
+    owner, _, repository = name.removeprefix("hf://").partition("/")
+    if not owner or not repository or "/" in repository:
+        raise ValueError(f"{name}: expected hf://OWNER/NAME")
+    hub, folder = require("huggingface_hub", extra="train"), copies / f"{owner}--{repository}"
+    print(f"fetching {name} into {folder}", file=sys.stderr)
+    try:
+        hub.snapshot_download(
+            f"{owner}/{repository}", local_dir=folder, allow_patterns=["config.yaml", "checkpoints/*"]
+        )
+    except Exception as error:  # the hub, the HTTP library and the file system each have their own
+        raise FileNotFoundError(f"{name}: could not be fetched: {error}") from error
+    return folder
 
 
 def load_run(run: Path) -> LoadedRun:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.runs import check_writable, load_run
+from recipes.sisma.runs import check_writable, find_run, load_run
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
@@ -22,7 +22,7 @@ class Settings:
     """Keys of the command line.
 
     Attributes:
-        run: folder of a trained run.
+        run: folder of a trained run, or ``hf://OWNER/NAME`` for one on the hub.
         mask: a label PNG, or a folder of them.
         out: folder for the images, ``<mask's name>-<seed>.png``.
         steps: solver steps; 0 takes the run's.
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if settings.solver and find(settings.solver).kind != "solver":
         raise UsageError(f"solver={settings.solver} names no solver: see 'ssmgen list'")
     files = mask_files(settings.mask)
-    loaded = load_run(Path(settings.run))
+    loaded = load_run(find_run(settings.run))
     if settings.guidance_scale >= 0 and settings.guidance_scale != 1 and not loaded.model.mask_dropout:
         raise UsageError(f"guidance_scale={settings.guidance_scale} needs a run trained with model_args.mask_dropout")
     size = loaded.config.image_size
