@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssmgen.data.balance import repeats
+from ssmgen.data.crops import Crops
 from ssmgen.data.folder import (
     PreparedFolder,
     check_target,
@@ -27,7 +28,13 @@ from ssmgen.data.folder import (
 )
 from ssmgen.data.images import read_image, read_mask, to_pil, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19
-from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, check_same_shape, flip_pair
+from ssmgen.data.transforms import (
+    center_crop_resize,
+    center_crop_resize_mask,
+    check_same_shape,
+    crop_resize,
+    flip_pair,
+)
 
 
 @st.composite
@@ -256,6 +263,50 @@ def test_other_aspect_ratios_are_refused(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("image", "mask"), [((1024, 1024), (512, 512)), ((667, 1000), (341, 512)), ((9, 9), (9, 9))])
 def test_another_scale_and_its_rounding_are_accepted(image: tuple[int, int], mask: tuple[int, int]) -> None:
     check_same_shape(torch.empty(3, *image), torch.empty(mask))
+
+
+class Squares:
+    """Three grey pictures with a square that image and mask share, at two resolutions."""
+
+    labels = CELEBAMASK19
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros(60, 60, dtype=torch.uint8)
+        mask[20 + index : 40, 15:45] = 1
+        return (mask * 255).repeat_interleave(2, 0).repeat_interleave(2, 1).expand(3, -1, -1), mask
+
+    def fingerprint(self) -> str:
+        return "squares"
+
+
+def test_crops_are_the_centre_and_then_parts_cut_alike_from_image_and_mask() -> None:
+    crops = Crops(Squares(), 30, 4, smallest=0.7, seed=1)
+    assert len(crops) == 12
+    areas = []
+    for index in range(12):
+        image, mask = crops[index]
+        assert image.shape == (3, 30, 30) and mask.shape == (30, 30)
+        assert int(((image[0] > 127) != (mask == 1)).sum()) <= 60, "only edge pixels may differ"
+        assert torch.equal(Crops(Squares(), 30, 4, smallest=0.7, seed=1)[index][0], image)
+        areas.append(int(mask.sum()))
+    centre = center_crop_resize(*Squares()[0], 30)
+    assert torch.equal(crops[0][0], centre[0]) and torch.equal(crops[0][1], centre[1])
+    assert len(set(areas[1:4])) > 1 and min(areas[1:4]) >= areas[0]  # parts are enlarged, each by another factor
+    assert len({Crops(Squares(), 30, count, 0.7, seed).fingerprint() for count in (1, 2) for seed in (0, 1)}) == 4
+
+
+def test_impossible_crops_are_refused() -> None:
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        Crops(Squares(), 30, 0)
+    with pytest.raises(ValueError, match="smallest must be in"):
+        Crops(Squares(), 30, 2, smallest=0)
+    with pytest.raises(ValueError, match="share must be in"):
+        crop_resize(*Squares()[0], 30, share=1.5)
+    with pytest.raises(IndexError, match="crop 12 of 12"):
+        Crops(Squares(), 30, 4)[12]
 
 
 def test_a_size_below_one_pixel_is_refused() -> None:

@@ -16,7 +16,7 @@ from recipes.sisma.arguments import UsageError
 from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import repeats
+from ssmgen.data import Crops, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
@@ -72,7 +72,7 @@ class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
 
 def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     """The training pairs from the cache on disk, which is made first where it is missing."""
-    pairs = training_pairs(config)
+    pairs = _cropped(config) if config.crops != 1 else training_pairs(config)
     record = cache_record(pairs, autoencoder, config.flip)
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(config.cache) / key
@@ -91,6 +91,12 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
         write_latent_cache(
             pairs, autoencoder, target, flip=config.flip, device=device, num_workers=2, progress=bar.update
         )
+
+
+def _cropped(config: Config) -> Crops:
+    if config.data == "drawn":
+        raise UsageError("crops= is for a prepared folder; drawn faces have no end: give drawn_count=")
+    return Crops(PreparedFolder(_folder(config), "train"), config.image_size, config.crops, seed=config.seed)
 
 
 def _folder(config: Config) -> Path:

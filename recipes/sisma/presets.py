@@ -30,6 +30,7 @@ class Config:
         image_size: side of the square images in pixels.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
+        crops: train on so many crops of every prepared pair, the centre and others of at least 80 % of its side.
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         cache: folder for encoded images.
         autoencoder: ``identity``, ``autoencoder-tiny`` or ``autoencoder-kl``.
@@ -52,6 +53,7 @@ class Config:
     image_size: int = 128
     drawn_count: int = 3072
     flip: bool = False
+    crops: int = 1
     balance: float = 0.0
     cache: str = "runs/cache"
     autoencoder: str = "autoencoder-tiny"

@@ -1,16 +1,18 @@
 """Label maps, paired transforms, data sets of image-mask pairs, and drawn faces that need no download."""
 
 from ssmgen.data.balance import repeats
+from ssmgen.data.crops import Crops
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
-from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, flip_pair
+from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
     "BISENET19",
     "CELEBAMASK19",
+    "Crops",
     "DrawnFaces",
     "LabelSet",
     "LatentCache",
@@ -19,6 +21,7 @@ __all__ = [
     "center_crop_resize",
     "center_crop_resize_mask",
     "check_labels",
+    "crop_resize",
     "draw_face",
     "flip_pair",
     "read_image",

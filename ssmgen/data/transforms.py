@@ -29,7 +29,32 @@ def center_crop_resize(image: Tensor, mask: Tensor, size: int | tuple[int, int] 
     check_same_shape(image, mask)
     if size is None:
         size = min(*image.shape[-2:], *mask.shape[-2:])
-    return _resized(image, size, nearest=False), center_crop_resize_mask(mask, size)
+    return crop_resize(image, mask, size)
+
+
+def crop_resize(
+    image: Tensor,
+    mask: Tensor,
+    size: int | tuple[int, int],
+    share: float = 1.0,
+    place: tuple[float, float] = (0.5, 0.5),
+) -> tuple[Tensor, Tensor]:
+    """Cut the same part out of an image and its mask and bring both to one size; see `center_crop_resize`.
+
+    Args:
+        image: ``(3, height, width)`` uint8.
+        mask: ``(height, width)`` uint8 labels.
+        size: side of a square, or ``(height, width)``, in pixels.
+        share: how much of the side of the largest crop with that shape is cut out, in (0, 1].
+        place: where, from top and left (0) to bottom and right (1).
+
+    Raises:
+        ValueError: the aspect ratios of image and mask differ, a size below 1, a share or place out of range.
+    """
+    check_same_shape(image, mask)
+    if not 0 < share <= 1 or not all(0 <= at <= 1 for at in place):
+        raise ValueError(f"share must be in (0, 1] and place in [0, 1], got {share} and {place}")
+    return _resized(image, size, False, share, place), _resized(mask, size, True, share, place)
 
 
 def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -73,7 +98,13 @@ def flip_pair(image: Tensor, mask: Tensor, labels: LabelSet) -> tuple[Tensor, Te
     return image.flip(-1), table[mask.flip(-1).long()]
 
 
-def _resized(pixels: Tensor, size: int | tuple[int, int], nearest: bool) -> Tensor:
+def _resized(
+    pixels: Tensor,
+    size: int | tuple[int, int],
+    nearest: bool,
+    share: float = 1.0,
+    place: tuple[float, float] = (0.5, 0.5),
+) -> Tensor:
     """Crop and resize in one step, with a box in fractions of a pixel: cropping first would round it off."""
     from PIL import Image
 
@@ -81,11 +112,11 @@ def _resized(pixels: Tensor, size: int | tuple[int, int], nearest: bool) -> Tens
     if height < 1 or width < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     full_height, full_width = pixels.shape[-2:]
-    if (full_height, full_width) == (height, width):
+    if (full_height, full_width) == (height, width) and share == 1:
         return pixels
     # The box is derived from fractions of the picture, so a 1024 image and its 512 mask get the same part.
-    scale = min(full_height / height, full_width / width)
-    top, left = (full_height - height * scale) / 2, (full_width - width * scale) / 2
-    box = (left, top, full_width - left, full_height - top)
+    scale = min(full_height / height, full_width / width) * share
+    top, left = (full_height - height * scale) * place[0], (full_width - width * scale) * place[1]
+    box = (left, top, min(left + width * scale, full_width), min(top + height * scale, full_height))
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
     return from_pil(to_pil(pixels).resize((width, height), method, box))
