@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from ssmgen.data.balance import repeats
+from ssmgen.data.balance import class_weights, repeats
 from ssmgen.data.crops import Crops
 from ssmgen.data.folder import (
     PreparedFolder,
@@ -460,3 +460,15 @@ def test_rare_classes_are_repeated_by_the_root_of_their_rarity():
     assert {index for index, _ in many} == set(range(1000))
     with pytest.raises(ValueError, match=r"share in \[0, 1\], got 5"):
         repeats(masks, 5)
+
+
+def test_class_weights_rise_with_rarity_and_average_one_over_the_pixels() -> None:
+    mask = torch.zeros(10, 10, dtype=torch.uint8)
+    mask[0, :4] = 1
+    assert class_weights([mask], 3, 0.0) == [1.0, 1.0, 1.0]
+    half = class_weights([mask], 3, 0.5, largest=100)
+    assert half[1] / half[0] == pytest.approx((96 / 4) ** 0.5)
+    assert 0.96 * half[0] + 0.04 * half[1] == pytest.approx(1)
+    assert class_weights([mask], 3, 1.0)[1:] == [10.0, 10.0]  # the cap
+    with pytest.raises(ValueError, match="power must be at least 0"):
+        class_weights([mask], 3, -1)

@@ -62,6 +62,33 @@ def test_a_generator_makes_the_loss_repeat():
     assert first == again != other
 
 
+def test_class_weights_count_a_latent_as_its_heaviest_label():
+    weights = [1.0, 3.0, 0.5]
+    objective = build("flow-matching", class_weights=weights)
+    x1, noise = data(2), torch.zeros_like(data(2))
+    height, width = x1.shape[-2:]
+    mask = torch.zeros(2, 2 * height, 2 * width, dtype=torch.uint8)
+    mask[0, 0, 0] = 1  # one pixel of the first latent
+    mask[1] = 2
+    found = objective.loss(lambda x, t, mask: torch.zeros_like(x), x1, noise, torch.rand(2), mask=mask)
+    by_hand = torch.ones(2, 1, height, width)
+    by_hand[0, 0, 0, 0], by_hand[1] = 3.0, 0.5
+    assert torch.isclose(found, (x1.square() * by_hand).mean())
+    alike = build("flow-matching", class_weights=[1.0, 1.0, 1.0]), build("flow-matching")
+    losses = [o.loss(lambda x, t, mask: x, x1, noise, torch.full((2,), 0.5), mask=mask) for o in alike]
+    assert torch.isclose(*losses)
+
+
+def test_class_weights_without_a_fitting_mask_are_explained():
+    objective = build("flow-matching", class_weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match=r"need mask=, integer labels .* got none"):
+        objective.loss(lambda x, t: x, data())
+    with pytest.raises(ValueError, match="got one of shape"):
+        objective.loss(lambda x, t, mask: x, data(), mask=torch.zeros(2, 3, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="class_weights must be positive"):
+        build("flow-matching", class_weights=[1.0, 0.0])
+
+
 def test_bad_arguments_are_explained():
     with pytest.raises(
         ValueError, match="t_sampling must be 'uniform' or 'logit-normal', got 'lognormal'.*'logit-normal'"

@@ -16,7 +16,7 @@ from recipes.sisma.arguments import UsageError
 from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import Crops, repeats
+from ssmgen.data import Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
@@ -51,8 +51,9 @@ class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
     A coin derived from (seed, index, draw) decides on the mirrored pair.
     """
 
-    def __init__(self, cache: LatentCache, *, flip: bool, balance: float, seed: int) -> None:
+    def __init__(self, cache: LatentCache, *, flip: bool, balance: float, class_weighting: float, seed: int) -> None:
         self.cache = cache
+        self.class_weighting = class_weighting
         self.flip = flip
         self.seed = seed
         self.shown = [(index, 0) for index in range(len(cache))]
@@ -61,6 +62,13 @@ class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.shown)
+
+    def class_weights(self) -> list[float] | None:
+        """What each class counts in the loss; None where all count alike."""
+        if not self.class_weighting:
+            return None
+        masks = (self.cache.mask(index) for index in range(len(self.cache)))
+        return class_weights(masks, len(self.cache.labels), self.class_weighting)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, draw = key
@@ -79,7 +87,9 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     if not target.exists():
         _write_cache(pairs, autoencoder, target, config)
     cache = LatentCache(target, pairs.labels, record)
-    return EncodedPairs(cache, flip=config.flip, balance=config.balance, seed=config.seed)
+    return EncodedPairs(
+        cache, flip=config.flip, balance=config.balance, class_weighting=config.class_weighting, seed=config.seed
+    )
 
 
 def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> None:

@@ -32,6 +32,7 @@ class Config:
         flip: train on mirrored pairs too, left and right labels swapped.
         crops: train on so many crops of every prepared pair, the centre and others of at least 80 % of its side.
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
+        class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
         cache: folder for encoded images.
         autoencoder: ``identity``, ``autoencoder-tiny`` or ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
@@ -55,6 +56,7 @@ class Config:
     flip: bool = False
     crops: int = 1
     balance: float = 0.0
+    class_weighting: float = 0.0
     cache: str = "runs/cache"
     autoencoder: str = "autoencoder-tiny"
     autoencoder_source: str = "drawn"

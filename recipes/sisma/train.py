@@ -49,7 +49,6 @@ def main(argv: list[str]) -> None:
     run = Path(config.run)
     shown = held_out_pairs(config, _SHEET_MASKS)
     autoencoder = load_autoencoder(config)
-    objective = build("flow-matching", t_sampling=config.t_sampling)
     torch.manual_seed(config.seed)
     model = new_model(config, autoencoder)
     check_config(config, model, autoencoder)
@@ -65,6 +64,7 @@ def main(argv: list[str]) -> None:
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
+    objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if not processes.is_main_process:
@@ -100,6 +100,9 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         )
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
+    if config.class_weighting < 0:
+        raise ValueError(f"class_weighting must be at least 0, got {config.class_weighting}")
+    build("flow-matching", t_sampling=config.t_sampling)  # says what is wrong with it
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")
     kind = find(config.solver).kind

@@ -1,6 +1,6 @@
 """Label maps, paired transforms, data sets of image-mask pairs, and drawn faces that need no download."""
 
-from ssmgen.data.balance import repeats
+from ssmgen.data.balance import class_weights, repeats
 from ssmgen.data.crops import Crops
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
@@ -21,6 +21,7 @@ __all__ = [
     "center_crop_resize",
     "center_crop_resize_mask",
     "check_labels",
+    "class_weights",
     "crop_resize",
     "draw_face",
     "flip_pair",

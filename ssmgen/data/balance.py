@@ -42,3 +42,24 @@ def repeats(masks: Iterable[Tensor], threshold: float, seed: int = 0) -> list[tu
         times = math.floor(wanted) + (chance.random() < wanted % 1)
         shown += [(index, before) for before in range(times)]
     return shown
+
+
+def class_weights(masks: Iterable[Tensor], classes: int, power: float, largest: float = 10.0) -> list[float]:
+    """Weights by which rare classes count more in a loss: the ``power`` of one over the share of pixels of a class.
+
+    They are scaled to a mean of 1 over all pixels, then capped.
+
+    Args:
+        masks: labels ``(height, width)`` of every example.
+        classes: how many classes there are; one that never occurs gets ``largest``.
+        power: 0 weighs all alike, 1 gives every class the same sum of weights.
+        largest: cap.
+
+    Raises:
+        ValueError: a power below 0.
+    """
+    if power < 0:
+        raise ValueError(f"power must be at least 0, got {power}")
+    pixels = sum((torch.bincount(mask.flatten().long(), minlength=classes).double() for mask in masks), torch.zeros(1))
+    weights = (pixels.sum() / pixels.clamp(min=1)) ** power
+    return (weights * pixels.sum() / (weights * pixels).sum()).clamp(max=largest).tolist()

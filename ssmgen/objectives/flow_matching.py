@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssmgen.registry import closest, register
@@ -22,13 +23,19 @@ class FlowMatching:
     Args:
         t_sampling: ``"uniform"`` on [0, 1], or ``"logit-normal"``: the logistic function of a standard normal, which
             dwells on the middle of the path.
+        class_weights: how much the error counts where the mask has each class, one positive number per class; a
+            latent that covers several counts as the largest of them. Small parts then do not drown in large ones. The
+            best velocity is the same for any weights: each place is an average of its own. None counts all alike.
     """
 
-    def __init__(self, t_sampling: str = "uniform") -> None:
+    def __init__(self, t_sampling: str = "uniform", class_weights: Sequence[float] | None = None) -> None:
         if t_sampling not in _T_SAMPLINGS:
             near = closest(t_sampling, _T_SAMPLINGS)
             raise ValueError(f"t_sampling must be 'uniform' or 'logit-normal', got {t_sampling!r}{near}")
         self.t_sampling = t_sampling
+        if class_weights is not None and not all(weight > 0 for weight in class_weights):
+            raise ValueError(f"class_weights must be positive, got {list(class_weights)}")
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
     def loss(
         self,
@@ -47,10 +54,11 @@ class FlowMatching:
             noise: x_0 of the same shape; drawn where None.
             t: ``(batch,)`` in [0, 1]; drawn where None.
             generator: where noise and t are drawn from, on the device of ``data``.
-            **condition: passed to the model, e.g. ``mask=...``.
+            **condition: passed to the model, e.g. ``mask=...``; with ``class_weights`` there must be a ``mask`` of
+                integer labels ``(batch, H, W)``, H and W multiples of height and width.
 
         Raises:
-            ValueError: noise or t of another shape than data asks for.
+            ValueError: noise or t of another shape than data asks for, or no such mask for the class weights.
         """
         if noise is None:
             noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
@@ -62,7 +70,21 @@ class FlowMatching:
                 f"got {tuple(noise.shape)} and {tuple(t.shape)}"
             )
         prediction = model(self.interpolate(noise, data, t), t, **condition)
-        return (prediction.float() - (data - noise).float()).square().mean()
+        error = (prediction.float() - (data - noise).float()).square()
+        return error.mean() if self.class_weights is None else (error * self._weights(condition, data)).mean()
+
+    def _weights(self, condition: dict[str, Any], data: Tensor) -> Tensor:
+        """What each place counts, ``(batch, 1, height, width)``."""
+        mask, (height, width) = condition.get("mask"), data.shape[-2:]
+        if mask is None or mask.dim() != 3 or mask.shape[1] % height or mask.shape[2] % width:
+            given = "none" if mask is None else f"one of shape {tuple(mask.shape)}"
+            raise ValueError(
+                f"class_weights need mask=, integer labels (batch, H, W) with sides that are multiples of {height} and "
+                f"{width}; got {given}"
+            )
+        assert self.class_weights is not None
+        weights = self.class_weights.to(data.device)[mask.long()].unsqueeze(1)
+        return F.max_pool2d(weights, (mask.shape[1] // height, mask.shape[2] // width))
 
     def interpolate(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
         """The point at time t of the line from noise to data (SISMA eq. 1)."""
