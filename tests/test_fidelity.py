@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
 
 from benchmarks.fidelity import __main__ as fidelity
-from benchmarks.fidelity import report
+from benchmarks.fidelity import report, step_time
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
 from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
@@ -19,14 +19,47 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS["mask-entry"].variants)
-def test_variants_have_equal_parameters(name):
+EQUAL = [(name, variant) for name in ("mask-entry", "mixers") for variant in EXPERIMENTS[name].variants]
+
+
+@pytest.mark.parametrize(("name", "chosen"), EQUAL)
+def test_variants_have_equal_parameters(name, chosen):
     def parameters(words):
         config = train.parse(["quick", *words])
         return sum(p.numel() for p in new_model(config, load_autoencoder(config)).parameters())
 
-    variants = EXPERIMENTS["mask-entry"].variants
-    assert parameters(variants[name]) == pytest.approx(parameters(variants["cross-mamba"]), rel=0.002)
+    variants = EXPERIMENTS[name].variants
+    assert parameters(variants[chosen]) == pytest.approx(parameters(next(iter(variants.values()))), rel=0.002)
+
+
+@pytest.mark.parametrize("name", [name for name, e in EXPERIMENTS.items() if not e.sampled])
+def test_every_variant_can_be_built(name):
+    for words in EXPERIMENTS[name].variants.values():
+        config = train.parse(["quick", *EXPERIMENTS[name].base, *words])
+        autoencoder = load_autoencoder(config)
+        train.check_config(config, new_model(config, autoencoder), autoencoder)
+
+
+def test_variants_of_equal_time_take_other_steps():
+    experiment = Experiment("?", {"a": (), "b": ()}, stages=(100, 300), paces={"b": 1.5})
+    assert experiment.stages_of("a") == (100, 300) and experiment.stages_of("b") == (150, 450)
+
+
+@pytest.mark.filterwarnings("ignore:width 24 is under twice")
+def test_one_run_is_sampled_in_each_way(tmp_path, monkeypatch):
+    ways = {"coarse": ("solver=euler", "steps=1"), "fine": ("solver=euler", "steps=4")}
+    tiny = Experiment("?", ways, (*TINY, "evaluate=false"), stages=(2,), sampled=True)
+    coarse = fidelity.run_sampling(tiny, "coarse", 1, tmp_path / "runs" / "e" / "coarse-seed1")
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was trained before"))
+    fine = fidelity.run_sampling(tiny, "fine", 1, tmp_path / "runs" / "e" / "fine-seed1")
+    assert coarse["sampling"]["steps"] == 1 and fine["sampling"]["steps"] == 4
+    assert coarse["words"] == "solver=euler steps=1" and coarse["seed"] == 1
+    assert 0 <= fine["stages"][2]["mask_agreement"]["miou"] <= 1
+
+
+@pytest.mark.filterwarnings("ignore:width 24 is under twice")
+def test_a_step_is_timed_on_the_shapes_it_is_trained_on():
+    step_time.training_step([*TINY, "precision=bf16"])()
 
 
 @pytest.mark.parametrize("second", ["none", "concat", "spade", "cross-attention"])

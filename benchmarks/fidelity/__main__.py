@@ -19,8 +19,9 @@ from typing import Any
 import benchmarks.fidelity.variants  # noqa: F401  (registers the models)
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
 from benchmarks.timing import RESULTS
-from recipes.sisma import train
+from recipes.sisma import evaluate, train
 from ssmgen.registry import closest
+from ssmgen.training import checkpoints, verify_checkpoint
 
 FOLDER = RESULTS / "fidelity"
 _KEPT = ("mask_agreement", "ceiling", "autoencoder_ceiling", "floor", "floor_to_ceiling", "diversity", "seconds")
@@ -52,7 +53,8 @@ def main() -> None:
                 continue
             print(f"== {arguments.experiment}: {name}, seed {seed}", file=sys.stderr)
             try:
-                result = run_variant(experiment, name, seed, arguments.runs / arguments.experiment / file.stem)
+                run = run_sampling if experiment.sampled else run_variant
+                result = run(experiment, name, seed, arguments.runs / arguments.experiment / file.stem)
             except KeyboardInterrupt:
                 parser.exit(130, "stopped; the same command goes on from here\n")
             _write(file, result)
@@ -64,16 +66,13 @@ def run_variant(experiment: Experiment, name: str, seed: int, folder: Path) -> d
     Raises:
         KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
     """
-    last = experiment.stages[-1]
-    words = [*experiment.base, *experiment.variants[name], f"seed={seed}", f"lr_decay_steps={last}"]
-    words += [f"run={folder}", "resume=auto", "sample_every=0", f"cache={folder.parents[1] / 'cache'}"]
-    result: dict[str, Any] = {"variant": name, "words": " ".join([*experiment.base, *experiment.variants[name]])}
-    result["stages"] = {}
-    for steps in experiment.stages:
+    words = [*experiment.base, *experiment.variants[name]]
+    result: dict[str, Any] = {"variant": name, "words": " ".join(words), "stages": {}}
+    for steps in experiment.stages_of(name):
         measured = folder / f"result-{steps}.json"
         if not measured.exists():
             (folder / "result.json").unlink(missing_ok=True)
-            train.main(["quick", *words, f"steps={steps}"])
+            _train(experiment, name, words, seed, folder, steps)
             if not (folder / "result.json").exists():
                 raise KeyboardInterrupt(f"{folder} was interrupted")
             (folder / "result.json").rename(measured)
@@ -81,6 +80,36 @@ def run_variant(experiment: Experiment, name: str, seed: int, folder: Path) -> d
         result["stages"][steps] = {key: whole[key] for key in _KEPT}
         result |= {key: whole[key] for key in _PROVENANCE}
     return result
+
+
+def run_sampling(experiment: Experiment, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Sample and measure the one run that all variants of a seed share; train it first where it is not.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
+    """
+    shared, steps = folder.with_name(f"seed{seed}"), experiment.stages[-1]
+    if not _is_trained(shared, steps):
+        _train(experiment, name, list(experiment.base), seed, shared, steps)
+    if not _is_trained(shared, steps):
+        raise KeyboardInterrupt(f"{shared} was interrupted")
+    words = experiment.variants[name]
+    evaluate.main([f"run={shared}", *words])
+    whole = json.loads((shared / "result.json").read_text())
+    result = {"variant": name, "words": " ".join(words), "stages": {steps: {key: whole[key] for key in _KEPT}}}
+    return result | {key: whole[key] for key in _PROVENANCE}
+
+
+def _is_trained(run: Path, steps: int) -> bool:
+    return any(verify_checkpoint(path)["step"] >= steps for path in checkpoints(run / "checkpoints")[-1:])
+
+
+def _train(experiment: Experiment, name: str, words: list[str], seed: int, folder: Path, steps: int) -> None:
+    """Train up to ``steps``; a run that is there already is never trained again."""
+    last = experiment.stages_of(name)[-1]
+    words = [*words, f"seed={seed}", f"lr_decay_steps={last}", f"steps={steps}"]
+    words += [f"run={folder}", "resume=auto", "sample_every=0", f"cache={folder.parents[1] / 'cache'}"]
+    train.main(["quick", *words])
 
 
 def result_file(experiment: str, variant: str, seed: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Experiment:
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
         stages: training steps after which each run is measured; the learning rate decays to zero over the last.
+        paces: how many times these steps a variant takes, where it is given equal time and not equal steps.
+        sampled: the variants are words of recipes.sisma.evaluate instead: one run a seed is sampled in each way.
         finding: what the results say, for the page.
     """
 
@@ -21,7 +23,13 @@ class Experiment:
     variants: dict[str, tuple[str, ...]]
     base: tuple[str, ...] = ("guidance_scale=1",)
     stages: tuple[int, ...] = (350, 1050)
+    paces: dict[str, float] = field(default_factory=dict)
+    sampled: bool = False
     finding: str = ""
+
+    def stages_of(self, name: str) -> tuple[int, ...]:
+        """Training steps after which a variant is measured."""
+        return tuple(round(steps * self.paces.get(name, 1.0)) for steps in self.stages)
 
 
 def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[str, ...]:
@@ -33,6 +41,18 @@ def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[st
         f"model_args.mask_input={mask_input}",
     )
 
+
+# Widths of the feed-forward that give the rivals the parameters of the quick preset's SISMA.
+ATTENTION = ("model=sisma-attn-s", "model_args.num_heads=6", "model_args.ffn_ratio=8.48")
+DIT = ("model=dit-s", "model_args.num_heads=6", "model_args.depth=5", "model_args.ffn_ratio=5.18")
+
+SOLVERS = (
+    *(("euler", steps) for steps in (6, 11, 24, 48)),
+    *(("midpoint", steps) for steps in (3, 6, 12)),
+    *(("heun", steps) for steps in (6, 12)),
+    *(("ab3", steps) for steps in (6, 11, 24)),
+    *(("deis2", steps) for steps in (6, 11)),
+)
 
 EXPERIMENTS = {
     "mask-entry": Experiment(
@@ -56,5 +76,42 @@ EXPERIMENTS = {
             "default of every size but the preset `quick` therefore stays the paper's (`mask_input=none`); "
             "`quick` takes both."
         ),
+    ),
+    "design": Experiment(
+        "Which of the choices the paper leaves open, and of those it makes, matter? One changed at a time.",
+        {
+            "quick": (),
+            "u=image": ("model_args.u=image",),
+            "raster": ("model_args.orders=[row]",),
+            "bidirectional": ("model_args.orders=[row,row-reversed]",),
+            "boustrophedon": ("model_args.orders=[row-boustrophedon,column-boustrophedon,row-boustrophedon-reversed]",),
+            "no-gates": ("model_args.gates=false",),
+            "lr=0.001": ("lr=0.001",),
+            "lr=0.002": ("lr=0.002",),
+            "lr=0.008": ("lr=0.008",),
+            "uniform-t": ("t_sampling=uniform",),
+        },
+        base=(),
+        stages=(350,),
+    ),
+    "mixers": Experiment(
+        "Scans against attention, at equal parameters and steps, and at equal time.",
+        {
+            "sisma": (),
+            "sisma-attn": ATTENTION,
+            "dit": DIT,
+        },
+        base=(),
+        stages=(350,),
+    ),
+    "solvers": Experiment(
+        "How do solver, calls of the model and guidance trade agreement against diversity?",
+        {
+            **{f"{solver}-{steps}": (f"solver={solver}", f"steps={steps}") for solver, steps in SOLVERS},
+            **{f"guidance-{scale:g}": (f"guidance_scale={scale:g}",) for scale in (1.0, 1.5, 3.0, 4.0)},
+        },
+        base=("evaluate=false",),
+        stages=(1050,),
+        sampled=True,
     ),
 }

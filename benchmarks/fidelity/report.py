@@ -62,23 +62,38 @@ def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
 def _section(name: str, folder: Path) -> str:
     experiment = EXPERIMENTS[name]
     found = read(folder, experiment)
-    last = str(experiment.stages[-1])
     head = ["variant", "parameters", "seeds", *[f"mIoU, {n} steps" for n in experiment.stages]]
     head += ["of the way to the ceiling", "diversity"]
+    timed = folder.parent / f"step-time-{name}.json"
+    ratios = json.loads(timed.read_text())["ratios"] if timed.exists() else {}
+    head += ["time of a step"] if ratios else []
     rows = []
     for variant, results in found.items():
-        end = [result["stages"][last] for result in results]
+        end = [stages(result)[-1] for result in results]
         rows.append(
             [variant, f"{results[0]['parameters']:,}", str(len(results))]
-            + [_spread([r["stages"][str(n)]["mask_agreement"]["miou"] for r in results]) for n in experiment.stages]
+            + [
+                _spread([stage["mask_agreement"]["miou"] for stage in at])
+                for at in zip(*map(stages, results), strict=True)
+            ]
             + [f"{statistics.mean(stage['floor_to_ceiling'] for stage in end):.0%}"]
             + [_spread([stage["diversity"]["same_mask"] for stage in end])]
+            + ([f"{ratios[variant]:.2f}"] if ratios else [])
         )
     anyone = next(iter(found.values()))[0]
-    words = "\n".join(f"- *{variant}*: `{results[0]['words']}`" for variant, results in found.items())
-    return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(anyone['stages'][last])}\n\n" + (
+    words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
+    return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
         f"{experiment.finding}\n\n{words}\n\n{_origin(name, found)}\n"
     )
+
+
+def stages(result: Result) -> list[Result]:
+    """What was measured, stage by stage."""
+    return [result["stages"][steps] for steps in sorted(result["stages"], key=int)]
+
+
+def _code(words: str) -> str:
+    return f"`{words}`" if words else "as it is"
 
 
 def _spread(values: list[float]) -> str:

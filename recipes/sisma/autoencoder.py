@@ -49,12 +49,12 @@ class Settings:
 
     out: str = "runs/drawn-autoencoder"
     faces: int = 8192
-    steps: int = 10_000
+    steps: int = 8000
     batch_size: int = 8
     lr: float = 2e-3
     width: int = 32
-    factor: int = 8
-    latent_channels: int = 12
+    factor: int = 4
+    latent_channels: int = 4
     noise: float = 0.15
     image_size: int = 128
     precision: str = "bf16"

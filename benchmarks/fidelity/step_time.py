@@ -1,0 +1,58 @@
+"""Time a training step of an experiment's variants: ``python -m benchmarks.fidelity.step_time mixers [--rounds 15]``.
+
+In one process and in turn, so that what else the machine does falls on all alike. Only the ratios are worth anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+import benchmarks.fidelity.variants  # noqa: F401  (registers the models)
+from benchmarks.fidelity.experiments import EXPERIMENTS
+from benchmarks.timing import RESULTS, measure, medians, show, write
+from recipes.sisma import train
+from recipes.sisma.pairs import load_autoencoder
+from recipes.sisma.runs import new_model
+from ssmgen import build
+
+
+def main() -> None:
+    """Time, show, write."""
+    parser = argparse.ArgumentParser("python -m benchmarks.fidelity.step_time", description=__doc__)
+    parser.add_argument("experiment", choices=[name for name, e in EXPERIMENTS.items() if not e.sampled])
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    experiment = EXPERIMENTS[arguments.experiment]
+    steps = {name: training_step([*experiment.base, *words]) for name, words in experiment.variants.items()}
+    times = measure(steps, arguments.rounds)
+    first = next(iter(times))
+    show(f"{arguments.experiment}: a training step", times, first)
+    base = medians(times)[first]
+    ratios = {name: round(median / base, 3) for name, median in medians(times).items()}
+    module = f"fidelity.step_time {arguments.experiment} --rounds {arguments.rounds}"
+    write(RESULTS / "fidelity" / f"step-time-{arguments.experiment}.json", module, {"ratios": ratios})
+
+
+def training_step(words: list[str]) -> Callable[[], None]:
+    """Forward, loss and backward of a variant, on latents and masks of the shapes it is trained on."""
+    config = train.parse(["quick", *words])
+    autoencoder = load_autoencoder(config)
+    model = new_model(config, autoencoder).train()
+    objective = build("flow-matching", t_sampling=config.t_sampling)
+    side = config.image_size // autoencoder.factor
+    latents = torch.randn(config.batch_size, autoencoder.channels, side, side)
+    masks = torch.randint(0, 19, (config.batch_size, config.image_size, config.image_size), dtype=torch.uint8)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = objective.loss(model, latents, mask=masks)
+        loss.backward()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
