@@ -4,8 +4,13 @@
     python -m benchmarks.fidelity mask-entry     # three seeds of every variant, one after another
     python -m benchmarks.fidelity.report         # docs/fidelity.md from the results
 
-Every variant is the quick preset of recipes.sisma.train with a few settings changed, trained and measured on unseen
-drawn masks. What is done is not done again: stopped at any point and given again, the command goes on where it was.
+Every variant is a preset of recipes.sisma.train with a few settings changed, trained and measured on unseen masks. Real
+faces want to be told where they are:
+
+    python -m benchmarks.fidelity faces --words data=PREPARED autoencoder_source=TAESD parser=PARSER \\
+        --measure proxy=SQUEEZENET
+
+What is done is not done again: stopped at any point and given again, the command goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,16 @@ from ssmgen.registry import closest
 from ssmgen.training import checkpoints, verify_checkpoint
 
 FOLDER = RESULTS / "fidelity"
-_KEPT = ("mask_agreement", "ceiling", "autoencoder_ceiling", "floor", "floor_to_ceiling", "diversity", "seconds")
+_KEPT = (
+    "mask_agreement",
+    "ceiling",
+    "autoencoder_ceiling",
+    "floor",
+    "floor_to_ceiling",
+    "diversity",
+    "distances",
+    "seconds",
+)
 _PROVENANCE = ("sampling", "parameters", "masks", "commit", "seed", "versions", "hardware")
 
 
@@ -37,6 +52,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", help="all where not given")
     parser.add_argument("--runs", type=Path, default=Path("runs/fidelity"), help="folder of the training runs")
+    parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="of recipes.sisma.train: data=...")
+    parser.add_argument("--measure", nargs="+", default=[], metavar="KEY=VALUE", help="of recipes.sisma.evaluate")
     arguments = parser.parse_args()
     if arguments.experiment is None:
         print("\n".join(f"{name}: {e.question}\n    {' | '.join(e.variants)}" for name, e in EXPERIMENTS.items()))
@@ -53,63 +70,58 @@ def main() -> None:
                 continue
             print(f"== {arguments.experiment}: {name}, seed {seed}", file=sys.stderr)
             try:
-                run = run_sampling if experiment.sampled else run_variant
-                result = run(experiment, name, seed, arguments.runs / arguments.experiment / file.stem)
+                folder = arguments.runs / arguments.experiment / file.stem
+                result = run_variant(experiment, name, seed, folder, arguments.words, arguments.measure)
             except KeyboardInterrupt:
                 parser.exit(130, "stopped; the same command goes on from here\n")
             _write(file, result)
 
 
-def run_variant(experiment: Experiment, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def run_variant(
+    experiment: Experiment, name: str, seed: int, folder: Path, local: Sequence[str] = (), measure: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train a variant stage by stage and measure it after each.
+
+    Args:
+        experiment: what is asked.
+        name: of the variant.
+        seed: of weights, order of the data and noise.
+        folder: of its run. Variants that only sample otherwise share the run ``seed<seed>`` beside it.
+        local: more words of recipes.sisma.train, which say where data and weights lie on this machine.
+        measure: more words of recipes.sisma.evaluate.
 
     Raises:
         KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
     """
     words = [*experiment.base, *experiment.variants[name]]
+    training, sampling = (experiment.base, experiment.variants[name]) if experiment.sampled else (words, ())
+    run = folder.with_name(f"seed{seed}") if experiment.sampled else folder
     result: dict[str, Any] = {"variant": name, "words": " ".join(words), "stages": {}}
     for steps in experiment.stages_of(name):
         measured = folder / f"result-{steps}.json"
         if not measured.exists():
-            (folder / "result.json").unlink(missing_ok=True)
-            _train(experiment, name, words, seed, folder, steps)
-            if not (folder / "result.json").exists():
-                raise KeyboardInterrupt(f"{folder} was interrupted")
-            (folder / "result.json").rename(measured)
+            _train([experiment.preset, *training, *local], experiment.stages_of(name)[-1], steps, seed, run)
+            evaluate.main([f"run={run}", *sampling, *measure])
+            folder.mkdir(exist_ok=True)
+            (run / "result.json").rename(measured)
         whole = json.loads(measured.read_text())
-        result["stages"][steps] = {key: whole[key] for key in _KEPT}
+        result["stages"][steps] = {key: whole[key] for key in _KEPT if key in whole}
         result |= {key: whole[key] for key in _PROVENANCE}
     return result
-
-
-def run_sampling(experiment: Experiment, name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Sample and measure the one run that all variants of a seed share; train it first where it is not.
-
-    Raises:
-        KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
-    """
-    shared, steps = folder.with_name(f"seed{seed}"), experiment.stages[-1]
-    if not _is_trained(shared, steps):
-        _train(experiment, name, list(experiment.base), seed, shared, steps)
-    if not _is_trained(shared, steps):
-        raise KeyboardInterrupt(f"{shared} was interrupted")
-    words = experiment.variants[name]
-    evaluate.main([f"run={shared}", *words])
-    whole = json.loads((shared / "result.json").read_text())
-    result = {"variant": name, "words": " ".join(words), "stages": {steps: {key: whole[key] for key in _KEPT}}}
-    return result | {key: whole[key] for key in _PROVENANCE}
 
 
 def _is_trained(run: Path, steps: int) -> bool:
     return any(verify_checkpoint(path)["step"] >= steps for path in checkpoints(run / "checkpoints")[-1:])
 
 
-def _train(experiment: Experiment, name: str, words: list[str], seed: int, folder: Path, steps: int) -> None:
-    """Train up to ``steps``; a run that is there already is never trained again."""
-    last = experiment.stages_of(name)[-1]
-    words = [*words, f"seed={seed}", f"lr_decay_steps={last}", f"steps={steps}"]
-    words += [f"run={folder}", "resume=auto", "sample_every=0", f"cache={folder.parents[1] / 'cache'}"]
-    train.main(["quick", *words])
+def _train(words: list[str], last: int, steps: int, seed: int, run: Path) -> None:
+    """Train up to ``steps`` of ``last``; a run that is there already is not trained again."""
+    if _is_trained(run, steps):
+        return
+    words = [*words, f"seed={seed}", f"lr_decay_steps={last}", f"steps={steps}", "evaluate=false", "sample_every=0"]
+    train.main([*words, f"run={run}", "resume=auto", f"cache={run.parents[1] / 'cache'}"])
+    if not _is_trained(run, steps):
+        raise KeyboardInterrupt(f"{run} was interrupted")
 
 
 def result_file(experiment: str, variant: str, seed: int) -> Path:

@@ -13,6 +13,7 @@ class Experiment:
         question: what is asked, in a sentence.
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
+        preset: what they are changes of.
         stages: training steps after which each run is measured; the learning rate decays to zero over the last.
         paces: how many times these steps a variant takes, where it is given equal time and not equal steps.
         sampled: the variants are words of recipes.sisma.evaluate instead: one run a seed is sampled in each way.
@@ -22,6 +23,7 @@ class Experiment:
     question: str
     variants: dict[str, tuple[str, ...]]
     base: tuple[str, ...] = ("guidance_scale=1",)
+    preset: str = "quick"
     stages: tuple[int, ...] = (350, 1050)
     paces: dict[str, float] = field(default_factory=dict)
     sampled: bool = False
@@ -110,8 +112,15 @@ EXPERIMENTS = {
             **{f"{solver}-{steps}": (f"solver={solver}", f"steps={steps}") for solver, steps in SOLVERS},
             **{f"guidance-{scale:g}": (f"guidance_scale={scale:g}",) for scale in (1.0, 1.5, 3.0, 4.0)},
         },
-        base=("evaluate=false",),
+        base=(),
         stages=(1050,),
         sampled=True,
+    ),
+    "faces": Experiment(
+        "Real faces at 128 pixels: SISMA against the same network without a cross layer.",
+        {"sisma": (), "no-cross": variant("none", 5.0, "add")},
+        base=("evaluate_masks=75",),
+        preset="faces",
+        stages=(3000,),
     ),
 }

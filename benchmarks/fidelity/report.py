@@ -67,6 +67,8 @@ def _section(name: str, folder: Path) -> str:
     timed = folder.parent / f"step-time-{name}.json"
     ratios = json.loads(timed.read_text())["ratios"] if timed.exists() else {}
     head += ["time of a step"] if ratios else []
+    proxy = all("distances" in stages(result)[-1] for results in found.values() for result in results)
+    head += ["proxy distance"] if proxy else []
     rows = []
     for variant, results in found.items():
         end = [stages(result)[-1] for result in results]
@@ -79,6 +81,7 @@ def _section(name: str, folder: Path) -> str:
             + [f"{statistics.mean(stage['floor_to_ceiling'] for stage in end):.0%}"]
             + [_spread([stage["diversity"]["same_mask"] for stage in end])]
             + ([f"{ratios[variant]:.2f}"] if ratios else [])
+            + ([_spread([_proxy(stage)["frechet"]["value"] for stage in end])] if proxy else [])
         )
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
@@ -92,6 +95,10 @@ def stages(result: Result) -> list[Result]:
     return [result["stages"][steps] for steps in sorted(result["stages"], key=int)]
 
 
+def _proxy(stage: Result) -> Result:
+    return next(iter(stage["distances"].values()))
+
+
 def _code(words: str) -> str:
     return f"`{words}`" if words else "as it is"
 
@@ -103,9 +110,14 @@ def _spread(values: list[float]) -> str:
 
 def _bounds(stage: Result) -> str:
     ceiling, after = stage["ceiling"]["miou"], stage["autoencoder_ceiling"]["miou"]
+    proxy = ""
+    if "distances" in stage:
+        found = _proxy(stage)
+        proxy = f" Proxy: {found['protocol']}; half of the real faces to the other {found['noise_floor']['value']:.2f}."
     return (
         f"Floor (faces against other masks) {stage['floor']['miou']:.3f}; ceiling (real faces) {ceiling:.3f}; real "
         f"faces after the autoencoder {after:.3f}. Diversity: RMS difference of samples of one mask, images in [-1, 1]."
+        + proxy
     )
 
 
