@@ -187,7 +187,7 @@ def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> T
         _check_palette(path, image, mask, labels)
         return mask
     if image.mode == "RGB":
-        return _labels_of_colours(path, _to_tensor(image), labels)
+        return colours_to_labels(path, _to_tensor(image), labels)
     # Pillow stretches 1-, 2- and 4-bit grey to 0..255, which would turn label 1 into 17.
     stretch = 255 // (2 ** _png_depth(data) - 1)
     return _to_tensor(image.convert("L")) // stretch
@@ -209,8 +209,12 @@ def _check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet)
             )
 
 
-def _labels_of_colours(path: str | Path, pixels: Tensor, labels: LabelSet) -> Tensor:
-    """``(3, height, width)`` colours to ids; three equal channels that are no palette colours are ids themselves."""
+def colours_to_labels(path: str | Path, pixels: Tensor, labels: LabelSet) -> Tensor:
+    """``(3, height, width)`` uint8 colours to ids; three equal channels that are no palette colours are ids themselves.
+
+    Raises:
+        ValueError: a colour that is not in the palette; names ``path``.
+    """
     codes = _colour_codes(pixels)
     known, order = _colour_codes(torch.tensor(labels.palette).T).sort()
     place = torch.searchsorted(known, codes).clamp(max=len(known) - 1)

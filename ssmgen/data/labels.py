@@ -107,3 +107,30 @@ def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
     check_labels(mask, len(source))
     table = torch.tensor([target.classes.index(name) for name in source.classes], dtype=torch.uint8)
     return table[mask.long()]
+
+
+# Mean share of the pixels of a face each class has, from 808 masks of CelebAMask-HQ; only ratios of large ones matter.
+_AREAS = {
+    **{"background": 0.288, "skin": 0.254, "nose": 0.021, "eye_g": 0.003, "l_eye": 0.002, "r_eye": 0.002},
+    **{"l_brow": 0.004, "r_brow": 0.004, "l_ear": 0.005, "r_ear": 0.004, "mouth": 0.003, "u_lip": 0.004},
+    **{"l_lip": 0.007, "hair": 0.311, "hat": 0.010, "ear_r": 0.002, "neck_l": 0.001, "neck": 0.042, "cloth": 0.034},
+}
+# In nats a pixel. None of those 808 masks reaches it when read in the right order, 9 of 10 do in the wrong one.
+_MARGIN = 0.4
+
+
+def likelier_order(mask: Tensor, labels: LabelSet) -> LabelSet | None:
+    """The other order of the 19 face classes, where a mask's class areas look clearly more like it than ``labels``.
+
+    The mean log-likelihood of a pixel's class under typical areas decides. Label sets that are not faces', and masks
+    that leave it open, give None.
+    """
+    if set(labels.classes) != set(_AREAS):
+        return None
+    share = torch.bincount(mask.flatten().long(), minlength=len(labels)).double() / mask.numel()
+
+    def score(order: LabelSet) -> float:
+        return float(share @ torch.tensor([_AREAS[name] for name in order.classes], dtype=torch.float64).log())
+
+    best = max((CELEBAMASK19, BISENET19), key=score)
+    return best if score(best) > score(labels) + _MARGIN else None
