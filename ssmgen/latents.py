@@ -106,6 +106,16 @@ class _DiffusersAutoencoder(nn.Module):
         """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
+    def save(self, folder: Path) -> None:
+        """Write it in diffusers' layout, with scale and shift, to be read back as ``source``."""
+        self.network.register_to_config(scaling_factor=self.scale, shift_factor=self.shift)
+        self.network.save_pretrained(folder, safe_serialization=True)
+        file = Path(folder, "config.json")
+        config = json.loads(file.read_text())
+        if self.name == "autoencoder-tiny":
+            config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
+        file.write_text(json.dumps(config, indent=2) + "\n")
+
     def _encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 

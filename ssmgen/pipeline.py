@@ -59,8 +59,8 @@ class MaskToImage:
         recipe: what they are.
     """
 
-    def __init__(self, model: nn.Module, autoencoder: Any, recipe: Recipe) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
+    def __init__(self, model: Any, autoencoder: Any, recipe: Recipe) -> None:
+        self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
         self._sampler = Sampler(self.model)
@@ -155,8 +155,8 @@ class MaskToImage:
             steps, solver, guidance_scale, shift: see `Sampler`; the model's own where None.
             seed: of the first image; the next ones count up, mask by mask. Or one seed per image.
             num_images: images of each mask.
-            output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size, size)``,
-                float32 in [0, 1]; ``"latent"`` the model's latents ``(n, c, h, w)``.
+            output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
+                size)``, float32 in [0, 1]; ``"latent"`` the model's latents ``(n, c, h, w)``.
             palette: the label set whose colours an RGB mask has: ``celebamask19``, ``bisenet19`` or a `LabelSet`.
             remap: the label set whose ids the mask has, where it is not the model's.
             batch_size: images in a call of the model; changes them by rounding only.

@@ -22,6 +22,7 @@ ROOMS = {
     "data": {"ops", "registry"},
     "metrics": {"data", "ops", "extras"},
     "training": {"extras", "registry"},
+    "pipeline": {"data", "extras", "registry", "sampling"},
     "cli": {"registry", "ops", "models", "extras", "__init__"},
 }
 HEAVY = ("diffusers", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate", "omegaconf", "torchdiffeq")

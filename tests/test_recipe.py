@@ -14,11 +14,12 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, parser, provenance, sample, train
+from recipes.sisma import evaluate, export, parser, provenance, sample, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run
+from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.images import read_image, write_png
@@ -215,6 +216,30 @@ def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monk
         find_run("hf://no/one", tmp_path)
     with pytest.raises(ValueError, match="expected hf://OWNER/NAME"):
         find_run("hf://faces", tmp_path)
+
+
+def test_an_exported_run_gives_the_same_images(trained, tmp_path, capsys):
+    export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
+    assert "MaskToImage.from_pretrained" in capsys.readouterr().out
+    pipe = MaskToImage.from_pretrained(tmp_path / "exported")
+    mask = draw_face(3, 64)[1]
+    theirs = load_run(trained).generate(mask.unsqueeze(0), [7])
+    ours = pipe(mask, seed=7, output_type="pt", batch_size=1)
+    assert torch.equal((ours * 255).round().to(torch.uint8), theirs)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    result = json.loads((trained / "result.json").read_text())
+    assert f"| {result['mask_agreement']['miou']:.3f} |" in card and result["commit"] in card
+    assert "license: apache-2.0" in card and "not photographs" in card and str(trained.parent) not in card
+    with pytest.raises(UsageError, match="is there already"):
+        export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
+
+
+def test_the_cards_command_makes_the_same_settings(trained):
+    config = load_config(trained)
+    words = export.training_command(config).removeprefix("python -m recipes.sisma.train ").split()
+    again = train.parse(words)
+    again.run, again.cache = config.run, config.cache
+    assert again == config
 
 
 def evaluated(run, **settings):

@@ -43,11 +43,20 @@ class LoadedRun:
 
 def new_model(config: Config, autoencoder: Any) -> nn.Module:
     """The untrained model of a run, for its autoencoder's channels and factor and the 19 face classes."""
+    return build(config.model, **model_arguments(config, autoencoder))
+
+
+def model_arguments(config: Config, autoencoder: Any) -> dict[str, Any]:
+    """What the model of a run is built with.
+
+    Raises:
+        ValueError: ``model_args`` holds what follows from the autoencoder or the labels.
+    """
     fixed = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(CELEBAMASK19)}
     taken = sorted(fixed.keys() & config.model_args.keys())
     if taken:
         raise ValueError(f"model_args.{taken[0]} follows from the autoencoder and the labels: leave it out")
-    return build(config.model, **fixed, **config.model_args)
+    return fixed | config.model_args
 
 
 def latent_size(config: Config, autoencoder: Any) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.data.mask_input import LABEL_SETS, to_labels
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CELEBAMASK19",
     "Crops",
     "DrawnFaces",
+    "LABEL_SETS",
     "LabelSet",
     "LatentCache",
     "PreparedFolder",
@@ -29,6 +31,7 @@ __all__ = [
     "read_mask",
     "remap",
     "repeats",
+    "to_labels",
     "write_latent_cache",
     "write_png",
 ]

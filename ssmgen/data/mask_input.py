@@ -1,4 +1,4 @@
-"""Masks as people have them, to labels: files, PIL images, arrays and tensors, in indices or colours, in either order."""
+"""Masks as people have them, to labels: files, PIL images, arrays and tensors, as ids or colours, in either order."""
 
 from __future__ import annotations
 
@@ -89,6 +89,6 @@ def _from_tensor(mask: Tensor, labels: LabelSet) -> Tensor:
     if mask.dim() == 3 and 3 in (mask.shape[0], mask.shape[-1]) and mask.dtype == torch.uint8 and mask.numel():
         return colours_to_labels("the mask", mask if mask.shape[0] == 3 else mask.movedim(-1, 0), labels)
     raise ValueError(
-        f"a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} {mask.dtype}"
-        ". Several masks go into a list."
+        f"a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} "
+        f"{mask.dtype}. Several masks go into a list."
     )

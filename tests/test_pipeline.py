@@ -1,0 +1,236 @@
+"""MaskToImage: what goes in, what comes out, and what is written and read back."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+import ssmgen
+from ssmgen import MaskToImage
+from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap, write_png
+from ssmgen.data.images import to_pil
+from ssmgen.pipeline import Recipe
+
+ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
+
+
+@pytest.fixture(scope="module")
+def face():
+    return draw_face(2, 64)[1]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    model = ssmgen.build("sisma-debug", **ARGS)
+    for parameter in model.parameters():  # an untrained head is zero and would hide every fault
+        torch.nn.init.normal_(parameter, std=0.05)
+    recipe = Recipe("sisma-debug", ARGS, "identity", 32, CELEBAMASK19, {"solver": "euler", "steps": 3}, "A test.")
+    return MaskToImage(model, ssmgen.build("identity"), recipe)
+
+
+def test_every_output_type_is_the_same_image(pipe, face):
+    latents = pipe(face, output_type="latent")
+    tensor, array, images = (pipe(face, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert tensor.shape == (1, 3, 32, 32) and array.shape == (1, 32, 32, 3) and images[0].size == (32, 32)
+    assert torch.equal(tensor, (latents / 2 + 0.5).clamp(0, 1)) and tensor.std() > 0.02
+    assert torch.equal(torch.from_numpy(array).movedim(-1, 1), tensor)
+    assert images[0].getpixel((5, 9)) == tuple((tensor[0, :, 9, 5] * 255).round().int().tolist())
+
+
+def test_each_kind_of_mask_gives_the_same_image(pipe, face, tmp_path):
+    colours = CELEBAMASK19.colorize(face)
+    write_png(tmp_path / "ids.png", face)
+    write_png(tmp_path / "rgb.png", colours)
+    palette = to_pil(face).copy()
+    palette.putpalette([value for colour in CELEBAMASK19.palette for value in colour])
+    palette.save(tmp_path / "palette.png")
+    expected = pipe(face, output_type="pt")
+    kinds = [*(tmp_path / f"{kind}.png" for kind in ("ids", "rgb", "palette")), str(tmp_path / "ids.png")]
+    kinds += [face.long(), face.numpy(), colours, colours.movedim(0, -1).numpy(), to_pil(face), to_pil(colours)]
+    kinds += [Image.open(tmp_path / "palette.png"), to_pil(colours).convert("RGBA")]
+    for kind in kinds:
+        assert torch.equal(pipe(kind, output_type="pt"), expected), kind
+
+
+def test_other_orders_are_renamed_when_said(pipe, face):
+    theirs = remap(face, CELEBAMASK19, BISENET19)
+    expected = pipe(face, output_type="pt")
+    assert torch.equal(pipe(theirs, remap="bisenet19", output_type="pt"), expected)
+    assert torch.equal(pipe(BISENET19.colorize(theirs), palette="bisenet19", output_type="pt"), expected)
+    with pytest.warns(UserWarning, match="look like the order bisenet19.*say remap='bisenet19'"):
+        wrong = pipe(theirs, output_type="pt")
+    assert not torch.equal(wrong, expected)
+
+
+def test_no_face_in_its_right_order_is_warned_about():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(60):
+            ssmgen.data.to_labels(draw_face(seed, 64)[1], CELEBAMASK19)
+
+
+def test_real_faces_are_told_from_the_other_order(shared):
+    from ssmgen.data import read_mask
+    from ssmgen.data.labels import likelier_order
+
+    masks = [read_mask(file, CELEBAMASK19) for file in sorted((shared / "faces" / "masks").glob("*.png"))[::8]]
+    assert not any(likelier_order(mask, CELEBAMASK19) for mask in masks)
+    found = [likelier_order(remap(mask, CELEBAMASK19, BISENET19), CELEBAMASK19) is not None for mask in masks]
+    assert sum(found) > 0.85 * len(found)
+
+
+def test_image_i_depends_on_its_seed_and_mask_alone(pipe, face):
+    other = draw_face(8, 64)[1]
+    four = pipe([face, other], num_images=2, seed=5, output_type="pt")
+    assert torch.allclose(four[3:], pipe(other, seed=8, output_type="pt"), atol=1e-5)
+    assert torch.allclose(four, pipe([face, other], num_images=2, seed=5, batch_size=1, output_type="pt"), atol=1e-5)
+    assert torch.allclose(four[:2], pipe(face, num_images=2, seed=[5, 6], output_type="pt"), atol=1e-5)
+    assert not torch.allclose(four[0], four[1], atol=1e-2)
+
+
+def test_settings_of_a_call_replace_the_recipe(pipe, face):
+    seen = []
+    pipe(face, steps=5, callback=lambda step, x: seen.append((step, tuple(x.shape))))
+    assert len(seen) == 5 and seen[0][1] == (1, 3, 32, 32)
+    plain = pipe(face, output_type="pt")
+    for changed in ({"solver": "heun"}, {"guidance_scale": 3.0}, {"shift": 0.5}):
+        assert not torch.equal(pipe(face, output_type="pt", **changed), plain), changed
+
+
+def test_what_is_saved_is_read_back(pipe, face, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = MaskToImage.from_pretrained(tmp_path / "saved")
+    assert again.recipe == pipe.recipe
+    assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+
+
+def test_labels_need_not_be_faces(tmp_path):
+    labels = LabelSet("street", ("road", "sky", "car"), ((0, 0, 0), (0, 0, 255), (255, 0, 0)))
+    args = ARGS | {"num_classes": 3}
+    recipe = Recipe("sisma-debug", args, "identity", 32, labels, {"solver": "euler", "steps": 1})
+    MaskToImage(ssmgen.build("sisma-debug", **args), ssmgen.build("identity"), recipe).save_pretrained(tmp_path)
+    again = MaskToImage.from_pretrained(tmp_path)
+    assert again.recipe.labels == labels
+    with pytest.raises(ValueError, match="label"):
+        again(torch.full((32, 32), 3, dtype=torch.uint8))
+
+
+def test_weights_in_bfloat16_give_nearly_the_same(pipe, face):
+    plain = pipe(face, output_type="pt")
+    half = MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe).to(dtype=torch.bfloat16)(face, output_type="pt")
+    assert 0 < (half - plain).abs().max() < 0.1
+
+
+BAD_CALLS = [
+    ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, latent, got 'jpg'"),
+    ({"num_images": 0}, "num_images and batch_size must be at least 1, got 0"),
+    ({"seed": [1, 2]}, "got 2 seeds for 1 image"),
+    ({"steps": 0}, "steps must be positive, got 0"),
+    ({"shift": float("nan")}, "shift must be positive, got nan"),
+    ({"guidance_scale": -1.0}, "guidance_scale must be positive"),
+    ({"solver": "eular"}, "Did you mean 'euler'"),
+    ({"solver": "sisma-xl"}, "'sisma-xl' is no solver"),
+    ({"remap": "bisenet"}, "unknown label set 'bisenet'.*bisenet19"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_CALLS)
+def test_bad_settings_are_refused(pipe, face, settings, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        pipe(face, **settings)
+
+
+BAD_MASKS = [
+    (torch.zeros(8, 9, dtype=torch.uint8), ValueError, "8 x 9 .height x width.: crop it to a square"),
+    (torch.full((8, 8), 19, dtype=torch.uint8), ValueError, "19"),
+    (torch.full((8, 8), 300), ValueError, "300"),
+    (torch.zeros(8, 8), TypeError, "ids are integers, got torch.float32"),
+    (torch.zeros(2, 8, 8, dtype=torch.uint8), ValueError, "Several masks go into a list"),
+    (torch.full((8, 8, 3), 7, dtype=torch.uint8).index_fill(2, torch.tensor(1), 9), ValueError, "not in the palette"),
+    ([], ValueError, "the list of masks is empty"),
+    ({"mask": 1}, TypeError, "a mask is a path, a PIL image, an array or a tensor, got dict"),
+    ("nowhere.png", FileNotFoundError, "nowhere.png: no such file"),
+    (Image.new("CMYK", (8, 8)), ValueError, "CMYK"),
+]
+
+
+@pytest.mark.parametrize(("mask", "kind", "message"), BAD_MASKS, ids=range(len(BAD_MASKS)))
+def test_what_is_no_mask_is_refused(pipe, mask, kind, message):
+    with pytest.raises(kind, match=message):
+        pipe(mask)
+
+
+def damage_config(folder):
+    folder.joinpath("config.json").write_text("{}")
+
+
+def newer_format(folder):
+    content = json.loads(folder.joinpath("config.json").read_text()) | {"format": 2}
+    folder.joinpath("config.json").write_text(json.dumps(content))
+
+
+def other_model(folder):
+    content = json.loads(folder.joinpath("config.json").read_text())
+    content["model_args"]["depth"] = 1
+    folder.joinpath("config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (lambda f: f.joinpath("config.json").unlink(), FileNotFoundError, "config.json: not found"),
+        (lambda f: f.joinpath("model.safetensors").unlink(), FileNotFoundError, "model.safetensors: not found"),
+        (lambda f: f.joinpath("model.safetensors").write_bytes(b"123"), ValueError, "model.safetensors: is no safet"),
+        (damage_config, ValueError, "config.json: is no configuration"),
+        (newer_format, ValueError, "config.json.*newer ssmgen"),
+        (other_model, ValueError, r"model.safetensors: \d+ tensor.* do not fit"),
+    ],
+)
+def test_a_damaged_folder_is_named(pipe, tmp_path, damage, kind, message):
+    pipe.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(kind, match=message):
+        MaskToImage.from_pretrained(tmp_path)
+
+
+def test_a_name_that_is_neither_folder_nor_hub_id():
+    with pytest.raises(FileNotFoundError, match="no such folder, and not a hub id"):
+        MaskToImage.from_pretrained("./nothing")
+
+
+def test_the_hub_is_asked_for_what_was_said(pipe, face, tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with diffusers")
+    pipe.save_pretrained(tmp_path)
+    asked = {}
+
+    def download(name, **settings):
+        asked.update(settings, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    again = MaskToImage.from_pretrained("owner/name", revision="v1", local_files_only=True)
+    assert asked == {"name": "owner/name", "revision": "v1", "local_files_only": True}
+    assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("off")))
+    with pytest.raises(FileNotFoundError, match="owner/name: could not be fetched from the hub: off"):
+        MaskToImage.from_pretrained("owner/name")
+
+
+def test_what_is_pushed_can_be_loaded(pipe, face, tmp_path, monkeypatch):
+    import shutil
+
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with diffusers")
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: None)
+
+    def upload(*, repo_id, folder_path):
+        shutil.copytree(folder_path, tmp_path / "hub")
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert pipe.push_to_hub("owner/name", card="# A card") == "https://hub/owner/name"
+    assert (tmp_path / "hub/README.md").read_text() == "# A card"
+    again = MaskToImage.from_pretrained(tmp_path / "hub")
+    assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
