@@ -172,7 +172,7 @@ class MaskToImage:
             raise ValueError(f"output_type must be one of {', '.join(_OUTPUTS)}, got {output_type!r}")
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
-        masks = [self.labels_of(one, palette=palette, remap=remap) for one in _listed(mask)]
+        masks = [self.labels_of(one, palette=palette, remap=remap) for one in listed(mask)]
         seeds = _seeds(seed, len(masks) * num_images)
         given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "shift": shift}
         settings = self.recipe.sampling | {key: value for key, value in given.items() if value is not None}
@@ -185,7 +185,7 @@ class MaskToImage:
             labels = every[part] if len(masks) > 1 else every[:1]
             latents = self._sampler(noise, labels.to(self.device), progress=callback, **settings)
             parts.append(latents if output_type == "latent" else self.decode(latents))
-        return _output(torch.cat(parts), output_type)
+        return to_output(torch.cat(parts), output_type)
 
     @property
     def latent_size(self) -> tuple[int, int, int]:
@@ -206,7 +206,7 @@ class MaskToImage:
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
 
 
-def _listed(mask: Any) -> list[Any]:
+def listed(mask: Any) -> list[Any]:
     masks = list(mask) if isinstance(mask, list | tuple) else [mask]
     if not masks:
         raise ValueError("the list of masks is empty: give at least one mask")
@@ -230,7 +230,7 @@ def _check_sampling(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def _output(images: Tensor, output_type: str) -> Any:
+def to_output(images: Tensor, output_type: str) -> Any:
     if output_type == "latent":
         return images
     images = images.float().cpu()

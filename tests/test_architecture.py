@@ -23,6 +23,7 @@ ROOMS = {
     "metrics": {"data", "ops", "extras"},
     "training": {"extras", "registry"},
     "pipeline": {"data", "extras", "registry", "sampling"},
+    "diffusers_pipeline": {"extras", "pipeline", "sampling"},
     "cli": {"registry", "ops", "models", "extras", "__init__"},
 }
 HEAVY = ("diffusers", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate", "omegaconf", "torchdiffeq")
