@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmgen.data.images import to_pil
+from ssmgen.data.images import from_pil, read_image, to_pil
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.extras import require
@@ -63,7 +63,7 @@ class MaskToImage:
         self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self._sampler = Sampler(self.model)
+        self.sampler = Sampler(self.model)
 
     @classmethod
     def from_pretrained(
@@ -128,7 +128,7 @@ class MaskToImage:
         if device is not None:
             self.model.to(device)
             self.autoencoder.to(device)
-        self._sampler = Sampler(self.model, dtype=dtype or self._sampler.dtype)
+        self.sampler = Sampler(self.model, dtype=dtype or self.sampler.dtype)
         return self
 
     def __call__(
@@ -141,6 +141,7 @@ class MaskToImage:
         shift: float | None = None,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
+        noise: Tensor | None = None,
         output_type: str = "pil",
         palette: str | LabelSet = "",
         remap: str | LabelSet = "",
@@ -155,6 +156,7 @@ class MaskToImage:
             steps, solver, guidance_scale, shift: see `Sampler`; the model's own where None.
             seed: of the first image; the next ones count up, mask by mask. Or one seed per image.
             num_images: images of each mask.
+            noise: the noise itself ``(n, c, h, w)``, one for each image, instead of seeds.
             output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
                 size)``, float32 in [0, 1]; ``"latent"`` the model's latents ``(n, c, h, w)``.
             palette: the label set whose colours an RGB mask has: ``celebamask19``, ``bisenet19`` or a `LabelSet`.
@@ -173,17 +175,17 @@ class MaskToImage:
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
         masks = [self.labels_of(one, palette=palette, remap=remap) for one in listed(mask)]
-        seeds = _seeds(seed, len(masks) * num_images)
-        given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "shift": shift}
-        settings = self.recipe.sampling | {key: value for key, value in given.items() if value is not None}
-        _check_sampling(settings)
+        count = len(masks) * num_images
+        x0 = initial_noise(_seeds(seed, count), self.latent_size) if noise is None else noise
+        if tuple(x0.shape) != (count, *self.latent_size):
+            raise ValueError(f"noise must be {(count, *self.latent_size)}, one for each image, got {tuple(x0.shape)}")
+        settings = self.sampling(steps=steps, solver=solver, guidance_scale=guidance_scale, shift=shift)
         every = torch.stack(masks).repeat_interleave(num_images, dim=0)
         parts = []
-        for start in range(0, len(seeds), batch_size):
+        for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
-            noise = initial_noise(seeds[part], self.latent_size)
             labels = every[part] if len(masks) > 1 else every[:1]
-            latents = self._sampler(noise, labels.to(self.device), progress=callback, **settings)
+            latents = self.sampler(x0[part], labels.to(self.device), progress=callback, **settings)
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
@@ -193,6 +195,16 @@ class MaskToImage:
         side = self.recipe.image_size // self.autoencoder.factor
         return self.autoencoder.channels, side, side
 
+    def sampling(self, **given: Any) -> dict[str, Any]:
+        """The settings of a call: the model's own, replaced by those given that are not None.
+
+        Raises:
+            ValueError: steps, shift or guidance_scale out of range, or no such solver.
+        """
+        settings = self.recipe.sampling | {key: value for key, value in given.items() if value is not None}
+        _check_sampling(settings)
+        return settings
+
     def labels_of(self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Tensor:
         """A mask as the model takes it: ids ``(image_size, image_size)`` uint8, see `to_labels`."""
         labels = to_labels(mask, self.recipe.labels, palette=palette, order=remap)
@@ -200,6 +212,26 @@ class MaskToImage:
             raise ValueError(f"the mask is {labels.shape[0]} x {labels.shape[1]} (height x width): crop it to a square")
         size = self.recipe.image_size
         return nn.functional.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
+
+    def encode(self, image: Any) -> Tensor:
+        """Latents ``(1, c, h, w)`` of a square image: a path, a PIL image, or a uint8 tensor ``(3, size, size)``.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: no image, or not of the model's size.
+        """
+        return self.autoencoder.encode(self.pixels_of(image).to(self.device).float() / 127.5 - 1)
+
+    def pixels_of(self, image: Any) -> Tensor:
+        """An image as `encode` takes it, uint8 ``(1, 3, size, size)``."""
+        pixels = read_image(image) if isinstance(image, str | Path) else image
+        if not isinstance(pixels, Tensor):
+            if not hasattr(pixels, "convert"):
+                raise TypeError(f"an image is a path, a PIL image or a tensor, got {type(image).__name__}")
+            pixels = from_pil(pixels.convert("RGB"))
+        size = self.recipe.image_size
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, size, size):
+            raise ValueError(f"the image must be uint8 (3, {size}, {size}), got {pixels.dtype} {tuple(pixels.shape)}")
+        return pixels[None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images ``(n, 3, size, size)`` in [0, 1]."""

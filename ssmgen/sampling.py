@@ -110,6 +110,7 @@ class Sampler:
         solver: str | Solver = "ab3",
         steps: int = 24,
         shift: float = 1.0,
+        times: Tensor | None = None,
         guidance_scale: float = 1.0,
         progress: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -123,6 +124,8 @@ class Sampler:
                 that of 200 Euler steps (docs/performance.md).
             steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
             shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
+            times: the grid itself ``(n + 1,)`` in [0, 1] instead of steps and shift. It may start later, at a picture
+                that is partly noise, or fall from 1 to 0: from data to the noise it comes from.
             guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
                 model trained with mask dropout.
             progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
@@ -133,7 +136,7 @@ class Sampler:
         """
         integrator: Solver = _resolve(solver, "solver")
         learned: Objective = _resolve(objective, "objective")
-        ts = shifted_grid(steps, shift)
+        ts = shifted_grid(steps, shift) if times is None else _checked_times(times)
         if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
             raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
         _check_guidance(self.model, mask, guidance_scale)
@@ -216,6 +219,12 @@ def _check_guidance(model: MaskModel, mask: Tensor | None, guidance_scale: float
             f"guidance_scale={guidance_scale} needs a model trained with mask dropout, and this one has "
             "mask_dropout=0: use guidance_scale=1, or train with mask_dropout of about 0.1"
         )
+
+
+def _checked_times(times: Tensor) -> Tensor:
+    if times.dim() != 1 or not bool(((times >= 0) & (times <= 1)).all()):
+        raise ValueError(f"times must be (n + 1,) in [0, 1], 0 noise and 1 data, got {times.tolist()}")
+    return times.float()
 
 
 def _resolve(given: Any, kind: str) -> Any:

@@ -23,6 +23,7 @@ ROOMS = {
     "metrics": {"data", "ops", "extras"},
     "training": {"extras", "registry"},
     "pipeline": {"data", "extras", "registry", "sampling"},
+    "editing": {"objectives", "pipeline", "sampling", "solvers"},
     "diffusers_pipeline": {"extras", "pipeline", "sampling"},
     "cli": {"registry", "ops", "models", "extras", "__init__"},
 }

@@ -1,6 +1,6 @@
 """What every solver shares: the call, the checks on the time grid, and the fixed-step loop.
 
-A solver integrates dx/dt = f(t, x) over one increasing grid from t = 0 (noise) to t = 1 (data). It knows no model.
+A solver integrates dx/dt = f(t, x) over one grid, from t = 0 (noise) to t = 1 (data) or back. It knows no model.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Solver(ABC):
         Args:
             f: velocity ``f(t, x)`` with a scalar t and x of the shape of ``x0``.
             x0: start, any shape.
-            ts: ``(n + 1,)`` increasing times for n intervals.
+            ts: ``(n + 1,)`` increasing times for n intervals; decreasing ones go back, from data to noise.
             progress: called as ``progress(step, x)`` after each interval (fixed steps only).
 
         Returns:
             x at ``ts[-1]``, the shape of ``x0``.
 
         Raises:
-            ValueError: a grid that is not increasing or has no interval.
+            ValueError: a grid that does not always rise or always fall, or has no interval.
         """
-        if ts.dim() != 1 or len(ts) < 2 or not bool((ts.diff() > 0).all()):
-            raise ValueError(f"ts must be (n + 1,) increasing times with n >= 1, got {ts.tolist()}")
+        if ts.dim() != 1 or len(ts) < 2 or not bool((ts.diff() > 0).all() or (ts.diff() < 0).all()):
+            raise ValueError(f"ts must be (n + 1,) times, all rising or all falling, with n >= 1, got {ts.tolist()}")
         self.evaluations = 0
 
         def counted(t: Tensor, x: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class Exponential(Solver):
         return steps
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
-        if ts[0] < 0 or ts[-1] > 1:
-            raise ValueError(f"this solver needs times from 0 (noise) to 1 (data), got {ts[0]:g} to {ts[-1]:g}")
+        if ts[0] < 0 or ts[-1] > 1 or ts[0] > ts[-1]:
+            raise ValueError(f"this solver needs times from 0 (noise) up to 1 (data), got {ts[0]:g} to {ts[-1]:g}")
         x, previous = x0, None
         for step in range(len(ts) - 1):
             t, h = ts[step], ts[step + 1] - ts[step]

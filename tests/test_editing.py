@@ -1,0 +1,126 @@
+"""Edits keep what they must keep and change what they are asked to."""
+
+import pytest
+import torch
+
+import ssmgen
+from ssmgen import MaskToImage
+from ssmgen.data import CELEBAMASK19, draw_face
+from ssmgen.editing import edit, interpolate, variations
+from ssmgen.pipeline import Recipe
+
+ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    model = ssmgen.build("sisma-debug", **ARGS)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    recipe = Recipe("sisma-debug", ARGS, "identity", SIZE, CELEBAMASK19, {"solver": "heun", "steps": 12})
+    return MaskToImage(model, ssmgen.build("identity"), recipe)
+
+
+@pytest.fixture(scope="module")
+def face():
+    return draw_face(2, SIZE)
+
+
+@pytest.fixture(scope="module")
+def hat(face):
+    new = face[1].clone()
+    new[:8, 8:24] = 14
+    return new
+
+
+def changed(image, result):
+    return (result - image[None].float() / 255).abs().amax(1)[0] > 1e-3
+
+
+@pytest.mark.parametrize("start", ["inversion", "noise"])
+@pytest.mark.parametrize("solver", ["euler", "ab3", "deis2"])
+def test_an_edit_leaves_the_rest_to_the_bit(pipe, face, hat, start, solver):
+    image, mask = face
+    result = edit(pipe, image, mask, hat, margin=2, start=start, solver=solver, output_type="pt")
+    allowed = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    differs = (mask != hat).nonzero()
+    for row, column in differs.tolist():
+        allowed[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = True
+    found = changed(image, result)
+    assert not (found & ~allowed).any() and found[mask != hat].float().mean() > 0.7
+
+
+def test_a_region_says_where(pipe, face):
+    image, mask = face
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[20:28, 4:12] = True
+    found = changed(image, edit(pipe, image, mask, mask, region=region, margin=0, start="noise", output_type="pt"))
+    assert found[20:28, 4:12].any() and not (found & ~region).any()
+
+
+def test_inversion_under_the_same_mask_gives_the_image_back(pipe, face):
+    """A whole-image edit to the mask it has: back to the noise and forth again. New noise gives another image."""
+    image, mask = face
+    everywhere = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    own = pipe(mask, seed=3, output_type="pt")
+    shown = (own[0] * 255).round().to(torch.uint8)
+
+    def error(start):
+        again = edit(pipe, shown, mask, mask, region=everywhere, start=start, steps=40, seed=8, output_type="pt")
+        return (again - own).square().mean().sqrt()
+
+    assert error("inversion") < 0.1 * error("noise")
+
+
+def test_little_noise_stays_near_and_much_forgets(pipe, face):
+    image, mask = face
+    errors = [
+        (variations(pipe, image, mask, strength=s, output_type="pt") - image[None] / 255).square().mean()
+        for s in (0.05, 0.4, 1.0)
+    ]
+    assert errors[0] < errors[1] < errors[2]
+    fresh = variations(pipe, image, mask, strength=1.0, seed=4, output_type="pt")
+    assert torch.allclose(fresh, pipe(mask, seed=4, output_type="pt"), atol=1e-5)
+    assert len(variations(pipe, image, mask, num_images=3)) == 3
+
+
+def test_interpolation_begins_and_ends_with_the_seeds(pipe, face):
+    images = interpolate(pipe, face[1], (3, 9), 5, output_type="pt")
+    both = pipe(face[1], seed=[3, 9], num_images=2, output_type="pt")
+    assert torch.allclose(images[[0, 4]], both, atol=1e-4)
+    steps = (images[1:] - images[:-1]).square().mean((1, 2, 3)).sqrt()
+    assert steps.max() < (images[0] - images[4]).square().mean().sqrt()
+
+
+def test_an_image_is_taken_as_file_or_picture(pipe, face, hat, tmp_path):
+    from ssmgen.data import write_png
+    from ssmgen.data.images import to_pil
+
+    image, mask = face
+    write_png(tmp_path / "face.png", image)
+    expected = edit(pipe, image, mask, hat, output_type="pt")
+    for kind in (tmp_path / "face.png", to_pil(image)):
+        assert torch.equal(edit(pipe, kind, mask, hat, output_type="pt"), expected)
+
+
+BAD = [
+    (lambda p, i, m: edit(p, i, m, m), "nothing to redraw: the masks are the same"),
+    (lambda p, i, m: edit(p, i, m, m, start="nose"), "start must be one of inversion, noise"),
+    (lambda p, i, m: edit(p, i, m, m, margin=-1), "margin must be at least 0"),
+    (lambda p, i, m: edit(p, i, m, m, region=torch.zeros(SIZE, SIZE, dtype=torch.bool)), "the region is empty"),
+    (lambda p, i, m: edit(p, i, m, m, region=torch.ones(4, 4, dtype=torch.bool)), r"region must be bool \(32, 32\)"),
+    (lambda p, i, m: edit(p, i[:, :16], m, m.flip(1)), r"must be uint8 \(3, 32, 32\)"),
+    (lambda p, i, m: variations(p, i, m, strength=0), r"strength must be in \(0, 1\]"),
+    (lambda p, i, m: interpolate(p, m, (1, 1)), "seeds must be two"),
+    (lambda p, i, m: interpolate(p, m, (1, 2), 1), "count must be at least 2"),
+    (lambda p, i, m: p(m, noise=torch.zeros(1, 3, 8, 8)), r"noise must be \(1, 3, 32, 32\)"),
+    (lambda p, i, m: p.sampler(torch.zeros(1, 3, 32, 32), m[None], times=torch.tensor([0.0, 2.0])), "times must be"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))
+def test_bad_edits_are_refused(pipe, face, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(pipe, *face)
