@@ -94,7 +94,7 @@ def test_resuming_another_runs_checkpoint_into_a_run_is_refused(trained, tmp_pat
 
 def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
     before, config = digests(trained), (trained / "config.yaml").read_text()
-    with pytest.raises(CheckpointError, match=r"another configuration \(.*lr: 0.002 there, 0.5 now"):
+    with pytest.raises(CheckpointError, match=r"another configuration \(.*lr: 0.004 there, 0.5 now"):
         train.main(words(trained.parent, "steps=9", "lr=0.5", "resume=auto", "model_args.mask_dropout=0.1"))
     assert digests(trained) == before and (trained / "config.yaml").read_text() == config
 
@@ -238,7 +238,7 @@ def test_the_cards_command_makes_the_same_settings(trained):
     config = load_config(trained)
     words = export.training_command(config).removeprefix("python -m recipes.sisma.train ").split()
     again = train.parse(words)
-    again.run, again.cache = config.run, config.cache
+    again.run, again.resume, again.cache = config.run, config.resume, config.cache
     assert again == config
 
 
