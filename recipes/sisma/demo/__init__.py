@@ -1,0 +1,1 @@
+"""The painting page; ``python -m recipes.sisma.demo``."""

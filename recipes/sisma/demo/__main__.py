@@ -1,0 +1,84 @@
+"""Paint a mask in the browser and get a picture: ``python -m recipes.sisma.demo``.
+
+    python -m recipes.sisma.demo                             # the small model of drawn faces that is in the package
+    python -m recipes.sisma.demo pipe=exports/quick          # a folder of recipes.sisma.export, or OWNER/NAME on the hub
+    python -m recipes.sisma.demo run=runs/quick              # a run, as it is
+
+The page is served to this machine only, unless ``host`` says otherwise; nothing goes to the network.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+
+from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.demo.studio import Studio
+from ssmgen import MaskToImage
+
+
+@dataclass
+class Settings:
+    """Keys of the command line.
+
+    Attributes:
+        pipe: a folder that recipes.sisma.export wrote, a hub id OWNER/NAME, or the name of a packaged model.
+        run: the folder of a training run, instead of ``pipe``; its newest checkpoint is shown.
+        device: where the model runs; empty takes CUDA where there is one.
+        host: the address to serve at. 0.0.0.0 serves anyone who can reach this machine, without a password.
+        port: of the server; 0 takes a free one.
+        timeout: seconds after which a picture is given up.
+        open_browser: open the page in a browser.
+    """
+
+    pipe: str = "drawn-faces"
+    run: str = ""
+    device: str = ""
+    host: str = "127.0.0.1"
+    port: int = 7860
+    timeout: float = 120.0
+    open_browser: bool = False
+
+
+def main(argv: list[str]) -> None:
+    """Load the model, serve the page until interrupted."""
+    settings = from_command_line(Settings(), argv)
+    if not 0 <= settings.port < 65536:
+        raise UsageError(f"port must be from 0 to 65535, got {settings.port}")
+    if not settings.timeout > 0:
+        raise UsageError(f"timeout must be positive, got {settings.timeout}")
+    pipe = load_pipe(settings)
+    with tempfile.TemporaryDirectory(prefix="ssmgen-demo-") as folder:
+        # The page makes no files; should its library make one, it goes when the page does.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        from recipes.sisma.demo.page import build_page, serve
+
+        studio = Studio(pipe, timeout=settings.timeout)
+        page = build_page(studio)
+        address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser, block=False)
+        print(f"{studio.about()}\nopen {address} (Ctrl+C ends it)", flush=True)
+        page.block_thread()
+
+
+def load_pipe(settings: Settings) -> MaskToImage:
+    """The pipeline that ``run`` or ``pipe`` names, on its device.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    import torch
+
+    if settings.run:
+        from recipes.sisma.export import as_pipeline
+        from recipes.sisma.runs import find_run, load_run
+
+        loaded = load_run(find_run(settings.run))
+        pipe = as_pipeline(loaded, f"A run after {loaded.step} steps of training.")
+    else:
+        pipe = MaskToImage.from_pretrained(settings.pipe)
+    return pipe.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+if __name__ == "__main__":
+    run_command(main)

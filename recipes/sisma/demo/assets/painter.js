@@ -1,0 +1,202 @@
+// A mask painter. The board holds class ids, not colours: what a brush touches has its class, and no edge is between two.
+const side = props.side, classes = props.brushes, storage = "ssmgen-mask-" + props.store;
+const find = (what) => element.querySelector(what);
+const canvas = find("canvas"), context = canvas.getContext("2d"), width = find("input"), shown = find("output");
+const image = context.createImageData(side, side);
+let labels = new Uint8Array(side * side), brush = classes.length > 1 ? 1 : 0, tool = "brush";
+let past = [], future = [], last = null;
+canvas.width = canvas.height = side;
+
+function toText(ids) {
+  const runs = [];
+  for (let start = 0, i = 1; i <= ids.length; i++) {
+    if (i === ids.length || ids[i] !== ids[start]) { runs.push(ids[start] + "x" + (i - start)); start = i; }
+  }
+  return side + " " + runs.join(",");
+}
+
+function fromText(text) {
+  const [size, runs] = (text || "").split(" ");
+  if (Number(size) !== side || !runs) return null;
+  const ids = new Uint8Array(side * side);
+  let at = 0;
+  for (const run of runs.split(",")) {
+    const [label, count] = run.split("x").map(Number);
+    if (label >= classes.length) return null;
+    ids.fill(label, at, at += count);
+  }
+  return at === ids.length ? ids : null;
+}
+
+function drawOn(target, ids, pixels) {
+  for (let i = 0; i < ids.length; i++) {
+    const colour = classes[ids[i]].colour;
+    pixels.data.set([colour[0], colour[1], colour[2], 255], 4 * i);
+  }
+  target.putImageData(pixels, 0, 0);
+}
+
+function show() {
+  drawOn(context, labels, image);
+  const counts = new Array(classes.length).fill(0);
+  labels.forEach((label) => counts[label]++);
+  const used = counts.filter((count) => count > 0).length;
+  find(".count").textContent = used + " of " + classes.length + " classes on the mask, " + side + " x " + side + " pixels";
+  element.querySelectorAll(".brushes button").forEach((button, i) => {
+    button.classList.toggle("chosen", i === brush);
+    button.setAttribute("aria-pressed", i === brush);
+    button.querySelector(".pixels").textContent = counts[i] || "";
+  });
+  element.querySelectorAll("[data-tool]").forEach((button) => {
+    button.classList.toggle("chosen", button.dataset.tool === tool);
+    button.setAttribute("aria-pressed", button.dataset.tool === tool);
+  });
+  find("[data-act=undo]").disabled = past.length === 0;
+  find("[data-act=redo]").disabled = future.length === 0;
+  shown.textContent = width.value;
+}
+
+// Tell the server's side, and keep a copy for when the page is loaded again.
+function settle() {
+  const text = toText(labels);
+  show();
+  props.value = text;
+  try { localStorage.setItem(storage, text); } catch (error) { /* a full or forbidden storage: the mask is only not kept */ }
+  trigger("change");
+}
+
+function remember() {
+  past.push(labels.slice());
+  if (past.length > 50) past.shift();
+  future = [];
+}
+
+function replace(ids) {
+  remember();
+  labels = ids;
+  settle();
+}
+
+function pixelAt(event) {
+  const box = canvas.getBoundingClientRect();
+  const scale = (value) => Math.floor(value * side);
+  return [scale((event.clientX - box.left) / box.width), scale((event.clientY - box.top) / box.height)];
+}
+
+function stamp(x, y) {
+  const diameter = Number(width.value), radius = diameter / 2, from = Math.floor((diameter - 1) / 2);
+  for (let row = y - from; row < y - from + diameter; row++) {
+    for (let column = x - from; column < x - from + diameter; column++) {
+      const dx = column - (x - from) + 0.5 - radius, dy = row - (y - from) + 0.5 - radius;
+      const inside = row >= 0 && row < side && column >= 0 && column < side;
+      if (inside && dx * dx + dy * dy <= radius * radius) labels[row * side + column] = brush;
+    }
+  }
+}
+
+function line([x0, y0], [x1, y1]) {
+  const steps = Math.max(Math.abs(x1 - x0), Math.abs(y1 - y0), 1);
+  for (let i = 0; i <= steps; i++) stamp(Math.round(x0 + (x1 - x0) * i / steps), Math.round(y0 + (y1 - y0) * i / steps));
+}
+
+function fill([x, y]) {
+  const old = labels[y * side + x], waiting = [y * side + x];
+  if (old === brush) return;
+  while (waiting.length) {
+    const at = waiting.pop();
+    if (labels[at] !== old) continue;
+    labels[at] = brush;
+    if (at % side > 0) waiting.push(at - 1);
+    if (at % side < side - 1) waiting.push(at + 1);
+    if (at >= side) waiting.push(at - side);
+    if (at < side * (side - 1)) waiting.push(at + side);
+  }
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
+  const at = pixelAt(event);
+  event.preventDefault();
+  canvas.focus({ preventScroll: true });
+  if (tool === "pick") { brush = labels[at[1] * side + at[0]]; tool = "brush"; return show(); }
+  remember();
+  if (tool === "fill") { fill(at); return settle(); }
+  canvas.setPointerCapture(event.pointerId);
+  line(at, at);
+  last = at;
+  drawOn(context, labels, image);
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!last) return;
+  for (const each of event.getCoalescedEvents?.() || [event]) {
+    const at = pixelAt(each);
+    line(last, at);
+    last = at;
+  }
+  drawOn(context, labels, image);
+});
+for (const end of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(end, () => { if (last) { last = null; settle(); } });
+}
+element.addEventListener("keydown", (event) => {
+  if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(event.key)) return;
+  event.preventDefault();
+  act(event.key === "z" ? "undo" : "redo");
+});
+
+function act(name) {
+  if (name === "clear") return replace(new Uint8Array(side * side));
+  const [from, to] = name === "undo" ? [past, future] : [future, past];
+  if (from.length === 0) return;
+  to.push(labels.slice());
+  labels = from.pop();
+  settle();
+}
+
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.tool) { tool = button.dataset.tool; show(); }
+  if (button.dataset.act) act(button.dataset.act);
+  if (button.dataset.brush) { brush = Number(button.dataset.brush); if (tool === "pick") tool = "brush"; show(); }
+  if (button.dataset.example) replace(fromText(props.examples[Number(button.dataset.example)]));
+});
+width.max = Math.max(8, Math.round(side / 5));
+width.value = Math.max(2, Math.round(side / 16));
+width.addEventListener("input", show);
+
+for (const each of classes) {
+  const button = document.createElement("button"), swatch = document.createElement("span");
+  const name = document.createElement("span"), pixels = document.createElement("span");
+  button.type = "button";
+  button.dataset.brush = each.id;
+  button.title = each.id + " " + each.class;
+  swatch.className = "swatch";
+  swatch.style.background = "rgb(" + each.colour.join(",") + ")";
+  name.className = "name";
+  name.textContent = each.name;
+  pixels.className = "pixels";
+  button.append(swatch, name, pixels);
+  find(".brushes").append(button);
+}
+props.examples.forEach((text, i) => {
+  const button = document.createElement("button"), small = document.createElement("canvas");
+  button.type = "button";
+  button.dataset.example = i;
+  button.title = "Start from example " + (i + 1);
+  button.setAttribute("aria-label", button.title);
+  small.width = small.height = side;
+  drawOn(small.getContext("2d"), fromText(text), new ImageData(side, side));
+  button.append(small);
+  find(".examples").append(button);
+});
+
+watch("value", () => {
+  const ids = fromText(props.value);
+  if (ids && toText(ids) !== toText(labels)) replace(ids);
+});
+
+let kept = null;
+try { kept = fromText(localStorage.getItem(storage)); } catch (error) { /* a forbidden storage keeps nothing */ }
+labels = kept || fromText(props.value) || labels;
+settle();

@@ -1,0 +1,293 @@
+"""The page itself: controls, what they call, and the server they run on."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recipes.sisma.demo.guard import Guard
+from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
+from recipes.sisma.demo.shown import brushes, progress, results
+from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, Pictures, Stopped, Studio, Wish
+from ssmgen.data import CELEBAMASK19, LABEL_SETS, draw_face
+from ssmgen.extras import require
+
+#: Jobs that may wait, and sessions the server remembers.
+QUEUE, SESSIONS = 16, 32
+_EXAMPLES = (1, 2, 4, 8, 10, 13)
+_ASSETS = Path(__file__).parent / "assets"
+
+LIMITS = (
+    "It can draw such pictures for any mask of its classes, vary one, redraw what you change and leave the rest as it is. "
+    "It cannot follow words or a photograph, keep a person's identity, or draw what its training data did not have; "
+    "masks unlike those give poor pictures, and parts of a few pixels are what it gets wrong most."
+)
+
+
+def build_page(studio: Studio) -> Any:
+    """The page as gradio Blocks; `serve` runs it."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
+    gr = require("gradio", extra="demo")
+    recipe = studio.pipe.recipe
+    faces = recipe.labels == CELEBAMASK19
+    examples = [to_text(draw_face(seed, studio.size)[1]) for seed in _EXAMPLES] if faces else []
+    store = f"{recipe.labels.name}-{studio.size}"
+    with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
+        gr.Markdown(f"# Paint a mask, get a picture\n{recipe.about}")
+        with gr.Accordion("What it can and cannot do", open=False):
+            gr.Markdown(f"{LIMITS}\n\n{studio.about()}")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                painter = _part(
+                    gr,
+                    "painter",
+                    value=examples[0] if examples else "",
+                    brushes=brushes(recipe.labels),
+                    side=studio.size,
+                    examples=examples,
+                    store=store,
+                )
+                with gr.Row(equal_height=True):
+                    order = gr.Dropdown(
+                        list(LABEL_SETS) if recipe.labels in LABEL_SETS.values() else [recipe.labels.name],
+                        value=recipe.labels.name,
+                        label="Class order of the file",
+                        visible=recipe.labels in LABEL_SETS.values(),
+                    )
+                    upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES)
+                mask_message = _message(gr, "mask-message")
+            with gr.Column(min_width=320):
+                controls = _controls(gr, studio)
+                with gr.Row():
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    stop = gr.Button("Stop", elem_id="stop")
+                message = _message(gr, "settings-message")
+                live = _part(gr, "live", value=None)
+                shown = _part(gr, "results", value=None, store=store)
+                with gr.Accordion("Change a picture", open=False, elem_id="edits"):
+                    chosen = _part(gr, "chosen", value=None)
+                    with gr.Tab("Redraw what I paint"):
+                        gr.Markdown("Change the mask: only what differs from the picture's mask is drawn anew.")
+                        start = gr.Radio(
+                            [("keep its colours", "inversion"), ("new ones", "noise")],
+                            value="inversion",
+                            label="Inside",
+                        )
+                        redraw = gr.Button("Redraw the change", elem_id="redraw")
+                    with gr.Tab("Variations"):
+                        strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
+                        vary = gr.Button("Draw variations", elem_id="vary")
+                    with gr.Tab("Between two seeds"):
+                        last = gr.Number(value=1, precision=0, minimum=0, maximum=MAX_SEED, label="The other seed")
+                        between = gr.Button("Draw the way between", elem_id="between")
+                    edit_message = _message(gr, "edit-message")
+
+        served = _Served(studio)
+        outputs = [live, shown, mask_message, message, edit_message]
+        running = [
+            _job(generate, served.generate, [painter, *controls], outputs),
+            _job(redraw, served.redraw, [painter, *controls, chosen, start], outputs),
+            _job(vary, served.vary, [painter, *controls, chosen, strength], outputs),
+            _job(between, served.between, [painter, *controls, last], outputs),
+        ]
+        stop.click(lambda: None, outputs=[live], cancels=running, queue=False, api_name="stop", show_progress="hidden")
+        upload.upload(
+            served.upload, [upload, order], [painter, upload, mask_message], concurrency_limit=2, api_name="upload"
+        )
+    return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+
+
+def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> str:
+    """Serve the page and return its address; ``port`` 0 takes a free one. Blocks until interrupted unless told not to."""
+    gr = require("gradio", extra="demo")
+    starlette = require("starlette.middleware", extra="demo")
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "sans-serif"]
+    theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo")
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port or _free_port(host),
+        inbrowser=open_browser,
+        share=False,
+        quiet=True,
+        show_error=True,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=[],
+        max_file_size=MAX_BYTES,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [starlette.Middleware(Guard)], "docs_url": None, "redoc_url": None},
+        theme=theme,
+        css=(_ASSETS / "page.css").read_text(),
+        prevent_thread_lock=True,
+    )
+    if block:
+        page.block_thread()
+    return str(address)
+
+
+class _Served:
+    """What the buttons call. Each yields the values of live, shown and the three messages, None for no change."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def generate(self, painted: Any, *controls: Any) -> Iterator[Any]:
+        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, None]:
+            return self.studio.generate(mask, wish), mask, None
+
+        yield from self._run(painted, controls, start)
+
+    def redraw(self, painted: Any, *given: Any) -> Iterator[Any]:
+        *controls, chosen, begin = given
+
+        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, Tensor]:
+            image, old = self._chosen(chosen)
+            return self.studio.redraw(image, old, mask, wish, begin), mask, image
+
+        yield from self._run(painted, controls, start, editing=True)
+
+    def vary(self, painted: Any, *given: Any) -> Iterator[Any]:
+        *controls, chosen, strength = given
+
+        def start(_: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, Tensor]:
+            image, old = self._chosen(chosen)
+            return self.studio.vary(image, old, strength, wish), old, image
+
+        yield from self._run(painted, controls, start, editing=True)
+
+    def between(self, painted: Any, *given: Any) -> Iterator[Any]:
+        *controls, last = given
+
+        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, None]:
+            return self.studio.between(mask, last, wish), mask, None
+
+        yield from self._run(painted, controls, start, editing=True)
+
+    def upload(self, encoded: Any, order: Any) -> tuple[Any, str, str]:
+        gr = require("gradio", extra="demo")
+        labels = self.studio.pipe.recipe.labels
+        try:
+            if order not in {*LABEL_SETS, labels.name}:
+                raise Refused(f"The class order must be one of {', '.join(LABEL_SETS)}.")
+            found = from_upload(encoded, labels, self.studio.size, order)
+        except Refused as error:
+            return gr.skip(), "", _words(str(error), bad=True)
+        count = len(found.mask.unique())
+        return to_text(found.mask), "", _words(f"Uploaded: {count} of {len(labels)} classes. {' '.join(found.notes)}")
+
+    def _run(self, painted: Any, controls: Any, start: Any, editing: bool = False) -> Iterator[Any]:
+        """Run a job; what is refused is said below the control that caused it, and what was shown stays."""
+        skip = require("gradio", extra="demo").skip()
+
+        def said(place: int, text: str) -> list[Any]:
+            return [None, skip, *("" if i != place else _words(text, bad=True) for i in range(3))]
+
+        in_settings = 2 if editing else 1
+        try:
+            mask = from_text(painted, self.studio.pipe.recipe.labels)
+        except Refused as error:
+            yield said(0, str(error))
+            return
+        try:
+            wish = self.studio.checked(*controls)
+        except Refused as error:
+            yield said(1, str(error))
+            return
+        try:
+            mask = self.studio.pipe.labels_of(mask)
+            job, mask, before = start(mask, wish)
+            for news in job:
+                if isinstance(news, Pictures):
+                    yield [None, results(news, mask, self.studio.pipe.recipe, before), "", "", ""]
+                else:
+                    yield [progress(news), skip, "", "", ""]
+        except (Refused, Stopped) as error:
+            yield said(in_settings, str(error))
+        except Exception as error:  # a fault of ours or of the machine; the page and what it shows go on
+            print(f"error: {type(error).__name__}: {error}", flush=True)
+            yield said(in_settings, f"The picture could not be drawn: {error}. Your mask and pictures are still here.")
+
+    def _chosen(self, chosen: Any) -> tuple[Tensor, Tensor]:
+        """The image to change and its mask."""
+        if not isinstance(chosen, dict):
+            raise Refused("There is no image to change yet: generate one first.")
+        size = self.studio.size
+        return image_from(chosen.get("png"), size), from_text(chosen.get("mask"), self.studio.pipe.recipe.labels)
+
+
+def _controls(gr: Any, studio: Studio) -> list[Any]:
+    """Seed, steps, solver, guidance and number of images; the model's own values to begin with."""
+    own = studio.pipe.sampling()
+    solver = own.get("solver", "ab3")
+    with gr.Row():
+        seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=90)
+        count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
+    with gr.Row():
+        steps = gr.Slider(
+            1, MAX_STEPS, value=min(own.get("steps", 24), MAX_STEPS), step=1, label="Steps", min_width=150
+        )
+        solver = gr.Dropdown(
+            studio.solvers, value=solver if solver in studio.solvers else "ab3", label="Solver", min_width=110
+        )
+    guidance = gr.Slider(
+        0,
+        MAX_GUIDANCE,
+        value=min(own.get("guidance_scale", 1.0), MAX_GUIDANCE),
+        step=0.1,
+        label="Guidance",
+        info="1 follows the model as it is, more follows the mask more closely"
+        if studio.guided
+        else "not for this model",
+        interactive=studio.guided,
+    )
+    return [seed, steps, solver, guidance, count]
+
+
+def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any]) -> Any:
+    return button.click(
+        call,
+        inputs,
+        outputs,
+        concurrency_id="device",
+        concurrency_limit=1,
+        show_progress="minimal",
+        show_progress_on=[outputs[0]],
+        api_name=call.__name__,
+    )
+
+
+def _part(gr: Any, name: str, **props: Any) -> Any:
+    """A part of the page with markup and script of its own, from ``assets/``."""
+    return gr.HTML(
+        html_template=(_ASSETS / f"{name}.html").read_text(),
+        js_on_load=(_ASSETS / f"{name}.js").read_text(),
+        apply_default_css=False,
+        elem_id=name,
+        **props,
+    )
+
+
+def _message(gr: Any, name: str) -> Any:
+    return gr.HTML("", elem_id=name, elem_classes="message", apply_default_css=False)
+
+
+def _words(text: str, bad: bool = False) -> str:
+    return f'<p role="{"alert" if bad else "status"}" class="{"bad" if bad else "good"}">{html.escape(text)}</p>'
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
