@@ -8,6 +8,7 @@ from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.data.mask_input import LABEL_SETS, to_labels
+from ssmgen.data.pair_folder import PairFolder
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LABEL_SETS",
     "LabelSet",
     "LatentCache",
+    "PairFolder",
     "PreparedFolder",
     "cache_record",
     "center_crop_resize",

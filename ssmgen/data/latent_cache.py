@@ -128,8 +128,12 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.record["count"]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Latent ``(channels, h, w)`` float32 and mask ``(H, W)`` uint8."""
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Latent ``(channels, h, w)`` float32 and mask ``(H, W)`` uint8 of ``index``.
+
+        `ssmgen.training.train` asks for ``index, draw``, the draw being the epoch: the same pair every time here.
+        """
+        index = key if isinstance(key, int) else key[0]
         return self._read("latents", index), self.mask(index)
 
     def mask(self, index: int) -> Tensor:

@@ -1,0 +1,75 @@
+"""A plain folder of images and masks with classes of your own; nothing has to be prepared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ssmgen.data.folder import match_stems
+from ssmgen.data.images import read_image, read_mask
+from ssmgen.data.labels import LabelSet
+from ssmgen.data.transforms import center_crop_resize
+
+
+class PairFolder(Dataset[tuple[Tensor, Tensor]]):
+    """Image-mask pairs of a folder, paired by name, never by position.
+
+    Args:
+        root: holds ``images/`` and ``masks/`` with files of the same names, or ``x.jpg`` beside ``x.png``. Masks are
+            PNG files of class ids (8-bit grey or palette indices) or of the exact colours of ``labels``.
+        labels: the classes of the masks.
+        size: side, or ``(height, width)``, that both are centre-cropped and resized to; None keeps the largest square.
+
+    Attributes:
+        ids: names of the pairs without suffix, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no pairs in it, or files without a partner (all are listed).
+    """
+
+    def __init__(self, root: str | Path, labels: LabelSet, size: int | tuple[int, int] | None = None) -> None:
+        self.root, self.labels, self.size = Path(root), labels, size
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder")
+        images, masks = self.root / "images", self.root / "masks"
+        if not images.is_dir() and not masks.is_dir():
+            images = masks = self.root
+        self._files, problems = match_stems(images, masks)
+        if problems or not self._files:
+            lines = [f"  {file}: {reason}" for file, reason in problems]
+            lines = lines or [
+                "  no pairs: expected images/ and masks/ with files of the same names, or x.jpg and x.png"
+            ]
+            raise ValueError(f"{self.root}: {len(problems)} file(s) have no partner:\n" + "\n".join(lines))
+        self.ids = list(self._files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image ``(3, h, w)`` uint8 RGB and mask ``(h, w)`` uint8.
+
+        Raises:
+            ValueError: a file is damaged, the two differ in shape, or the mask has a label outside the set; names the
+                file.
+        """
+        image, mask = self._files[self.ids[index]]
+        pixels, ids = read_image(image), read_mask(mask, self.labels)
+        try:
+            return center_crop_resize(pixels, ids, self.size)
+        except ValueError as error:
+            raise ValueError(f"{image} and {mask}: {error}") from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents of all files, the classes and the size: equal only for equal data."""
+        digest = hashlib.sha256(json.dumps([self.labels.classes, self.size]).encode())
+        for id, files in self._files.items():
+            digest.update(id.encode())
+            for file in files:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
