@@ -21,6 +21,7 @@ from ssmgen.training import (
     checkpoints,
     derived_seed,
     load_checkpoint,
+    make_optimizer,
     moving_average,
     parameter_groups,
     save_checkpoint,
@@ -68,7 +69,9 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}])
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}, {"optimizer": "muon"}]
+)
 def test_resuming_is_exact_to_the_bit(tmp_path, options):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -127,6 +130,37 @@ def test_weight_decay_spares_vectors_and_state_matrices():
     assert {n for n in names.values() if n.endswith(("A_log", "ssm.D", "bias"))} <= spared
     assert len(decayed["params"]) + len(exempt["params"]) == len(names)
     assert "blocks.0.self_mamba.in_proj.weight" not in spared
+
+
+def test_muon_steps_the_blocks_matrices_and_adamw_the_rest():
+    first, second = (build("sisma-debug", dim=24, depth=1) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    ours = make_optimizer(first, "muon", lr=0.01, weight_decay=0.1)
+    named = dict(second.named_parameters())
+    matrices = [n for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2 and not n.endswith("A_log")]
+    assert "blocks.0.self_mamba.in_proj.weight" in matrices
+    rest = [{**group, "params": [p for p in group["params"]]} for group in parameter_groups(second, 0.1)]
+    rest[0]["params"] = [p for p in rest[0]["params"] if not any(p is named[n] for n in matrices)]
+    theirs = [
+        torch.optim.Muon([named[n] for n in matrices], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.01),
+    ]
+    x, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 19, (2, 4, 4), dtype=torch.uint8)
+    for _ in range(3):
+        for model, optimizers in ((first, [ours]), (second, theirs)):
+            model(x, torch.tensor([0.2, 0.7]), mask).square().sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(parameter, named[name], msg=name)
+    slots = {name: set(ours.state[p]) for name, p in first.named_parameters()}
+    assert all(("momentum_buffer" in slots[name]) == (name in matrices) for name in slots)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer must be one of adamw, muon, got 'adam'"):
+        TrainSettings(steps=1, batch_size=1, optimizer="adam")
 
 
 def test_learning_rate_schedule():

@@ -9,11 +9,13 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
-from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, parameter_groups, train
+from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, train
+from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 
 __all__ = [
     "CheckpointError",
+    "MuonAdamW",
     "StepOrder",
     "TrainResult",
     "TrainSettings",
@@ -21,6 +23,7 @@ __all__ = [
     "derived_seed",
     "find_checkpoint",
     "load_checkpoint",
+    "make_optimizer",
     "moving_average",
     "parameter_groups",
     "prune_checkpoints",

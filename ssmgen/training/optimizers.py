@@ -1,0 +1,71 @@
+"""Optimisers of the loop, by name: AdamW, and Muon for the blocks' matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimiser of a run over the parameters of ``model`` that are trained.
+
+    Args:
+        model: what is trained. ``"muon"`` looks for the matrices in ``model.blocks``, all of them without.
+        name: ``"adamw"``, or ``"muon"`` (`MuonAdamW`).
+        lr: learning rate.
+        weight_decay: see `parameter_groups`.
+
+    Raises:
+        ValueError: no such optimiser.
+    """
+    groups = parameter_groups(model, weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    if name == "muon":
+        inside = {id(p) for p in getattr(model, "blocks", model).parameters()}
+        matrices = [p for p in groups[0]["params"] if p.dim() == 2 and id(p) in inside]
+        return MuonAdamW(matrices, groups, lr=lr)
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay; vectors, and whatever is marked ``no_weight_decay`` (A_log and D), without."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    exempt = [p for p in parameters if p.dim() < 2 or getattr(p, "no_weight_decay", False)]
+    held = {id(p) for p in exempt}
+    return [
+        {"params": [p for p in parameters if id(p) not in held], "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (K. Jordan, 2024) steps some matrices, AdamW the other parameters; both at one learning rate.
+
+    Muon's update is orthogonalised by Newton-Schulz iterations and scaled by ``0.2 sqrt(max(rows, columns))``, the size
+    of AdamW's (Liu et al., arXiv 2502.16982), which is what makes one rate serve both.
+
+    Args:
+        matrices: two-dimensional parameters for Muon.
+        groups: parameter groups as in `parameter_groups`, ``matrices`` among those of the first.
+        lr: learning rate.
+    """
+
+    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], lr: float) -> None:
+        held = {id(p) for p in matrices}
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in held]} for group in groups]
+        decay = groups[0]["weight_decay"]
+        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW([group for group in rest if group["params"]], lr=lr, fused=True)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both. State and groups live here, so that saving and loading see one optimiser."""
+        self._muon.state = self._adamw.state = self.state
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self._muon.step()
+        self._adamw.step()
