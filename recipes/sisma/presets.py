@@ -39,7 +39,7 @@ class Config:
         model: a registered model, see ``ssmgen list``.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
         t_sampling: of flow matching, ``uniform`` or ``logit-normal``.
-        steps ... num_workers: see `ssmgen.training.TrainSettings`.
+        steps ... tracker: see `ssmgen.training.TrainSettings`.
         sample_every: steps between grids of samples; 0 makes none.
         solver, solver_steps, shift, guidance_scale: how samples are drawn, in grids and in the evaluation.
         evaluate: measure the run when training is done.
@@ -66,6 +66,7 @@ class Config:
     steps: int = 1500
     batch_size: int = 16
     accumulate: int = 1
+    optimizer: str = "adamw"
     lr: float = 2e-3
     warmup: int = 50
     lr_decay_steps: int = 0
@@ -79,6 +80,7 @@ class Config:
     keep_checkpoints: int = 2
     log_every: int = 10
     num_workers: int = 0
+    tracker: str = "tensorboard"
     sample_every: int = 500
     solver: str = "ab3"
     solver_steps: int = 24

@@ -36,6 +36,7 @@ from ssmgen.training import find_checkpoint, train
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
     *("preset", "run", "resume", "steps", "cache", "checkpoint_every", "keep_checkpoints", "log_every", "num_workers"),
+    "tracker",
     *("sample_every", "solver", "solver_steps", "shift", "guidance_scale", "evaluate", "evaluate_masks", "parser"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
@@ -159,20 +160,23 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     )
 
 
-def _sheets(run: Path, config: Config, autoencoder: Any, pairs: Any) -> Callable[[int, nn.Module], None]:
+def _sheets(run: Path, config: Config, autoencoder: Any, pairs: Any) -> Callable[[int, nn.Module], Path | None]:
     """A callback that draws the same masks with the same seeds every ``sample_every`` steps."""
     items = [pairs[i] for i in range(min(_SHEET_MASKS, len(pairs)))]
     masks = torch.stack([mask for _, mask in items])
 
-    def draw(step: int, model: nn.Module) -> None:
+    def draw(step: int, model: nn.Module) -> Path | None:
         file = run / "samples" / f"step-{step:06d}.png"
-        if step == 0 or (step % config.sample_every and step != config.steps) or file.exists():
-            return
+        if step == 0 or (step % config.sample_every and step != config.steps):
+            return None
+        if file.exists():
+            return file
         seeds = [100 * row + column for row in range(len(items)) for column in range(_SHEET_SAMPLES)]
         images = generate(
             model, autoencoder.to(_device(model)), config, masks.repeat_interleave(_SHEET_SAMPLES, dim=0), seeds
         )
         save_sheet(file, sheet_rows(items, images), sheet_headings(_SHEET_SAMPLES))
+        return file
 
     return draw
 

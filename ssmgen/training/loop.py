@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
+from ssmgen.training.log import RunLog
+from ssmgen.training.optimizers import OPTIMIZERS, make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.trackers import check_tracker
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
 _MAX_SKIPPED = 10
@@ -45,11 +47,12 @@ class TrainSettings:
         steps: optimiser steps in all.
         batch_size: examples of one optimiser step, over all processes and accumulated parts.
         accumulate: parts each batch is cut into, to save memory.
+        optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW.
         lr: learning rate after the warm-up.
         warmup: steps of linear warm-up.
         lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``,
             so that a run may be prolonged.
-        weight_decay: AdamW's, on matrices only (never on A_log, D, norms and biases).
+        weight_decay: on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
         precision: ``"no"`` (float32) or ``"bf16"`` autocast.
@@ -60,11 +63,14 @@ class TrainSettings:
         keep_checkpoints: how many stay.
         log_every: steps between lines of the log.
         num_workers: loader processes.
+        tracker: where curves and samples go besides ``log.jsonl``: ``"tensorboard"``, ``"trackio"``, ``"wandb"`` or
+            ``"none"``, see `ssmgen.training.trackers`.
     """
 
     steps: int
     batch_size: int
     accumulate: int = 1
+    optimizer: str = "adamw"
     lr: float = 1e-4
     warmup: int = 0
     lr_decay_steps: int = 0
@@ -78,6 +84,7 @@ class TrainSettings:
     keep_checkpoints: int = 2
     log_every: int = 10
     num_workers: int = 0
+    tracker: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "lr", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -86,6 +93,8 @@ class TrainSettings:
         for name in ("warmup", "lr_decay_steps", "weight_decay", "clip", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"precision must be 'no' (float32) or 'bf16', got {self.precision!r}")
         if self.matmul_precision not in ("highest", "high", "medium"):
@@ -97,6 +106,7 @@ class TrainSettings:
             )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+        check_tracker(self.tracker)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -125,7 +135,7 @@ def train(
     *,
     record: dict[str, Any] | None = None,
     resume: Path | str | None = None,
-    on_step: Callable[[int, nn.Module], None] | None = None,
+    on_step: Callable[[int, nn.Module], Path | None] | None = None,
 ) -> TrainResult:
     """Train ``model`` on pairs (x, mask) and write log and checkpoints into the folder ``run``.
 
@@ -139,7 +149,8 @@ def train(
         run: gets ``log.jsonl`` and ``checkpoints/``.
         record: what a checkpoint must agree on to be resumed; JSON.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
-        on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start.
+        on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
+            return a picture of samples, which goes to the tracker.
 
     Raises:
         CheckpointError: nothing usable to resume from, or it belongs to another configuration.
@@ -154,7 +165,7 @@ def train(
         raise ValueError(
             f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}"
         )
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
+    optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay)
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     trained, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(trained)
@@ -168,13 +179,13 @@ def train(
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
-    log = _Log(run / "log.jsonl", first, settings) if main else None
+    log = _open_log(run, first, settings, record or {}) if main else None
     if main and on_step is not None:
         on_step(first, ema.module)
 
     started, step, skipped = time.monotonic() - seconds, first, 0
     trained.train()
-    with _stop_requests() as stop:
+    with log or nullcontext(), _stop_requests() as stop:
         for x, mask in loader:
             _set_lr(optimizer, settings.lr_at(step))
             loss, norm, asked = _step(accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop))
@@ -192,26 +203,18 @@ def train(
                 state = {"record": record or {}, "seconds": time.monotonic() - started}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
-            if main and on_step is not None:
-                on_step(step, ema.module)
+            if log is not None and on_step is not None:
+                log.samples(step, on_step(step, ema.module))
                 trained.train()
             if ending:
                 break
-    if log is not None:
-        log.close()
     accelerator.wait_for_everyone()
     return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; vectors, and whatever is marked ``no_weight_decay`` (A_log and D), without."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    exempt = [p for p in parameters if p.dim() < 2 or getattr(p, "no_weight_decay", False)]
-    held = {id(p) for p in exempt}
-    return [
-        {"params": [p for p in parameters if id(p) not in held], "weight_decay": weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
+def _open_log(run: Path, first: int, settings: TrainSettings, record: dict[str, Any]) -> RunLog:
+    named = {name: getattr(settings, name) for name in ("steps", "batch_size", "log_every", "tracker")}
+    return RunLog(run, first, config=asdict(settings) | record, **named)
 
 
 def _accelerator() -> Any:
@@ -347,62 +350,3 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """``log.jsonl`` and the progress bar."""
-
-    def __init__(self, file: Path, first: int, settings: TrainSettings) -> None:
-        from tqdm import tqdm
-
-        _forget_after(file, first)
-        self._stream = file.open("a")
-        self._settings = settings
-        self._last = time.monotonic()
-        self._losses: list[float] = []
-        interactive = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=settings.steps,
-            initial=first,
-            unit="step",
-            dynamic_ncols=interactive,
-            mininterval=0.5 if interactive else 20,
-            smoothing=0.05,
-        )
-
-    def step(self, step: int, loss: float, norm: float, lr: float) -> None:
-        self._losses.append(loss)
-        self._bar.update()
-        if step % self._settings.log_every and step != self._settings.steps:
-            return
-        now = time.monotonic()
-        speed = len(self._losses) * self._settings.batch_size / (now - self._last)
-        mean = sum(self._losses) / len(self._losses)
-        values = {"loss": mean, "grad_norm": norm}
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # NaN is no JSON
-        line = {"step": step, **finite, "lr": lr, "images_per_second": round(speed, 2)}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-        self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
-        self._last, self._losses = now, []
-
-    def close(self) -> None:
-        self._bar.close()
-        self._stream.close()
-
-
-def _forget_after(file: Path, step: int) -> None:
-    """Drop log lines of steps that a resumed run will do again."""
-    if not file.exists():
-        return
-    lines = [line for line in file.read_text().splitlines() if _logged_step(line) <= step]
-    temporary = file.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    temporary.rename(file)
-
-
-def _logged_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # a line cut off by a kill

@@ -1,0 +1,95 @@
+"""What training says while it runs: ``log.jsonl``, the progress bar, and a tracker."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ssmgen.training.progress import progress_bar
+from ssmgen.training.trackers import TRACKERS, Tracker
+
+
+class RunLog:
+    """Where the loop reports its steps.
+
+    Args:
+        run: the run's folder; ``log.jsonl`` and what the tracker keeps go there.
+        first: the step the run goes on after, 0 at its start. What was logged beyond it is forgotten.
+        steps, batch_size, log_every: those of `TrainSettings`.
+        tracker: a name of `TRACKERS`, or ``"none"``.
+        config: what a tracker shows beside the curves.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        first: int,
+        *,
+        steps: int,
+        batch_size: int,
+        log_every: int,
+        tracker: str,
+        config: dict[str, Any],
+    ) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        last = _forget_after(run / "log.jsonl", first)
+        self._tracker: Tracker | None = None if tracker == "none" else TRACKERS[tracker](run, first, last, config)
+        self._stream = (run / "log.jsonl").open("a")
+        self._steps, self._batch_size, self._log_every = steps, batch_size, log_every
+        self._bar = progress_bar(steps, "step", initial=first)
+        self._since = time.monotonic()
+        self._losses: list[float] = []
+
+    def step(self, step: int, loss: float, norm: float, lr: float) -> None:
+        """Report a step that is done; every ``log_every`` of them make a line."""
+        self._losses.append(loss)
+        self._bar.update()
+        if step % self._log_every and step != self._steps:
+            return
+        now = time.monotonic()
+        speed = len(self._losses) * self._batch_size / (now - self._since)
+        mean = sum(self._losses) / len(self._losses)
+        values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # NaN is no JSON
+        self._stream.flush()
+        if self._tracker is not None:
+            self._tracker.scalars(step, finite)
+        self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
+        self._since, self._losses = now, []
+
+    def samples(self, step: int, grid: Path | None) -> None:
+        """Report a picture of samples, if there is one."""
+        if self._tracker is not None and grid is not None:
+            self._tracker.image(step, "samples", grid)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.close()
+        self._stream.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def _forget_after(file: Path, step: int) -> int:
+    """Drop log lines of steps that a resumed run will do again; the last step there was a line of."""
+    if not file.exists():
+        return 0
+    lines = [(logged, line) for line in file.read_text().splitlines() if (logged := _logged_step(line)) is not None]
+    temporary = file.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text("".join(line + "\n" for logged, line in lines if logged <= step))
+    temporary.rename(file)
+    return max((logged for logged, _ in lines), default=0)
+
+
+def _logged_step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None  # a line cut off by a kill

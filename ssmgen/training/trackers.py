@@ -1,0 +1,160 @@
+"""Where a run's curves and sample grids go besides ``log.jsonl``: TensorBoard, trackio or wandb.
+
+A tracker is a class made as ``Tracker(run, first, last, config)``: the run's folder, the step it goes on after, the
+last step logged so far, and what the run was made with. ``last`` is beyond ``first`` where a run was killed after its
+last checkpoint: the steps in between are done again, and each tracker sees to it that they are shown once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Protocol
+
+from ssmgen.extras import require
+from ssmgen.registry import closest
+
+_PROJECT = "ssmgen"
+
+
+class Tracker(Protocol):
+    """What the log asks of a tracker. ``extra`` is the extra of the installation that brings ``package``."""
+
+    package: str
+    extra: str
+
+    def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None: ...
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, file: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in ``RUN/tensorboard``; ``tensorboard --logdir RUN`` shows them."""
+
+    package, extra = "tensorboard", "train"
+
+    def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None:
+        require(self.package, self.extra)
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Hides what an earlier part of the run wrote about steps that are done again.
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        import numpy
+        from PIL import Image
+
+        with Image.open(file) as picture:
+            self._writer.add_image(name, numpy.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Trackio:
+    """A run of the project ``ssmgen`` in trackio's local database; ``trackio show --project ssmgen`` shows it.
+
+    trackio sends it elsewhere only where its own ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` is set.
+    """
+
+    package, extra = "trackio", "trackers"
+
+    def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None:
+        self._trackio: Any = require(self.package, self.extra)
+        # trackio knows a run by its name, and folders of one name are many.
+        name = f"{run.resolve().name}-{_identity(run, first)}"
+        self._run = self._trackio.init(_PROJECT, name, config=config, resume="allow", embed=False)
+        self._last = last
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if step > self._last:
+            self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        if step > self._last:
+            self._run.log({name: self._trackio.Image(file)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Wandb:
+    """A run of the project ``ssmgen`` (or ``WANDB_PROJECT``), written to ``RUN/wandb``.
+
+    Offline, for ``wandb sync`` to upload later, unless wandb is logged in or ``WANDB_MODE`` says otherwise.
+    """
+
+    package, extra = "wandb", "trackers"
+
+    def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None:
+        mode = os.environ.get("WANDB_MODE")
+        if mode in (None, "offline"):
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read on import; would reach for the network
+        self._wandb: Any = require(self.package, self.extra)
+        if mode is None:
+            mode = "online" if self._wandb.login(prompt=False, verify=False) else "offline"
+        try:
+            self._run = self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                name=run.resolve().name,
+                id=_identity(run, first),
+                resume="allow",
+                dir=run,
+                mode=mode,
+                config=config,
+            )
+        except self._wandb.errors.Error as error:
+            raise RuntimeError(f"tracker=wandb: {error}") from error
+        self._last = last
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if step > self._last:
+            self._run.log(values, step=step)
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        if step > self._last:
+            self._run.log({name: self._wandb.Image(str(file))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+#: A new tracker is its class and a line here.
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
+
+
+def check_tracker(name: str) -> None:
+    """Find out before training what would stop it.
+
+    Raises:
+        ValueError: no such tracker.
+        ImportError: its package is not installed; the message names the extra that brings it.
+    """
+    if name == "none":
+        return
+    if name not in TRACKERS:
+        known = (*TRACKERS, "none")
+        raise ValueError(f"unknown tracker {name!r}{closest(name, known)} The trackers are {', '.join(known)}.")
+    try:
+        require(TRACKERS[name].package, TRACKERS[name].extra)
+    except ImportError as error:
+        raise ImportError(f"tracker={name}: {error}, or go on with tracker=none") from None
+
+
+def _identity(run: Path, first: int) -> str:
+    """By which trackers know the run again: made when it begins, kept in its folder."""
+    file = run / "tracker-id"
+    if first == 0 or not file.is_file():
+        file.write_text(secrets.token_hex(4) + "\n")
+    return file.read_text().strip()
