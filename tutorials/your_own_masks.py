@@ -1,4 +1,4 @@
-"""Train on your own masks: ``python tutorials/your_own_masks.py``. Explained in docs/tutorials/your-own-masks.md."""
+"""Train on your own masks: ``python -m tutorials.your_own_masks``. Explained in docs/tutorials/your-own-masks.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn_street import CLASSES, write_folder
 from PIL import Image
 
 import ssmgen
@@ -15,6 +14,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import LabelSet, LatentCache, PairFolder, write_latent_cache
 from ssmgen.pipeline import Recipe
 from ssmgen.training import TrainSettings, train
+from tutorials.drawn_street import CLASSES, write_folder
 
 PALETTE = ((135, 190, 235), (170, 90, 70), (60, 130, 60), (200, 190, 170), (90, 90, 95), (220, 40, 40))
 STREET = LabelSet("street6", CLASSES, PALETTE)

@@ -1,0 +1,1 @@
+"""Scripts behind the pages of docs/tutorials; run one with ``python -m tutorials.NAME``."""
