@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmgen.extras import require
-from ssmgen.pipeline import MaskToImage, listed, to_output
-from ssmgen.sampling import initial_noise
+from ssmgen.data.labels import LabelSet
+from ssmgen.pipeline import MaskToImage
+from ssmgen.solvers.base import Progress, Solver, Velocity
 
 
 @dataclass
@@ -21,34 +23,111 @@ class ImageOutput:
     images: Any
 
 
-class MaskToImagePipeline:
-    """Call a `MaskToImage` as diffusers' pipelines are called.
+class SchedulerSolver(Solver):
+    """A flow-matching scheduler of diffusers as a solver of ours: ``sample(..., solver=SchedulerSolver(scheduler))``.
 
-        pipe = MaskToImagePipeline(MaskToImage.from_pretrained("folder"))
-        pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
-
-    diffusers' flow-matching schedulers count sigma from 1 at noise to 0 at data and predict ``noise - data``. Ours is
-    t = 1 - sigma and the velocity data - noise: time and sign are turned here.
+    diffusers counts sigma from 1 at noise to 0 at data and has the model predict ``noise - data``. Ours is t = 1 -
+    sigma and the velocity data - noise: time and sign are turned here. A scheduler that takes a grid gets ours, and
+    moves it by its own shift; the others take as many steps of their own.
 
     Args:
-        pipe: what makes the images.
-        scheduler: a flow-matching scheduler of diffusers, such as ``FlowMatchEulerDiscreteScheduler``, which is the
-            default, or ``FlowMatchHeunDiscreteScheduler``.
+        scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or one like
+            ``UniPCMultistepScheduler`` or ``DPMSolverMultistepScheduler`` made with ``use_flow_sigmas=True,
+            prediction_type="flow_prediction"``.
+        after_step: called as ``after_step(step, timestep, x)`` after each step, from 0; what it returns is gone on
+            with.
 
     Raises:
         TypeError: a scheduler of another kind; DDPM's and its like expect models that predict noise.
     """
 
+    order = 1
+
+    def __init__(self, scheduler: Any, after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None) -> None:
+        check_scheduler(scheduler)
+        self.scheduler = scheduler
+        self.after_step = after_step
+
+    def nfe(self, steps: int) -> int:
+        """One at each of the scheduler's timesteps: a Heun scheduler has two of most."""
+        self._set(torch.linspace(0, 1, steps + 1))
+        return len(self.scheduler.timesteps)
+
+    def times(self, ts: Tensor) -> Tensor:
+        """See `Solver`."""
+        return self._set(ts)
+
+    def _set(self, ts: Tensor) -> Tensor:
+        """Make the scheduler ready, and give the times at which it will ask."""
+        arguments: dict[str, Any] = {"device": ts.device}
+        if "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            arguments["sigmas"] = (1 - ts[:-1]).cpu().numpy()
+        else:
+            arguments["num_inference_steps"] = len(ts) - 1
+        self.scheduler.set_timesteps(**arguments)
+        self.scheduler.set_begin_index(0)
+        # Their timesteps may be rounded to whole numbers; the sigmas are what they step by.
+        return (1 - self.scheduler.sigmas[: len(self.scheduler.timesteps)]).to(ts)
+
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
+        x = x0
+        times = self._set(ts)
+        for step, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
+            x = self.scheduler.step(-f(t, x), timestep, x, return_dict=False)[0]
+            if self.after_step is not None:
+                x = self.after_step(step, timestep, x)
+            if progress is not None:
+                progress(step + 1, x)
+        return x
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler whose model is not to predict a velocity.
+
+    Raises:
+        TypeError: names it.
+    """
+    name = type(scheduler).__name__
+    config = getattr(scheduler, "config", {})
+    flow = config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
+    if not name.startswith("FlowMatch") and not flow:
+        raise TypeError(
+            f"{name} is no flow-matching scheduler: give FlowMatchEulerDiscreteScheduler, another whose name begins "
+            'with FlowMatch, or one made with use_flow_sigmas=True and prediction_type="flow_prediction"'
+        )
+    if config.get("invert_sigmas", False):
+        raise TypeError(f"{name} has invert_sigmas=True, for models whose time runs the other way; make it without")
+
+
+class MaskToImagePipeline:
+    """Call a `MaskToImage` as diffusers' pipelines are called.
+
+        pipe = MaskToImagePipeline.from_pretrained("folder")
+        pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
+
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers.
+
+    Args:
+        pipe: what makes the images.
+        scheduler: see `SchedulerSolver`; ``FlowMatchEulerDiscreteScheduler()`` where None.
+
+    Raises:
+        TypeError: a scheduler of another kind.
+    """
+
     def __init__(self, pipe: MaskToImage, scheduler: Any = None) -> None:
         if scheduler is None:
-            scheduler = require("diffusers", extra="latents").FlowMatchEulerDiscreteScheduler()
-        if not type(scheduler).__name__.startswith("FlowMatch"):
-            raise TypeError(
-                f"{type(scheduler).__name__} is no flow-matching scheduler: give FlowMatchEulerDiscreteScheduler or "
-                "another whose name begins with FlowMatch"
-            )
+            import diffusers
+
+            scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        check_scheduler(scheduler)
         self.pipe = pipe
         self.scheduler = scheduler
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, scheduler: Any = None, **settings: Any) -> MaskToImagePipeline:
+        """``MaskToImage.from_pretrained(source, **settings)`` behind these calls."""
+        return cls(MaskToImage.from_pretrained(source, **settings), scheduler)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -60,33 +139,34 @@ class MaskToImagePipeline:
         """Where the model is."""
         return self.pipe.device
 
-    def to(self, device: str | torch.device) -> MaskToImagePipeline:
-        """Move it."""
-        self.pipe.to(device)
+    def to(self, *where: Any, **named: Any) -> MaskToImagePipeline:
+        """Move it, or set what it samples in, see `MaskToImage.to`."""
+        self.pipe.to(*where, **named)
         return self
 
-    @torch.no_grad()
     def __call__(
         self,
         mask: Any,
         *,
-        num_inference_steps: int = 24,
-        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        palette: str | LabelSet = "",
+        remap: str | LabelSet = "",
     ) -> ImageOutput | tuple[Any]:
-        """Make images of a mask or a list of them.
+        """Make images of a mask or a list of them, all in one batch.
 
         Args:
-            mask: see `MaskToImage`.
-            num_inference_steps: steps of the scheduler.
-            guidance_scale: 1 is none.
+            mask, palette, remap: see `MaskToImage`.
+            num_inference_steps: steps of the scheduler; the model's own where None.
+            guidance_scale: 1 is none; the model's own where None.
             num_images_per_prompt: images of each mask.
-            generator: where the noise is drawn from; its seed where None is 0.
+            generator: where the noise is drawn from, or one for each image; where None, image i has seed i.
             latents: the noise itself, ``(n, c, h, w)``.
             output_type: see `MaskToImage`.
             return_dict: False gives a tuple.
@@ -94,38 +174,37 @@ class MaskToImagePipeline:
                 returns are gone on with.
 
         Raises:
+            TypeError: the scheduler is of another kind.
             ValueError: latents of another shape, or what `MaskToImage` refuses.
         """
-        masks = torch.stack([self.pipe.labels_of(one) for one in listed(mask)])
-        masks = masks.repeat_interleave(num_images_per_prompt, dim=0).to(self.device)
-        x = self._noise(len(masks), generator, latents)
-        size = (x.shape[2], x.shape[3])
-        conds = [self.pipe.model.condition(masks)]
-        if guidance_scale != 1:
-            conds.append(self.pipe.model.condition(None, size=size))
-        for step, timestep in enumerate(self._timesteps(num_inference_steps)):
-            t = 1 - (timestep / self.scheduler.config.num_train_timesteps).to(x.dtype).reshape(1).to(self.device)
-            with_mask, *null = (self.pipe.model(x, t, cond=cond) for cond in conds)
-            velocity = null[0] + guidance_scale * (with_mask - null[0]) if null else with_mask
-            x = self.scheduler.step(-velocity, timestep, x, return_dict=False)[0]
-            if callback_on_step_end is not None:
-                x = callback_on_step_end(self, step, timestep, {"latents": x}).get("latents", x)
-        images = to_output(x if output_type == "latent" else self.pipe.decode(x), output_type)
+
+        def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+            if callback_on_step_end is None:
+                return x
+            return callback_on_step_end(self, step, timestep, {"latents": x}).get("latents", x)
+
+        count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
+        images = self.pipe(
+            mask,
+            steps=num_inference_steps,
+            solver=SchedulerSolver(self.scheduler, after_step),
+            guidance_scale=guidance_scale,
+            shift=1.0,  # the scheduler's own is the one that counts
+            num_images=num_images_per_prompt,
+            noise=self._drawn(count, generator) if latents is None else latents,
+            output_type=output_type,
+            palette=palette,
+            remap=remap,
+            batch_size=max(count, 1),
+        )
         return ImageOutput(images) if return_dict else (images,)
 
-    def _noise(self, count: int, generator: torch.Generator | None, latents: Tensor | None) -> Tensor:
-        shape = (count, *self.pipe.latent_size)
-        if latents is None:
-            drawn = torch.randn(shape, generator=generator) if generator else initial_noise(range(count), shape[1:])
-            return drawn.to(self.device)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
-        return latents.to(self.device)
+    def _drawn(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor | None:
+        if generator is None:
+            return None
+        from diffusers.utils.torch_utils import randn_tensor
 
-    def _timesteps(self, steps: int) -> Tensor:
-        """Timesteps of a uniform grid where the scheduler takes one; its own grid otherwise."""
-        try:
-            self.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self.device)
-        except TypeError:
-            self.scheduler.set_timesteps(steps, device=self.device)
-        return self.scheduler.timesteps
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"give one generator, or one per image: got {len(generator)} for {count} image(s)")
+        drawn: Tensor = randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)
+        return drawn

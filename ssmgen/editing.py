@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssmgen.data.labels import LabelSet
 from ssmgen.objectives import FlowMatching
-from ssmgen.pipeline import MaskToImage, to_output
+from ssmgen.pipeline import MaskToImage, check_output_type, to_output
 from ssmgen.sampling import initial_noise
 from ssmgen.solvers import shifted_grid
 
@@ -27,6 +28,8 @@ def edit(
     start: str = "inversion",
     seed: int = 0,
     output_type: str = "pil",
+    palette: str | LabelSet = "",
+    remap: str | LabelSet = "",
     **settings: Any,
 ) -> Any:
     """Redraw what a changed mask asks for and keep the rest of the image.
@@ -44,7 +47,8 @@ def edit(
         margin: pixels by which the region is widened.
         start: ``"inversion"`` or ``"noise"``.
         seed: of new noise.
-        output_type: see `MaskToImage`; not ``"latent"``.
+        output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
+        palette, remap: of both masks, see `MaskToImage`.
         **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; the model's own otherwise. The way back takes
             the same, without guidance.
 
@@ -56,16 +60,15 @@ def edit(
     """
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
-    old, new = pipe.labels_of(mask), pipe.labels_of(new_mask)
+    check_output_type(output_type, ("pil", "np", "pt"))
+    old = pipe.labels_of(mask, palette=palette, remap=remap, name="the mask")
+    new = pipe.labels_of(new_mask, palette=palette, remap=remap, name="the new mask")
     widened = _region(old, new, region, margin).to(pipe.device)
     chosen = pipe.sampling(**settings)
     data = pipe.encode(image)
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     if start == "inversion":
-        back = chosen | {
-            "guidance_scale": 1.0,
-            "solver": "ab3" if chosen.get("solver") == "deis2" else chosen["solver"],
-        }
+        back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen.get("solver"))}
         times = shifted_grid(back.pop("steps", 24), back.pop("shift", 1.0)).flip(0)
         noise = pipe.sampler(data, old[None].to(pipe.device), times=times, **back)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
@@ -82,6 +85,8 @@ def variations(
     seed: int = 0,
     num_images: int = 1,
     output_type: str = "pil",
+    palette: str | LabelSet = "",
+    remap: str | LabelSet = "",
     **settings: Any,
 ) -> Any:
     """Images of the same mask near a given one: it is mixed with noise and sampled on from there (SDEdit).
@@ -93,7 +98,7 @@ def variations(
         strength: share of noise in (0, 1]; 1 forgets the image.
         seed: of the first image; the next ones count up.
         num_images: how many.
-        output_type: see `MaskToImage`.
+        output_type, palette, remap: see `MaskToImage`.
         **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; of the steps, those after the start are made.
 
     Raises:
@@ -101,6 +106,8 @@ def variations(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
+    check_output_type(output_type)
+    labels = pipe.labels_of(mask, palette=palette, remap=remap)
     chosen = pipe.sampling(**settings)
     grid = shifted_grid(chosen.pop("steps", 24), chosen.pop("shift", 1.0))
     first = 1 - strength
@@ -108,7 +115,7 @@ def variations(
     data = pipe.encode(image)
     noise = initial_noise(range(seed, seed + num_images), pipe.latent_size).to(pipe.device)
     x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
-    latents = pipe.sampler(x, pipe.labels_of(mask)[None].to(pipe.device), times=times, **chosen)
+    latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, **chosen)
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 
 
@@ -133,6 +140,11 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))
     parts = [torch.sin((1 - s) * angle) * first + torch.sin(s * angle) * last for s in torch.linspace(0, 1, count)]
     return pipe(mask, noise=torch.stack(parts) / torch.sin(angle), num_images=count, **settings)
+
+
+def _reversible(solver: Any) -> Any:
+    """A solver that can go from data to noise."""
+    return solver if isinstance(solver, str) and solver != "deis2" else "ab3"
 
 
 class _Kept:

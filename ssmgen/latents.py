@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ssmgen.extras import require
 from ssmgen.registry import register
 
 if TYPE_CHECKING:
@@ -130,14 +129,14 @@ class TinyAutoencoder(_DiffusersAutoencoder):
         scale, shift: replace those of the configuration.
 
     Raises:
-        ImportError: diffusers is missing; names the extra.
         FileNotFoundError: a local path without the files, naming what was looked for.
     """
 
     name = "autoencoder-tiny"
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
-        diffusers = require("diffusers", extra="latents")
+        import diffusers
+
         folder = _local_folder(source)
         pair = _taesd_files(folder) if folder is not None else None
         if pair is not None:
@@ -159,14 +158,14 @@ class KLAutoencoder(_DiffusersAutoencoder):
         scale, shift: replace those of the configuration (0.18215 for Stable Diffusion 1's).
 
     Raises:
-        ImportError: diffusers is missing; names the extra.
         FileNotFoundError: a local path without the files, naming what was looked for.
     """
 
     name = "autoencoder-kl"
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
-        diffusers = require("diffusers", extra="latents")
+        import diffusers
+
         network = _from_pretrained(diffusers.AutoencoderKL, source, _local_folder(source))
         super().__init__(network, scale, shift)
 

@@ -22,12 +22,17 @@ ROOMS = {
     "data": {"ops", "registry"},
     "metrics": {"data", "ops", "extras"},
     "training": {"extras", "registry"},
-    "pipeline": {"data", "extras", "registry", "sampling"},
-    "editing": {"objectives", "pipeline", "sampling", "solvers"},
-    "diffusers_pipeline": {"extras", "pipeline", "sampling"},
+    "model_folder": {"data", "registry"},
+    "model_card": {"data"},
+    "pipeline": {"data", "model_card", "model_folder", "sampling", "solvers"},
+    "editing": {"data", "objectives", "pipeline", "sampling", "solvers"},
+    "diffusers_pipeline": {"data", "pipeline", "solvers"},
     "cli": {"registry", "ops", "models", "extras", "__init__"},
 }
-HEAVY = ("diffusers", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate", "omegaconf", "torchdiffeq")
+HEAVY = (
+    *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),
+    *("omegaconf", "torchdiffeq"),
+)
 
 
 def imports(file: Path, *, top_level: bool = False) -> set[str]:

@@ -1,16 +1,15 @@
 """diffusers' schedulers drive our models."""
 
+from dataclasses import replace
+
+import diffusers
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs ssmgen[latents]")
-
-import diffusers
-
 import ssmgen
-from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19, draw_face
-from ssmgen.diffusers_pipeline import MaskToImagePipeline
+from ssmgen import MaskToImage, initial_noise
+from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
+from ssmgen.diffusers_pipeline import MaskToImagePipeline, SchedulerSolver
 from ssmgen.pipeline import Recipe
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
@@ -35,12 +34,59 @@ def test_their_euler_is_our_euler(pipe, guidance_scale):
     assert torch.allclose(found, expected, atol=1e-5) and expected.std() > 0.5
 
 
-def test_their_heun_converges_to_where_ours_does(pipe):
-    theirs = MaskToImagePipeline(pipe, diffusers.FlowMatchHeunDiscreteScheduler())
-    found = theirs(MASK, num_inference_steps=60, output_type="latent").images
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+OTHERS = {
+    "heun": diffusers.FlowMatchHeunDiscreteScheduler(),
+    "unipc": diffusers.UniPCMultistepScheduler(**FLOW),
+    "dpm": diffusers.DPMSolverMultistepScheduler(**FLOW),
+    "deis": diffusers.DEISMultistepScheduler(**FLOW),
+    "shifted-euler": diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_their_schedulers_converge_to_where_ours_do(pipe, name):
+    found = MaskToImagePipeline(pipe, OTHERS[name])(MASK, num_inference_steps=60, output_type="latent").images
     expected = pipe(MASK, steps=100, solver="heun", output_type="latent")
     coarse = pipe(MASK, steps=2, solver="euler", output_type="latent")
     assert (found - expected).abs().max() < 0.25 * (coarse - expected).abs().max()
+
+
+def test_a_scheduler_is_a_solver_anywhere(pipe):
+    """With another time grid, in batches, and with as many evaluations as it says."""
+    solver = SchedulerSolver(diffusers.FlowMatchEulerDiscreteScheduler())
+    settings = {"steps": 5, "shift": 0.5, "num_images": 3, "output_type": "latent"}
+    found = pipe(MASK, solver=solver, batch_size=2, **settings)
+    assert torch.allclose(found, pipe(MASK, solver="euler", **settings), atol=1e-5)
+    assert solver.nfe(5) == 5 and solver.evaluations == 5
+    assert SchedulerSolver(OTHERS["heun"]).nfe(5) == 9
+
+
+def test_settings_left_out_are_those_of_the_model(pipe):
+    recipe = replace(pipe.recipe, sampling={"solver": "heun", "steps": 5, "guidance_scale": 2.0, "shift": 3.0})
+    theirs = MaskToImagePipeline(MaskToImage(pipe.model, pipe.autoencoder, recipe))
+    found = theirs(MASK, output_type="latent").images
+    expected = pipe(MASK, steps=5, solver="euler", guidance_scale=2.0, shift=1.0, output_type="latent")
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_weights_in_bfloat16_and_masks_of_another_order(pipe):
+    theirs = MaskToImagePipeline(MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe))
+    plain = theirs(MASK, num_inference_steps=3, output_type="pt").images
+    renamed = remap(MASK, CELEBAMASK19, BISENET19)
+    assert torch.equal(theirs(renamed, num_inference_steps=3, remap="bisenet19", output_type="pt").images, plain)
+    half = theirs.to(torch.bfloat16)(MASK, num_inference_steps=3, output_type="pt").images
+    assert 0 < (half - plain).abs().max() < 0.1
+
+
+def test_it_is_loaded_as_a_pipeline_is(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    theirs = MaskToImagePipeline.from_pretrained(tmp_path)
+    theirs.scheduler = diffusers.FlowMatchHeunDiscreteScheduler.from_config(theirs.scheduler.config)
+    assert len(theirs([MASK, MASK], num_inference_steps=2).images) == 2
+    theirs.scheduler = diffusers.DDIMScheduler()
+    with pytest.raises(TypeError, match="DDIMScheduler is no flow-matching scheduler"):
+        theirs(MASK)
 
 
 def test_it_is_called_as_a_pipeline_is(pipe):
@@ -72,10 +118,22 @@ def test_noise_comes_from_generator_or_latents(pipe):
     a = theirs(MASK, generator=torch.Generator().manual_seed(5), **settings).images
     assert torch.equal(a, theirs(MASK, latents=noise, **settings).images)
     assert not torch.equal(a, theirs(MASK, **settings).images)
-    with pytest.raises(ValueError, match=r"latents must be \(1, 3, 32, 32\), got \(2, 3, 32, 32\)"):
+    two = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    each = theirs(MASK, num_images_per_prompt=2, generator=two, **settings).images
+    assert torch.allclose(each[:1], a, atol=1e-5) and not torch.allclose(each[1:], a, atol=0.1)
+    assert torch.equal(
+        theirs(MASK, **settings).images, theirs(MASK, latents=initial_noise([0], (3, 32, 32)), **settings).images
+    )
+    with pytest.raises(ValueError, match=r"noise must be \(1, 3, 32, 32\), .* got \(2, 3, 32, 32\)"):
         theirs(MASK, latents=torch.cat([noise, noise]), **settings)
+    with pytest.raises(ValueError, match="one per image: got 2 for 1 image"):
+        theirs(MASK, generator=two, **settings)
 
 
 def test_a_scheduler_of_another_kind_is_refused(pipe):
     with pytest.raises(TypeError, match="DDIMScheduler is no flow-matching scheduler"):
         MaskToImagePipeline(pipe, diffusers.DDIMScheduler())
+    with pytest.raises(TypeError, match="UniPCMultistepScheduler is no flow-matching scheduler.*use_flow_sigmas=True"):
+        MaskToImagePipeline(pipe, diffusers.UniPCMultistepScheduler())
+    with pytest.raises(TypeError, match="invert_sigmas"):
+        MaskToImagePipeline(pipe, diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))

@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,6 @@ from ssmgen import build, latents
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 
-diffusers = pytest.importorskip("diffusers", reason="latents need diffusers")
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 
 
@@ -143,14 +143,6 @@ def test_bad_images_are_explained(tiny):
         ae.encode(torch.zeros(2, 3, 30, 32))
     with pytest.raises(ValueError, match=r"latents must be \(batch, 4"):
         ae.decode(torch.zeros(2, 3, 4, 4))
-
-
-def test_missing_diffusers_names_the_extra(monkeypatch):
-    monkeypatch.setattr(
-        latents, "require", lambda module, extra: (_ for _ in ()).throw(ImportError(f"{module} {extra}"))
-    )
-    with pytest.raises(ImportError, match="diffusers latents"):
-        build("autoencoder-kl", source="a/b")
 
 
 class Pairs:

@@ -1,17 +1,22 @@
 """MaskToImage: what goes in, what comes out, and what is written and read back."""
 
 import json
+import shutil
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import ssmgen
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap, write_png
 from ssmgen.data.images import to_pil
-from ssmgen.pipeline import Recipe
+from ssmgen.pipeline import Recipe, packaged
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 
@@ -50,7 +55,11 @@ def test_each_kind_of_mask_gives_the_same_image(pipe, face, tmp_path):
     expected = pipe(face, output_type="pt")
     kinds = [*(tmp_path / f"{kind}.png" for kind in ("ids", "rgb", "palette")), str(tmp_path / "ids.png")]
     kinds += [face.long(), face.numpy(), colours, colours.movedim(0, -1).numpy(), to_pil(face), to_pil(colours)]
-    kinds += [Image.open(tmp_path / "palette.png"), to_pil(colours).convert("RGBA")]
+    kinds += [Image.open(tmp_path / "palette.png"), to_pil(colours).convert("RGBA"), to_pil(face).convert("LA")]
+    kinds += [face.numpy().astype(kind) for kind in ("uint16", "int32", ">i8")] + [
+        face.numpy()[:, ::-1].copy()[:, ::-1]
+    ]
+    kinds += [face.to(torch.uint16), face.int()]
     for kind in kinds:
         assert torch.equal(pipe(kind, output_type="pt"), expected), kind
 
@@ -63,6 +72,20 @@ def test_other_orders_are_renamed_when_said(pipe, face):
     with pytest.warns(UserWarning, match="look like the order bisenet19.*say remap='bisenet19'"):
         wrong = pipe(theirs, output_type="pt")
     assert not torch.equal(wrong, expected)
+
+
+def test_a_palette_that_disagrees_with_its_colours_is_refused(pipe, face):
+    """A picture's palette says what its indices mean, in a file as in memory."""
+    theirs = to_pil(remap(face, CELEBAMASK19, BISENET19))
+    theirs.putpalette([value for colour in BISENET19.palette for value in colour])
+    with pytest.raises(ValueError, match="the two disagree"):
+        pipe(theirs)
+    assert torch.equal(pipe(theirs, palette="bisenet19", output_type="pt"), pipe(face, output_type="pt"))
+
+
+def test_a_needless_remap_is_warned_about(pipe, face):
+    with pytest.warns(UserWarning, match="look like the order celebamask19.*leave out remap="):
+        pipe(face, remap="bisenet19")
 
 
 def test_no_face_in_its_right_order_is_warned_about():
@@ -102,9 +125,49 @@ def test_settings_of_a_call_replace_the_recipe(pipe, face):
 
 def test_what_is_saved_is_read_back(pipe, face, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     again = MaskToImage.from_pretrained(tmp_path / "saved")
-    assert again.recipe == pipe.recipe
+    assert again.recipe == pipe.recipe and again.card == pipe.card
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+
+
+def test_saving_again_replaces_its_own_files_alone(pipe, face, tmp_path):
+    other = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe, card="# Mine")
+    other.save_pretrained(tmp_path)
+    tmp_path.joinpath("notes.txt").write_text("keep")
+    again = MaskToImage.from_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path)
+    assert tmp_path.joinpath("notes.txt").read_text() == "keep"
+    assert torch.equal(MaskToImage.from_pretrained(tmp_path)(face, output_type="pt"), pipe(face, output_type="pt"))
+    again.save_pretrained(tmp_path)
+    assert tmp_path.joinpath("README.md").read_text() == "# Mine", "a card goes with its model"
+
+
+@pytest.mark.parametrize("when", ["write", "replace"])
+def test_an_interrupted_save_is_never_a_mixture(pipe, tmp_path, monkeypatch, when):
+    """Broken off while writing, the old model is whole; while replacing, the folder is refused."""
+    pipe.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def stop(*_):
+        raise OSError("disk full")
+
+    if when == "write":
+        monkeypatch.setattr(MaskToImage, "card", property(lambda self: stop(), lambda self, card: None), raising=False)
+        broken = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe)
+    else:
+        broken = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe)
+        monkeypatch.setattr("ssmgen.model_folder.os.replace", stop)
+    with pytest.raises(OSError, match="disk full"):
+        broken.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".partial-*"))
+    if when == "write":
+        MaskToImage.from_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").read_bytes() == before
+    else:
+        with pytest.raises(FileNotFoundError, match="config.json: not found"):
+            MaskToImage.from_pretrained(tmp_path)
 
 
 def test_labels_need_not_be_faces(tmp_path):
@@ -118,22 +181,56 @@ def test_labels_need_not_be_faces(tmp_path):
         again(torch.full((32, 32), 3, dtype=torch.uint8))
 
 
-def test_weights_in_bfloat16_give_nearly_the_same(pipe, face):
+def test_weights_in_bfloat16_give_nearly_the_same_and_nothing_is_lost(pipe, face):
     plain = pipe(face, output_type="pt")
-    half = MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe).to(dtype=torch.bfloat16)(face, output_type="pt")
-    assert 0 < (half - plain).abs().max() < 0.1
+    moved = MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe)
+    for how in ({"dtype": torch.bfloat16}, {"device": "cpu", "dtype": torch.bfloat16}):
+        half = moved.to(**how)(face, output_type="pt")
+        assert 0 < (half - plain).abs().max() < 0.1
+    assert torch.equal(moved.to(torch.bfloat16)(face, output_type="pt"), half)
+    assert torch.equal(moved.to("cpu", torch.float32)(face, output_type="pt"), plain)
+    with pytest.raises(TypeError, match="floating-point one, got torch.int8"):
+        moved.to(torch.int8)
+
+
+def test_weights_saved_in_16_bits_are_half_as_large_and_nearly_the_same(pipe, face, tmp_path):
+    pipe.save_pretrained(tmp_path / "full")
+    pipe.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    again = MaskToImage.from_pretrained(tmp_path / "half")
+    assert all(p.dtype == torch.float32 for p in again.model.parameters())
+    assert 0 < (again(face, output_type="pt") - pipe(face, output_type="pt")).abs().max() < 0.02
+
+
+def test_parts_that_do_not_fit_are_refused(pipe):
+    other = ssmgen.build("sisma-debug", **ARGS | {"num_classes": 5})
+    with pytest.raises(ValueError, match="num_classes=5, and there are 19 classes of celebamask19"):
+        MaskToImage(other, pipe.autoencoder, pipe.recipe)
+    with pytest.raises(ValueError, match="image_size must be a multiple of 4 .* got 30"):
+        MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=30))
+    for wrong, kind, message in (
+        ({"model": "euler"}, ValueError, "'euler' is no model but a solver"),
+        ({"model": "my-own"}, ValueError, "import the module that registers it first"),
+        ({"sampling": {"step": 3}}, ValueError, "no setting 'step'. Did you mean 'steps'"),
+        ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
+    ):
+        with pytest.raises(kind, match=message):
+            replace(pipe.recipe, **wrong)
 
 
 BAD_CALLS = [
     ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, latent, got 'jpg'"),
     ({"num_images": 0}, "num_images and batch_size must be at least 1, got 0"),
     ({"seed": [1, 2]}, "got 2 seeds for 1 image"),
-    ({"steps": 0}, "steps must be positive, got 0"),
-    ({"shift": float("nan")}, "shift must be positive, got nan"),
-    ({"guidance_scale": -1.0}, "guidance_scale must be positive"),
+    ({"steps": 0}, "steps must be a positive whole number, got 0"),
+    ({"steps": 2.5}, "steps must be a positive whole number, got 2.5"),
+    ({"shift": float("nan")}, "shift must be a positive number, got nan"),
+    ({"guidance_scale": -1.0}, "guidance_scale must be a positive number"),
     ({"solver": "eular"}, "Did you mean 'euler'"),
-    ({"solver": "sisma-xl"}, "'sisma-xl' is no solver"),
+    ({"solver": "sisma-xl"}, "'sisma-xl' is no solver but a model"),
     ({"remap": "bisenet"}, "unknown label set 'bisenet'.*bisenet19"),
+    ({"remap": "bisenet19", "palette": "celebamask19"}, "palette=celebamask19 and remap=bisenet19 differ"),
 ]
 
 
@@ -144,7 +241,8 @@ def test_bad_settings_are_refused(pipe, face, settings, message):
 
 
 BAD_MASKS = [
-    (torch.zeros(8, 9, dtype=torch.uint8), ValueError, "8 x 9 .height x width.: crop it to a square"),
+    (torch.zeros(8, 9, dtype=torch.uint8), ValueError, "the mask is 8 x 9 .height x width.: crop it to a square"),
+    ([torch.zeros(8, 8).int(), torch.full((8, 8), 19)], ValueError, "mask 2 of 2: label 19 is outside 0..18"),
     (torch.full((8, 8), 19, dtype=torch.uint8), ValueError, "19"),
     (torch.full((8, 8), 300), ValueError, "300"),
     (torch.zeros(8, 8), TypeError, "ids are integers, got torch.float32"),
@@ -154,6 +252,10 @@ BAD_MASKS = [
     ({"mask": 1}, TypeError, "a mask is a path, a PIL image, an array or a tensor, got dict"),
     ("nowhere.png", FileNotFoundError, "nowhere.png: no such file"),
     (Image.new("CMYK", (8, 8)), ValueError, "CMYK"),
+    (Image.new("I;16", (8, 8)), ValueError, "I;16 image with more than 8 bits; expected L or P"),
+    (Image.new("RGBA", (8, 8)), ValueError, "RGBA image with transparent pixels"),
+    (torch.zeros(8, 8).numpy(), TypeError, "ids are integers, got float32"),
+    (torch.zeros(8, 8).bool().numpy(), TypeError, "ids are integers, got bool"),
 ]
 
 
@@ -196,13 +298,31 @@ def test_a_damaged_folder_is_named(pipe, tmp_path, damage, kind, message):
         MaskToImage.from_pretrained(tmp_path)
 
 
-def test_a_name_that_is_neither_folder_nor_hub_id():
-    with pytest.raises(FileNotFoundError, match="no such folder, and not a hub id"):
-        MaskToImage.from_pretrained("./nothing")
+@pytest.mark.parametrize("name", ["./nothing", "nothing", "a/b/c", Path("owner/name"), "https://hub/a/b", "../a/b"])
+def test_what_is_neither_folder_nor_packaged_nor_hub_id(name):
+    with pytest.raises(FileNotFoundError, match="no such folder, no packaged model .there are: .*, and not a hub id"):
+        MaskToImage.from_pretrained(name)
+
+
+def test_a_packaged_model_is_loaded_by_its_name(pipe, face, tmp_path, monkeypatch):
+    """Whatever folder lies in the package's ``pretrained`` is one; a folder of that name in sight comes first."""
+    monkeypatch.setattr("ssmgen.model_folder._PACKAGED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    assert packaged() == []
+    pipe.save_pretrained(tmp_path / "pretrained" / "small-one")
+    assert packaged() == ["small-one"]
+    again = MaskToImage.from_pretrained("small-one")
+    assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+    with pytest.raises(FileNotFoundError, match="no packaged model .there are: small-one."):
+        MaskToImage.from_pretrained("small-two")
+    with pytest.raises(ValueError, match="revision='v1' is for repositories on the hub"):
+        MaskToImage.from_pretrained("small-one", revision="v1")
+    (tmp_path / "small-one").mkdir()
+    with pytest.raises(FileNotFoundError, match="small-one/config.json: not found"):
+        MaskToImage.from_pretrained("small-one")
 
 
 def test_the_hub_is_asked_for_what_was_said(pipe, face, tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with diffusers")
     pipe.save_pretrained(tmp_path)
     asked = {}
 
@@ -212,25 +332,34 @@ def test_the_hub_is_asked_for_what_was_said(pipe, face, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     again = MaskToImage.from_pretrained("owner/name", revision="v1", local_files_only=True)
+    assert asked.pop("allow_patterns") == ["config.json", "model.safetensors", "autoencoder/*", "README.md"]
     assert asked == {"name": "owner/name", "revision": "v1", "local_files_only": True}
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("off")))
-    with pytest.raises(FileNotFoundError, match="owner/name: could not be fetched from the hub: off"):
+    with pytest.raises(FileNotFoundError, match="owner/name: no such folder here, .* from the hub: off"):
         MaskToImage.from_pretrained("owner/name")
 
 
-def test_what_is_pushed_can_be_loaded(pipe, face, tmp_path, monkeypatch):
-    import shutil
+def test_what_was_never_downloaded_is_not_fetched_behind_ones_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="owner/name: .*could not be fetched from the hub"):
+        MaskToImage.from_pretrained("owner/name", local_files_only=True)
 
-    huggingface_hub = pytest.importorskip("huggingface_hub", reason="comes with diffusers")
+
+def test_what_is_pushed_can_be_loaded(pipe, face, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: None)
 
     def upload(*, repo_id, folder_path):
-        shutil.copytree(folder_path, tmp_path / "hub")
+        shutil.copytree(folder_path, tmp_path / "hub", dirs_exist_ok=True)
         return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
-    assert pipe.push_to_hub("owner/name", card="# A card") == "https://hub/owner/name"
-    assert (tmp_path / "hub/README.md").read_text() == "# A card"
+    assert pipe.push_to_hub("owner/name") == "https://hub/owner/name"
+    card = (tmp_path / "hub/README.md").read_text()
+    assert 'from_pretrained("owner/name")' in card and "A test." in card and "13 hair" in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "ssmgen" and metadata["pipeline_tag"] == "image-to-image"
+    pipe.push_to_hub("owner/name", card="# A card of OWNER/NAME")
+    assert (tmp_path / "hub/README.md").read_text() == "# A card of owner/name"
     again = MaskToImage.from_pretrained(tmp_path / "hub")
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))

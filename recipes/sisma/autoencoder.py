@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from recipes.sisma.arguments import from_command_line, run_command
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
-from ssmgen.extras import require
 from ssmgen.training import (
     StepOrder,
     checkpoints,
@@ -81,7 +80,8 @@ def new_autoencoder(width: int, latent_channels: int, factor: int = 8) -> Any:
     if factor not in (2, 4, 8):
         raise ValueError(f"factor must be 2, 4 or 8, got {factor}")
     stages = factor.bit_length()
-    diffusers = require("diffusers", extra="train")
+    import diffusers
+
     return diffusers.AutoencoderTiny(
         encoder_block_out_channels=(width,) * stages,
         decoder_block_out_channels=(width,) * stages,

@@ -139,10 +139,12 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
     owner, _, repository = name.removeprefix("hf://").partition("/")
     if not owner or not repository or "/" in repository:
         raise ValueError(f"{name}: expected hf://OWNER/NAME")
-    hub, folder = require("huggingface_hub", extra="train"), copies / f"{owner}--{repository}"
+    import huggingface_hub
+
+    folder = copies / f"{owner}--{repository}"
     print(f"fetching {name} into {folder}", file=sys.stderr)
     try:
-        hub.snapshot_download(
+        huggingface_hub.snapshot_download(
             f"{owner}/{repository}", local_dir=folder, allow_patterns=["config.yaml", "checkpoints/*"]
         )
     except Exception as error:  # the hub, the HTTP library and the file system each have their own

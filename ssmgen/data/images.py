@@ -184,7 +184,7 @@ def _without_alpha(path: str | Path, image: Any) -> Any:
 def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> Tensor:
     if image.mode == "P":
         mask = _to_tensor(image)
-        _check_palette(path, image, mask, labels)
+        check_palette(path, image, mask, labels)
         return mask
     if image.mode == "RGB":
         return colours_to_labels(path, _to_tensor(image), labels)
@@ -193,7 +193,7 @@ def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> T
     return _to_tensor(image.convert("L")) // stretch
 
 
-def _check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
+def check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
     """Refuse a colour map that holds the classes' own colours under other indices: which of the two is meant?"""
     flat = image.getpalette("RGB") or []
     colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in mask.unique().tolist()}

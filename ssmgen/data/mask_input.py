@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmgen.data.images import colours_to_labels, from_pil, read_mask
+from ssmgen.data.images import check_palette, colours_to_labels, from_pil, read_mask
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, likelier_order, remap
 from ssmgen.registry import closest
 
@@ -17,7 +17,9 @@ from ssmgen.registry import closest
 LABEL_SETS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
 
 
-def to_labels(mask: Any, labels: LabelSet, *, palette: str | LabelSet = "", order: str | LabelSet = "") -> Tensor:
+def to_labels(
+    mask: Any, labels: LabelSet, *, palette: str | LabelSet = "", order: str | LabelSet = "", name: str = "the mask"
+) -> Tensor:
     """Labels ``(height, width)`` uint8 in the ids of ``labels``.
 
     Args:
@@ -26,29 +28,39 @@ def to_labels(mask: Any, labels: LabelSet, *, palette: str | LabelSet = "", orde
         labels: what the ids of the result mean.
         palette: the label set whose colours an RGB mask has, by name or itself; ``labels`` where empty.
         order: the label set whose ids the mask has, where it is not ``labels``; they are renamed.
+        name: what errors and warnings call a mask that is no path.
 
     Raises:
         FileNotFoundError: no such file.
         TypeError: none of these things.
-        ValueError: an unknown name, a colour or an id outside the set, a shape that is no mask, or a file that is none.
+        ValueError: an unknown name, a colour or an id outside the set, a shape that is no mask, a file that is none, or
+            a palette and an order that differ.
 
     Warns:
         UserWarning: the areas of the classes look like those of the other order of the same classes.
     """
-    source = _label_set(order) or _label_set(palette) or labels
-    found = _read(mask, source)
-    check_labels(found, len(source), where=str(mask) if isinstance(mask, str | Path) else "the mask")
+    source = _source(_label_set(palette), _label_set(order)) or labels
+    name = str(mask) if isinstance(mask, str | Path) else name
+    found = _read(mask, source, name)
+    check_labels(found, len(source), where=name)
     found = found.to(torch.uint8)
-    if source != labels:
-        return remap(found, source, labels)
-    other = likelier_order(found, labels)
+    other = likelier_order(found, source)
     if other is not None:
+        fix = "leave out remap= and palette=" if other == labels else f"say remap={other.name!r}"
         warnings.warn(
-            f"the areas of this mask's classes look like the order {other.name}, but it was read as {labels.name}: if "
-            f"the image comes out wrong, say remap={other.name!r}",
+            f"{name}: the areas of its classes look like the order {other.name}, but it was read as {source.name}: if "
+            f"the image comes out wrong, {fix}",
             stacklevel=3,
         )
-    return found
+    return found if source == labels else remap(found, source, labels)
+
+
+def _source(palette: LabelSet | None, order: LabelSet | None) -> LabelSet | None:
+    if palette and order and palette != order:
+        raise ValueError(
+            f"palette={palette.name} and remap={order.name} differ: a mask of colours needs palette=, one of ids remap="
+        )
+    return palette or order
 
 
 def _label_set(given: str | LabelSet) -> LabelSet | None:
@@ -59,36 +71,51 @@ def _label_set(given: str | LabelSet) -> LabelSet | None:
     return LABEL_SETS[given]
 
 
-def _read(mask: Any, labels: LabelSet) -> Tensor:
+def _read(mask: Any, labels: LabelSet, name: str) -> Tensor:
     if isinstance(mask, str | Path):
         return read_mask(mask, labels)
     if hasattr(mask, "tobytes") and hasattr(mask, "mode"):
-        return _from_image(mask, labels)
+        return _from_image(mask, labels, name)
     if hasattr(mask, "__array_interface__"):
-        mask = torch.from_numpy(mask.copy())
+        mask = _from_array(mask, name)
     if not isinstance(mask, Tensor):
-        raise TypeError(f"a mask is a path, a PIL image, an array or a tensor, got {type(mask).__name__}")
-    return _from_tensor(mask.cpu(), labels)
+        raise TypeError(f"{name}: a mask is a path, a PIL image, an array or a tensor, got {type(mask).__name__}")
+    return _from_tensor(mask.cpu(), labels, name)
 
 
-def _from_image(image: Any, labels: LabelSet) -> Tensor:
-    if image.mode in ("L", "P"):
+def _from_array(mask: Any, name: str) -> Tensor:
+    if mask.dtype.kind not in "iu":
+        raise TypeError(f"{name}: ids are integers, got {mask.dtype}: give mask.argmax(0) of one-hot or logits")
+    # A copy in the machine's own byte order; torch knows 16-bit ids by half.
+    return torch.from_numpy(mask.astype("uint8" if mask.dtype == "uint8" else "int64", order="C"))
+
+
+def _from_image(image: Any, labels: LabelSet, name: str) -> Tensor:
+    if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
+        image = image.convert(image.mode.removesuffix("A"))
+    if image.mode == "1":
+        return from_pil(image.convert("L")) // 255
+    if image.mode == "L":
         return from_pil(image)
-    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
-        image = image.convert("RGB")
+    if image.mode == "P":
+        check_palette(name, image, from_pil(image), labels)
+        return from_pil(image)
     if image.mode != "RGB":
-        raise ValueError(f"the mask is a {image.mode} image; expected L or P (ids) or RGB (colours)")
-    return colours_to_labels("the mask", from_pil(image), labels)
+        faults = {"LA": "transparent pixels", "RGBA": "transparent pixels", "I": "more than 8 bits", "F": "fractions"}
+        fault = faults.get(image.mode.partition(";")[0])
+        what = f"{image.mode} image with {fault}" if fault else f"{image.mode} image"
+        raise ValueError(f"{name}: is a {what}; expected L or P (ids) or RGB (colours)")
+    return colours_to_labels(name, from_pil(image), labels)
 
 
-def _from_tensor(mask: Tensor, labels: LabelSet) -> Tensor:
+def _from_tensor(mask: Tensor, labels: LabelSet, name: str) -> Tensor:
     if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
-        raise TypeError(f"ids are integers, got {mask.dtype}: give mask.argmax(0) of one-hot or logits")
+        raise TypeError(f"{name}: ids are integers, got {mask.dtype}: give mask.argmax(0) of one-hot or logits")
     if mask.dim() == 2 and mask.numel():
-        return mask
+        return mask if mask.dtype == torch.uint8 else mask.long()
     if mask.dim() == 3 and 3 in (mask.shape[0], mask.shape[-1]) and mask.dtype == torch.uint8 and mask.numel():
-        return colours_to_labels("the mask", mask if mask.shape[0] == 3 else mask.movedim(-1, 0), labels)
+        return colours_to_labels(name, mask if mask.shape[0] == 3 else mask.movedim(-1, 0), labels)
     raise ValueError(
-        f"a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} "
+        f"{name}: a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} "
         f"{mask.dtype}. Several masks go into a list."
     )

@@ -1,0 +1,220 @@
+"""A trained model as a folder: settings, weights, autoencoder and card, on disk, in the package or on the hub."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssmgen.data.labels import LabelSet
+from ssmgen.registry import build, closest, find
+
+_FORMAT = 1
+_CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
+_PACKAGED = Path(__file__).parent / "pretrained"
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_SAMPLING = ("solver", "steps", "shift", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model is beside its weights; ``config.json`` of its folder.
+
+    Attributes:
+        model: its registered name.
+        model_args: what it is built with.
+        autoencoder: the registered name of its autoencoder.
+        image_size: side of the square images in pixels.
+        labels: classes of its masks.
+        sampling: ``solver``, ``steps``, ``shift`` and ``guidance_scale`` where a call names none.
+        about: a line on what it was trained on and can do.
+
+    Raises:
+        TypeError, ValueError: a field that is none, or a name that is not registered.
+    """
+
+    model: str
+    model_args: dict[str, Any]
+    autoencoder: str
+    image_size: int
+    labels: LabelSet
+    sampling: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for kind in ("model", "autoencoder"):
+            _check_registered(getattr(self, kind), kind)
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ValueError(f"image_size must be a positive number of pixels, got {self.image_size!r}")
+        if not isinstance(self.model_args, dict) or not isinstance(self.sampling, dict):
+            raise TypeError(f"model_args and sampling must be dicts, got {self.model_args!r} and {self.sampling!r}")
+        check_sampling(self.sampling)
+
+
+def check_sampling(settings: dict[str, Any]) -> None:
+    """Refuse settings of a sampler that are none.
+
+    Raises:
+        ValueError: another key, steps, shift or guidance_scale out of range, or no such solver.
+    """
+    for name, value in settings.items():
+        if name not in _SAMPLING:
+            raise ValueError(f"no setting {name!r}{closest(name, _SAMPLING)} There are {', '.join(_SAMPLING)}.")
+        if name == "solver":
+            if isinstance(value, str):
+                _check_registered(value, "solver")
+        elif name == "steps":
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"steps must be a positive whole number, got {value!r}")
+        elif (
+            not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (name, value) == ("shift", 0)
+        ):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def packaged() -> list[str]:
+    """Names of the models that come with the package, for `MaskToImage.from_pretrained`."""
+    return sorted(file.parent.name for file in _PACKAGED.glob(f"*/{_CONFIG}"))
+
+
+def locate(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder that ``source`` names: itself, the packaged model's, or a copy of a repository on the hub.
+
+    Raises:
+        FileNotFoundError: it is none of these, or could not be fetched.
+        ValueError: a revision of what is not on the hub.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and str(source) in packaged():
+        folder = _PACKAGED / source
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is for repositories on the hub, and {source} is the folder {folder}"
+            )
+        return folder
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        there = ", ".join(packaged()) or "none"
+        raise FileNotFoundError(
+            f"{source}: no such folder, no packaged model (there are: {there}), and not a hub id of the form owner/name"
+        )
+    return _downloaded(source, revision, local_files_only)
+
+
+def _downloaded(source: str, revision: str | None, local_files_only: bool) -> Path:
+    import huggingface_hub
+
+    try:
+        copy = huggingface_hub.snapshot_download(
+            source,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=[_CONFIG, _WEIGHTS, f"{_AUTOENCODER}/*", _CARD],
+        )
+    except Exception as error:  # the hub, the HTTP library and the file system each have their own
+        raise FileNotFoundError(
+            f"{source}: no such folder here, and could not be fetched from the hub: {error}"
+        ) from error
+    return Path(copy)
+
+
+def read(folder: Path) -> tuple[Any, Any, Recipe, str]:
+    """Model, autoencoder, recipe and card of a folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, of a newer format, or its weights do not fit its model.
+    """
+    recipe = _read_recipe(folder / _CONFIG)
+    try:
+        model = build(recipe.model, **recipe.model_args)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _CONFIG}: {recipe.model} cannot be built with its model_args: {error}") from error
+    model.load_state_dict(_read_weights(folder / _WEIGHTS, model))
+    where = {} if recipe.autoencoder == "identity" else {"source": str(folder / _AUTOENCODER)}
+    card = folder / _CARD
+    return model, build(recipe.autoencoder, **where), recipe, card.read_text() if card.is_file() else ""
+
+
+def write(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
+    """Write a folder, or replace what is in it of such a folder's files and leave all others.
+
+    Everything is written in full aside before anything is replaced, and ``config.json`` is away while it is: what an
+    interruption leaves is refused by `read` and never a mixture of two models.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+        partial = Path(name)
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        partial.joinpath(_WEIGHTS).write_bytes(save(weights))
+        if recipe.autoencoder != "identity":
+            autoencoder.save(partial / _AUTOENCODER)
+        partial.joinpath(_CARD).write_text(card)
+        content = {"format": _FORMAT, **asdict(recipe)}
+        partial.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        folder.joinpath(_CONFIG).unlink(missing_ok=True)
+        shutil.rmtree(folder / _AUTOENCODER, ignore_errors=True)
+        for part in (_WEIGHTS, _AUTOENCODER, _CARD, _CONFIG):
+            if partial.joinpath(part).exists():
+                os.replace(partial / part, folder / part)
+
+
+def _check_registered(name: Any, kind: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} must be a name, got {name!r}")
+    try:
+        found = find(name).kind
+    except ValueError as error:
+        raise ValueError(f"{error} If it is your own, import the module that registers it first.") from None
+    if found != kind:
+        raise ValueError(f"{name!r} is no {kind} but a {found}: see 'ssmgen list'")
+
+
+def _read_recipe(file: Path) -> Recipe:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found; {file.parent} was not written by MaskToImage.save_pretrained")
+    try:
+        content = json.loads(file.read_text())
+        if content.pop("format") > _FORMAT:
+            raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
+        labels = content.pop("labels")
+        for key in ("classes", "palette", "mirrored"):
+            labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
+        return Recipe(labels=LabelSet(**labels), **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: is no configuration of a MaskToImage ({error})") from error
+
+
+def _read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found")
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: is no safetensors file, or damaged ({error})") from error
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"{file}: {len(wrong)} tensor(s) do not fit the model of {_CONFIG}, the first {key}: the file has "
+            f"{found.get(key)}, the model {wanted.get(key)}"
+        )
+    return weights

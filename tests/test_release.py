@@ -1,0 +1,226 @@
+"""What is released: wheel and sdist, a clean install, types, and the files that go with them."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import ssmgen
+from ssmgen import MaskToImage
+from ssmgen.data import CELEBAMASK19, draw_face, write_png
+from ssmgen.pipeline import Recipe, packaged
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.so", "*.egg-info", "runs", "build", "dist", "site", "exports")
+SHIPPED = "drawn-faces"
+
+#: Runs before the user's lines: whatever wants the network fails.
+OFFLINE = """
+import socket, sys
+def refuse(*_, **__):
+    raise OSError("the network is off")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """(sdist, wheel), built by the standard front end from a copy of the tree: the wheel out of the sdist."""
+    source = tmp_path_factory.mktemp("source") / "ssmgen"
+    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
+    command = [sys.executable, "-m", "build", "--no-isolation", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (sdist,), (wheel,) = (list((source / "dist").glob(f"*.{kind}")) for kind in ("tar.gz", "whl"))
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def clean_python(archives, tmp_path_factory):
+    """The Python of an environment that holds the wheel, and sees the dependencies installed here behind it."""
+    home = tmp_path_factory.mktemp("clean")
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*command, str(archives[1])], check=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    site.joinpath("dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
+    return python
+
+
+def run(python: Path, code: str, folder: Path) -> str:
+    done = subprocess.run([python, "-c", OFFLINE + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_and_nothing_else(archives):
+    names = zipfile.ZipFile(archives[1]).namelist()
+    assert {name.split("/")[0] for name in names} == {"ssmgen", f"ssmgen-{ssmgen.__version__}.dist-info"}
+    tree = {str(file.relative_to(ROOT)) for file in (ROOT / "ssmgen").rglob("*.py")}
+    tree |= {str(file.relative_to(ROOT)) for file in (ROOT / "ssmgen/pretrained").rglob("*") if file.is_file()}
+    assert tree <= set(names)
+    if shutil.which("cc"):
+        assert "ssmgen/ops/_cpu_scan.so" in names, "there is a C compiler: the library must be in it"
+    assert {"ssmgen/py.typed", f"ssmgen-{ssmgen.__version__}.dist-info/licenses/LICENSE"} <= set(names)
+    assert archives[1].stat().st_size < 10e6
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_the_sources_and_no_build(archives):
+    with tarfile.open(archives[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"ssmgen/ops/csrc/{name}" for name in ("cpu_scan.c", "cpu_scan_kernel.h")} <= names
+    assert {"LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "setup.py", "ssmgen/py.typed"} <= names
+    assert not [name for name in names if name.endswith(".so") or name.split("/")[0] in ("tests", "recipes", "runs")]
+
+
+@pytest.mark.slow
+def test_what_the_wheel_declares(archives):
+    archive = zipfile.ZipFile(archives[1])
+    metadata = archive.read(f"ssmgen-{ssmgen.__version__}.dist-info/METADATA").decode()
+    core = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata, re.MULTILINE)
+    assert core == ["torch", "einops", "pillow", "safetensors", "numpy", "diffusers"]
+    assert f"\nVersion: {ssmgen.__version__}\n" in metadata and "\nRequires-Python: >=3.11\n" in metadata
+
+
+@pytest.mark.slow
+def test_a_clean_install_makes_images(clean_python, tmp_path):
+    """Outside the repository, without the network: a pipeline, the compiled scan, the command line."""
+    args = {"in_channels": 3, "mask_scale": 1, "patch_size": 4}
+    recipe = Recipe("sisma-debug", args, "identity", 32, CELEBAMASK19, {"steps": 2})
+    pipe = MaskToImage(ssmgen.build("sisma-debug", **args), ssmgen.build("identity"), recipe)
+    pipe.save_pretrained(tmp_path / "model")
+    write_png(tmp_path / "mask.png", draw_face(1, 64)[1])
+    code = """
+import ssmgen
+print(ssmgen.__file__)
+print(ssmgen.MaskToImage.from_pretrained("model")("mask.png")[0].size)
+print({name: reason for name, reason in ssmgen.ops.backends().items() if name == "cpu"})
+"""
+    where, size, backend = run(clean_python, code, tmp_path).splitlines()
+    assert Path(where).is_relative_to(clean_python.parents[1]), "the copy in the repository was imported"
+    assert size == "(32, 32)" and "avail" in backend, backend
+    shown = subprocess.run([clean_python.parent / "ssmgen", "list"], capture_output=True, text=True, cwd=tmp_path)
+    assert "sisma-xl" in shown.stdout, shown.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SHIPPED not in packaged(), reason=f"the model {SHIPPED} is not in the package yet")
+def test_three_lines_make_an_image(clean_python, tmp_path):
+    mask = draw_face(3, 128)[1]
+    theirs = ssmgen.data.remap(mask, CELEBAMASK19, ssmgen.data.BISENET19)
+    write_png(tmp_path / "mask.png", mask)
+    write_png(tmp_path / "colours.png", CELEBAMASK19.colorize(mask))
+    write_png(tmp_path / "bisenet.png", theirs)
+    code = f"""
+from ssmgen import MaskToImage
+pipe = MaskToImage.from_pretrained("{SHIPPED}")
+pipe("mask.png", seed=0)[0].save("face.png")
+pipe("colours.png", palette="celebamask19", seed=0)[0].save("colours-face.png")
+pipe("bisenet.png", remap="bisenet19", seed=0)[0].save("bisenet-face.png")
+"""
+    run(clean_python, code, tmp_path)
+    face, *same = (ssmgen.data.read_image(tmp_path / f"{name}face.png") for name in ("", "colours-", "bisenet-"))
+    assert face.float().std() > 20, "not one grey plane"
+    assert all(torch.equal(one, face) for one in same)
+
+
+@pytest.mark.skipif(SHIPPED not in packaged(), reason=f"the model {SHIPPED} is not in the package yet")
+def test_the_packaged_model_is_small_and_tells_of_itself():
+    folder = ROOT / "ssmgen/pretrained" / SHIPPED
+    assert folder.joinpath("model.safetensors").stat().st_size <= 6e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8e6
+    card = folder.joinpath("README.md").read_text()
+    for part in (f'from_pretrained("{SHIPPED}")', "apache-2.0", "python -m recipes.sisma.train", "mIoU"):
+        assert part in card, part
+
+
+@pytest.mark.skipif(SHIPPED not in packaged(), reason=f"the model {SHIPPED} is not in the package yet")
+def test_the_packaged_model_follows_its_mask():
+    """Its images are nearer to the drawn face of their own mask than of another, in colour-free edges and areas."""
+    pipe = MaskToImage.from_pretrained(SHIPPED)
+    faces = [draw_face(seed, pipe.recipe.image_size) for seed in range(9000, 9006)]
+    images = pipe([mask for _, mask in faces], seed=0, output_type="pt")
+    background = torch.stack([mask == 0 for _, mask in faces])
+    own, other = 0.0, 0.0
+    for image, hidden, others in zip(images, background, background.roll(1, 0), strict=True):
+        own += float((image[:, hidden].mean(1) - image[:, ~hidden].mean(1)).abs().max())
+        other += float((image[:, others].mean(1) - image[:, ~others].mean(1)).abs().max())
+    assert own > other
+
+
+def test_a_strict_type_checker_sees_the_types(tmp_path):
+    """A user's ``mypy --strict`` accepts right calls and finds wrong ones."""
+    (tmp_path / "right.py").write_text(
+        "import torch\nimport ssmgen\nfrom ssmgen.editing import interpolate\nfrom ssmgen.pipeline import Recipe\n\n"
+        "pipe = ssmgen.MaskToImage.from_pretrained('folder')\nrecipe: Recipe = pipe.recipe\n"
+        "noise: torch.Tensor = ssmgen.initial_noise([0], (4, 16, 16))\nsize: tuple[int, int, int] = pipe.latent_size\n"
+        "images = interpolate(pipe, 'mask.png', seeds=(0, 1), steps=4)\n"
+    )
+    (tmp_path / "wrong.py").write_text(
+        "import ssmgen\npipe = ssmgen.MaskToImage.from_pretrained(3)\nwords: str = ssmgen.list_models()\n"
+        "pipe('mask.png', num_images='four')\n"
+    )
+    arguments = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "--config-file="]
+    done = subprocess.run([*arguments, "right.py", "wrong.py"], cwd=tmp_path, capture_output=True, text=True)
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert [line.split(":")[:2] for line in errors] == [["wrong.py", "2"], ["wrong.py", "3"], ["wrong.py", "4"]], (
+        done.stdout + done.stderr
+    )
+
+
+def test_the_version_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == ssmgen.__version__ and cited["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_github_does_what_ci_run_does():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        content = yaml.safe_load(form.read_text())
+        assert form.name == "config.yml" or {"name", "description", "body"} <= content.keys(), form
+
+
+def test_contributing_leads_to_a_tested_block(tmp_path):
+    """Its snippets, put where it says, make a block that the tests take."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.findall(r"<!-- (.+?): (\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert [what for what, *_ in found] == ["file", "line", "line in CALLS", "append"]
+    for folder in ("ssmgen", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+    for what, name, code in found:
+        file = tmp_path / name
+        old = file.read_text() if file.exists() else ""
+        if what == "line in CALLS":
+            file.write_text(old.replace("CALLS = {\n", f"CALLS = {{\n{code}", 1))
+        else:
+            file.write_text(f"{old}\n\n{code}" if what == "append" else old + code)
+    wanted = ["tests/test_nn.py", "-k", "gated or covered", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *wanted], cwd=tmp_path, capture_output=True, text=True, env=own_copy(tmp_path)
+    )
+    assert done.returncode == 0 and re.search(r"[4-9] passed", done.stdout), done.stdout + done.stderr
+    lint = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "ssmgen/nn"]
+    assert subprocess.run(lint, cwd=tmp_path).returncode == 0
+
+
+def own_copy(folder: Path) -> dict[str, str]:
+    """An environment in which Python imports the copy in ``folder``."""
+    import os
+
+    return os.environ | {"PYTHONPATH": str(folder)}
