@@ -1,8 +1,8 @@
 """Paint a mask in the browser and get a picture: ``python -m recipes.sisma.demo``.
 
-    python -m recipes.sisma.demo                             # the small model of drawn faces that is in the package
-    python -m recipes.sisma.demo pipe=exports/quick          # a folder of recipes.sisma.export, or OWNER/NAME on the hub
-    python -m recipes.sisma.demo run=runs/quick              # a run, as it is
+    python -m recipes.sisma.demo                        # the small model of drawn faces that is in the package
+    python -m recipes.sisma.demo pipe=exports/quick     # a folder of recipes.sisma.export, or OWNER/NAME on the hub
+    python -m recipes.sisma.demo run=runs/quick         # a run, as it is
 
 The page is served to this machine only, unless ``host`` says otherwise; nothing goes to the network.
 """

@@ -104,7 +104,7 @@ def from_upload(encoded: Any, labels: LabelSet, side: int, order: str = "") -> U
 
 
 def _labels_of(image: Any, labels: LabelSet) -> tuple[Tensor, int]:
-    """Ids and how many pixels were moved to the nearest class. A palette of class colours says more than its indices."""
+    """Ids, and how many pixels were moved to the nearest class. Class colours in a palette outweigh its indices."""
     if image.mode == "P":
         used = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=256)}
         if not used <= set(labels.palette):
@@ -214,4 +214,5 @@ def _opaque(image: Any) -> Any:
 
 
 def _moved(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} pixels ({100 * count / total:.1f} %) had colours between classes and went to the nearest."
+    share = f"{count:,} of {total:,} pixels ({100 * count / total:.1f} %)"
+    return f"{share} had colours between those of classes and went to the nearest."

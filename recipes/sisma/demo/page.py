@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,18 @@ from ssmgen.extras import require
 
 #: Jobs that may wait, and sessions the server remembers.
 QUEUE, SESSIONS = 16, 32
-_EXAMPLES = (1, 2, 4, 8, 10, 13)
+_EXAMPLES = (2, 9, 19, 35, 14, 5)
 _ASSETS = Path(__file__).parent / "assets"
 
 LIMITS = (
-    "It can draw such pictures for any mask of its classes, vary one, redraw what you change and leave the rest as it is. "
-    "It cannot follow words or a photograph, keep a person's identity, or draw what its training data did not have; "
-    "masks unlike those give poor pictures, and parts of a few pixels are what it gets wrong most."
+    "**Can:** draw such pictures for any mask of its classes, vary one, redraw what you change and keep the rest. "
+    "**Cannot:** follow words or a photograph, keep a person's identity, or draw what its training data did not have. "
+    "Masks unlike those give poor pictures, and parts of a few pixels come out wrong most often."
+)
+
+BUSY = (
+    "The server did not take the request: too many are waiting, or it has stopped. Your mask and pictures are still "
+    "here; try again in a minute."
 )
 
 
@@ -38,9 +44,7 @@ def build_page(studio: Studio) -> Any:
     examples = [to_text(draw_face(seed, studio.size)[1]) for seed in _EXAMPLES] if faces else []
     store = f"{recipe.labels.name}-{studio.size}"
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
-        gr.Markdown(f"# Paint a mask, get a picture\n{recipe.about}")
-        with gr.Accordion("What it can and cannot do", open=False):
-            gr.Markdown(f"{LIMITS}\n\n{studio.about()}")
+        gr.Markdown(f"# Paint a mask, get a picture\n{recipe.about} {LIMITS}\n\n<small>{studio.about()}</small>")
         with gr.Row():
             with gr.Column(min_width=320):
                 painter = _part(
@@ -76,7 +80,7 @@ def build_page(studio: Studio) -> Any:
                         start = gr.Radio(
                             [("keep its colours", "inversion"), ("new ones", "noise")],
                             value="inversion",
-                            label="Inside",
+                            label="Colours",
                         )
                         redraw = gr.Button("Redraw the change", elem_id="redraw")
                     with gr.Tab("Variations"):
@@ -90,10 +94,10 @@ def build_page(studio: Studio) -> Any:
         served = _Served(studio)
         outputs = [live, shown, mask_message, message, edit_message]
         running = [
-            _job(generate, served.generate, [painter, *controls], outputs),
-            _job(redraw, served.redraw, [painter, *controls, chosen, start], outputs),
-            _job(vary, served.vary, [painter, *controls, chosen, strength], outputs),
-            _job(between, served.between, [painter, *controls, last], outputs),
+            _job(generate, served.generate, [painter, *controls], outputs, message),
+            _job(redraw, served.redraw, [painter, *controls, chosen, start], outputs, edit_message),
+            _job(vary, served.vary, [painter, *controls, chosen, strength], outputs, edit_message),
+            _job(between, served.between, [painter, *controls, last], outputs, edit_message),
         ]
         stop.click(lambda: None, outputs=[live], cancels=running, queue=False, api_name="stop", show_progress="hidden")
         upload.upload(
@@ -103,7 +107,7 @@ def build_page(studio: Studio) -> Any:
 
 
 def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> str:
-    """Serve the page and return its address; ``port`` 0 takes a free one. Blocks until interrupted unless told not to."""
+    """Serve the page; returns its address, at once or (``block``) when interrupted. ``port`` 0 takes a free one."""
     gr = require("gradio", extra="demo")
     starlette = require("starlette.middleware", extra="demo")
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "sans-serif"]
@@ -215,7 +219,10 @@ class _Served:
             yield said(in_settings, str(error))
         except Exception as error:  # a fault of ours or of the machine; the page and what it shows go on
             print(f"error: {type(error).__name__}: {error}", flush=True)
-            yield said(in_settings, f"The picture could not be drawn: {error}. Your mask and pictures are still here.")
+            yield said(
+                in_settings,
+                f"The picture could not be drawn ({str(error).rstrip('.')}). Your mask and pictures are still here.",
+            )
 
     def _chosen(self, chosen: Any) -> tuple[Tensor, Tensor]:
         """The image to change and its mask."""
@@ -245,25 +252,27 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
         value=min(own.get("guidance_scale", 1.0), MAX_GUIDANCE),
         step=0.1,
         label="Guidance",
-        info="1 follows the model as it is, more follows the mask more closely"
-        if studio.guided
-        else "not for this model",
+        info="above 1 the mask is followed more closely" if studio.guided else "this model has none",
         interactive=studio.guided,
     )
     return [seed, steps, solver, guidance, count]
 
 
-def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any]) -> Any:
-    return button.click(
+def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message: Any) -> Any:
+    """Let a button run a job; in the browser alone: that it waits, and that the server did not take it."""
+    live = outputs[0]
+    button.click(None, None, [live], js="() => ({step: 0, steps: 1, images: []})")
+    job = button.click(
         call,
         inputs,
         outputs,
         concurrency_id="device",
         concurrency_limit=1,
-        show_progress="minimal",
-        show_progress_on=[outputs[0]],
+        show_progress="hidden",
         api_name=call.__name__,
     )
+    job.failure(None, None, [live, message], js=f"() => [null, {json.dumps(_words(BUSY, bad=True))}]")
+    return job
 
 
 def _part(gr: Any, name: str, **props: Any) -> Any:

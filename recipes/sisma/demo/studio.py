@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import queue
 import threading
 import time
@@ -129,8 +131,8 @@ class Studio:
             raise Refused(f"The start must be one of {', '.join(STARTS)}.")
 
         def work(callback: Callable[[int, Tensor], None]) -> Tensor:
-            settings = {**wish.sampling, "progress": callback}
-            return edit(self.pipe, image, mask, new_mask, start=start, seed=wish.seed, output_type="pt", **settings)
+            settings = {**wish.sampling, "start": start, "seed": wish.seed, "output_type": "pt"}
+            return edit(self._telling(callback), image, mask, new_mask, **settings)
 
         steps = wish.steps * (2 if start == "inversion" else 1)
         return self._run(work, steps, (wish.seed,), {"what": "redraw", "start": start, **asdict(wish)})
@@ -145,8 +147,8 @@ class Studio:
         seeds = tuple(wish.seed + i for i in range(wish.num_images))
 
         def work(callback: Callable[[int, Tensor], None]) -> Tensor:
-            settings = {**wish.sampling, "progress": callback, "num_images": len(seeds), "output_type": "pt"}
-            return variations(self.pipe, image, mask, strength=share, seed=seeds[0], **settings)
+            settings = {**wish.sampling, "seed": wish.seed, "num_images": len(seeds), "output_type": "pt"}
+            return variations(self._telling(callback), image, mask, strength=share, **settings)
 
         steps = max(1, round(wish.steps * share))
         return self._run(work, steps, seeds, {"what": "vary", "strength": share, **asdict(wish)})
@@ -170,6 +172,12 @@ class Studio:
         names[0], names[-1] = (f"seed {seed}" for seed in seeds)
         settings = {"what": "between", "seeds": list(seeds), **asdict(wish), "num_images": count}
         return self._run(work, wish.steps, (wish.seed,) * count, settings, names)
+
+    def _telling(self, callback: Callable[[int, Tensor], None]) -> MaskToImage:
+        """The pipeline with a sampler that tells its steps, for edits, which take no callback."""
+        pipe = copy.copy(self.pipe)
+        pipe.sampler = functools.partial(self.pipe.sampler, progress=callback)  # type: ignore[assignment]
+        return pipe
 
     def _run(
         self,

@@ -4,8 +4,8 @@ watch("value", () => {
   const now = props.value;
   live.hidden = !now;
   if (!now) return;
-  live.querySelector("progress").value = now.steps ? now.step / now.steps : 0;
-  live.querySelector("span").textContent = now.steps ? "step " + now.step + " of " + now.steps : "waiting for the device";
+  live.querySelector(".done").style.width = 100 * now.step / now.steps + "%";
+  live.querySelector("span").textContent = now.step ? "step " + now.step + " of " + now.steps : "waiting for its turn";
   live.querySelector(".previews").replaceChildren(...now.images.map((address, i) => {
     const picture = document.createElement("img");
     picture.src = address;

@@ -6,13 +6,14 @@ let shown = null, at = 0;
 function put(figure, address, words) {
   find(figure + " img").src = address;
   find(figure + " img").alt = words;
-  if (words !== null && find(figure + " figcaption")) find(figure + " figcaption").textContent = words;
+  find(figure + " figcaption").textContent = words;
 }
 
 function choose(index) {
   at = index;
   const image = shown.images[at];
   put(".first", shown.before || shown.mask_png, shown.before ? "before" : "mask");
+  find(".first img").classList.toggle("mask", !shown.before);
   put(".second", image.png, shown.before ? "after, " + image.name : image.name);
   find(".under").src = image.png;
   find(".under").alt = "the image";
@@ -22,9 +23,9 @@ function choose(index) {
     button.classList.toggle("chosen", i === at);
     button.setAttribute("aria-pressed", i === at);
   });
-  document.dispatchEvent(new CustomEvent("ssmgen-chosen", {
-    detail: { png: image.png, mask: shown.mask, name: image.name, mask_png: shown.mask_png },
-  }));
+  // Kept as well as told: the part that listens is made only when it is opened.
+  window.ssmgenChosen = { png: image.png, mask: shown.mask, name: image.name };
+  document.dispatchEvent(new Event("ssmgen-chosen"));
 }
 
 function show(results) {
@@ -61,5 +62,4 @@ watch("value", () => {
 });
 let kept = null;
 try { kept = JSON.parse(sessionStorage.getItem(storage)); } catch (error) { /* nothing that can be shown again */ }
-// The part below listens only once it is there.
-if (kept) setTimeout(() => show(kept), 0);
+if (kept) show(kept);
