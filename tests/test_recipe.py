@@ -230,8 +230,15 @@ def test_an_exported_run_gives_the_same_images(trained, tmp_path, capsys):
     result = json.loads((trained / "result.json").read_text())
     assert f"| {result['mask_agreement']['miou']:.3f} |" in card and result["commit"] in card
     assert "license: apache-2.0" in card and "not photographs" in card and str(trained.parent) not in card
+    assert "shuffled masks" in card and 'from_pretrained("OWNER/NAME")' in card
     with pytest.raises(UsageError, match="is there already"):
         export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
+    with pytest.raises(UsageError, match="dtype must be one of float32, float16, bfloat16, got half"):
+        export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=half"])
+    export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=float16", "name=small-faces"])
+    assert 'from_pretrained("small-faces")' in (tmp_path / "half" / "README.md").read_text()
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("exported", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_the_cards_command_makes_the_same_settings(trained):

@@ -2,6 +2,7 @@
 
     python -m recipes.sisma.export run=runs/quick out=exports/quick
     python -m recipes.sisma.export run=runs/faces out=exports/faces hub=OWNER/NAME
+    python -m recipes.sisma.export run=runs/drawn out=ssmgen/pretrained/drawn-faces name=drawn-faces
 
 Holds the averaged weights, the autoencoder, the settings, and a model card with what the run's evaluation measured.
 """
@@ -13,12 +14,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, model_arguments
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
+from ssmgen.model_card import NAME, model_card
 from ssmgen.pipeline import Recipe
+
+_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# License lines of a card's metadata, and what it says of the data.
+_TERMS = {
+    "drawn": ("apache-2.0", "Faces drawn by the library itself; Apache-2.0."),
+    "CelebAMask-HQ": (
+        "other\nlicense_name: celebamask-hq-non-commercial\n"
+        "license_link: https://github.com/switchablenorms/CelebAMask-HQ",
+        "CelebAMask-HQ or a folder like it. CelebAMask-HQ is for non-commercial research only, and weights trained on "
+        "it fall under the same terms.",
+    ),
+}
 
 
 @dataclass
@@ -29,12 +46,16 @@ class Settings:
         run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
         out: the folder to write; it must not be there yet.
         hub: also upload it to this repository, ``OWNER/NAME``.
+        name: what its card says it is loaded by; that of the repository where empty.
+        dtype: of the weights in the file: ``float32``, or ``float16`` or ``bfloat16`` for half the size.
         about: a line on what the model can do; one is written where it is empty.
     """
 
     run: str = "runs/quick"
     out: str = "exports/quick"
     hub: str = ""
+    name: str = ""
+    dtype: str = "float32"
     about: str = ""
 
 
@@ -44,15 +65,16 @@ def main(argv: list[str]) -> None:
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
         raise UsageError(f"out={out} is there already: delete it or name another folder")
+    if settings.dtype not in _DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype}")
     loaded = load_run(run)
     check_writable(out)
     pipe = as_pipeline(loaded, settings.about or _about(loaded))
-    pipe.save_pretrained(out)
-    card = model_card(loaded, pipe, _result(run))
-    out.joinpath("README.md").write_text(card)
+    pipe.card = run_card(loaded, pipe, _result(run)).replace(NAME, settings.name or settings.hub or NAME)
+    pipe.save_pretrained(out, dtype=_DTYPES[settings.dtype])
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
     if settings.hub:
-        print(pipe.push_to_hub(settings.hub, card=card))
+        print(pipe.push_to_hub(settings.hub))
 
 
 def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
@@ -75,48 +97,22 @@ def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
     return MaskToImage(loaded.model, loaded.autoencoder, recipe)
 
 
-def model_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
+def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
     """README.md of the folder: what it is, how to use it, what was measured, under which terms."""
-    drawn = loaded.config.data == "drawn"
-    terms = "apache-2.0" if drawn else "other"
-    data = (
-        "Faces drawn by the library itself; Apache-2.0."
-        if drawn
-        else "CelebAMask-HQ or a folder like it. CelebAMask-HQ is for non-commercial research only, and weights "
-        "trained on it fall under the same terms."
+    license, data = _TERMS["drawn" if loaded.config.data == "drawn" else "CelebAMask-HQ"]
+    size = pipe.recipe.image_size
+    return model_card(
+        f"{loaded.config.model}, {size} x {size}",
+        pipe.recipe.about,
+        pipe.recipe.labels,
+        license=license,
+        sections={
+            "Data": data,
+            "Training": f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
+            "averaged.",
+            "Evaluation": _evaluation(result),
+        },
     )
-    size, labels = pipe.recipe.image_size, pipe.recipe.labels
-    return f"""---
-library_name: ssmgen
-license: {terms}
-tags: [mamba, state-space-model, flow-matching, semantic-image-synthesis]
----
-
-# {loaded.config.model}, {size} x {size}
-
-{pipe.recipe.about}
-
-```python
-from ssmgen import MaskToImage
-
-pipe = MaskToImage.from_pretrained("OWNER/NAME")  # this folder or repository
-pipe("mask.png", seed=0)[0].save("face.png")
-```
-
-Masks have {len(labels)} classes in the order {labels.name}: {", ".join(labels.classes)}.
-
-## Data
-
-{data}
-
-## Training
-
-`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights averaged.
-
-## Evaluation
-
-{_table(result)}
-"""
 
 
 def training_command(config: Config) -> str:
@@ -135,7 +131,7 @@ def training_command(config: Config) -> str:
     return " ".join(["python -m recipes.sisma.train", config.preset, *words])
 
 
-def _table(result: dict[str, Any]) -> str:
+def _evaluation(result: dict[str, Any]) -> str:
     if "mask_agreement" not in result:
         return "Not measured: `python -m recipes.sisma.evaluate` does."
     names = {
@@ -145,17 +141,22 @@ def _table(result: dict[str, Any]) -> str:
         "autoencoder_ceiling": "real images after the autoencoder",
     }
     rows = [
-        f"| {name} | {result[key]['miou']:.3f} | {result[key]['pixel_accuracy']:.3f} |" for key, name in names.items()
+        f"| {name} | {result[key]['miou']:.3f} | {result[key]['pixel_accuracy']:.3f} |"
+        for key, name in names.items()
+        if key in result
     ]
     words = " ".join(f"{key}={value}" for key, value in result["sampling"].items())
     return "\n".join(
         [
             f"`python -m recipes.sisma.evaluate masks={result['masks']} {words}`, unseen masks, commit "
-            f"`{result['commit']}`, seed {result['seed']}:",
+            f"`{result['commit']}`, seed {result['seed']}, {result['hardware']['processor']}, torch "
+            f"{result['versions']['torch']}:",
             "",
             "| | mIoU | pixel accuracy |",
             "|---|---|---|",
             *rows,
+            "",
+            *(f"- {line}" for line in summary(result).splitlines()),
         ]
     )
 
