@@ -14,7 +14,7 @@ from torch import Tensor
 from recipes.sisma.demo.guard import Guard
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
 from recipes.sisma.demo.shown import brushes, progress, results
-from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, Pictures, Stopped, Studio, Wish
+from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Pictures, Stopped, Studio, Wish
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, draw_face
 from ssmgen.extras import require
 
@@ -30,8 +30,8 @@ LIMITS = (
 )
 
 BUSY = (
-    "The server did not take the request: too many are waiting, or it has stopped. Your mask and pictures are still "
-    "here; try again in a minute."
+    "The server did not take the request: the note in the corner says why. Your mask and pictures are still here; try "
+    "again in a minute."
 )
 
 
@@ -50,7 +50,7 @@ def build_page(studio: Studio) -> Any:
                 painter = _part(
                     gr,
                     "painter",
-                    value=examples[0] if examples else "",
+                    value="",
                     brushes=brushes(recipe.labels),
                     side=studio.size,
                     examples=examples,
@@ -87,10 +87,12 @@ def build_page(studio: Studio) -> Any:
                         strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
                         vary = gr.Button("Draw variations", elem_id="vary")
                     with gr.Tab("Between two seeds"):
-                        last = gr.Number(value=1, precision=0, minimum=0, maximum=MAX_SEED, label="The other seed")
+                        last = gr.Number(value=1, precision=0, label="The other seed")
                         between = gr.Button("Draw the way between", elem_id="between")
                     edit_message = _message(gr, "edit-message")
 
+        for one in (*controls, start, strength, last, order):
+            one.preprocess = _as_sent
         served = _Served(studio)
         outputs = [live, shown, mask_message, message, edit_message]
         running = [
@@ -237,7 +239,7 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
     own = studio.pipe.sampling()
     solver = own.get("solver", "ab3")
     with gr.Row():
-        seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=90)
+        seed = gr.Number(value=0, precision=0, label="Seed", min_width=90)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
     with gr.Row():
         steps = gr.Slider(
@@ -258,10 +260,15 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
     return [seed, steps, solver, guidance, count]
 
 
+def _as_sent(value: Any) -> Any:
+    """Instead of gradio's own check, which speaks in a corner of the page and not beside the control; ours follows."""
+    return value
+
+
 def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message: Any) -> Any:
     """Let a button run a job; in the browser alone: that it waits, and that the server did not take it."""
     live = outputs[0]
-    button.click(None, None, [live], js="() => ({step: 0, steps: 1, images: []})")
+    button.click(None, None, [live], js="() => ({step: 0, steps: 1, images: []})", api_visibility="private")
     job = button.click(
         call,
         inputs,
@@ -271,7 +278,9 @@ def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message:
         show_progress="hidden",
         api_name=call.__name__,
     )
-    job.failure(None, None, [live, message], js=f"() => [null, {json.dumps(_words(BUSY, bad=True))}]")
+    job.failure(
+        None, None, [live, message], js=f"() => [null, {json.dumps(_words(BUSY, bad=True))}]", api_visibility="private"
+    )
     return job
 
 

@@ -192,11 +192,12 @@ props.examples.forEach((text, i) => {
 });
 
 watch("value", () => {
-  const ids = fromText(props.value);
-  if (ids && toText(ids) !== toText(labels)) replace(ids);
+  const ids = fromText(props.value), own = toText(labels);
+  if (!ids) props.value = own;
+  else if (props.value !== own) replace(ids);
 });
 
 let kept = null;
 try { kept = fromText(localStorage.getItem(storage)); } catch (error) { /* a forbidden storage keeps nothing */ }
-labels = kept || fromText(props.value) || labels;
+labels = kept || fromText(props.examples[0]) || labels;
 settle();
