@@ -6,6 +6,8 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -157,6 +159,36 @@ CHECKS = {
     "pip": check_pip,
     **dict.fromkeys(("git", "cd", "tensorboard", "venv"), lambda words, monkeypatch: None),
 }
+
+
+#: Where each line of docs/extend.md goes: the file, and what stands after it.
+PLACES = (
+    ("solvers/__init__.py", "from ssmgen.solvers.midpoint"),
+    ("nn/__init__.py", "from ssmgen.nn.mamba "),
+    ("models/sisma.py", '@register("model", "sisma-b"'),
+)
+
+
+def test_extending_takes_one_file_and_one_line(tmp_path):
+    """The page is followed to the letter in a copy of the package."""
+    page = ROOT / "docs/extend.md"
+    package = shutil.copytree(ROOT / "ssmgen", tmp_path / "ssmgen", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    names = re.findall(r"^`ssmgen/(\w+/\w+\.py)`", page.read_text(), re.MULTILINE)
+    for name, code in zip(names, blocks(page, "python"), strict=False):
+        assert not (package / name).exists()
+        (package / name).write_text(code)
+    for (name, after), line in zip(PLACES, blocks(page, "text"), strict=True):
+        text = (package / name).read_text()
+        assert text.count(after) == 1 and line.count("\n") == 1
+        (package / name).write_text(text.replace(after, line + after))
+    code = (
+        "import ssmgen as s; print(s.build('kutta3').order, s.build('line-mixer', dim=8).conv.groups, s.names('model'))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("3 8 [") and "'sisma-m'" in answer.stdout
+    for command in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, "ssmgen"], cwd=tmp_path, check=True)
 
 
 def headings(page):
