@@ -87,7 +87,7 @@ def untrained_pipe(side: int = SIDE) -> MaskToImage:
     torch.manual_seed(0)
     model = ssmgen.build("sisma-debug", **args)
     for parameter in model.parameters():  # an untrained head is zero: every image would be its noise
-        torch.nn.init.normal_(parameter, std=0.05)
+        torch.nn.init.normal_(parameter, std=0.1)
     recipe = Recipe("sisma-debug", args, "identity", side, CELEBAMASK19, {"solver": "euler", "steps": 2}, "Untrained.")
     return MaskToImage(model, ssmgen.build("identity"), recipe)
 
@@ -163,14 +163,23 @@ class Client:
         Raises:
             RuntimeError: the server did not take the request.
         """
+        return list(self.news(self.join(name, *data)))
+
+    def join(self, name: str, *data: Any) -> str:
+        """Ask for it and leave; the session that `news` takes.
+
+        Raises:
+            RuntimeError: the server did not take the request.
+        """
         session = secrets.token_hex(6)
         wanted = {"data": data, "fn_index": self.functions[name], "session_hash": session, "trigger_id": 0}
         status, text = self.get("/gradio_api/queue/join", "POST", json.dumps(wanted).encode())
         if status != 200:
             raise RuntimeError(f"{status}: {text}")
-        return list(self._news(session))
+        return session
 
-    def _news(self, session: str) -> Iterator[list[Any]]:
+    def news(self, session: str) -> Iterator[list[Any]]:
+        """The outputs of what a session asked for, as they come."""
         connection = http.client.HTTPConnection(self.host, timeout=120)
         connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
         try:

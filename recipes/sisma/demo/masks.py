@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ MAX_SIDE, MAX_BYTES = 1024, 5_000_000
 #: Mean distance to the nearest class colour (of 441) from which on an RGB image is taken for a photograph.
 FAR = 40.0
 
+_MAX_TEXT = 6 * MAX_SIDE**2  # every pixel a run of its own
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RUNS = re.compile(r"\d{1,4} \d{1,3}x\d{1,7}(,\d{1,3}x\d{1,7})*")
 
@@ -50,13 +52,14 @@ def from_text(text: Any, labels: LabelSet) -> Tensor:
     """
     if not text:
         raise Refused("There is no mask yet: paint one, take an example, or upload one.")
-    if not isinstance(text, str) or not _RUNS.fullmatch(text):
+    if not isinstance(text, str) or len(text) > _MAX_TEXT or not _RUNS.fullmatch(text):
         raise Refused("The mask did not arrive whole: reload the page.")
     side, _, runs = text.partition(" ")
-    pairs = [run.split("x") for run in runs.split(",")]
-    values = torch.tensor([int(label) for label, _ in pairs])
-    counts = torch.tensor([int(count) for _, count in pairs])
-    if not 1 <= int(side) <= MAX_SIDE or int(counts.sum()) != int(side) ** 2:
+    square = int(side) ** 2
+    fits = 1 <= int(side) <= MAX_SIDE and runs.count(",") < square
+    pairs = np.fromstring(runs.replace("x", ","), dtype=np.int64, sep=",").reshape(-1, 2) if fits else np.zeros((1, 2))
+    values, counts = torch.from_numpy(pairs).T
+    if int(counts.sum()) != square or not fits:
         raise Refused(f"The mask must be a square of at most {MAX_SIDE} pixels; the mask sent is not.")
     if int(values.max()) >= len(labels):
         raise Refused(f"The mask has a label {int(values.max())}; the model's classes are 0 to {len(labels) - 1}.")
