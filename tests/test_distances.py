@@ -22,6 +22,8 @@ SMALL = [
 class Colours(torch.nn.Module):
     """Three features an image, in the place of Inception's."""
 
+    protocol, distances = "colours", ("fid", "kid")
+
     def forward(self, images):
         return images.float().mean(dim=(2, 3))
 
@@ -48,14 +50,15 @@ def stand_ins(monkeypatch):
 
 def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand_ins):
     measure = DistanceSettings(fid="sdm-oasis,train-ref", lpips=True)
-    result = evaluate.evaluate_run(trained, command="test", measure=measure, samples=3, diversity_masks=2)
+    result = evaluate.evaluate_run(trained, command="test", measure=measure, diversity_masks=2)
     oasis, train_ref = result["distances"]["sdm-oasis"], result["distances"]["train-ref"]
-    assert oasis["protocol"].startswith("fid[sdm-oasis,") and "ref=test6,n=6,seed=0" in oasis["protocol"]
+    assert oasis["protocol"] == "fid[sdm-oasis,colours,ref=test6,n=6,seed=0]"
     assert "ref=train10" in train_ref["protocol"] and train_ref["frechet"]["reference_n"] == 10
     assert oasis["frechet"]["value"] != train_ref["frechet"]["value"]
     assert oasis["noise_floor"]["n"] == oasis["noise_floor"]["reference_n"] == 3
     assert "kernel" not in oasis, "a kernel distance takes 1,000 images"
-    assert "samples=3,pairs=3,masks=2" in result["lpips"]["protocol"]
+    assert "samples=10,pairs=45,masks=2" in result["lpips"]["protocol"], "what the literature counts"
+    assert oasis["frechet"]["weights"] == oasis["weights"] and len(oasis["frechet"]["reference_features"]) == 64
     text, page = evaluate.summary(result), (trained / "report.html").read_text()
     assert f"FID {oasis['frechet']['value']:.2f}" in text and oasis["protocol"] in text and oasis["protocol"] in page
     assert f"LPIPS diversity {result['lpips']['value']:.3f}" in text and result["lpips"]["protocol"] in page
@@ -65,10 +68,12 @@ def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand
 def test_images_are_far_from_other_images_and_not_from_themselves(stand_ins):
     measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
     ids, real = [f"{i}" for i in range(8)], torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    same = distances.distances(measure, ids, real, real, None, 0)
-    darker = distances.distances(measure, ids, real // 2, real, None, 0)
+    done = []
+    same = distances.distances(measure, ids, real, real, None, "given", done.append)
+    darker = distances.distances(measure, ids, real // 2, real, None, "given", [].append)
     assert same["frechet"]["value"] == pytest.approx(0, abs=1e-6) and darker["frechet"]["value"] > 1000
     assert same["noise_floor"]["value"] == darker["noise_floor"]["value"] > 0
+    assert sum(done) == distances.work(measure, 8, None) == 16, "what the bar of the progress counts to"
     assert same["frechet"]["list"] == same["frechet"]["reference_list"]
 
 
@@ -76,8 +81,21 @@ def test_the_kernel_distance_comes_with_enough_images(stand_ins, monkeypatch):
     monkeypatch.setattr(distances, "_KID_SUBSET", 8)
     measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    found = distances.distances(measure, [f"{i}" for i in range(8)], images, images, None, 0)
+    found = distances.distances(measure, [f"{i}" for i in range(8)], images, images, None, "given", [].append)
     assert found["kernel"]["subset_size"] == 8
+
+
+def test_the_batch_size_moves_no_distance_by_more_than_a_thousandth(trained, stand_ins):
+    found = []
+    for batch_size in (1, 3, 8):
+        measure = DistanceSettings(fid="clean", lpips=True)
+        result = evaluate.evaluate_run(
+            trained, command="test", measure=measure, samples=2, diversity_masks=2, batch_size=batch_size, seed=7
+        )
+        found.append((result["distances"]["clean"]["frechet"]["value"], result["lpips"]["value"]))
+        for file in trained.glob("evaluation/*/*.png"):
+            file.unlink()
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and found[0] == pytest.approx(found[2], rel=1e-3)
 
 
 def test_samples_of_a_mask_do_not_depend_on_how_many_are_asked_for(trained):
@@ -106,6 +124,22 @@ def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error
     before = sorted(trained.rglob("*"))
     with pytest.raises(error, match=message):
         evaluate.evaluate_run(trained, command="test", measure=settings, masks=masks, solver="heun")
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["solver=flow-matching"], "names no solver"),
+        (["shift=-1"], "steps and shift must be positive"),
+        (["guidance_scale=2"], "needs a run trained with model_args.mask_dropout"),
+        (["data=drawn"], "data= needs images=FOLDER"),
+    ],
+)
+def test_words_that_cannot_work_are_refused_before_sampling(trained, words, message):
+    before = sorted(trained.rglob("*"))
+    with pytest.raises(UsageError, match=message):
+        evaluate.main([f"run={trained}", *words])
     assert sorted(trained.rglob("*")) == before
 
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +16,15 @@ from ssmgen.metrics import (
     FeatureSet,
     InceptionTrunk,
     LPIPSDiversity,
+    MaskAgreement,
     SqueezeNetTrunk,
     frechet_distance,
+    gather,
     kernel_distance,
     lpips_network,
+    pairwise_rms,
 )
-from ssmgen.metrics.backbones import INCEPTION, Weights, published_lpips
+from ssmgen.metrics.backbones import INCEPTION, Weights, published_lpips, weights_hash
 
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("lpips")
@@ -74,8 +81,24 @@ def random_inception():
     return state
 
 
+def published_folder():
+    """Where Inception's and AlexNet's published weights lie, for the tests that take them."""
+    folder = os.environ.get("SSMGEN_WEIGHTS")
+    if not folder:
+        pytest.skip("the published weights are not here; set SSMGEN_WEIGHTS to their folder")
+    return Path(folder)
+
+
+@pytest.fixture(params=["random", "published"])
+def inception(request, random_inception):
+    """The state of both networks: seeded random weights, and the published ones where they are given."""
+    if request.param == "random":
+        return random_inception
+    return torch.load(INCEPTION.find(published_folder()), weights_only=True)
+
+
 @pytest.mark.slow
-def test_fid_and_kid_are_torch_fidelitys_on_the_same_files(random_inception, tmp_path):
+def test_fid_and_kid_are_torch_fidelitys_on_the_same_files(inception, tmp_path):
     from PIL import Image
     from torch_fidelity import calculate_metrics
 
@@ -84,13 +107,13 @@ def test_fid_and_kid_are_torch_fidelitys_on_the_same_files(random_inception, tmp
         (tmp_path / name).mkdir()
         for k, image in enumerate(batch):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{k:03d}.png")
-    torch.save(random_inception, tmp_path / "trunk.pth")
+    torch.save(inception, tmp_path / "trunk.pth")
     theirs = calculate_metrics(
         input1=str(tmp_path / "generated"), input2=str(tmp_path / "real"), fid=True, kid=True, kid_subset_size=10,
         feature_extractor_weights_path=str(tmp_path / "trunk.pth"), cuda=False, cache=False, verbose=False,
         save_cpu_ram=True,
     )  # fmt: skip
-    trunk = InceptionTrunk(random_inception, "tf1")
+    trunk = InceptionTrunk(inception, "tf1")
     ours = [featured(trunk, batch) for batch in sets.values()]
     fid, kid = frechet_distance(*ours), kernel_distance(*ours, subset_size=10)
     assert fid["value"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
@@ -98,44 +121,229 @@ def test_fid_and_kid_are_torch_fidelitys_on_the_same_files(random_inception, tmp
     assert (fid["n"], fid["reference_n"]) == (14, 12)
 
 
+@pytest.fixture
+def reference_inception(random_inception, monkeypatch):
+    """pytorch-fid's network with the same weights: ``reference_inception(**its arguments)``."""
+    module = pytest.importorskip("pytorch_fid.inception")
+    monkeypatch.setattr(module, "load_state_dict_from_url", lambda *_, **__: random_inception)
+
+    def make(**arguments):
+        network = module.InceptionV3([3], **arguments).eval()
+        return lambda images: network(images)[0].flatten(1)
+
+    return make
+
+
 @pytest.mark.slow
-def test_the_resizings_differ_and_agree_at_the_networks_own_size(random_inception):
-    trunks = {resize: InceptionTrunk(random_inception, resize) for resize in ("tf1", "torch", "antialias")}
-    features = {name: trunk(smooth(1, 3, 64)) for name, trunk in trunks.items()}
-    assert (features["tf1"] - features["antialias"]).norm() > 1e-3 * features["tf1"].norm()
-    native = {name: trunk(smooth(1, 3, 299)) for name, trunk in trunks.items()}
-    torch.testing.assert_close(native["antialias"], native["tf1"], rtol=1e-4, atol=1e-4)
+@torch.no_grad()
+def test_sdm_oasis_is_the_published_code_on_pytorch_fids_network(random_inception, reference_inception):
+    """OASIS and SDM: scikit-image to 256 in floats that are not rounded, divided by 255, then pytorch-fid's network."""
+    resize = pytest.importorskip("skimage.transform").resize
+    batch = smooth(2, 4, 300)
+    theirs = [resize(image.movedim(0, -1).float().numpy(), (256, 256, 3)) / 255 for image in batch]
+    expected = reference_inception()(torch.stack([torch.from_numpy(image).movedim(-1, 0) for image in theirs]).float())
+    for name in ("sdm-oasis", "train-ref"):
+        trunk = FID_PROTOCOLS[name].trunk(random_inception)
+        assert (trunk(batch) - expected).norm() < 1e-4 * expected.norm()
+    other = InceptionTrunk(random_inception, "torch")(batch)
+    assert (other - expected).norm() > 1e-2 * expected.norm(), "the resizing to 256 makes a difference"
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_clean_is_clean_fids_resizing_before_the_same_network(random_inception, reference_inception):
+    resizer = pytest.importorskip("cleanfid.resize").build_resizer("clean")
+    batch = smooth(2, 4, 340)
+    theirs = torch.stack([torch.from_numpy(resizer(i.movedim(0, -1).numpy())).movedim(-1, 0) for i in batch])
+    expected = reference_inception(resize_input=False, normalize_input=False)((theirs - 128) / 128)
+    ours = FID_PROTOCOLS["clean"].trunk(random_inception)(batch)
+    assert (ours - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_frechet_distance_is_pytorch_fids():
+    theirs = pytest.importorskip("pytorch_fid.fid_score").calculate_frechet_distance
+    sets = [featured(Pool(), smooth(40, seed)) for seed in (1, 2)]
+    rows = [features.matrix().double().numpy() for features in sets]
+    import numpy
+
+    first, second = ((r.mean(axis=0), numpy.cov(r, rowvar=False)) for r in rows)
+    assert frechet_distance(*sets)["value"] == pytest.approx(theirs(*first, *second), rel=1e-6)
+
+
+def test_the_trunk_says_which_resizings_there_are(random_inception):
     with pytest.raises(ValueError, match="resize must be"):
         InceptionTrunk(random_inception, "nearest")
+    with pytest.raises(ValueError, match="side must be 0 for resize='tf1'"):
+        InceptionTrunk(random_inception, "tf1", 256)
 
 
-def test_lpips_diversity_is_the_packages_mean_over_all_pairs(monkeypatch):
+@pytest.fixture(params=["random", "published"])
+def alexnet(request):
+    """The state of torchvision's AlexNet: seeded random weights, and the published ones where they are given."""
+    import torchvision
+
+    from ssmgen.metrics.backbones import ALEXNET
+
+    if request.param == "random":
+        torch.manual_seed(0)
+        return {f"features.{key}": v for key, v in torchvision.models.alexnet().features.state_dict().items()}
+    return torch.load(ALEXNET.find(published_folder()), weights_only=True)
+
+
+def test_lpips_diversity_is_the_packages_mean_over_all_45_pairs(alexnet):
     import warnings
 
     import lpips
-    import torchvision
 
-    torch.manual_seed(0)
-    state = {f"features.{key}": value for key, value in torchvision.models.alexnet().features.state_dict().items()}
-    network = lpips_network(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    reference.net.load_state_dict(network.net.state_dict())
-    assert any((a == state["features.0.weight"]).all() for a in reference.net.state_dict().values() if a.dim() == 4)
-    batch = smooth(4, 5, 64).float() / 127.5 - 1
-    expected = torch.stack([reference(batch[i : i + 1], batch[j : j + 1]) for i in range(4) for j in range(i)]).mean()
-    for pairs in (2, 15):
-        diversity = LPIPSDiversity(network, pairs)
+    layers = [value for name, value in alexnet.items() if name.startswith("features.")]
+    for parameter, value in zip(reference.net.parameters(), layers, strict=True):
+        parameter.data.copy_(value)
+    batch = smooth(10, 5, 64).float() / 127.5 - 1
+    pairs = [(i, j) for i in range(10) for j in range(i)]
+    assert len(pairs) == 45
+    expected = torch.stack([reference(batch[i : i + 1], batch[j : j + 1]) for i, j in pairs]).mean().item()
+    network = lpips_network(alexnet)
+    for at_once in (2, 15):
+        diversity = LPIPSDiversity(network, at_once)
         diversity.update("m", batch)
-        assert diversity.result()["value"] == pytest.approx(expected.item(), rel=1e-4)
-    same = LPIPSDiversity(network)
-    same.update("m", batch[:1].expand(3, -1, -1, -1))
-    assert same.result()["value"] < 1e-6
+        assert diversity.result()["value"] == pytest.approx(expected, rel=1e-4)
+    result = diversity.result()
+    assert result["protocol"] == "lpips[alex-0.1,diversity,size=64x64,samples=10,pairs=45,masks=1]"
+    assert result["weights"] == weights_hash(reference) and len(result["list"]) == 64
+
+
+def test_a_trunk_of_lpips_without_a_layer_is_refused():
+    with pytest.raises(ValueError, match="not torchvision's AlexNet"):
+        lpips_network({"features.0.weight": torch.zeros(64, 3, 11, 11)})
+
+
+class Pixels(nn.Module):
+    def forward(self, first, second):
+        return (first - second).abs().mean(dim=(1, 2, 3))
+
+
+def test_diversity_falls_where_samples_collapse_and_rises_with_noise():
+    batch = smooth(6, 5).float() / 127.5 - 1
+    near = batch[:1] + 0.1 * batch
+    noisy = batch + torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
+    for measured in (pairwise_rms, lambda images: diversity_of(images)["value"]):
+        values = [measured(images) for images in (batch[:1].expand(6, -1, -1, -1), near, batch, noisy)]
+        assert values == sorted(values) and values[0] < 1e-6 and values[1] < 0.2 * values[2]
+
+
+def diversity_of(images):
+    diversity = LPIPSDiversity(Pixels())
+    diversity.update("m", images)
+    return diversity.result()
+
+
+def test_diversity_says_what_it_cannot_count():
+    batch = smooth(3, 5).float() / 127.5 - 1
+    diversity = LPIPSDiversity(Pixels())
+    with pytest.raises(ValueError, match="no masks were counted"):
+        diversity.result()
+    diversity.update("m", batch)
     with pytest.raises(ValueError, match="mask m was counted already"):
-        same.update("m", batch)
+        diversity.update("m", batch)
     with pytest.raises(ValueError, match="count >= 2"):
-        same.update("n", batch[:1])
+        diversity.update("n", batch[:1])
+    with pytest.raises(ValueError, match=r"mask n: images are \(2, 3, 24, 24\), those of other masks \(3, 3, 24, 24\)"):
+        diversity.update("n", batch[:2])
+
+
+def test_agreement_counts_what_can_be_counted_by_hand():
+    true = torch.tensor([[[0, 0, 1, 1]], [[0, 1, 1, 1]]])
+    seen = torch.tensor([[[0, 1, 1, 1]], [[0, 1, 1, 2]]])
+    agreement = MaskAgreement(("a", "b", "c"), "by hand", "0" * 64)
+    agreement.update(seen, true, ["x", "y"])
+    result = agreement.result()
+    assert result["iou"] == pytest.approx({"a": 2 / 3, "b": 4 / 6})  # no true c: it is left out of the mean
+    assert result["miou"] == pytest.approx(2 / 3) and result["pixel_accuracy"] == pytest.approx(6 / 8)
+    assert result["protocol"] == "agreement[parser=by hand,classes=2 of 3,n=2]" and result["weights"] == "0" * 64
+
+
+def test_agreement_is_full_falls_with_other_masks_and_does_not_depend_on_batches():
+    masks = torch.randint(0, 5, (8, 12, 12), generator=torch.Generator().manual_seed(0))
+    seen = torch.where(torch.rand(masks.shape, generator=torch.Generator().manual_seed(1)) < 0.2, 0, masks)
+
+    def agree(predicted, true):
+        agreement = MaskAgreement("abcde")
+        agreement.update(predicted, true)
+        return agreement.result()
+
+    whole = agree(seen, masks)
+    assert agree(masks, masks)["miou"] == 1 > whole["miou"] > 2 * agree(seen, masks.roll(1, 0))["miou"]
+    parts = [MaskAgreement("abcde"), MaskAgreement("abcde")]
+    for index in reversed(range(8)):
+        parts[index % 2].update(seen[index : index + 1], masks[index : index + 1], [f"{index:08d}"])
+    parts[0].merge(parts[1])
+    assert parts[0].result() == whole
+    with pytest.raises(ValueError, match="images given twice: 00000001"):
+        parts[0].merge(parts[1])
+
+
+def test_agreement_says_what_it_cannot_count():
+    agreement, mask = MaskAgreement("abc"), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="no images were counted"):
+        agreement.result()
+    with pytest.raises(ValueError, match="must have one shape"):
+        agreement.update(mask, mask[:, :2])
+    with pytest.raises(ValueError, match=r"labels must be in 0..2: parser and masks must have the same 3 classes"):
+        agreement.update(mask + 3, mask)
+    with pytest.raises(ValueError, match="got 2 ids and 1 images"):
+        agreement.update(mask, mask, ["a", "b"])
+
+
+RANKS = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+from test_metrics import Pixels, Pool, smooth
+from ssmgen.metrics import FeatureSet, LPIPSDiversity, MaskAgreement, frechet_distance, gather
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+features, diversity, agreement = FeatureSet(Pool()), LPIPSDiversity(Pixels()), MaskAgreement("ab")
+for k in range(rank, 7, 2):
+    features.update([f"i{k:05d}"], smooth(7, 1)[k : k + 1])
+    diversity.update(f"m{k}", smooth(7, 1)[k : k + 1].float() * torch.linspace(0, 1, 3).view(3, 1, 1, 1))
+    agreement.update(smooth(7, 1)[k : k + 1, 0] // 128, smooth(7, 1)[k : k + 1, 1] // 128, [f"a{k}"])
+for metric in (features, diversity, agreement):
+    gather(metric)
+torch.save([features.counted, diversity.result(), agreement.result()], f"{sys.argv[2]}-{rank}.pt")
+"""
+
+
+def test_two_processes_count_as_one(tmp_path):
+    root = Path(__file__).parents[1]
+    words = [sys.executable, "-c", RANKS]
+    ranks = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "store")], cwd=root, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        assert rank.wait(300) == 0, rank.stderr.read()
+    whole, diversity, agreement = featured(Pool(), smooth(7, 1)), LPIPSDiversity(Pixels()), MaskAgreement("ab")
+    for k, image in enumerate(smooth(7, 1)):
+        diversity.update(f"m{k}", image[None].float() * torch.linspace(0, 1, 3).view(3, 1, 1, 1))
+    agreement.update(smooth(7, 1)[:, 0] // 128, smooth(7, 1)[:, 1] // 128, [f"a{k}" for k in range(7)])
+    for rank in range(2):
+        rows, theirs, agreed = torch.load(tmp_path / f"store-{rank}.pt", weights_only=True)
+        joined = FeatureSet(Pool())
+        joined.counted = rows
+        torch.testing.assert_close(joined.matrix(), whole.matrix())
+        assert joined.list_hash() == whole.list_hash()
+        assert theirs == diversity.result() and agreed == agreement.result()
+
+
+def test_gathering_alone_changes_nothing():
+    features = featured(Pool(), smooth(3, 1))
+    before = dict(features.counted)
+    gather(features)
+    assert features.counted == before
 
 
 def test_batches_order_and_processes_do_not_matter():
@@ -159,12 +367,13 @@ def test_known_changes_move_the_distances_the_right_way():
     sets = {
         "fresh": again,
         "noisy": noisy.to(torch.uint8),
+        "blurred": nn.functional.avg_pool2d(again.float(), 9, 1, 4).to(torch.uint8),
         "dark": again // 2,
         "collapsed": again[:2].repeat(150, 1, 1, 1),
     }
     fid = {name: frechet_distance(featured(trunk, batch), real)["value"] for name, batch in sets.items()}
     kid = {name: kernel_distance(featured(trunk, b), real, subset_size=200)["value"] for name, b in sets.items()}
-    for name in ("noisy", "dark", "collapsed"):
+    for name in ("noisy", "blurred", "dark", "collapsed"):
         assert fid[name] > 3 * fid["fresh"], name
         assert kid[name] > kid["fresh"], name
     assert frechet_distance(real, real)["value"] == pytest.approx(0, abs=1e-5)
@@ -195,6 +404,9 @@ def test_too_few_or_wrong_images_are_named():
         frechet_distance(one, many)
     with pytest.raises(ValueError, match="the real set has 1 images, at least 9"):
         kernel_distance(many, one, subset_size=9)
+    other = featured(Pool(8), smooth(9, 1))
+    with pytest.raises(ValueError, match="features of different networks"):
+        frechet_distance(many, other)
     with pytest.raises(ValueError, match="got 2 ids and 9 images"):
         FeatureSet(trunk).update(["a", "b"], smooth(9, 1))
     with pytest.raises(ValueError, match="images given twice: a"):
@@ -231,13 +443,31 @@ def test_a_download_that_was_asked_for_is_checked_and_kept(tmp_path):
         Weights("kept.bin", source.as_uri(), "0" * 64).find(tmp_path / "new")
 
 
-def test_protocols_say_what_they_did():
-    pytest.importorskip("skimage")
-    oasis, clean = FID_PROTOCOLS["sdm-oasis"], FID_PROTOCOLS["clean"]
-    batch = smooth(2, 1, 64)
-    assert oasis.prepare(batch).shape == (2, 3, 256, 256)
-    assert clean.prepare(batch) is batch
-    assert oasis.prepare(smooth(1, 1, 256)).shape == (1, 3, 256, 256)
-    text = oasis.string(2000, 2000, 0)
-    assert text == "fid[sdm-oasis,inception-tf-2015,pool3-2048,resize=skimage256+torch299,ref=test2000,n=2000,seed=0]"
+def test_a_download_that_fails_names_the_file_and_leaves_nothing(tmp_path):
+    source = tmp_path / "published.bin"
+    missing = Weights("kept.bin", source.as_uri(), "0" * 64)
+    with pytest.raises(FileNotFoundError, match=r"kept.bin: could not be fetched \(.*Put file:.*published.bin there"):
+        missing.find(tmp_path / "new", download=True)
+    source.write_bytes(b"another page")
+    with pytest.raises(ValueError, match="kept.bin: SHA-256 is"):
+        missing.find(tmp_path / "new", download=True)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_results_say_what_they_were_computed_from(random_inception):
+    text = "fid[sdm-oasis,inception-tf-2015,pool3-2048,resize=skimage256+torch299,ref=test9,n=8,seed=0]"
+    trunk = FID_PROTOCOLS["sdm-oasis"].trunk(random_inception)
+    weights = trunk.weights
+    assert weights == weights_hash(trunk.network) != weights_hash(Pool())
+    trunk.forward = Pool().forward  # the numbers are another test's
+    sets = [FeatureSet(trunk, "seed=0"), FeatureSet(trunk, "test")]
+    for features, count in zip(sets, (8, 9), strict=True):
+        features.update([f"{k}" for k in range(count)], smooth(count, count))
+    fid, kid = frechet_distance(*sets), kernel_distance(*sets, subset_size=4)
+    assert fid["protocol"] == text and kid["protocol"].startswith("kid[sdm-oasis,") and "100x4" in kid["protocol"]
+    for result in (fid, kid):
+        assert result["weights"] == weights and (result["n"], result["reference_n"]) == (8, 9)
+        assert result["list"] == sets[0].list_hash() != result["reference_list"] == sets[1].list_hash()
+        assert result["reference_features"] == sets[1].feature_hash() != sets[0].feature_hash()
     assert FID_PROTOCOLS["train-ref"].reference == "train"
+    assert frechet_distance(*(featured(Pool(), smooth(4, k)) for k in (1, 2)))["protocol"] == "frechet[Pool,ref=4,n=4]"

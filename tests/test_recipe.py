@@ -23,6 +23,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.images import read_image, write_png
+from ssmgen.metrics import MaskAgreement
 from ssmgen.training import CheckpointError, checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -278,13 +279,14 @@ def test_with_a_micro_batch_the_batch_size_changes_no_bit(trained, micro_batch):
 
 def test_without_one_it_changes_no_more_than_rounding(trained):
     found = []
-    for batch_size in (8, 3):
+    for batch_size in (8, 3, 1):
         figures, _, folder = evaluated(trained, batch_size=batch_size)
         found.append(figures)
         shutil.rmtree(folder)
-    assert found[0]["diversity"] == pytest.approx(found[1]["diversity"], abs=1e-3)
-    for key in ("miou", "pixel_accuracy"):
-        assert found[0]["mask_agreement"][key] == pytest.approx(found[1]["mask_agreement"][key], abs=1e-3)
+    for other in found[1:]:
+        assert found[0]["diversity"] == pytest.approx(other["diversity"], abs=1e-3)
+        for key in ("miou", "pixel_accuracy"):
+            assert found[0]["mask_agreement"][key] == pytest.approx(other["mask_agreement"][key], abs=1e-3)
 
 
 def test_bad_batches_are_refused_before_sampling(trained):
@@ -299,11 +301,26 @@ def test_a_parser_of_other_classes_is_refused(trained, tmp_path):
         evaluate.evaluate_run(trained, command="test", parser=str(tmp_path / "seven.safetensors"))
 
 
+def agreement_of_each(folder, count):
+    """mIoU of every image by itself, by the shipped parser."""
+    judge, _ = parser.load_parser(parser.SHIPPED)
+    found = []
+    for index in range(count):
+        image = read_image(folder / f"{index:05d}.png").unsqueeze(0).float() / 127.5 - 1
+        agreement = MaskAgreement(CELEBAMASK19.classes)
+        agreement.update(judge.parse(image), DrawnFaces(count, size=64, start=parser.HELD_OUT)[index][1].unsqueeze(0))
+        found.append(agreement.result()["miou"])
+    return found
+
+
 def test_the_report_stands_alone(trained):
     result = evaluate.evaluate_run(trained, command="<script>")
+    folder = next(trained.glob("evaluation/*/record.json")).parent
+    of_each = agreement_of_each(folder, 4)
     page = (trained / "report.html").read_text()
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)(https?:|/|\.)", page), "it loads nothing"
-    assert page.count("data:image/png;base64,") == 9 * 4 + 4 * 6  # extremes, diversity rows
+    assert page.count("data:image/png;base64,") == 3 * 4 + 4 * 6  # one mask a group of the four, diversity rows
+    assert f"best {max(of_each):.3f}" in page and f"worst {min(of_each):.3f}" in page
     assert f"{result['mask_agreement']['miou']:.3f}" in page and "second-hand" in page
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "polyline" in page
@@ -363,6 +380,16 @@ def test_train_parser_on_drawn_faces(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="is not a parser"):
         parser.load_parser(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("image_size=40", "must be a multiple of 16, got 40"), ("steps=0", "must be at least 1"), ("data=no", "no such")],
+)
+def test_a_parser_that_cannot_be_trained_is_refused_before_training(tmp_path, word, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        parser.main([f"out={tmp_path / 'new' / 'parser.safetensors'}", "held_out=1", word])
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("factor", [4, 8])

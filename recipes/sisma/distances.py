@@ -5,27 +5,24 @@ Whatever can be missing (packages, weights, a protocol's name, enough images) is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError
+from recipes.sisma.generated import pair_ids
 from ssmgen.metrics import (
     FID_PROTOCOLS,
     FeatureSet,
-    FIDProtocol,
-    InceptionTrunk,
     LPIPSDiversity,
     SqueezeNetTrunk,
     frechet_distance,
     kernel_distance,
     published_lpips,
 )
-from ssmgen.metrics.backbones import ALEXNET, INCEPTION, sha256_of
 from ssmgen.registry import closest
 
 _LEAST = 4  # two halves of the real images are compared, and a covariance takes two images
@@ -54,12 +51,11 @@ class DistanceSettings:
 
 @dataclass(frozen=True)
 class Measure:
-    """A trunk that is ready, and what its numbers go by."""
+    """A trunk that is ready, the name its numbers go by, and which real images it compares with."""
 
     name: str
     trunk: nn.Module
-    weights: str
-    protocol: FIDProtocol | None
+    reference: str = "test"
 
 
 def load_measures(settings: DistanceSettings, count: int) -> list[Measure]:
@@ -81,23 +77,28 @@ def load_measures(settings: DistanceSettings, count: int) -> list[Measure]:
                              f"There are {', '.join(FID_PROTOCOLS)}.")  # fmt: skip
     if (asked or settings.proxy) and count < _LEAST:
         raise ValueError(f"fid= and proxy= need at least {_LEAST} unseen masks with real images, got {count}")
-    measures = []
-    for name in asked:
-        trunk = InceptionTrunk.published(settings.weights, FID_PROTOCOLS[name].resize, download=settings.download)
-        measures.append(Measure(name, trunk, INCEPTION.sha256, FID_PROTOCOLS[name]))
+    measures = [
+        Measure(
+            name,
+            FID_PROTOCOLS[name].published(settings.weights, download=settings.download),
+            FID_PROTOCOLS[name].reference,
+        )
+        for name in asked
+    ]
     if settings.proxy:
-        trunk = SqueezeNetTrunk(settings.proxy)
-        measures.append(Measure(trunk.name, trunk, sha256_of(Path(settings.proxy)), None))
+        measures.append(Measure(SqueezeNetTrunk.name, SqueezeNetTrunk(settings.proxy)))
+    for measure in measures:
+        measure.trunk.to(_device())
     return measures
 
 
 def load_lpips(settings: DistanceSettings) -> Any:
     """The LPIPS network if it was asked for, else None; raises as `load_measures` does."""
-    return published_lpips(settings.weights, download=settings.download) if settings.lpips else None
+    return published_lpips(settings.weights, download=settings.download).to(_device()) if settings.lpips else None
 
 
 def distances(
-    measure: Measure, ids: list[str], generated: Tensor, real: Tensor, train: Any, seed: int
+    measure: Measure, ids: list[str], generated: Tensor, real: Tensor, train: Any, of: str, step: Callable[[int], Any]
 ) -> dict[str, Any]:
     """Frechet and kernel distance of the generated images, and of real ones against real ones.
 
@@ -107,49 +108,71 @@ def distances(
         generated: an image of each, uint8 ``(n, 3, h, w)``.
         real: the real image of each.
         train: the training pairs, read only by a protocol that compares with them.
-        seed: of the sampling, for the protocol's string.
+        of: what the generated images are, for the protocol's string, such as ``seed=0``.
+        step: called with every number of images that are done.
 
     Returns:
-        ``frechet`` and, from 1,000 images on, ``kernel``, each with counts and hashes; ``noise_floor``, the Frechet
-        distance of one half of the real images from the other; the ``protocol``'s string and the ``weights``' hash.
+        ``frechet`` and, from 1,000 images on, ``kernel``, each with its protocol, counts and hashes; ``noise_floor``,
+        the Frechet distance of one half of the real images from the other; the ``protocol`` and ``weights`` of the
+        first again.
     """
-    mine, reference = _features(measure, _batches(ids, generated)), _features(measure, _batches(ids, real))
-    halves = (_features(measure, _batches(ids[half::2], real[half::2])) for half in (0, 1))
-    if measure.protocol is not None and measure.protocol.reference == "train":
-        reference = _features(measure, _training_batches(train))
+    mine = _features(measure, of, _batches(ids, generated), step)
+    test = _features(measure, "test", _batches(ids, real), step)
+    reference = test
+    if measure.reference == "train":
+        reference = _features(measure, "train", _training_batches(train), step)
     result: dict[str, Any] = {
         "frechet": frechet_distance(mine, reference),
-        "noise_floor": frechet_distance(*halves),
-        "protocol": _string(measure, len(mine), len(reference), seed),
-        "weights": measure.weights,
+        "noise_floor": frechet_distance(*(_half(test, which) for which in (0, 1))),
     }
+    result |= {key: result["frechet"][key] for key in ("protocol", "weights")}
     if min(len(mine), len(reference)) >= _KID_SUBSET:
         result["kernel"] = kernel_distance(mine, reference, subset_size=_KID_SUBSET)
     return result
 
 
-def lpips_diversity(network: Any, names: list[str], several: Tensor) -> dict[str, Any]:
+def work(measure: Measure, count: int, train: Any) -> int:
+    """How many images `distances` looks at."""
+    return 2 * count + (len(train) if measure.reference == "train" else 0)
+
+
+def lpips_diversity(
+    network: Any, names: list[str], several: Sequence[Tensor], step: Callable[[int], Any]
+) -> dict[str, Any]:
     """Mean LPIPS over all pairs of samples of a mask, over masks.
 
     Args:
         network: from `load_lpips`.
         names: of the masks.
-        several: uint8 ``(masks, samples, 3, h, w)``.
+        several: for each mask uint8 ``(samples, 3, h, w)``; one after another is read.
+        step: called with 1 after every mask.
     """
     diversity = LPIPSDiversity(network)
     for name, images in zip(names, several, strict=True):
-        diversity.update(name, images.float() / 127.5 - 1)
-    samples = several.shape[1]
-    pairs = samples * (samples - 1) // 2
-    protocol = f"lpips[alex-0.1,diversity,samples={samples},pairs={pairs},masks={len(names)}]"
-    return diversity.result() | {"protocol": protocol, "weights": ALEXNET.sha256}
+        diversity.update(name, (images.float() / 127.5 - 1).to(_device()))
+        step(1)
+    return diversity.result()
 
 
-def _features(measure: Measure, batches: Iterable[tuple[list[str], Tensor]]) -> FeatureSet:
-    features = FeatureSet(measure.trunk)
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _features(
+    measure: Measure, of: str, batches: Iterable[tuple[list[str], Tensor]], step: Callable[[int], Any]
+) -> FeatureSet:
+    features = FeatureSet(measure.trunk, of)
     for ids, images in batches:
-        features.update(ids, images if measure.protocol is None else measure.protocol.prepare(images))
+        features.update(ids, images)
+        step(len(ids))
     return features
+
+
+def _half(whole: FeatureSet, which: int) -> FeatureSet:
+    """Every second image of a set, from the first or the second on."""
+    half = FeatureSet(whole.trunk, whole.of)
+    half.counted = {id: whole.counted[id] for id in sorted(whole.counted)[which::2]}
+    return half
 
 
 def _batches(ids: list[str], images: Tensor) -> Iterable[tuple[list[str], Tensor]]:
@@ -158,12 +181,7 @@ def _batches(ids: list[str], images: Tensor) -> Iterable[tuple[list[str], Tensor
 
 
 def _training_batches(pairs: Any) -> Iterable[tuple[list[str], Tensor]]:
+    ids = pair_ids(pairs)
     for start in range(0, len(pairs), _BATCH):
         numbers = range(start, min(start + _BATCH, len(pairs)))
-        yield [f"{number:06d}" for number in numbers], torch.stack([pairs[number][0] for number in numbers])
-
-
-def _string(measure: Measure, count: int, reference: int, seed: int) -> str:
-    if measure.protocol is None:
-        return f"proxy[{measure.name},pooled512,ref=test{reference},n={count},seed={seed}]"
-    return measure.protocol.string(count, reference, seed)
+        yield [ids[number] for number in numbers], torch.stack([pairs[number][0] for number in numbers])

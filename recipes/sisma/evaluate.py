@@ -1,7 +1,9 @@
-"""Measure a run: ``python -m recipes.sisma.evaluate run=RUN [masks=128] [parser=FILE] [solver=...] [steps=...]``.
+"""Measure a run or a folder of images: ``python -m recipes.sisma.evaluate run=RUN`` or ``images=FOLDER data=PREPARED``.
 
     python -m recipes.sisma.evaluate run=runs/quick
-    python -m recipes.sisma.evaluate run=runs/paper masks=2000 fid=sdm-oasis lpips=true samples=10 weights=FOLDER
+    python -m recipes.sisma.evaluate run=runs/paper masks=2000 fid=sdm-oasis lpips=true diversity_masks=2000 weights=DIR
+    python -m recipes.sisma.evaluate images=faces data=prepared parser=runs/parser.safetensors
+    torchrun --nproc-per-node 2 -m recipes.sisma.evaluate run=runs/quick
 
 Writes ``result.json``, ``result.png`` and ``report.html`` into the run. A parser labels the generated images; their
 agreement with the masks they were made from stands between a floor (the same images against other images' masks) and a
@@ -14,27 +16,43 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import from_command_line, run_command
-from recipes.sisma.distances import DistanceSettings, distances, load_lpips, load_measures, lpips_diversity
-from recipes.sisma.generated import Wanted, evaluation_folder, make_missing, read_images
+from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.distances import DistanceSettings
+from recipes.sisma.generated import (
+    Groups,
+    evaluation_folder,
+    make_missing,
+    one_each,
+    pair_ids,
+    progress,
+    read_images,
+    some_more,
+)
+from recipes.sisma.given import common_side, find_given
+from recipes.sisma.measure import Images, Judge, load_gauges, load_judge, measure_images
 from recipes.sisma.pairs import held_out_pairs, training_pairs
-from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from recipes.sisma.pictures import save_sheet, to_uint8
+from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
 from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run
 from ssmgen.data import CELEBAMASK19
-from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement, pairwise_rms
-from ssmgen.training import derived_seed
+from ssmgen.extras import require
+from ssmgen.metrics import FID_PROTOCOLS
+from ssmgen.registry import find
 
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4
+_SAMPLES, _LPIPS_SAMPLES = 4, 10  # ten make the 45 pairs that the literature counts
+_OWN = ("masks", "parser", "solver", "steps", "shift")
 
 
 @dataclass
@@ -43,14 +61,22 @@ class Settings(DistanceSettings):
 
     Attributes:
         run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
+        images: a folder of images that are there already, measured instead of a run: see `evaluate_images`.
+        data: for ``images``: the prepared folder whose test masks they were made from, or ``drawn``.
+        out: for ``images``: where the result goes; empty is beside them, ``FOLDER-evaluation``.
         masks: unseen masks.
         parser: ``drawn``, ``none`` or a file.
         solver, steps, shift, guidance_scale: other than the run's.
-        diversity_masks, samples: how many of the masks are sampled how many times for the diversity.
+        diversity_masks, samples: how many of the masks are sampled how many times for the diversity; 0 samples are 4,
+            and 10 with ``lpips``.
+        seed: of the noise of all images; the spread over several is what a figure can be trusted to.
         batch_size, micro_batch: images in a call of the model, see `evaluate_run`.
     """
 
     run: str = "runs/quick"
+    images: str = ""
+    data: str = ""
+    out: str = ""
     masks: int = 0
     parser: str = ""
     solver: str = ""
@@ -58,24 +84,45 @@ class Settings(DistanceSettings):
     shift: float = 0.0
     guidance_scale: float = -1.0
     diversity_masks: int = 16
-    samples: int = 4
+    samples: int = 0
+    seed: int = 0
     batch_size: int = 16
     micro_batch: int = 0
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate a run from the command line."""
+    """Evaluate a run or a folder of images from the command line."""
     settings = from_command_line(Settings(), argv)
+    command = f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip()
+    own = {key: value for key in _OWN if (value := getattr(settings, key))}
+    if settings.guidance_scale >= 0:
+        own["guidance_scale"] = settings.guidance_scale
+    given = [word.partition("=")[0] for word in argv]
+    if settings.images:
+        _refuse(
+            given,
+            ("run", *_OWN[2:], "guidance_scale", "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
+        )
+        evaluate_images(
+            Path(settings.images), settings.data, command=command, out=settings.out or None, measure=settings,
+            masks=settings.masks or None, parser=settings.parser or "none",
+        )  # fmt: skip
+        return
+    _refuse(given, ("data", "out"), "needs images=FOLDER; a run knows its data and keeps its result")
+    processes = require("accelerate", extra="train").PartialState(timeout=timedelta(days=1))
+    with processes.main_process_first():
+        run = find_run(settings.run)
     evaluate_run(
-        find_run(settings.run),
-        command=f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip(),
+        run,
+        command=command,
         measure=settings,
         diversity_masks=settings.diversity_masks,
         samples=settings.samples,
+        seed=settings.seed,
         batch_size=settings.batch_size,
         micro_batch=settings.micro_batch,
-        **{key: value for key in ("masks", "parser", "solver", "steps", "shift") if (value := getattr(settings, key))},
-        **({"guidance_scale": settings.guidance_scale} if settings.guidance_scale >= 0 else {}),
+        processes=processes,
+        **own,
     )
 
 
@@ -84,13 +131,15 @@ def evaluate_run(
     *,
     command: str,
     masks: int | None = None,
-    parser: str | None = None,
+    parser: str | Judge | None = None,
     seconds: float | None = None,
     measure: DistanceSettings | None = None,
     diversity_masks: int = 16,
-    samples: int = 4,
+    samples: int = 0,
+    seed: int = 0,
     batch_size: int = 16,
     micro_batch: int = 0,
+    processes: Any = None,
     **sampling: Any,
 ) -> dict[str, Any]:
     """Sample unseen masks, measure, and write ``result.json``, ``result.png`` and ``report.html``.
@@ -99,22 +148,28 @@ def evaluate_run(
         run: the run's folder.
         command: what to record as the command.
         masks: how many unseen masks; the run's own setting where None.
-        parser: ``drawn``, ``none`` or a file; the run's own setting where None.
+        parser: ``drawn``, ``none``, a file or a `Judge` around any parser; the run's own setting where None.
         seconds: of training, where the caller has just measured them; else read from the checkpoint.
         measure: which distances to real images are measured too; none where None.
         diversity_masks: of so many masks (the first) several images are made.
-        samples: how many.
+        samples: how many; 0 is 4, and 10 where LPIPS is measured.
+        seed: of the noise; the noise of an image depends on it and on the mask's id alone.
         batch_size: images in a call of the model; another one changes images by rounding only.
         micro_batch: fixes the images in a call whatever ``batch_size`` is, so that machines of different memory agree
             to the last digit; 0 leaves them to ``batch_size``.
+        processes: accelerate's `PartialState`: every process makes its share of the images, the first one measures.
         **sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` other than the run's.
+
+    Returns:
+        What is in ``result.json``; nothing in the processes that only sample.
 
     Raises:
         FileNotFoundError: no such run, checkpoint, parser or weights of a distance.
         ValueError: fewer than two unseen masks or samples, sizes of batches that are none, a parser of other classes,
-            or what `load_measures` refuses.
+            or what `load_gauges` refuses.
     """
-    measure = measure or DistanceSettings()
+    distances = measure or DistanceSettings()
+    samples = samples or (_LPIPS_SAMPLES if distances.lpips else _SAMPLES)
     if diversity_masks < 1 or samples < 2:
         raise ValueError(f"diversity needs at least 1 mask and 2 samples, got {diversity_masks} and {samples}")
     if batch_size < 1 or micro_batch < 0:
@@ -122,46 +177,105 @@ def evaluate_run(
     loaded = load_run(run)
     check_writable(run)
     config = loaded.config
-    judge = load_judge(parser or config.parser)
+    chosen = _sampling(loaded, sampling)
+    judge = parser if isinstance(parser, Judge) else load_judge(parser or config.parser)
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
-    count = min(masks or config.evaluate_masks, len(pairs))
-    if count < 2:
-        raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
-    measures, lpips = load_measures(measure, count), load_lpips(measure)
-    items = [pairs[i] for i in range(count)]
-    real, true = torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items])
-    chosen = _sampling(config, sampling)
-    folder = evaluation_folder(loaded, run, chosen, micro_batch)
-    single = _wanted(pairs, true)
-    repeated = _repeated(single[:diversity_masks], samples)
-    print(f"sampling {count} unseen masks, and {samples} images of some, into {folder}", file=sys.stderr)
-    make_missing(loaded, [*single, *repeated], folder, chosen, batch_size=micro_batch or batch_size)
-    generated = read_images(single, folder)
-    several = read_images(repeated, folder).unflatten(0, (-1, samples))
-
-    result: dict[str, Any] = {"masks": count, "sampling": chosen}
-    parsed = None if judge is None else _parse(judge[0], generated)
-    if judge is not None and parsed is not None:
-        result |= _agreement(loaded, judge, parsed, real, true)
+    count = _count(pairs, masks or config.evaluate_masks, asked=masks is not None)
+    gauges = load_gauges(judge, distances, CELEBAMASK19, count, config.image_size)
+    real, true = _read_pairs(pairs, count)
+    single = one_each(pair_ids(pairs)[:count], true, seed)
+    repeated = some_more(single[:diversity_masks], samples)
+    folder = evaluation_folder(loaded, run, chosen, seed, micro_batch)
+    rank, ranks = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    if rank == 0:
+        shared = f", {ranks} processes" if ranks > 1 else ""
+        print(
+            f"sampling {count} unseen masks, and {samples} images of {min(count, diversity_masks)} of them, into "
+            f"{folder}{shared}",
+            file=sys.stderr,
+        )
+    make_missing(
+        loaded,
+        [*single, *repeated],
+        folder,
+        chosen,
+        batch_size=micro_batch or batch_size,
+        process=rank,
+        processes=ranks,
+    )
+    if processes:
+        processes.wait_for_everyone()
+    if rank:
+        return {}
+    files = [[folder / f"{image.name}.png" for image in wanted] for wanted in (single, repeated)]
     ids = [image.name for image in single]
-    if measures:
-        train = training_pairs(config)
-        result["distances"] = {m.name: distances(m, ids, generated, real, train, config.seed) for m in measures}
-    if lpips is not None:
-        result["lpips"] = lpips_diversity(lpips, ids[: len(several)], several)
-    result["diversity"] = _diversity(several, generated[: 8 * diversity_masks])
+    groups = Groups([files[1][i : i + samples] for i in range(0, len(repeated), samples)])
+    images = Images(ids, true, real, read_images(files[0]), groups, ids[: len(groups)], CELEBAMASK19, f"seed={seed}")
+    train = training_pairs(config) if gauges.measures else []
+    result, parsed = measure_images(images, gauges, train, lambda photos: _round_trip(loaded, photos))
     result |= {
+        "sampling": chosen,
+        "sampling_seed": seed,
         "seconds": round(loaded.seconds if seconds is None else seconds, 1),
         "steps": loaded.step,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        **provenance(command, config.seed),
+        **_about(config, command),
     }
-    _write_json(run / "result.json", result)
-    save_sheet(run / "result.png", *_sheet(several, real, true))
-    report = write_report(run, result, generated, several, real, true, parsed)
-    print(summary(result))
-    print(f"report: {report}")
-    print(f"picture: {run / 'result.png'}")
+    _write(run, result, images, parsed)
+    return result
+
+
+def evaluate_images(
+    folder: Path,
+    data: str,
+    *,
+    command: str,
+    out: str | Path | None = None,
+    masks: int | None = None,
+    parser: str | Judge = "none",
+    measure: DistanceSettings | None = None,
+) -> dict[str, Any]:
+    """Measure images that are there already against the real ones of the same ids, whoever made them.
+
+    Args:
+        folder: holds ``<id>.png`` for every test mask, or several ``<id>-<number>.png``, which count for the diversity.
+        data: the prepared folder the masks are from, or ``drawn``. Real images are cut and resized to the generated
+            ones' size.
+        command: what to record as the command.
+        out: where the result goes; ``FOLDER-evaluation`` beside the images where None.
+        masks: only the first so many test masks; all where None, and 128 drawn ones.
+        parser: as for `evaluate_run`.
+        measure: which distances to real images are measured too; none where None.
+
+    Raises:
+        FileNotFoundError: no such folder, data, parser or weights of a distance.
+        ValueError: images and masks that do not match, images that are grey, have alpha or differ in size, LPIPS
+            without several images a mask, or what `load_gauges` refuses.
+    """
+    if not data:
+        raise UsageError("images= needs data=PREPARED, the folder whose masks they were made from, or data=drawn")
+    distances = measure or DistanceSettings()
+    config = Config(preset="", run="", data=data)
+    pairs = held_out_pairs(config, masks or config.evaluate_masks)
+    ids = pair_ids(pairs)
+    count = _count(pairs, masks or len(ids), asked=True)
+    files, groups = find_given(folder, ids, count)
+    config.image_size = common_side([*files, *(file for group in groups for file in group)])
+    pairs = held_out_pairs(config, masks or config.evaluate_masks)
+    labels = pairs.labels
+    judge = parser if isinstance(parser, Judge) else load_judge(parser, labels)
+    gauges = load_gauges(judge, distances, labels, count, config.image_size)
+    if gauges.lpips is not None and not groups:
+        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>-1.png, <id>-2.png and so on")
+    target = Path(out) if out else folder.with_name(f"{folder.name}-evaluation")
+    check_writable(target)
+    generated = read_images(files)
+    real, true = _read_pairs(pairs, count)
+    names = [group[0].stem.rpartition("-")[0] for group in groups]
+    images = Images(ids[:count], true, real, generated, Groups(groups), names, labels, "given")
+    result, parsed = measure_images(images, gauges, training_pairs(config) if gauges.measures else [])
+    result |= {"images": folder.name, **_about(config, command)}
+    _write(target, result, images, parsed)
     return result
 
 
@@ -170,11 +284,11 @@ def summary(result: dict[str, Any]) -> str:
     lines = []
     if "mask_agreement" in result:
         generated, ceiling, floor = (result[key]["miou"] for key in ("mask_agreement", "ceiling", "floor"))
-        lines.append(
-            f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, "
-            f"{100 * result['floor_to_ceiling']:.0f} % of the way from shuffled masks ({floor:.3f}) to real images "
-            f"({ceiling:.3f})"
-        )
+        way = result["floor_to_ceiling"]
+        between = "neither better nor worse than chance, as the parser fails on real images" if way is None else (
+            f"{100 * way:.0f} % of the way from shuffled masks ({floor:.3f}) to real images ({ceiling:.3f})"
+        )  # fmt: skip
+        lines.append(f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, {between}")
     else:
         lines.append(
             "mask agreement not measured: give parser=FILE, made by python -m recipes.sisma.parser data=FOLDER"
@@ -185,95 +299,88 @@ def summary(result: dict[str, Any]) -> str:
             f"{what} {found['frechet']['value']:.2f}, one half of the real images from the other "
             f"{found['noise_floor']['value']:.2f}: {found['protocol']}"
         )
+        if "kernel" in found:
+            lines.append(f"kernel distance {found['kernel']['value']:.5f}: {found['kernel']['protocol']}")
     if "lpips" in result:
         lines.append(f"LPIPS diversity {result['lpips']['value']:.3f}: {result['lpips']['protocol']}")
     diversity = result["diversity"]
-    lines.append(
-        f"diversity (RMS, images in [-1, 1]): {diversity['same_mask']:.3f} between samples of one mask, "
-        f"{diversity['other_masks']:.3f} between masks"
-    )
+    same = f"{diversity['same_mask']:.3f} between samples of one mask, " if "same_mask" in diversity else ""
+    lines.append(f"diversity (RMS, images in [-1, 1]): {same}{diversity['other_masks']:.3f} between masks")
     return "\n".join(lines)
 
 
-def _agreement(
-    loaded: LoadedRun, judge: tuple[FaceParser, dict[str, Any]], of_generated: Tensor, real: Tensor, true: Tensor
-) -> dict[str, Any]:
-    parser, card = judge
-    of_real = _parse(parser, real)
-    decoded = to_uint8(_round_trip(loaded, real))
-    result = {
-        "mask_agreement": _agree(of_generated, true),
-        "ceiling": _agree(of_real, true),
-        "autoencoder_ceiling": _agree(_parse(parser, decoded), true),
-        "floor": _agree(of_generated, true.roll(1, dims=0)),
-        "parser": card,
-    }
-    low, high = result["floor"]["miou"], result["ceiling"]["miou"]
-    result["floor_to_ceiling"] = (result["mask_agreement"]["miou"] - low) / (high - low)
-    return result
+def _refuse(given: Sequence[str], keys: Sequence[str], why: str = "has no meaning for images that are there") -> None:
+    """Keys that would silently do nothing."""
+    idle = [key for key in given if key in keys]
+    if idle:
+        raise UsageError(f"{idle[0]}= {why}")
 
 
+def _count(pairs: Any, wanted: int, *, asked: bool) -> int:
+    """How many masks there are of those wanted, said where fewer than asked for."""
+    if asked and wanted > len(pairs):
+        print(f"note: there are {len(pairs)} unseen masks, not {wanted}", file=sys.stderr)
+    return min(wanted, len(pairs))
+
+
+def _read_pairs(pairs: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Real images and masks, stacked."""
+    items = []
+    with progress(count, "real images") as bar:
+        for index in range(count):
+            items.append(pairs[index])
+            bar.update()
+    return torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items])
+
+
+@torch.no_grad()
 def _round_trip(loaded: LoadedRun, images: Tensor) -> Tensor:
     device = next(loaded.model.parameters()).device
     batches = (images.float() / 127.5 - 1).to(device).split(16)
-    return torch.cat([loaded.autoencoder.decode(loaded.autoencoder.encode(batch)) for batch in batches])
+    return to_uint8(torch.cat([loaded.autoencoder.decode(loaded.autoencoder.encode(batch)) for batch in batches]))
 
 
-def _parse(parser: FaceParser, images: Tensor) -> Tensor:
-    return torch.cat([parser.parse(batch.float() / 127.5 - 1) for batch in images.split(16)])
+def _sampling(loaded: LoadedRun, given: dict[str, Any]) -> dict[str, Any]:
+    """The run's own solver, steps, shift and guidance scale, or those given.
+
+    Raises:
+        ValueError: no such solver, steps or shift that are none, or guidance without mask dropout.
+    """
+    names = {"solver": "solver", "steps": "solver_steps", "shift": "shift", "guidance_scale": "guidance_scale"}
+    chosen = {key: getattr(loaded.config, name) for key, name in names.items()} | given
+    if find(chosen["solver"]).kind != "solver":
+        raise UsageError(f"solver={chosen['solver']} names no solver: see 'ssmgen list'")
+    if chosen["steps"] < 1 or not chosen["shift"] > 0:
+        raise UsageError(f"steps and shift must be positive, got {chosen['steps']} and {chosen['shift']}")
+    if chosen["guidance_scale"] != 1 and not loaded.model.mask_dropout:
+        raise UsageError(f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout")
+    return chosen
 
 
-def _agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
-    agreement = MaskAgreement(CELEBAMASK19.classes)
-    agreement.update(predicted, true)
-    return agreement.result()
+def _about(config: Config, command: str) -> dict[str, Any]:
+    data = "drawn" if config.data == "drawn" else "prepared folder"
+    return {"data": data, "image_size": config.image_size, **provenance(command, config.seed)}
 
 
-def _wanted(pairs: Any, masks: Tensor) -> list[Wanted]:
-    """One image of every mask; each has noise of its own, whatever else is sampled."""
-    ids = getattr(pairs, "ids", [f"{index:05d}" for index in range(len(masks))])
-    return [Wanted(str(id), mask, seed) for seed, (id, mask) in enumerate(zip(ids, masks, strict=False))]
+def _write(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
+    """``result.json``, ``result.png`` and ``report.html``, and what a person reads first."""
+    _write_json(folder / "result.json", result)
+    save_sheet(folder / "result.png", *_sheet(images))
+    report = write_report(folder, result, images, parsed)
+    print(summary(result))
+    print(f"report: {report}")
+    print(f"picture: {folder / 'result.png'}")
 
 
-def _repeated(images: list[Wanted], samples: int) -> list[Wanted]:
-    """Several images of each mask, with noise that no other image has, however many are asked for."""
-    return [
-        Wanted(f"{image.name}-{k + 1}", image.mask, derived_seed(image.seed, "diversity", k))
-        for image in images
-        for k in range(samples)
-    ]
-
-
-def _diversity(several: Tensor, generated: Tensor) -> dict[str, float]:
-    scaled = several.float() / 127.5 - 1
-    return {
-        "same_mask": sum(pairwise_rms(images) for images in scaled) / len(scaled),
-        "other_masks": pairwise_rms(generated.float() / 127.5 - 1),
-    }
-
-
-def _sheet(several: Tensor, real: Tensor, true: Tensor) -> tuple[list[list[Tensor]], list[str]]:
+def _sheet(images: Images) -> tuple[list[list[Tensor]], list[str]]:
+    several = images.several or [image.unsqueeze(0) for image in images.generated[:_SHEET_ROWS]]
+    place = {id: index for index, id in enumerate(images.ids)}
+    shown = [place[name] for name in (images.names or images.ids)[:_SHEET_ROWS]]
     rows = [
-        [CELEBAMASK19.colorize(mask), *images[:_SHEET_SAMPLES], photo]
-        for images, photo, mask in zip(several[:_SHEET_ROWS], real, true, strict=False)
+        [images.labels.colorize(images.true[i]), *group[:_SHEET_SAMPLES], images.real[i]]
+        for i, group in zip(shown, several, strict=False)
     ]
     return rows, ["mask", *[f"generated {i + 1}" for i in range(len(rows[0]) - 2)], "a real one"]
-
-
-def _sampling(config: Any, given: dict[str, Any]) -> dict[str, Any]:
-    names = {"solver": "solver", "steps": "solver_steps", "shift": "shift", "guidance_scale": "guidance_scale"}
-    return {key: getattr(config, name) for key, name in names.items()} | given
-
-
-def load_judge(name: str) -> tuple[FaceParser, dict[str, Any]] | None:
-    """The parser a ``parser=`` names: ``drawn`` is the shipped one, ``none`` is none, else a file."""
-    if name == "none":
-        return None
-    file = SHIPPED if name == "drawn" else Path(name)
-    parser, card = load_parser(file)
-    if card["num_classes"] != len(CELEBAMASK19):
-        raise ValueError(f"{file}: tells {card['num_classes']} classes apart, the masks have {len(CELEBAMASK19)}")
-    return parser, card
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -14,15 +14,23 @@ import torch
 
 from ssmgen.ops import backends
 
+_PACKAGES = (
+    *("torch", "triton", "einops", "diffusers", "accelerate"),
+    *("torch-fidelity", "lpips", "scikit-image", "torchvision"),
+)
+
 
 def provenance(command: str, seed: int) -> dict[str, Any]:
     """Command, commit, seed, versions and hardware: what a number must stand beside."""
-    packages = [p for p in ("torch", "triton", "einops", "diffusers", "accelerate") if importlib.util.find_spec(p)]
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "command": command,
         "commit": _commit(),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **versions},
         "hardware": {
             "processor": _processor(),
             "threads": torch.get_num_threads(),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,72 +15,189 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmgen.data import CELEBAMASK19
+from recipes.sisma.measure import Images
+from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
-from ssmgen.metrics import MaskAgreement
+from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
-_SHOWN = 3
+_EXTREMES, _ROWS, _COLUMNS = 3, 8, 10
+_PLOT = {"width": 480, "height": 220, "left": 54, "bottom": 30, "top": 8, "right": 12}
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the literature on CelebAMask-HQ; ``known`` says how sure the figures are, ``protocol`` what differs."""
+    """A row of the literature on CelebAMask-HQ.
+
+    Attributes:
+        method: its name.
+        fid, lpips, miou: figures; mIoU in per cent; None where none is known.
+        known: how sure they are.
+        reference: the real images of the FID: ``test``, ``train``, ``validation``, or empty where not known.
+        images: how many generated ones, 0 where not known.
+        side: of the images in pixels, 0 where not known.
+        note: what else belongs to it.
+    """
 
     method: str
     fid: float
     lpips: float | None
     miou: float | None
     known: str
-    protocol: str
+    reference: str = ""
+    images: int = 0
+    side: int = 0
+    note: str = ""
 
 
 _SECOND_HAND = "second-hand: seen quoted, not in the paper itself"
 _RECALLED = "recalled: seen in no text at hand"
 #: None of these figures was verified in the paper that states it.
 PUBLISHED = (
-    Published("SPADE", 29.2, 0.0, None, _SECOND_HAND, "against real validation images; no noise, so no diversity"),
-    Published("CLADE", 30.6, 0.0, None, _RECALLED, "against real training images"),
-    Published("INADE", 21.5, 0.415, None, _SECOND_HAND, "against real training images; LPIPS recalled"),
-    Published("SDM", 18.8, 0.422, 77.0, _SECOND_HAND, "OASIS resizing, 2,000 test images, 1,000 steps; mIoU recalled"),
-    Published("SCDM", 17.4, 0.418, 77.2, _SECOND_HAND, "OASIS resizing, 2,000 test images"),
-    Published("SISMA", 18.3, None, None, _SECOND_HAND, "protocol not known; 200 steps"),
-)
+    Published("SPADE", 29.2, 0.0, None, _SECOND_HAND, "validation", note="no noise goes in, so no diversity"),
+    Published("CLADE", 30.6, 0.0, None, _RECALLED, "train", side=256, note="no noise goes in, so no diversity"),
+    Published("INADE", 21.5, 0.415, None, _SECOND_HAND + "; LPIPS recalled", "train", side=256),
+    Published("SDM", 18.8, 0.422, 77.0, _SECOND_HAND + "; mIoU recalled. A digest of SISMA's table prints FID 21.5",
+              "test", 2000, 256, "resized as by OASIS; 1,000 steps, guidance 1.5"),
+    Published("SCDM", 17.4, 0.418, 77.2, _SECOND_HAND, "test", 2000, 256, "resized as by OASIS"),
+    Published("SISMA", 18.3, None, None, _SECOND_HAND, note="protocol not known; 200 steps"),
+)  # fmt: skip
 
 
-def write_report(run: Path, result: dict[str, Any], generated: Tensor, several: Tensor, real: Tensor, true: Tensor,
-                 parsed: Tensor | None) -> Path:  # fmt: skip
-    """Write the page into the run.
+def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> Path:
+    """Write the page.
 
     Args:
-        run: its folder, with ``log.jsonl``.
+        folder: where; the losses in its ``log.jsonl``, if there is one, are drawn.
         result: what goes into ``result.json``.
-        generated: an image of each mask, uint8 ``(masks, 3, h, w)``.
-        several: some of each of the first masks, ``(masks, samples, 3, h, w)``.
-        real: the real image of each mask.
-        true: the masks, ``(masks, h, w)``.
-        parsed: the labels a parser gave ``generated``; None where there is none.
+        images: what was measured.
+        parsed: the labels a parser gave the generated images; None where there is none.
     """
     from jinja2 import Environment  # torch depends on it
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text())
-    file = run / "report.html"
+    file = folder / "report.html"
     page = template.render(
-        name=run.name,
+        name=result.get("images", folder.name),
         result=result,
-        loss=_curve(run / "log.jsonl"),
+        curves=curves(folder / "log.jsonl"),
         classes=_by_class(result),
-        extremes=_extremes(generated, real, true, parsed) if parsed is not None else [],
-        rows=[
-            [_picture(CELEBAMASK19.colorize(mask)), *map(_picture, images), _picture(photo)]
-            for mask, images, photo in zip(true, several, real, strict=False)
-        ],
-        published=PUBLISHED,
+        extremes=_extremes(images, parsed) if parsed is not None else [],
+        rows=_rows(images),
+        published=[(row, differences(row, result)) for row in PUBLISHED],
+        own=_own(result),
     )
     temporary = file.with_suffix(".html.tmp")
     temporary.write_text(page)
     temporary.rename(file)
     return file
+
+
+def curves(log: Path) -> dict[str, str]:
+    """The loss, the gradient's norm and the learning rate of a ``log.jsonl``, each as the markup of an SVG.
+
+    What was logged fewer than twice is left out, so the dict may be empty.
+    """
+    names = {"loss": "training loss", "grad_norm": "norm of the gradient", "lr": "learning rate"}
+    found = {label: logged(log, key) for key, label in names.items()}
+    return {label: curve_svg(points, label) for label, points in found.items() if len(points) > 1}
+
+
+def logged(log: Path, key: str) -> list[tuple[float, float]]:
+    """(step, value) of every line of a ``log.jsonl`` that has the key; a line cut off by a crash is left out."""
+    points = []
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
+            points.append((float(entry["step"]), float(entry[key])))
+    return sorted(points)
+
+
+def curve_svg(points: Sequence[tuple[float, float]], label: str, *, most: int = 200) -> str:
+    """An SVG of a curve with its axes; more than ``most`` points are averaged in groups.
+
+    Args:
+        points: (x, y), at least two, sorted by x.
+        label: what is drawn, for readers that do not see it.
+        most: points that are drawn.
+    """
+    x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
+    if len(x) > most:
+        x, y = (torch.stack([part.mean() for part in values.tensor_split(most)]) for values in (x, y))
+    across, up = _ticks(x[0].item(), x[-1].item()), _ticks(y.min().item(), y.max().item())
+    right, bottom = _PLOT["width"] - _PLOT["right"], _PLOT["height"] - _PLOT["bottom"]
+
+    def at_x(value: float) -> float:
+        low, high = min(across[0], x[0].item()), max(across[-1], x[-1].item())
+        return _PLOT["left"] + (value - low) / (high - low) * (right - _PLOT["left"])
+
+    def at_y(value: float) -> float:
+        return bottom - (value - up[0]) / (up[-1] - up[0]) * (bottom - _PLOT["top"])
+
+    lines = [
+        f'<line x1="{_PLOT["left"]}" x2="{right}" y1="{at_y(v):.1f}" y2="{at_y(v):.1f}"/>'
+        f'<text x="{_PLOT["left"] - 6}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>'
+        for v in up
+    ]
+    lines += [f'<text x="{at_x(v):.1f}" y="{bottom + 20}" text-anchor="middle">{v:,.0f}</text>' for v in across]
+    drawn = " ".join(f"{at_x(a):.1f},{at_y(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    size = f"0 0 {_PLOT['width']} {_PLOT['height']}"
+    return (
+        f'<svg class="curve" viewBox="{size}" role="img" aria-label="{html.escape(label)} over training steps">'
+        f'{"".join(lines)}<polyline points="{drawn}"/></svg>'
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round values from at most ``low`` to at least ``high``."""
+    span = (high - low) or abs(high) or 1.0
+    step = 10 ** math.floor(math.log10(span / 2))
+    step *= next(f for f in (1, 2, 5, 10) if span / (f * step) <= 4)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [n * step for n in range(first, max(last, first + 1) + 1)]
+
+
+def differences(row: Published, result: dict[str, Any]) -> str:
+    """In what the figures of a row were made otherwise than those of a result."""
+    said = ["photos, here drawn faces" if result["data"] == "drawn" else "trained on 28,000 photos of CelebAMask-HQ"]
+    if not row.side:
+        said.append("size not stated")
+    elif row.side != result["image_size"]:
+        said.append(f"{row.side} pixels, here {result['image_size']}")
+    if not row.images:
+        said.append("number of images not stated")
+    elif row.images != result["masks"]:
+        said.append(f"{row.images:,} images, here {result['masks']:,}")
+    measured = {FID_PROTOCOLS[name].reference for name in result.get("distances", {}) if name in FID_PROTOCOLS}
+    if not row.reference:
+        said.append("real images of the FID not stated")
+    elif not measured:
+        said.append(f"FID against {row.reference} images, here not measured")
+    elif row.reference not in measured:
+        said.append(f"FID against {row.reference} images, here against {' and '.join(sorted(measured))} images")
+    if row.miou is not None:
+        said.append("mIoU by another parser")
+    return "; ".join([*said, row.note] if row.note else said)
+
+
+def _own(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of this result for the table of the published ones: one for every FID, or one without."""
+    fids = [found for name, found in result.get("distances", {}).items() if name in FID_PROTOCOLS]
+    miou = 100 * result["mask_agreement"]["miou"] if "mask_agreement" in result else None
+    lpips = result.get("lpips", {})
+    what = f"{'drawn' if result['data'] == 'drawn' else 'prepared'} data, {result['image_size']} pixels"
+    return [
+        {
+            "fid": fid["frechet"]["value"] if fid else None,
+            "lpips": lpips.get("value"),
+            "miou": miou,
+            "protocol": ", ".join([what, *([fid["protocol"]] if fid else []), *([lpips["protocol"]] if lpips else [])]),
+        }
+        for fid in fids or [None]
+    ]
 
 
 def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
@@ -88,21 +208,24 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     return [(name, *(part[name] for part in parts)) for name in parts[0]]
 
 
-def _extremes(generated: Tensor, real: Tensor, true: Tensor, parsed: Tensor) -> list[dict[str, Any]]:
-    """The masks that are followed best, half-way and worst, by the mean over the classes of each."""
-    scores = [image_agreement(p, t) for p, t in zip(parsed, true, strict=True)]
+def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
+    """The masks that are followed best, half-way and worst, by the mean over the classes of each; none twice."""
+    scores = [image_agreement(p, t, images.labels) for p, t in zip(parsed, images.true, strict=True)]
     ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-    middle = max(0, (len(ranked) - _SHOWN) // 2)
-    groups = {"best": ranked[:_SHOWN], "median": ranked[middle : middle + _SHOWN], "worst": ranked[-_SHOWN:]}
+    shown = max(1, min(_EXTREMES, len(ranked) // 3))
+    middle = (len(ranked) - shown) // 2
+    groups = {"best": ranked[:shown], "median": ranked[middle : middle + shown], "worst": ranked[-shown:]}
+    if len(ranked) < 3:
+        del groups["median"]
+    colours = images.labels.colorize
     return [
         {
             "group": group,
+            "id": images.ids[i],
             "score": scores[i],
             "pictures": [
-                _picture(CELEBAMASK19.colorize(true[i])),
-                _picture(generated[i]),
-                _picture(CELEBAMASK19.colorize(parsed[i])),
-                _picture(real[i]),
+                *(_picture(colours(images.true[i])), _picture(images.generated[i])),
+                *(_picture(colours(parsed[i])), _picture(images.real[i])),
             ],
         }
         for group, chosen in groups.items()
@@ -110,33 +233,29 @@ def _extremes(generated: Tensor, real: Tensor, true: Tensor, parsed: Tensor) -> 
     ]
 
 
-def image_agreement(parsed: Tensor, true: Tensor) -> float:
+def image_agreement(parsed: Tensor, true: Tensor, labels: LabelSet) -> float:
     """Mean intersection over union of one image, over the classes of its own mask."""
-    agreement = MaskAgreement(CELEBAMASK19.classes)
+    agreement = MaskAgreement(labels.classes)
     agreement.update(parsed.unsqueeze(0), true.unsqueeze(0))
     return agreement.result()["miou"]
 
 
-def _curve(log: Path, width: int = 640, height: int = 160) -> dict[str, Any] | None:
-    """The logged losses as points of a polyline; None where there are fewer than two."""
-    lines = log.read_text().splitlines() if log.is_file() else []
-    logged = [json.loads(line) for line in lines]
-    points = [(entry["step"], entry["loss"]) for entry in logged if "loss" in entry]
-    if len(points) < 2:
-        return None
-    steps, losses = torch.tensor(points, dtype=torch.float64).unbind(1)
-    x = (steps - steps[0]) / (steps[-1] - steps[0]).clamp(min=1) * width
-    y = height - (losses - losses.min()) / (losses.max() - losses.min()).clamp(min=1e-12) * height
-    return {
-        "points": " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True)),
-        "width": width,
-        "height": height,
-        **{"first": points[0], "last": points[-1], "least": losses.min().item(), "most": losses.max().item()},
-    }
+def _rows(images: Images) -> list[list[str]]:
+    """Mask, samples and real image of the first masks that have several samples."""
+    place = {id: index for index, id in enumerate(images.ids)}
+    chosen = [place[name] for name in images.names[:_ROWS]]
+    return [
+        [
+            _picture(images.labels.colorize(images.true[i])),
+            *map(_picture, group[:_COLUMNS]),
+            _picture(images.real[i]),
+        ]
+        for i, group in zip(chosen, images.several, strict=False)
+    ]
 
 
 def _picture(image: Tensor) -> str:
     """A PNG within the page."""
     stream = io.BytesIO()
-    to_pil(image).save(stream, format="PNG")
+    to_pil(image).save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,6 +1,7 @@
 """What is measured of generated images."""
 
 from ssmgen.metrics.backbones import InceptionTrunk, SqueezeNetTrunk, lpips_network, published_lpips
+from ssmgen.metrics.counted import gather
 from ssmgen.metrics.diversity import LPIPSDiversity, pairwise_rms
 from ssmgen.metrics.features import FeatureSet, frechet_distance, kernel_distance
 from ssmgen.metrics.mask_agreement import MaskAgreement
@@ -15,6 +16,7 @@ __all__ = [
     "MaskAgreement",
     "SqueezeNetTrunk",
     "frechet_distance",
+    "gather",
     "kernel_distance",
     "lpips_network",
     "pairwise_rms",

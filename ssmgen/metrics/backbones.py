@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 import urllib.request
 import warnings
 from dataclasses import dataclass
@@ -33,28 +35,38 @@ class Weights:
         """The verified file in ``folder``.
 
         Raises:
-            FileNotFoundError: it is not there and ``download`` is False; the message names the file and its address.
+            FileNotFoundError: it is not there, and ``download`` is False or there is no network; the message names the
+                file and its address.
             ValueError: its content is not the published one.
         """
         path = Path(folder) / self.file
-        if not path.is_file() and download:
-            self._fetch(path)
-        if not path.is_file():
+        if not path.is_file() and not download:
             raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or ask for it with download=true.")
-        found = sha256_of(path)
-        if found != self.sha256:
-            raise ValueError(
-                f"{path}: SHA-256 is {found}, the published file's is {self.sha256}. Fetch {self.url} anew."
-            )
+        if not path.is_file():
+            self._fetch(path)
+        self._check(path, path)
         return path
 
     def _fetch(self, path: Path) -> None:
+        """Under its name only what is whole and right; a second process may do the same."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        with urllib.request.urlopen(self.url) as answer, temporary.open("wb") as out:
-            while block := answer.read(1 << 20):
-                out.write(block)
-        temporary.rename(path)
+        partial = path.with_name(f"{path.name}.part-{os.getpid()}")
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as answer, partial.open("wb") as out:
+                shutil.copyfileobj(answer, out, 1 << 20)
+            self._check(partial, path)
+            partial.rename(path)
+        except OSError as error:
+            raise FileNotFoundError(f"{path}: could not be fetched ({error}). Put {self.url} there.") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _check(self, file: Path, path: Path) -> None:
+        found = sha256_of(file)
+        if found != self.sha256:
+            raise ValueError(
+                f"{path}: SHA-256 is {found}, the published file's is {self.sha256}. Put {self.url} there."
+            )
 
 
 INCEPTION = Weights(
@@ -78,6 +90,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 over names and values of a network's state, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class InceptionTrunk(nn.Module):
     """The 2015 Inception network of FID and KID: images to its 2048 pooled features.
 
@@ -90,34 +110,53 @@ class InceptionTrunk(nn.Module):
     Args:
         state: the network's weights, as in the published file.
         resize: one of the three.
+        side: pixels a side to which scikit-image resizes the images before, as OASIS does; 0 leaves them. The values
+            stay unrounded, so ``"tf1"``, which takes 8 bits, cannot follow.
+
+    Attributes:
+        protocol: what an image goes through, for the string beside a number.
+        weights: SHA-256 of the weights: of the published file, or of the given state.
     """
 
     feature_size = 2048
     name = "inception-tf-2015"
+    distances = ("fid", "kid")
 
-    def __init__(self, state: dict[str, Tensor], resize: str = "tf1") -> None:
+    def __init__(self, state: dict[str, Tensor], resize: str = "tf1", side: int = 0) -> None:
         super().__init__()
         if resize not in ("tf1", "torch", "antialias"):
             raise ValueError(f"resize must be 'tf1', 'torch' or 'antialias', got {resize!r}")
+        if side < 0 or (side and resize == "tf1"):
+            raise ValueError(
+                f"side must be 0 for resize='tf1' and at least 0 for the others, got {side} and {resize!r}"
+            )
         module = require("torch_fidelity.feature_extractor_inceptionv3", extra="metrics")
         buffer = io.BytesIO()  # torch-fidelity unpickles what it is given: it gets what we have read safely
         torch.save(state, buffer)
         buffer.seek(0)
         self.network = module.FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=buffer)
-        self.resize = resize
+        self.resize, self.side = resize, side
+        before = f"skimage{side}+{resize}299" if side else f"{resize}299"
+        self.protocol = f"{self.name},pool3-2048,resize={before}"
+        self.weights = weights_hash(self.network)
 
     @classmethod
-    def published(cls, folder: Path | str, resize: str = "tf1", *, download: bool = False) -> InceptionTrunk:
+    def published(
+        cls, folder: Path | str, resize: str = "tf1", side: int = 0, *, download: bool = False
+    ) -> InceptionTrunk:
         """With the published weights; see `Weights.find` for the errors."""
-        return cls(torch.load(INCEPTION.find(folder, download=download), weights_only=True), resize)
+        trunk = cls(torch.load(INCEPTION.find(folder, download=download), weights_only=True), resize, side)
+        trunk.weights = INCEPTION.sha256
+        return trunk
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``(batch, 3, h, w)`` to ``(batch, 2048)``."""
         check_uint8(images)
+        device = next(self.network.parameters()).device
         if self.resize == "tf1":
-            return self.network(images)[0]
-        x = images.float()
+            return self.network(images.to(device))[0]
+        x = (_resized(images, self.side) if self.side else images.float()).to(device)
         if self.resize == "torch":
             x = F.interpolate(x / 255, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
         else:
@@ -126,6 +165,13 @@ class InceptionTrunk(nn.Module):
             if name != "fc":
                 x = layer(x)
         return x.flatten(1)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """By scikit-image, to float32 in 0..255 that is not rounded."""
+    resize = require("skimage.transform", extra="metrics").resize
+    scaled = [resize(image.movedim(0, -1).float().cpu().numpy(), (side, side, 3)) for image in images]
+    return torch.stack([torch.from_numpy(image).movedim(-1, 0) for image in scaled]).float()
 
 
 class SqueezeNetTrunk(nn.Module):
@@ -139,6 +185,8 @@ class SqueezeNetTrunk(nn.Module):
 
     feature_size = 512
     name = "squeezenet11"
+    distances = ("proxy", "proxy-kernel")
+    protocol = "squeezenet11,pooled512"
     mean: Tensor
 
     def __init__(self, file: Path | str) -> None:
@@ -150,13 +198,14 @@ class SqueezeNetTrunk(nn.Module):
         models = require("torchvision.models", extra="metrics")
         self.network = models.squeezenet1_1().features.eval().requires_grad_(False)
         self.network.load_state_dict(load_file(file))
+        self.weights = sha256_of(Path(file))
         self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``(batch, 3, h, w)`` to ``(batch, 512)``."""
         check_uint8(images)
-        return self.network(images.flip(1).float() - self.mean).mean(dim=(2, 3))
+        return self.network(images.to(self.mean.device).flip(1).float() - self.mean).mean(dim=(2, 3))
 
 
 def check_uint8(images: Tensor) -> None:
@@ -176,17 +225,26 @@ def lpips_network(alexnet: dict[str, Tensor]) -> Any:
 
     Returns:
         A module that maps two batches in [-1, 1] to distances ``(batch, 1, 1, 1)``.
+
+    Raises:
+        ValueError: weights of a layer are missing or are no layer's.
     """
     lpips = require("lpips", extra="metrics")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     slices = {name: (part, index) for part in network.net.children() for index, name in _numbered(part)}
-    for name, value in alexnet.items():
-        number, _, kind = name.removeprefix("features.").partition(".")
-        if name.startswith("features."):
-            part, index = slices[number]
-            part[index].get_parameter(kind).data.copy_(value)
+    given = {name.removeprefix("features."): value for name, value in alexnet.items() if name.startswith("features.")}
+    wanted = {
+        f"{number}.{kind}": parameter
+        for number, (part, index) in slices.items()
+        for kind, parameter in part[index].named_parameters()
+    }
+    if given.keys() != wanted.keys():
+        raise ValueError(f"not torchvision's AlexNet: features {sorted(given)} given, {sorted(wanted)} expected")
+    for name, parameter in wanted.items():
+        parameter.data.copy_(given[name])
+    network.protocol = "alex-0.1"
     return network.eval().requires_grad_(False)
 
 

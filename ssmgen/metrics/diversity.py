@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmgen.metrics.backbones import weights_hash
+from ssmgen.metrics.counted import join, list_hash
+
 
 def pairwise_rms(images: Tensor) -> float:
     """Mean root-mean-square difference over all pairs of ``(count, channels, height, width)`` images.
@@ -30,41 +33,59 @@ class LPIPSDiversity:
     As StarGAN v2 and SDM count it, with 10 images a mask and so 45 pairs. It is not quality: noise scores high.
 
     Args:
-        network: maps two batches in [-1, 1] to distances, such as `ssmgen.metrics.published_lpips`.
+        network: maps two batches in [-1, 1] to distances, such as `ssmgen.metrics.published_lpips`; a module.
         pairs: pairs a call of the network; a fixed number, so that results do not depend on other batch sizes.
     """
 
     def __init__(self, network: Any, pairs: int = 15) -> None:
         self.network = network
         self.pairs = pairs
-        self.by_mask: dict[str, float] = {}
+        self.counted: dict[str, float] = {}
+        self._shape: tuple[int, ...] | None = None
 
     @torch.no_grad()
     def update(self, mask: str, images: Tensor) -> None:
         """Count the images ``(count, 3, h, w)`` in [-1, 1] of a mask.
 
         Raises:
-            ValueError: fewer than two images, or a mask counted already.
+            ValueError: fewer than two images, other counts or sizes than before, or a mask counted already.
         """
         _check_count(images)
-        if mask in self.by_mask:
+        if mask in self.counted:
             raise ValueError(f"mask {mask} was counted already")
+        if self._shape not in (None, tuple(images.shape)):
+            raise ValueError(f"mask {mask}: images are {tuple(images.shape)}, those of other masks {self._shape}")
+        self._shape = tuple(images.shape)
         first, second = (torch.tensor(side) for side in zip(*combinations(range(len(images)), 2), strict=True))
         parts = zip(first.split(self.pairs), second.split(self.pairs), strict=True)
         distances = torch.cat([self.network(images[a], images[b]).flatten().double() for a, b in parts])
-        self.by_mask[mask] = distances.mean().item()
+        self.counted[mask] = distances.mean().item()
+
+    def merge(self, other: LPIPSDiversity) -> None:
+        """Take over the masks of another one.
+
+        Raises:
+            ValueError: both have a mask.
+        """
+        join(self.counted, other.counted)
+        self._shape = self._shape or other._shape
 
     def result(self) -> dict[str, Any]:
-        """``value``, the mean over masks, and how many ``masks``.
+        """``value``, the mean over masks, how many ``masks``, the ``protocol``, and the hashes of weights and list.
 
         Raises:
             ValueError: nothing was counted.
         """
-        if not self.by_mask:
+        if not self.counted or self._shape is None:
             raise ValueError("no masks were counted: call update first")
+        samples, _, height, width = self._shape
         return {
-            "value": sum(self.by_mask[m] for m in sorted(self.by_mask)) / len(self.by_mask),
-            "masks": len(self.by_mask),
+            "value": sum(self.counted[m] for m in sorted(self.counted)) / len(self.counted),
+            "masks": len(self.counted),
+            "protocol": f"lpips[{getattr(self.network, 'protocol', type(self.network).__name__)},diversity,"
+            f"size={height}x{width},samples={samples},pairs={samples * (samples - 1) // 2},masks={len(self.counted)}]",
+            "weights": weights_hash(self.network),
+            "list": list_hash(self.counted),
         }
 
 

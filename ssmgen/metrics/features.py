@@ -10,21 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from ssmgen.extras import require
+from ssmgen.metrics.backbones import weights_hash
+from ssmgen.metrics.counted import check_new, join, list_hash
 
 
 class FeatureSet:
     """Features of a set of images, each under its image's id.
 
     Images stream through; what stays is one row each (8 KiB of Inception's). The rows are used in the order of their
-    ids, so that neither batches nor the number of processes change a result.
+    ids, so that neither batches nor the number of processes change a result (`ssmgen.metrics.gather` joins processes).
 
     Args:
-        trunk: images uint8 ``(batch, 3, h, w)`` to features ``(batch, d)``.
+        trunk: images uint8 ``(batch, 3, h, w)`` to features ``(batch, d)``. Its ``protocol``, ``weights`` and
+            ``distances`` say what its numbers go by, see `InceptionTrunk`; without them it goes by its class.
+        of: what the images are, for the string beside a number: ``test`` of a reference, ``seed=0`` of what was made.
     """
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, of: str = "") -> None:
         self.trunk = trunk
-        self._rows: dict[str, Tensor] = {}
+        self.of = of
+        self.weights: str = getattr(trunk, "weights", "") or weights_hash(trunk)
+        self.counted: dict[str, Tensor] = {}
 
     def update(self, ids: Sequence[str], images: Tensor) -> None:
         """Add images ``(batch, 3, h, w)``, uint8, under their ids.
@@ -34,33 +40,27 @@ class FeatureSet:
         """
         if len(ids) != len(images):
             raise ValueError(f"one id an image: got {len(ids)} ids and {len(images)} images")
-        twice = sorted(id for id in set(ids) if id in self._rows or list(ids).count(id) > 1)
-        if twice:
-            raise ValueError(f"images given twice: {', '.join(twice[:5])}")
-        for id, row in zip(ids, self.trunk(images).cpu(), strict=True):
-            self._rows[id] = row
+        check_new(list(ids), self.counted)
+        self.counted |= dict(zip(ids, self.trunk(images).cpu(), strict=True))
 
     def merge(self, other: FeatureSet) -> None:
-        """Take over the rows of another process.
+        """Take over the rows of another set.
 
         Raises:
             ValueError: both have an image.
         """
-        both = sorted(self._rows.keys() & other._rows.keys())
-        if both:
-            raise ValueError(f"images given twice: {', '.join(both[:5])}")
-        self._rows |= other._rows
+        join(self.counted, other.counted)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.counted)
 
     def matrix(self) -> Tensor:
         """All rows ``(n, d)``, float32, in the order of their ids."""
-        return torch.stack([self._rows[id] for id in sorted(self._rows)])
+        return torch.stack([self.counted[id] for id in sorted(self.counted)])
 
     def list_hash(self) -> str:
         """SHA-256 over the sorted ids: which images these are."""
-        return hashlib.sha256("\n".join(sorted(self._rows)).encode()).hexdigest()
+        return list_hash(self.counted)
 
     def feature_hash(self) -> str:
         """SHA-256 over the features: which statistics were compared with."""
@@ -73,17 +73,18 @@ def frechet_distance(generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` (Heusel et al. 2017, arXiv 1706.08500, eq. 6), by torch-fidelity.
 
     Returns:
-        ``value``, the sizes ``n`` and ``reference_n``, and the hashes of both lists and of the reference's features.
+        ``value``, the ``protocol`` to print beside it, the sizes ``n`` and ``reference_n``, and the hashes of the
+        ``weights``, of both lists and of the reference's features.
 
     Raises:
-        ValueError: fewer than two images in a set, which have no covariance.
+        ValueError: fewer than two images in a set, which have no covariance, or sets of different trunks.
     """
-    _check_sizes(generated, real, 2)
+    _check(generated, real, 2)
     module = require("torch_fidelity.metric_fid", extra="metrics")
     # float64 throughout: float32 sums over thousands of images move the third digit.
     first, second = (module.fid_features_to_statistics(s.matrix().double()) for s in (generated, real))
     value = module.fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
-    return {"value": value, **_lists(generated, real)}
+    return {"value": value, **_record(0, "", generated, real)}
 
 
 def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int = 1000) -> dict[str, Any]:
@@ -92,28 +93,45 @@ def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int
     Unbiased at any number of images (Binkowski et al. 2018, arXiv 1801.01401), by torch-fidelity: mean and deviation
     over 100 random subsets, drawn with a fixed seed.
 
+    Returns:
+        As `frechet_distance`, with the ``deviation`` over subsets of ``subset_size``.
+
     Raises:
-        ValueError: a set has fewer images than ``subset_size``.
+        ValueError: a set has fewer images than ``subset_size``, or sets of different trunks.
     """
-    _check_sizes(generated, real, subset_size)
+    _check(generated, real, subset_size)
     module = require("torch_fidelity.metric_kid", extra="metrics")
     result = module.kid_features_to_metric(
         generated.matrix(), real.matrix(), kid_subset_size=subset_size, verbose=False
     )
     mean, deviation = (result[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
-    return {"value": mean, "deviation": deviation, "subset_size": subset_size, **_lists(generated, real)}
+    record = _record(1, f",subsets=100x{subset_size}", generated, real)
+    return {"value": mean, "deviation": deviation, "subset_size": subset_size, **record}
 
 
-def _check_sizes(generated: FeatureSet, real: FeatureSet, least: int) -> None:
+def _check(generated: FeatureSet, real: FeatureSet, least: int) -> None:
     for name, features in (("generated", generated), ("real", real)):
         if len(features) < least:
             raise ValueError(
                 f"the {name} set has {len(features)} images, at least {least} are needed for this statistic"
             )
+    if (_protocol(generated), generated.weights) != (_protocol(real), real.weights):
+        raise ValueError(
+            "the two sets have features of different networks: "
+            f"{_protocol(generated)} ({generated.weights[:12]}) and {_protocol(real)} ({real.weights[:12]})"
+        )
 
 
-def _lists(generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
+def _protocol(features: FeatureSet) -> str:
+    return getattr(features.trunk, "protocol", type(features.trunk).__name__)
+
+
+def _record(which: int, detail: str, generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
+    kind = getattr(generated.trunk, "distances", ("frechet", "kernel"))[which]
+    made = f",{generated.of}" if generated.of else ""
     return {
+        "protocol": f"{kind}[{_protocol(generated)}{detail},ref={real.of}{len(real)},n={len(generated)}{made}]",
+        "weights": generated.weights,
         "n": len(generated),
         "reference_n": len(real),
         "list": generated.list_hash(),

@@ -8,46 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmgen.metrics.counted import check_new, join, list_hash
+
 
 class MaskAgreement:
     """Mean intersection over union and pixel accuracy from one confusion matrix over all images.
 
-    One matrix over the whole set, as segmentation benchmarks do it: the result does not depend on batches. Classes that
-    occur in no true mask are left out of the mean.
+    One matrix over the whole set, as segmentation benchmarks do it: the result does not depend on batches or processes.
+    Classes that occur in no true mask are left out of the mean. Which parser made the labels is the caller's: give its
+    name and the hash of its weights, and they stand beside the numbers.
 
     Args:
         classes: their names; the position is the id.
+        parser: what made the predicted labels.
+        weights: SHA-256 of its weights.
+
+    Attributes:
+        counted: the confusion matrix of each image ``(classes, classes)``, true by predicted, by its id.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], parser: str = "", weights: str = "") -> None:
         self.classes = tuple(classes)
-        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        self.parser, self.weights = parser, weights
+        self.counted: dict[str, Tensor] = {}
 
-    def update(self, predicted: Tensor, true: Tensor) -> None:
-        """Count a batch of label maps, both integer ``(batch, height, width)``.
+    def update(self, predicted: Tensor, true: Tensor, ids: Sequence[str] | None = None) -> None:
+        """Count a batch of label maps, both integer ``(batch, height, width)``, under their ids, else numbers.
 
         Raises:
-            ValueError: the shapes differ or a label is no class.
+            ValueError: the shapes differ, a label is no class, or an id is given twice.
         """
         if predicted.shape != true.shape:
             raise ValueError(
                 f"predicted and true must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
             )
+        if ids is not None and len(ids) != len(true):
+            raise ValueError(f"one id an image: got {len(ids)} ids and {len(true)} images")
+        names = [f"{len(self.counted) + i:08d}" for i in range(len(true))] if ids is None else list(ids)
+        check_new(names, self.counted)
         count = len(self.classes)
         if any(int(labels.max()) >= count or int(labels.min()) < 0 for labels in (predicted, true)):
             raise ValueError(f"labels must be in 0..{count - 1}: parser and masks must have the same {count} classes")
-        pairs = true.long().flatten() * count + predicted.long().flatten()
-        self.confusion += torch.bincount(pairs.cpu(), minlength=count**2).view(count, count)
+        pairs = (true.long() * count + predicted.to(true.device).long()).flatten(1).cpu()
+        for name, row in zip(names, pairs, strict=True):
+            self.counted[name] = torch.bincount(row, minlength=count**2).view(count, count)
+
+    def merge(self, other: MaskAgreement) -> None:
+        """Take over the images of another one.
+
+        Raises:
+            ValueError: both have an image.
+        """
+        join(self.counted, other.counted)
 
     def result(self) -> dict[str, Any]:
-        """``miou``, ``pixel_accuracy``, and ``iou`` by class name (present classes only), all in [0, 1].
+        """``miou``, ``pixel_accuracy`` and ``iou`` by class name (present classes only), all in [0, 1]; how they came.
+
+        The rest is ``n``, the ``protocol``, the parser's ``weights`` and the hash of the ``list`` of images.
 
         Raises:
             ValueError: nothing was counted.
         """
-        matrix = self.confusion.double()
-        if matrix.sum() == 0:
+        if not self.counted:
             raise ValueError("no images were counted: call update first")
+        matrix = torch.stack(list(self.counted.values())).sum(0).double()
         hits, present = matrix.diag(), matrix.sum(1) > 0
         iou = hits / (matrix.sum(0) + matrix.sum(1) - hits).clamp(min=1)
         by_class = {name: iou[i].item() for i, name in enumerate(self.classes) if present[i]}
@@ -55,4 +79,9 @@ class MaskAgreement:
             "miou": iou[present].mean().item(),
             "pixel_accuracy": (hits.sum() / matrix.sum()).item(),
             "iou": by_class,
+            "n": len(self.counted),
+            "protocol": f"agreement[parser={self.parser or 'not named'},classes={len(by_class)} of {len(self.classes)},"
+            f"n={len(self.counted)}]",
+            "weights": self.weights,
+            "list": list_hash(self.counted),
         }

@@ -6,11 +6,11 @@ Papers on CelebAMask-HQ differ in both, and FID moves by tens with them; a numbe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ssmgen.extras import require
+from ssmgen.metrics.backbones import InceptionTrunk
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,17 @@ class FIDProtocol:
     resize: str
     reference: str
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """uint8 images ``(batch, 3, h, w)`` as the protocol sees them before the network."""
-        if not self.side or images.shape[-2:] == (self.side, self.side):
-            return images
-        resize = require("skimage.transform", extra="metrics").resize
-        shape = (self.side, self.side)
-        resized = [resize(image.permute(1, 2, 0).numpy(), shape, preserve_range=True) for image in images.cpu()]
-        return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in resized]).round().to(torch.uint8)
+    def published(self, folder: Path | str, *, download: bool = False) -> InceptionTrunk:
+        """The trunk with the published weights; see `ssmgen.metrics.backbones.Weights.find` for the errors."""
+        return self._named(InceptionTrunk.published(folder, self.resize, self.side, download=download))
 
-    def string(self, count: int, reference_count: int, seed: int) -> str:
-        """What to print beside the number."""
-        before = f"skimage{self.side}+{self.resize}299" if self.side else f"{self.resize}299"
-        return (
-            f"fid[{self.name},inception-tf-2015,pool3-2048,resize={before},ref={self.reference}{reference_count},"
-            f"n={count},seed={seed}]"
-        )
+    def trunk(self, state: dict[str, Tensor]) -> InceptionTrunk:
+        """The trunk with other weights than the published ones."""
+        return self._named(InceptionTrunk(state, self.resize, self.side))
+
+    def _named(self, trunk: InceptionTrunk) -> InceptionTrunk:
+        trunk.protocol = f"{self.name},{trunk.protocol}"
+        return trunk
 
 
 #: ``sdm-oasis`` is what SDM and SCDM used (the code of OASIS), ``train-ref`` the same against training images (SEAN,
