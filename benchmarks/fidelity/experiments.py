@@ -88,13 +88,26 @@ EXPERIMENTS = {
             "bidirectional": ("model_args.orders=[row,row-reversed]",),
             "boustrophedon": ("model_args.orders=[row-boustrophedon,column-boustrophedon,row-boustrophedon-reversed]",),
             "no-gates": ("model_args.gates=false",),
-            "lr=0.001": ("lr=0.001",),
-            "lr=0.002": ("lr=0.002",),
-            "lr=0.008": ("lr=0.008",),
             "uniform-t": ("t_sampling=uniform",),
         },
         base=(),
         stages=(350,),
+    ),
+    "optimizer": Experiment(
+        "AdamW against Muon (for the blocks' matrices; AdamW for the rest) at their learning rates, at equal steps.",
+        {
+            **{f"adamw-{lr}": ("optimizer=adamw", f"lr={lr}") for lr in (0.001, 0.002, 0.004, 0.008)},
+            **{f"muon-{lr}": ("optimizer=muon", f"lr={lr}") for lr in (0.004, 0.012, 0.03)},
+        },
+        base=(),
+        stages=(350,),
+    ),
+    "training-time": Experiment(
+        "What does training longer buy? Every run with a cosine of its own length.",
+        {"a-third": (), "quick": (), "four-times": ()},
+        base=(),
+        stages=(1000,),
+        paces={"a-third": 1 / 3, "four-times": 4.0},
     ),
     "mixers": Experiment(
         "Scans against attention, at equal parameters and steps, and at equal time.",
@@ -113,7 +126,7 @@ EXPERIMENTS = {
             **{f"guidance-{scale:g}": (f"guidance_scale={scale:g}",) for scale in (1.0, 1.5, 3.0, 4.0)},
         },
         base=(),
-        stages=(1050,),
+        stages=(1000,),
         sampled=True,
     ),
     "faces": Experiment(
@@ -121,6 +134,6 @@ EXPERIMENTS = {
         {"sisma": (), "no-cross": variant("none", 5.0, "add")},
         base=("evaluate_masks=75",),
         preset="faces",
-        stages=(3000,),
+        stages=(2000,),
     ),
 }
