@@ -197,15 +197,16 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _from_pretrained(cls: Any, source: str, folder: Path | None) -> Any:
+    settings = {"use_safetensors": True, "low_cpu_mem_usage": False}  # the latter needs accelerate, for little here
     if folder is None:
         print(f"loading {source} from the hub (or its local cache)", file=sys.stderr)
-        return cls.from_pretrained(source, use_safetensors=True)
+        return cls.from_pretrained(source, **settings)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{folder}: expected config.json and *.safetensors as diffusers saves them"
             + (", or *_encoder.safetensors and *_decoder.safetensors" if cls.__name__ == "AutoencoderTiny" else "")
         )
-    return cls.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return cls.from_pretrained(folder, local_files_only=True, **settings)
 
 
 def _taesd_files(folder: Path) -> tuple[Path, Path] | None:

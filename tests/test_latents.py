@@ -132,7 +132,7 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch):
 
     monkeypatch.setattr(diffusers.AutoencoderTiny, "from_pretrained", from_pretrained)
     build("autoencoder-tiny", source="madebyollin/taesd")
-    assert asked == [("madebyollin/taesd", {"use_safetensors": True})]
+    assert asked == [("madebyollin/taesd", {"use_safetensors": True, "low_cpu_mem_usage": False})]
 
 
 def test_bad_images_are_explained(tiny):
