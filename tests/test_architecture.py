@@ -27,11 +27,12 @@ ROOMS = {
     "pipeline": {"data", "model_card", "model_folder", "sampling", "solvers"},
     "editing": {"data", "objectives", "pipeline", "sampling", "solvers"},
     "diffusers_pipeline": {"data", "pipeline", "solvers"},
-    "cli": {"registry", "ops", "models", "extras", "__init__"},
+    "bench": {"models", "ops", "registry"},
+    "cli": {"bench", "models", "ops", "pipeline", "registry", "__init__"},
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),
-    *("omegaconf", "torchdiffeq"),
+    *("omegaconf", "torchdiffeq", "tensorboard", "trackio", "wandb"),
 )
 
 

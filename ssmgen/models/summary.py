@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssmgen.nn import SelectiveSSM
 from ssmgen.registry import build
 
-# Operations of one state update: the exponential counts as one, then decay, input and output (Mamba's own estimate).
-_SCAN_FLOPS = 9
+#: Operations of one state update: the exponential counts as one, then decay, input and output (Mamba's own estimate).
+SCAN_FLOPS = 9
 
 
 @dataclass
@@ -95,7 +95,7 @@ def summarize(name: str, size: int | None = None, batch: int = 1) -> Summary:
         batch=batch,
         parameters=_by_component(model),
         matrix_flops=matrix,
-        scan_flops=sum(_SCAN_FLOPS * tokens * ssm.d_inner * ssm.d_state for ssm in _scans(model)),
+        scan_flops=sum(SCAN_FLOPS * tokens * ssm.d_inner * ssm.d_state for ssm in _scans(model)),
         weight_bytes=4 * sum(p.numel() for p in model.parameters()),
         activation_bytes=4 * batch * (3 * widest[0] + kept),
     )

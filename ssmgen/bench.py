@@ -1,0 +1,161 @@
+"""Short timings on this machine: the scan by backend, one block, and the rates behind ``ssmgen info``'s guess.
+
+Everything is timed in one process, in turn, and medians are compared: single times move with the machine's load.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ssmgen.models.summary import SCAN_FLOPS
+from ssmgen.ops import backends, selective_scan
+from ssmgen.registry import build
+
+#: What `timings` times of each backend.
+PARTS = ("scan forward", "scan forward + backward", "block forward", "block forward + backward")
+_STATES = 16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations a second that this machine was measured to do, of matrix products and of scans, in float32."""
+
+    device: str
+    matrix: float
+    scan: float
+
+
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def rates(device: str) -> Rates:
+    """Time a square matrix product and a scan, each for a fraction of a second.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    check_device(device)
+    side = 4096 if device == "cuda" else 1024
+    a, b = torch.randn(2, side, side, device=device)
+    tokens, dim = 1024, 1024
+    tensors = _scan_inputs(1, tokens, dim, device)
+    calls: dict[str, Callable[[], object]] = {
+        "matrix": partial(torch.matmul, a, b),
+        "scan": partial(_scan, "auto", tensors, False),
+    }
+    times = measure(calls, 7)
+    operations = {"matrix": 2 * side**3, "scan": SCAN_FLOPS * tokens * dim * _STATES}
+    done = {name: operations[name] / statistics.median(seconds) for name, seconds in times.items()}
+    return Rates(device, **done)
+
+
+def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each part in each round, by part and backend; backends that cannot run here are left out.
+
+    Args:
+        tokens: of the sequence; the block sees them as a grid as square as can be.
+        dim: width of the block; the scan has the block's ``2 * dim`` channels and 16 states.
+        batch: sequences at a time.
+        rounds: timed ones, after one to warm up.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: a size below 1, or torch has no such device here.
+    """
+    for name, value in (("tokens", tokens), ("dim", dim), ("batch", batch), ("rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_device(device)
+    torch.manual_seed(0)
+    tensors = _scan_inputs(batch, tokens, 2 * dim, device)
+    given = _block_inputs(batch, tokens, dim, device)
+    calls: dict[str, Callable[[], object]] = {}
+    for backend in usable(device):
+        block = build("sisma-block", dim=dim, backend=backend).to(device)
+        calls |= {
+            f"{PARTS[0]}/{backend}": partial(_scan, backend, tensors, False),
+            f"{PARTS[1]}/{backend}": partial(_scan, backend, tensors, True),
+            f"{PARTS[2]}/{backend}": partial(_block, block, given, False),
+            f"{PARTS[3]}/{backend}": partial(_block, block, given, True),
+        }
+    times = measure(calls, rounds)
+    return {
+        part: {name.partition("/")[2]: t for name, t in times.items() if name.startswith(f"{part}/")} for part in PARTS
+    }
+
+
+def usable(device: str) -> list[str]:
+    """The backends that run on a device, the one ``auto`` takes first."""
+    report = backends()
+    elsewhere = {"cpu": ("triton", "mamba-ssm"), "cuda": ("cpu",)}[device]
+    found = [name for name, status in report.items() if status.available and name not in elsewhere]
+    return sorted(found, key=lambda name: device not in report[name].auto_for)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no CUDA device here; 'ssmgen doctor' says what it sees")
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each of the rounds, taken in turn after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-1, rounds):
+        for name, call in calls.items():
+            _wait()
+            started = time.perf_counter()
+            call()
+            _wait()
+            if number >= 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _scan_inputs(batch: int, tokens: int, channels: int, device: str) -> dict[str, Any]:
+    u, delta = torch.randn(2, batch, tokens, channels, device=device)
+    B, C = torch.randn(2, batch, tokens, _STATES, device=device)
+    A = -torch.rand(channels, _STATES, device=device) - 0.5
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": torch.ones(channels, device=device)}
+    return {name: x.requires_grad_() for name, x in tensors.items()}
+
+
+def _scan(backend: str, tensors: dict[str, Any], backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        y: Any = selective_scan(**tensors, delta_softplus=True, backend=backend)
+    if backward:
+        torch.autograd.grad(y.sum(), list(tensors.values()))
+
+
+def _block_inputs(batch: int, tokens: int, dim: int, device: str) -> tuple[Any, ...]:
+    height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
+    x, mask_tokens = torch.randn(2, batch, tokens, dim, device=device)
+    return x, torch.randn(batch, dim, device=device), mask_tokens, (height, tokens // height)
+
+
+def _block(block: torch.nn.Module, given: tuple[Any, ...], backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        y = block(*given)
+    if backward:
+        torch.autograd.grad(y.sum(), [p for p in block.parameters() if p.requires_grad], allow_unused=True)
