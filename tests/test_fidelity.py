@@ -130,6 +130,16 @@ def test_a_row_is_mean_and_deviation_over_seeds(tmp_path):
         report.page(tmp_path)
 
 
+def test_runs_of_other_lengths_say_their_steps(tmp_path):
+    file = next(report.FOLDER.glob("mask-entry/*.json"))
+    result = json.loads(file.read_text())
+    result |= {"variant": "four-times", "stages": {"4000": result["stages"]["1050"]}}
+    (tmp_path / "training-time").mkdir()
+    (tmp_path / "training-time/four-times-seed0.json").write_text(json.dumps(result))
+    miou = result["stages"]["4000"]["mask_agreement"]["miou"]
+    assert f"| 1 | 4000 | {miou:.3f} |" in report.page(tmp_path)
+
+
 def test_what_was_stopped_is_no_result(tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt

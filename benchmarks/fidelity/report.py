@@ -62,7 +62,8 @@ def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
 def _section(name: str, folder: Path) -> str:
     experiment = EXPERIMENTS[name]
     found = read(folder, experiment)
-    head = ["variant", "parameters", "seeds", *[f"mIoU, {n} steps" for n in experiment.stages]]
+    head = ["variant", "parameters", "seeds"]
+    head += ["steps", "mIoU"] if experiment.paces else [f"mIoU, {n} steps" for n in experiment.stages]
     head += ["of the way to the ceiling", "diversity"]
     timed = folder.parent / f"step-time-{name}.json"
     ratios = json.loads(timed.read_text())["ratios"] if timed.exists() else {}
@@ -74,6 +75,7 @@ def _section(name: str, folder: Path) -> str:
         end = [stages(result)[-1] for result in results]
         rows.append(
             [variant, f"{results[0]['parameters']:,}", str(len(results))]
+            + ([max(results[0]["stages"], key=int)] if experiment.paces else [])
             + [
                 _spread([stage["mask_agreement"]["miou"] for stage in at])
                 for at in zip(*map(stages, results), strict=True)
