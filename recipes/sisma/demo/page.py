@@ -61,6 +61,7 @@ def build_page(studio: Studio) -> Any:
                         list(LABEL_SETS) if recipe.labels in LABEL_SETS.values() else [recipe.labels.name],
                         value=recipe.labels.name,
                         label="Class order of the file",
+                        min_width=200,
                         visible=recipe.labels in LABEL_SETS.values(),
                     )
                     upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES)
@@ -239,7 +240,7 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
     own = studio.pipe.sampling()
     solver = own.get("solver", "ab3")
     with gr.Row():
-        seed = gr.Number(value=0, precision=0, label="Seed", min_width=90)
+        seed = gr.Number(value=0, precision=0, elem_id="seed", label="Seed", min_width=90)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
     with gr.Row():
         steps = gr.Slider(

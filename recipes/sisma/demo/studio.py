@@ -255,7 +255,8 @@ class Studio:
 def _number(name: str, value: Any, least: float, most: float, whole: bool = False) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
     if not good or (whole and value != int(value)):
-        raise Refused(f"{name} must be {'a whole number' if whole else 'a number'} from {least:g} to {most:g}.")
+        span = f"a whole number from {least:,} to {most:,}" if whole else f"a number from {least:g} to {most:g}"
+        raise Refused(f"{name} must be {span}.")
     return float(value)
 
 
