@@ -189,7 +189,24 @@ def _solvers(result: Result) -> str:
     )
 
 
+def _demo_soak(result: Result) -> str:
+    answers = ", ".join(f"{count} with {what}" for what, count in sorted(result["answers"].items()))
+    rows = [
+        ["requests", f"{result['requests']:,}: answered {answers}"],
+        ["memory of the server, second to last fifth of the run", _growth(result)],
+        ["files left behind", str(result["files_left"])],
+        ["files read, of attempts by path", f"{result['files_read']} of {result['tries']}"],
+    ]
+    return table(["", ""], rows)
+
+
+def _growth(result: Result) -> str:
+    early, late = result["memory_early_mb"], result["memory_late_mb"]
+    return f"{early:,.0f} MB to {late:,.0f} MB ({result['memory_growth']:+.1%})"
+
+
 SECTIONS = {
+    "demo_soak": ("The painting page under many requests", _demo_soak),
     "scan": ("The scan", _scan),
     "gpu_scan": ("The Triton scan", _gpu_scan),
     "blocks": ("Blocks and a training step", _blocks),
