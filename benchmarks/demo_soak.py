@@ -1,4 +1,4 @@
-"""The painting page under many requests: ``python -m benchmarks.demo_soak --json benchmarks/results/demo_soak-cpu.json``.
+"""The painting page under many requests: ``python -m benchmarks.demo_soak``.
 
 Starts ``python -m recipes.sisma.demo`` in a process of its own with an untrained model, sends it requests of all kinds
 and counts: resident memory over the run, files it has left, answers to attempts at reading files by path, and how many
