@@ -54,10 +54,14 @@ def test_code_blocks_run_in_order(page, scratch):
 def test_tutorials_quote_their_script(page):
     """Which tests/test_tutorials.py runs."""
     (name,) = set(re.findall(r"python -m tutorials\.(\w+)", page.read_text()))
-    script = (ROOT / "tutorials" / f"{name}.py").read_text()
+    script = unindented((ROOT / "tutorials" / f"{name}.py").read_text())
     assert blocks(page, "python")
     for code in blocks(page, "python"):
-        assert code in script, code
+        assert unindented(code) in script, code
+
+
+def unindented(code):
+    return "\n".join(line.strip() for line in code.splitlines())
 
 
 def commands():
