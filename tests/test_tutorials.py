@@ -46,7 +46,6 @@ def test_your_own_masks(run):
     with pytest.raises(ValueError, match="label 6 is outside 0..5"):
         pipe(torch.full((64, 64), 6, dtype=torch.uint8))
     assert Image.open("runs/street/street.png").size == (6 * 96, 2 * 96)
-    assert "trained to step 4" in run("your_own_masks", "--scenes", "16", "--steps", "4", "--unseen", "2")  # goes on
 
 
 def test_a_scene_keeps_its_mask_under_another_look():
@@ -96,6 +95,7 @@ def test_fine_tune(run):
     said = run("fine_tune", "--faces", "16", "--steps", "2", "--masks", "1")
     away = {name: float(value) for name, value in re.findall(r"(\w+): (\d\.\d+) away", said)}
     assert away["before"] > 0.01 and away["wanted"] < 0.005
+    assert Image.open("runs/sepia/before-after.png").size == (128, 256)
     tuned = MaskToImage.from_pretrained("runs/sepia/model")
     assert tuned.recipe.about.endswith("Fine-tuned on sepia faces for 2 steps.")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import ssmgen
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, DrawnFaces, LatentCache, draw_face, write_latent_cache
+from ssmgen.data.images import to_pil
 from ssmgen.training import TrainSettings, train
 
 
@@ -49,6 +50,8 @@ def main() -> None:
     real = torch.stack([SepiaFaces(1, size, start=1_000_000 + i)[0][0] for i in range(options.masks)]) / 255
     for name, images in (("before", before), ("after", after), ("wanted", real)):
         print(f"{name}: {away_from_sepia(images):.4f} away from sepia")
+    rows = [torch.cat([*images], dim=2) for images in (before, after)]
+    to_pil((torch.cat(rows, dim=1) * 255).round().to(torch.uint8)).save(options.out / "before-after.png")
 
 
 def away_from_sepia(images: Tensor) -> float:
