@@ -134,7 +134,7 @@ def test_two_processes_make_one_evaluation(run, whole):
     assert (figures(run), images_of(run)) == whole
 
 
-def test_every_process_makes_its_share(run, whole):
+def test_every_process_makes_its_share(tmp_path):
     class Loaded:
         def generate(self, masks, seeds, **_):
             return torch.zeros(len(seeds), 3, 4, 4, dtype=torch.uint8)
@@ -142,7 +142,7 @@ def test_every_process_makes_its_share(run, whole):
     wanted = generated.one_each([f"{i}" for i in range(7)], torch.zeros(7, 4, 4, dtype=torch.uint8), 0)
     shares = []
     for process in range(3):
-        folder = run.parent / f"share{process}"
+        folder = tmp_path / f"share{process}"
         folder.mkdir()
         generated.make_missing(Loaded(), wanted, folder, {}, batch_size=2, process=process, processes=3)
         shares.append({file.stem for file in folder.iterdir()})
@@ -193,7 +193,7 @@ def test_images_of_the_masks_themselves_reach_the_ceiling(prepared, faces):
     assert "6 images of 48 pixels" in page and "training steps" not in page and (out / "result.png").is_file()
 
 
-def test_images_under_other_ids_fall_to_the_floor_and_blurred_ones_below_the_ceiling(prepared, faces):
+def test_images_under_other_ids_and_blurred_ones_agree_less(prepared, faces):
     def agreement():
         return evaluate.evaluate_images(faces, str(prepared), command="test", parser="drawn")
 
@@ -204,9 +204,8 @@ def test_images_under_other_ids_fall_to_the_floor_and_blurred_ones_below_the_cei
         write_png(faces / f"face{index}.png", blurred)
     assert agreement()["mask_agreement"]["miou"] < 0.9 * real
     for index, image in enumerate(sharp):
-        write_png(faces / f"face{(index + 1) % 6}.png", image)
-    shuffled = agreement()
-    assert shuffled["mask_agreement"]["miou"] == pytest.approx(shuffled["floor"]["miou"], abs=0.15) != real
+        write_png(faces / f"face{(index + 5) % 6}.png", image)  # not the shift that the floor makes
+    assert agreement()["mask_agreement"]["miou"] < 0.8 * real
 
 
 def test_several_images_a_mask_count_for_the_diversity(prepared, faces):
@@ -285,8 +284,8 @@ def empty(folder):
 @pytest.mark.parametrize(
     ("spoil", "words", "message"),
     [
-        (extra, [], "1 images belong to no mask: stranger.png"),
-        (missing, [], "1 of 6 masks have no image: face3"),
+        (extra, [], "images without a mask, 1: stranger.png"),
+        (missing, [], "masks without an image, 1 of 6: face3"),
         (smaller, [], "face2.png: is 32 pixels wide, face0.png is 48; all must have one size"),
         (oblong, [], "face0.png: is 32 x 48 pixels; images must be square"),
         (grey, [], "face4.png: is of mode L, not RGB"),

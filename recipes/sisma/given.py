@@ -101,9 +101,9 @@ def _image_files(folder: Path) -> list[Path]:
 def _mismatch(folder: Path, ids: Sequence[str], missing: Sequence[str], strangers: Sequence[str]) -> str:
     lines = [f"{folder}: the images and the masks do not match, one <id>.png or several <id>-<number>.png a mask"]
     if missing:
-        lines.append(f"  {len(missing)} of {len(ids)} masks have no image: {_some(missing)}")
+        lines.append(f"  masks without an image, {len(missing)} of {len(ids)}: {_some(missing)}")
     if strangers:
-        lines.append(f"  {len(strangers)} images belong to no mask: {_some(strangers)}")
+        lines.append(f"  images without a mask, {len(strangers)}: {_some(strangers)}")
     return "\n".join([*lines, "  With masks=N only the first N masks of the split need one."])
 
 
