@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from recipes.sisma.curves import SIDE, chart, points_of, read_log, smoothed
 from ssmgen.data.images import write_png
 
 ROOT = Path(__file__).parents[1]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 
 
 def make_run(folder: Path, *, count=20, steps=400, grids=(100, 200)) -> Path:
@@ -227,3 +230,69 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path):
     assert "http://127.0.0.1:" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0 and "Traceback" not in process.stderr.read()
+
+
+@pytest.fixture
+def browser():
+    pytest.importorskip("selenium", reason="drives the browser")
+    if not (BROWSER and DRIVER):
+        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(flag)
+    driver = Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def test_in_a_browser_it_renews_itself_and_keeps_what_was_chosen(browser, tmp_path):
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    run, wait = (
+        make_run(tmp_path / "run"),
+        WebDriverWait(browser, 60, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException]),
+    )
+
+    def text(selector):
+        return browser.find_element("css selector", selector).text
+
+    def set_to(selector, value, event):
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event(arguments[2]))"
+        browser.execute_script(script, browser.find_element("css selector", selector), value, event)
+
+    def log(step):
+        with (run / "log.jsonl").open("a") as stream:
+            stream.write(json.dumps({"step": step, "loss": 0.1, "lr": 1e-3, "images_per_second": 40.0}) + "\n")
+        wait.until(lambda _: f"step {step} of 400" in text(".runs"))
+
+    with served(run, refresh=1.0) as port:
+        browser.get(f"http://127.0.0.1:{port}/")
+        plot = browser.find_element("css selector", ".plot")
+        ActionChains(browser).move_to_element(plot).perform()
+        step, value = re.fullmatch(r"step (\d+) +([\d.]+)", text(".plot output")).groups()
+        expected = dict(smoothed(points_of(read_log(run), "loss"), 0.6))[int(step)]
+        assert float(value) == pytest.approx(expected, rel=0.02) and int(step) in (100, 110)
+        ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
+        set_to(".grid input", "0", "input")
+        assert text(".grid output") == "step 100"
+        write_png(run / "samples" / "step-000300.png", torch.zeros(8, 8, dtype=torch.uint8))
+        log(300)
+        assert text(".grid output") == "step 100", "it went on to the newest by itself"
+        assert browser.execute_script("return document.querySelector('.grid img').naturalWidth") == 8
+        set_to(".grid input", "2", "input")
+        write_png(run / "samples" / "step-000310.png", torch.zeros(8, 8, dtype=torch.uint8))
+        wait.until(lambda _: text(".grid output") == "step 310")
+        drawn = "return document.querySelector('polyline:not(.faint)').getAttribute('points')"
+        before = browser.execute_script(drawn)
+        set_to("#smoothing", "0.97", "change")
+        wait.until(lambda _: browser.execute_script(drawn) != before)
+        log(320)
+        assert browser.execute_script("return document.getElementById('smoothing').value") == "0.97"
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    wait.until(lambda _: "no longer served" in text("#notice"))
