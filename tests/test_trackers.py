@@ -240,8 +240,21 @@ def test_a_bar_in_a_pipe_is_whole_lines_now_and_then(capsys, monkeypatch):
             bar.update()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 90 // 20 + 1 and not any("\r" in line for line in lines)
-    assert lines[0] == "30/100 steps, 30 %, 00:20 gone, 01:10 to go, loss 0.5"
-    assert lines[-1].startswith("100/100 steps, 100 %, 01:30 gone")
+    assert lines[0] == "30/100 (30 %), 00:20 gone, 01:10 to go,  1.00step/s, loss 0.5"
+    assert lines[-1].startswith("100/100 (100 %), 01:30 gone")
+
+
+def test_what_is_done_at_once_or_quietly_has_no_line(capsys, monkeypatch):
+    with progress.progress_bar(2, "img", what="features") as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    for quiet in (True, False):
+        with progress.progress_bar(2, "img", what="features", quiet=quiet) as bar:
+            clock[0] += 30
+            bar.update(2)
+    assert [line[:13] for line in capsys.readouterr().err.splitlines()] == ["features: 2/2"] * 2
 
 
 def test_a_bar_on_a_terminal_is_tqdms(monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.runs import LoadedRun, check_writable
 from ssmgen.data.images import read_image, write_png
-from ssmgen.training import derived_seed
+from ssmgen.training import derived_seed, progress_bar
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,7 @@ def make_missing(
 
 def progress(total: int, what: str, *, unit: str = "img", quiet: bool = False) -> Any:
     """A bar on stderr with the time left; in a log, a line now and then, and none for what is done at once."""
-    from tqdm import tqdm
-
-    every = 0.5 if sys.stderr.isatty() else 20
-    return tqdm(total=total, desc=what, unit=unit, mininterval=every, delay=1, disable=quiet)
+    return progress_bar(total, unit, what=what, quiet=quiet)
 
 
 def read_images(files: Sequence[Path]) -> Tensor:

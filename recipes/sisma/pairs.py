@@ -20,7 +20,7 @@ from ssmgen.data import Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
-from ssmgen.training import derived_seed
+from ssmgen.training import derived_seed, progress_bar
 
 
 def training_pairs(config: Config) -> Any:
@@ -93,10 +93,8 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
 
 
 def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> None:
-    from tqdm import tqdm
-
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
-    with tqdm(total=len(pairs), unit="img", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
+    with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
         write_latent_cache(
             pairs, autoencoder, target, flip=config.flip, device=device, num_workers=2, progress=bar.update

@@ -31,8 +31,8 @@ from ssmgen.data.folder import check_target, load_splits, match_stems, write_pai
 from ssmgen.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
 from ssmgen.data.transforms import center_crop_resize, check_same_shape
-from ssmgen.extras import require
 from ssmgen.registry import closest
+from ssmgen.training import progress_bar
 
 IMAGES = "CelebA-HQ-img"
 PARTS = "CelebAMask-HQ-mask-anno"
@@ -557,13 +557,15 @@ def _check_not_empty(mask: Tensor) -> None:
 
 
 def _in_threads(work: Callable[[Item], Result], items: Any, label: str) -> Iterator[Result]:
-    """Results in order, with a progress bar on a terminal. Threads do: decoding and hashing release the lock."""
-    tqdm = require("tqdm", extra="train").tqdm
+    """Results in order, with a progress bar. Threads do: decoding and hashing release the lock."""
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
-        yield from tqdm(pool.map(work, items), total=len(items), desc=label, unit="pair", disable=None)
+        with progress_bar(len(items), "pair", what=label) as bar:
+            for result in pool.map(work, items):
+                yield result
+                bar.update()
     finally:
         # Without cancelling, an error or Ctrl-C would wait for all of 30,000 pairs.
         pool.shutdown(cancel_futures=True)

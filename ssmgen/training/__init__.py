@@ -12,6 +12,7 @@ from ssmgen.training.ema import moving_average
 from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, train
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.progress import progress_bar
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "make_optimizer",
     "moving_average",
     "parameter_groups",
+    "progress_bar",
     "prune_checkpoints",
     "save_checkpoint",
     "train",

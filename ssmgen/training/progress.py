@@ -10,27 +10,47 @@ from ssmgen.extras import require
 
 #: Seconds between two lines where nobody watches.
 _PAUSE = 20.0
-_LINE = "{n_fmt}/{total_fmt} {unit}s, {percentage:.0f} %, {elapsed} gone, {remaining} to go{postfix}"
+_LINE = "{desc}{n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remaining} to go, {rate_fmt}{postfix}"
+#: Seconds a thing may take without a bar.
+_AT_ONCE = 1.0
 
 
-def progress_bar(total: int, unit: str, *, initial: int = 0) -> Any:
-    """A bar over ``total`` things of a kind, for ``with`` and ``update(n)``, on stderr.
+def progress_bar(total: int, unit: str, *, what: str = "", initial: int = 0, quiet: bool = False) -> Any:
+    """A bar on stderr, for ``with`` and ``update(n)``; none for what is done within a second.
 
     In a notebook it is a widget where ipywidgets is installed; where stderr is no terminal, a plain line every 20 s and
     one at the end, without carriage returns.
+
+    Args:
+        total: how many there are.
+        unit: of what, e.g. ``"step"``.
+        what: is being done to them, in front of the bar.
+        initial: how many are done before.
+        quiet: show nothing.
     """
     auto = require("tqdm.auto", extra="train")
     notebook = auto.notebook_tqdm is not auto.std_tqdm
     if not notebook and not sys.stderr.isatty():
-        return _Lines(total, unit, initial)
-    return auto.tqdm(total=total, unit=unit, initial=initial, mininterval=0.5, smoothing=0.05, dynamic_ncols=True)
+        return _Lines(total, unit, what, initial, quiet)
+    return auto.tqdm(
+        total=total,
+        unit=unit,
+        desc=what or None,
+        initial=initial,
+        disable=quiet,
+        delay=_AT_ONCE,
+        mininterval=0.5,
+        smoothing=0.05,
+        dynamic_ncols=True,
+    )
 
 
 class _Lines:
     """What the recipe uses of tqdm's bar, as lines."""
 
-    def __init__(self, total: int, unit: str, initial: int) -> None:
+    def __init__(self, total: int, unit: str, what: str, initial: int, quiet: bool) -> None:
         self._total, self._unit, self._initial, self._done = total, unit, initial, initial
+        self._what, self._quiet = f"{what}: " if what else "", quiet
         self._started = self._shown = time.monotonic()
         self._postfix = ""
 
@@ -43,7 +63,8 @@ class _Lines:
         self._postfix = ", ".join(f"{name} {value}" for name, value in values.items())
 
     def close(self) -> None:
-        self._show()
+        if time.monotonic() - self._started >= _AT_ONCE:
+            self._show()
 
     def __enter__(self) -> _Lines:
         return self
@@ -53,12 +74,15 @@ class _Lines:
 
     def _show(self) -> None:
         self._shown = time.monotonic()
+        if self._quiet:
+            return
         line = require("tqdm", extra="train").tqdm.format_meter(
             self._done,
             self._total,
             self._shown - self._started,
             initial=self._initial,
             unit=self._unit,
+            prefix=self._what,
             postfix=self._postfix,
             bar_format=_LINE,
         )
