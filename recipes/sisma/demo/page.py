@@ -64,7 +64,7 @@ def build_page(studio: Studio) -> Any:
                         min_width=200,
                         visible=recipe.labels in LABEL_SETS.values(),
                     )
-                    upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES)
+                    upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
                 mask_message = _message(gr, "mask-message")
             with gr.Column(min_width=320):
                 controls = _controls(gr, studio)
