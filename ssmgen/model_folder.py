@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 import re
 import shutil
@@ -72,10 +73,13 @@ def check_sampling(settings: dict[str, Any]) -> None:
             if isinstance(value, str):
                 _check_registered(value, "solver")
         elif name == "steps":
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"steps must be a positive whole number, got {value!r}")
         elif (
-            not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (name, value) == ("shift", 0)
+            not isinstance(value, numbers.Real)
+            or not math.isfinite(value)
+            or value < 0
+            or (name, value) == ("shift", 0)
         ):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
 
