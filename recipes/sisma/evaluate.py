@@ -18,7 +18,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,8 @@ from recipes.sisma.pictures import save_sheet, to_uint8
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
-from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run
+from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run
 from ssmgen.data import CELEBAMASK19
-from ssmgen.extras import require
 from ssmgen.metrics import FID_PROTOCOLS
 from ssmgen.registry import find
 
@@ -109,7 +107,7 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
         return
     _refuse(given, ("data", "out"), "needs images=FOLDER; a run knows its data and keeps its result")
-    processes = require("accelerate", extra="train").PartialState(timeout=timedelta(days=1))
+    processes = all_processes()
     with processes.main_process_first():
         run = find_run(settings.run)
     evaluate_run(

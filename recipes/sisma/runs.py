@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
     except Exception as error:  # the hub, the HTTP library and the file system each have their own
         raise FileNotFoundError(f"{name}: could not be fetched: {error}") from error
     return folder
+
+
+def all_processes() -> Any:
+    """accelerate's `PartialState`: which of torchrun's processes this one is.
+
+    Without being told that the CPU is meant, it takes each process of a machine without GPU for the only one. The
+    others wait up to a day, as the first one may encode images for hours.
+    """
+    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return require("accelerate", extra="train").PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def load_run(run: Path) -> LoadedRun:

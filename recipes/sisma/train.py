@@ -5,7 +5,8 @@
     python -m recipes.sisma.train quick run=runs/mine steps=3000 lr_decay_steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
-The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/`` and ``result.json``.
+The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``, ``result.json`` and
+what ``tracker=`` keeps. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import check_writable, generate, new_model, save_config
+from recipes.sisma.runs import all_processes, check_writable, generate, new_model, save_config
 from ssmgen import build, names
 from ssmgen.data import CELEBAMASK19
-from ssmgen.extras import require
 from ssmgen.ops import backends
 from ssmgen.registry import find
 from ssmgen.training import find_checkpoint, train
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> None:
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
     record = _record(config, autoencoder)
-    # The others wait while the first one encodes the images, for hours if need be.
-    processes = require("accelerate", extra="train").PartialState(timeout=timedelta(days=1))
+    processes = all_processes()
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
