@@ -124,3 +124,25 @@ BAD = [
 def test_bad_edits_are_refused(pipe, face, call, message):
     with pytest.raises(ValueError, match=message):
         call(pipe, *face)
+
+
+def test_the_benchmarks_edits_change_what_they_say():
+    """From one class to another and nowhere else; a face that has a hat keeps it."""
+    pytest.importorskip("accelerate", reason="the benchmarks import the recipe, which needs ssmgen[train]")
+    from benchmarks.editing import EDITS
+
+    classes = CELEBAMASK19.classes
+    allowed = {
+        "hat": {("hair", "hat")},
+        "hair": {("background", "hair")},
+        "lips": {("skin", "u_lip"), ("skin", "l_lip")},
+    }
+    made = dict.fromkeys(EDITS, 0)
+    for seed in range(12):
+        mask = draw_face(seed, 64)[1]
+        for name, change in EDITS.items():
+            new = change(mask, classes)
+            pairs = torch.stack([mask, new])[:, mask != new].unique(dim=1).T.tolist()
+            assert {(classes[old], classes[now]) for old, now in pairs} <= allowed[name], name
+            made[name] += bool(pairs)
+    assert made["lips"] == 12 and made["hair"] > 8 and made["hat"] > 6
