@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
 def test_a_run_folder_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
         *("config.yaml", "log.jsonl", "samples", "checkpoints", "result.json", "result.png", "report.html"),
-        "evaluation",
+        *("evaluation", "tensorboard"),
     }
     assert [p.name for p in sorted((trained / "samples").iterdir())] == ["step-000003.png", "step-000006.png"]
     result = json.loads((trained / "result.json").read_text())
