@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import struct
 import time
 import zipfile
@@ -69,8 +70,26 @@ def temporary(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(studio, temporary):
+def reached():
+    """Hosts and addresses that this process asked for while the page was served."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def client(studio, temporary, reached):
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def connecting(self, address):
+        reached.append(address[0] if isinstance(address, tuple) else address)
+        return connect(self, address)
+
+    def looking_up(host, *rest, **settings):
+        reached.append(host)
+        return look_up(host, *rest, **settings)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connecting)
+        patch.setattr(socket, "getaddrinfo", looking_up)
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
         page = build_page(studio)
         try:
@@ -506,6 +525,17 @@ def test_no_file_is_read_or_left(client, temporary, tmp_path):
     assert len(answers) == 200
     assert not [text for text in answers if "open sesame" in text or "root:x:0:0" in text]
     assert files_in(temporary) == []
+
+
+def test_the_server_reaches_nothing_else(client, reached, face):
+    client.call("generate", to_text(face), *CONTROLS)
+    assert reached and {str(host) for host in reached} <= {"127.0.0.1", "localhost"}
+
+
+def test_a_port_that_is_taken_is_told(client):
+    taken = int(client.host.partition(":")[2])
+    with pytest.raises(OSError, match=f"cannot serve at 127.0.0.1, port {taken} .*port=0 for a free one"):
+        serve(None, host="127.0.0.1", port=taken)
 
 
 @pytest.mark.slow

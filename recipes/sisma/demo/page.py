@@ -110,14 +110,26 @@ def build_page(studio: Studio) -> Any:
 
 
 def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> str:
-    """Serve the page; returns its address, at once or (``block``) when interrupted. ``port`` 0 takes a free one."""
+    """Serve the page; returns its address, at once or (``block``) when interrupted.
+
+    Args:
+        page: of `build_page`.
+        host: the address to serve at.
+        port: of the server; 0 takes a free one.
+        open_browser: open the page in a browser.
+        block: wait until interrupted.
+
+    Raises:
+        OSError: the port is taken, or the host is not one of this machine's addresses.
+    """
+    port = _checked_port(host, port)
     gr = require("gradio", extra="demo")
     starlette = require("starlette.middleware", extra="demo")
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo")
     _, address, _ = page.launch(
         server_name=host,
-        server_port=port or _free_port(host),
+        server_port=port,
         inbrowser=open_browser,
         share=False,
         quiet=True,
@@ -304,9 +316,14 @@ def _words(text: str, bad: bool = False) -> str:
     return f'<p role="{"alert" if bad else "status"}" class="{"bad" if bad else "good"}">{html.escape(text)}</p>'
 
 
-def _free_port(host: str) -> int:
+def _checked_port(host: str, port: int) -> int:
     import socket
 
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            hint = "give another port=, or port=0 for a free one"
+            raise OSError(f"cannot serve at {host}, port {port} ({error.strerror or error}): {hint}") from error
         return int(probe.getsockname()[1])
