@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/two-way"), help="folder to write")
     parser.add_argument("--faces", type=int, default=1024, help="faces to draw")
-    parser.add_argument("--steps", type=int, default=400, help="steps to train each of the two models")
+    parser.add_argument("--steps", type=int, default=200, help="steps to train each of the two models")
     return parser.parse_args()
 
 

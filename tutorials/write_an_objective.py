@@ -64,7 +64,7 @@ def check_with_a_perfect_model() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=512, help="faces to draw")
-    parser.add_argument("--steps", type=int, default=400, help="steps to train each of the two models")
+    parser.add_argument("--steps", type=int, default=200, help="steps to train each of the two models")
     return parser.parse_args()
 
 
