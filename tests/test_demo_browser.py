@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -46,10 +47,15 @@ def temporary(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(temporary):
+def studio():
+    return Studio(untrained_pipe(SIDE))
+
+
+@pytest.fixture(scope="module")
+def address(studio, temporary):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
-        page = build_page(Studio(untrained_pipe(SIDE)))
+        page = build_page(studio)
         try:
             yield serve(page, host="127.0.0.1", port=0, block=False)
         finally:
@@ -230,6 +236,30 @@ def test_a_setting_out_of_range_is_told_below_it(page):
     page.click("#generate")
     assert page.message("settings-message") == "The seed must be a whole number from 0 to 2,147,483,647."
     assert page.picture() == picture and torch.equal(page.mask(), mask)
+
+
+def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
+    page.results_after("#generate")
+    picture, decode = page.picture(), studio.pipe.decode
+
+    def slowly(latents):
+        time.sleep(1)
+        return decode(latents)
+
+    monkeypatch.setattr(studio.pipe, "decode", slowly)
+    page.paint(14, [(0.2, 0.1), (0.8, 0.1)])
+    page.click("#generate")
+    page.wait.until(lambda _: "step" in page.text("#live span"))
+    page.click("#stop")
+    page.wait.until(lambda _: page.message("settings-message") == "Stopped.")
+    with studio._device:  # free again, at the job's next step
+        pass
+    time.sleep(0.5)
+    assert page.picture() == picture and not page.one("#live .live").is_displayed()
+    monkeypatch.undo()
+    page.results_after("#generate")
+    assert page.picture() != picture
+    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -102,7 +102,8 @@ def build_page(studio: Studio) -> Any:
             _job(vary, served.vary, [painter, *controls, chosen, strength], outputs, edit_message),
             _job(between, served.between, [painter, *controls, last], outputs, edit_message),
         ]
-        stop.click(lambda: None, outputs=[live], cancels=running, queue=False, api_name="stop", show_progress="hidden")
+        stopped = f"() => {{ window.ssmgenStopped = Date.now(); return [null, {json.dumps(_words('Stopped.'))}]; }}"
+        stop.click(None, None, [live, message], js=stopped, cancels=running, api_visibility="private")
         upload.upload(
             served.upload, [upload, order], [painter, upload, mask_message], concurrency_limit=2, api_name="upload"
         )
@@ -291,9 +292,11 @@ def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message:
         show_progress="hidden",
         api_name=call.__name__,
     )
-    job.failure(
-        None, None, [live, message], js=f"() => [null, {json.dumps(_words(BUSY, bad=True))}]", api_visibility="private"
+    # A job that was stopped ends as a failure, too.
+    failed = (
+        f"() => [null, Date.now() - (window.ssmgenStopped || 0) < 5000 ? '' : {json.dumps(_words(BUSY, bad=True))}]"
     )
+    job.failure(None, None, [live, message], js=failed, api_visibility="private")
     return job
 
 
