@@ -83,7 +83,7 @@ def test_write_a_block(run):
 
 
 def test_write_a_solver(run, saved):
-    said = run("write_a_solver", "--model", str(saved), "--masks", "1", "--fine", "50")
+    said = run("write_a_solver", "--model", str(saved), "--masks", "1", "--fine", "20")
     orders = {name: float(order) for name, order in re.findall(r"(\w+): order (\d\.\d+)", said)}
     assert orders == pytest.approx({"ralston": 2, "leapfrog": 2}, abs=0.1)
     errors = {name: float(error) for name, error in re.findall(r"(\w+) +24 evaluations: (\d\.\d+) off", said)}
