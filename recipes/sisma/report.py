@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.measure import Images
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
@@ -22,7 +18,6 @@ from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXTREMES, _ROWS, _COLUMNS = 3, 8, 10
-_PLOT = {"width": 480, "height": 220, "left": 54, "bottom": 30, "top": 8, "right": 12}
 
 
 @dataclass(frozen=True)
@@ -73,14 +68,15 @@ def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: T
         images: what was measured.
         parsed: the labels a parser gave the generated images; None where there is none.
     """
-    from jinja2 import Environment  # torch depends on it
+    from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text())
+    loader = FileSystemLoader(_TEMPLATE.parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     file = folder / "report.html"
-    page = template.render(
+    page = environment.get_template(_TEMPLATE.name).render(
         name=result.get("images", folder.name),
         result=result,
-        curves=curves(folder / "log.jsonl"),
+        curves=curves(folder),
         classes=_by_class(result),
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
@@ -93,71 +89,15 @@ def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: T
     return file
 
 
-def curves(log: Path) -> dict[str, str]:
-    """The loss, the gradient's norm and the learning rate of a ``log.jsonl``, each as the markup of an SVG.
+def curves(folder: Path) -> list[dict[str, Any]]:
+    """The loss, the gradient's norm and the learning rate of the folder's ``log.jsonl``, each as a `chart`.
 
-    What was logged fewer than twice is left out, so the dict may be empty.
+    What was logged fewer than twice is left out, so the list may be empty.
     """
+    log = read_log(folder)
     names = {"loss": "training loss", "grad_norm": "norm of the gradient", "lr": "learning rate"}
-    found = {label: logged(log, key) for key, label in names.items()}
-    return {label: curve_svg(points, label) for label, points in found.items() if len(points) > 1}
-
-
-def logged(log: Path, key: str) -> list[tuple[float, float]]:
-    """(step, value) of every line of a ``log.jsonl`` that has the key; a line cut off by a crash is left out."""
-    points = []
-    for line in log.read_text().splitlines() if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
-            points.append((float(entry["step"]), float(entry[key])))
-    return sorted(points)
-
-
-def curve_svg(points: Sequence[tuple[float, float]], label: str, *, most: int = 200) -> str:
-    """An SVG of a curve with its axes; more than ``most`` points are averaged in groups.
-
-    Args:
-        points: (x, y), at least two, sorted by x.
-        label: what is drawn, for readers that do not see it.
-        most: points that are drawn.
-    """
-    x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
-    if len(x) > most:
-        x, y = (torch.stack([part.mean() for part in values.tensor_split(most)]) for values in (x, y))
-    across, up = _ticks(x[0].item(), x[-1].item()), _ticks(y.min().item(), y.max().item())
-    right, bottom = _PLOT["width"] - _PLOT["right"], _PLOT["height"] - _PLOT["bottom"]
-
-    def at_x(value: float) -> float:
-        low, high = min(across[0], x[0].item()), max(across[-1], x[-1].item())
-        return _PLOT["left"] + (value - low) / (high - low) * (right - _PLOT["left"])
-
-    def at_y(value: float) -> float:
-        return bottom - (value - up[0]) / (up[-1] - up[0]) * (bottom - _PLOT["top"])
-
-    lines = [
-        f'<line x1="{_PLOT["left"]}" x2="{right}" y1="{at_y(v):.1f}" y2="{at_y(v):.1f}"/>'
-        f'<text x="{_PLOT["left"] - 6}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>'
-        for v in up
-    ]
-    lines += [f'<text x="{at_x(v):.1f}" y="{bottom + 20}" text-anchor="middle">{v:,.0f}</text>' for v in across]
-    drawn = " ".join(f"{at_x(a):.1f},{at_y(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
-    size = f"0 0 {_PLOT['width']} {_PLOT['height']}"
-    return (
-        f'<svg class="curve" viewBox="{size}" role="img" aria-label="{html.escape(label)} over training steps">'
-        f'{"".join(lines)}<polyline points="{drawn}"/></svg>'
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round values from at most ``low`` to at least ``high``."""
-    span = (high - low) or abs(high) or 1.0
-    step = 10 ** math.floor(math.log10(span / 2))
-    step *= next(f for f in (1, 2, 5, 10) if span / (f * step) <= 4)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [n * step for n in range(first, max(last, first + 1) + 1)]
+    found = [chart(label, [points_of(log, key)], linear=key == "lr") for key, label in names.items()]
+    return [one for one in found if one]
 
 
 def differences(row: Published, result: dict[str, Any]) -> str:
