@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import shutil
-import time
+import threading
 
 import pytest
 import torch
@@ -241,21 +241,26 @@ def test_a_setting_out_of_range_is_told_below_it(page):
 def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
     page.results_after("#generate")
     picture, decode = page.picture(), studio.pipe.decode
+    begun, release, decoded = threading.Event(), threading.Event(), []
 
-    def slowly(latents):
-        time.sleep(1)
+    def held(latents):
+        begun.set()
+        release.wait(120)
+        decoded.append(1)
         return decode(latents)
 
-    monkeypatch.setattr(studio.pipe, "decode", slowly)
+    monkeypatch.setattr(studio.pipe, "decode", held)
     page.paint(14, [(0.2, 0.1), (0.8, 0.1)])
     page.click("#generate")
-    page.wait.until(lambda _: "step" in page.text("#live span"))
+    assert begun.wait(60) and page.one("#live .live").is_displayed()
     page.click("#stop")
     page.wait.until(lambda _: page.message("settings-message") == "Stopped.")
-    with studio._device:  # free again, at the job's next step
-        pass
-    time.sleep(0.5)
-    assert page.picture() == picture and not page.one("#live .live").is_displayed()
+    page.wait.until(lambda _: not page.one("#live .live").is_displayed())
+    release.set()
+    assert studio._device.acquire(timeout=60)
+    studio._device.release()
+    assert decoded == [1]  # the first preview: the job ended at its next step
+    assert page.picture() == picture
     monkeypatch.undo()
     page.results_after("#generate")
     assert page.picture() != picture

@@ -6,7 +6,9 @@ import html
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from recipes.sisma.demo.guard import Guard
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
 from recipes.sisma.demo.shown import brushes, progress, results
-from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Pictures, Stopped, Studio, Wish
+from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Job, Pictures, Stopped, Studio, Wish
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, draw_face
 from ssmgen.extras import require
 
@@ -39,33 +41,12 @@ def build_page(studio: Studio) -> Any:
     """The page as gradio Blocks; `serve` runs it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
     gr = require("gradio", extra="demo")
-    recipe = studio.pipe.recipe
-    faces = recipe.labels == CELEBAMASK19
-    examples = [to_text(draw_face(seed, studio.size)[1]) for seed in _EXAMPLES] if faces else []
-    store = f"{recipe.labels.name}-{studio.size}"
+    about = studio.pipe.recipe.about
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
-        gr.Markdown(f"# Paint a mask, get a picture\n{recipe.about} {LIMITS}\n\n<small>{studio.about()}</small>")
+        gr.Markdown(f"# Paint a mask, get a picture\n{about} {LIMITS}\n\n<small>{studio.about()}</small>")
         with gr.Row():
             with gr.Column(min_width=320):
-                painter = _part(
-                    gr,
-                    "painter",
-                    value="",
-                    brushes=brushes(recipe.labels),
-                    side=studio.size,
-                    examples=examples,
-                    store=store,
-                )
-                with gr.Row(equal_height=True):
-                    order = gr.Dropdown(
-                        list(LABEL_SETS) if recipe.labels in LABEL_SETS.values() else [recipe.labels.name],
-                        value=recipe.labels.name,
-                        label="Class order of the file",
-                        min_width=200,
-                        visible=recipe.labels in LABEL_SETS.values(),
-                    )
-                    upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
-                mask_message = _message(gr, "mask-message")
+                painter, order, upload, mask_message = _painting(gr, studio)
             with gr.Column(min_width=320):
                 controls = _controls(gr, studio)
                 with gr.Row():
@@ -73,34 +54,18 @@ def build_page(studio: Studio) -> Any:
                     stop = gr.Button("Stop", elem_id="stop")
                 message = _message(gr, "settings-message")
                 live = _part(gr, "live", value=None)
-                shown = _part(gr, "results", value=None, store=store)
-                with gr.Accordion("Change a picture", open=False, elem_id="edits"):
-                    chosen = _part(gr, "chosen", value=None)
-                    with gr.Tab("Redraw what I paint"):
-                        gr.Markdown("Change the mask: only what differs from the picture's mask is drawn anew.")
-                        start = gr.Radio(
-                            [("keep its colours", "inversion"), ("new ones", "noise")],
-                            value="inversion",
-                            label="Colours",
-                        )
-                        redraw = gr.Button("Redraw the change", elem_id="redraw")
-                    with gr.Tab("Variations"):
-                        strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
-                        vary = gr.Button("Draw variations", elem_id="vary")
-                    with gr.Tab("Between two seeds"):
-                        last = gr.Number(value=1, precision=0, label="The other seed")
-                        between = gr.Button("Draw the way between", elem_id="between")
-                    edit_message = _message(gr, "edit-message")
+                shown = _part(gr, "results", value=None, store=_store(studio))
+                changes = _changes(gr)
 
-        for one in (*controls, start, strength, last, order):
+        for one in (*controls, order, changes.start, changes.strength, changes.last):
             one.preprocess = _as_sent
         served = _Served(studio)
-        outputs = [live, shown, mask_message, message, edit_message]
+        given, outputs = [painter, *controls], [live, shown, mask_message, message, changes.message]
         running = [
-            _job(generate, served.generate, [painter, *controls], outputs, message),
-            _job(redraw, served.redraw, [painter, *controls, chosen, start], outputs, edit_message),
-            _job(vary, served.vary, [painter, *controls, chosen, strength], outputs, edit_message),
-            _job(between, served.between, [painter, *controls, last], outputs, edit_message),
+            _job(generate, served.generate, given, outputs, message),
+            _job(changes.redraw, served.redraw, [*given, changes.chosen, changes.start], outputs, changes.message),
+            _job(changes.vary, served.vary, [*given, changes.chosen, changes.strength], outputs, changes.message),
+            _job(changes.between, served.between, [*given, changes.last], outputs, changes.message),
         ]
         stopped = f"() => {{ window.ssmgenStopped = Date.now(); return [null, {json.dumps(_words('Stopped.'))}]; }}"
         stop.click(None, None, [live, message], js=stopped, cancels=running, api_visibility="private")
@@ -162,7 +127,7 @@ class _Served:
         self.studio = studio
 
     def generate(self, painted: Any, *controls: Any) -> Iterator[Any]:
-        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, None]:
+        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, None]:
             return self.studio.generate(mask, wish), mask, None
 
         yield from self._run(painted, controls, start)
@@ -170,7 +135,7 @@ class _Served:
     def redraw(self, painted: Any, *given: Any) -> Iterator[Any]:
         *controls, chosen, begin = given
 
-        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, Tensor]:
+        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, Tensor]:
             image, old = self._chosen(chosen)
             return self.studio.redraw(image, old, mask, wish, begin), mask, image
 
@@ -179,7 +144,7 @@ class _Served:
     def vary(self, painted: Any, *given: Any) -> Iterator[Any]:
         *controls, chosen, strength = given
 
-        def start(_: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, Tensor]:
+        def start(_: Tensor, wish: Wish) -> tuple[Job, Tensor, Tensor]:
             image, old = self._chosen(chosen)
             return self.studio.vary(image, old, strength, wish), old, image
 
@@ -188,7 +153,7 @@ class _Served:
     def between(self, painted: Any, *given: Any) -> Iterator[Any]:
         *controls, last = given
 
-        def start(mask: Tensor, wish: Wish) -> tuple[Iterator[Any], Tensor, None]:
+        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, None]:
             return self.studio.between(mask, last, wish), mask, None
 
         yield from self._run(painted, controls, start, editing=True)
@@ -197,13 +162,14 @@ class _Served:
         gr = require("gradio", extra="demo")
         labels = self.studio.pipe.recipe.labels
         try:
-            if order not in {*LABEL_SETS, labels.name}:
+            if order not in (*LABEL_SETS, labels.name):
                 raise Refused(f"The class order must be one of {', '.join(LABEL_SETS)}.")
             found = from_upload(encoded, labels, self.studio.size, order)
         except Refused as error:
             return gr.skip(), "", _words(str(error), bad=True)
         count = len(found.mask.unique())
-        return to_text(found.mask), "", _words(f"Uploaded: {count} of {len(labels)} classes. {' '.join(found.notes)}")
+        words = " ".join((f"Uploaded: {count} of {len(labels)} classes.", *found.notes))
+        return to_text(found.mask), "", _words(words)
 
     def _run(self, painted: Any, controls: Any, start: Any, editing: bool = False) -> Iterator[Any]:
         """Run a job; what is refused is said below the control that caused it, and what was shown stays."""
@@ -226,11 +192,12 @@ class _Served:
         try:
             mask = self.studio.pipe.labels_of(mask)
             job, mask, before = start(mask, wish)
-            for news in job:
-                if isinstance(news, Pictures):
-                    yield [None, results(news, mask, self.studio.pipe.recipe, before), "", "", ""]
-                else:
-                    yield [progress(news), skip, "", "", ""]
+            with closing(job):  # what is stopped here stops there
+                for news in job:
+                    if isinstance(news, Pictures):
+                        yield [None, results(news, mask, self.studio.pipe.recipe, before), "", "", ""]
+                    else:
+                        yield [progress(news), skip, "", "", ""]
         except (Refused, Stopped) as error:
             yield said(in_settings, str(error))
         except Exception as error:  # a fault of ours or of the machine; the page and what it shows go on
@@ -246,6 +213,61 @@ class _Served:
             raise Refused("There is no image to change yet: generate one first.")
         size = self.studio.size
         return image_from(chosen.get("png"), size), from_text(chosen.get("mask"), self.studio.pipe.recipe.labels)
+
+
+def _painting(gr: Any, studio: Studio) -> tuple[Any, Any, Any, Any]:
+    """The painter; class order and button of an upload; and the message below them."""
+    labels = studio.pipe.recipe.labels
+    drawn = _EXAMPLES if labels == CELEBAMASK19 else ()
+    painter = _part(
+        gr,
+        "painter",
+        value="",
+        brushes=brushes(labels),
+        side=studio.size,
+        examples=[to_text(draw_face(seed, studio.size)[1]) for seed in drawn],
+        store=_store(studio),
+    )
+    orders = list(LABEL_SETS) if labels in LABEL_SETS.values() else [labels.name]
+    with gr.Row(equal_height=True):
+        order = gr.Dropdown(
+            orders, value=labels.name, label="Class order of the file", min_width=200, visible=len(orders) > 1
+        )
+        upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
+    return painter, order, upload, _message(gr, "mask-message")
+
+
+def _store(studio: Studio) -> str:
+    """Under which name the browser keeps masks and results: those of another model would not fit."""
+    return f"{studio.pipe.recipe.labels.name}-{studio.size}"
+
+
+def _changes(gr: Any) -> SimpleNamespace:
+    """The controls that change a picture: ``chosen``, ``start``, ``redraw``, ``strength``, ``vary`` and so on."""
+    with gr.Accordion("Change a picture", open=False, elem_id="edits"):
+        chosen = _part(gr, "chosen", value=None)
+        with gr.Tab("Redraw what I paint"):
+            gr.Markdown("Change the mask: only what differs from the picture's mask is drawn anew.")
+            starts = [("keep its colours", "inversion"), ("new ones", "noise")]
+            start = gr.Radio(starts, value="inversion", label="Colours")
+            redraw = gr.Button("Redraw the change", elem_id="redraw")
+        with gr.Tab("Variations"):
+            strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
+            vary = gr.Button("Draw variations", elem_id="vary")
+        with gr.Tab("Between two seeds"):
+            last = gr.Number(value=1, precision=0, label="The other seed")
+            between = gr.Button("Draw the way between", elem_id="between")
+        message = _message(gr, "edit-message")
+    return SimpleNamespace(
+        chosen=chosen,
+        start=start,
+        redraw=redraw,
+        strength=strength,
+        vary=vary,
+        last=last,
+        between=between,
+        message=message,
+    )
 
 
 def _controls(gr: Any, studio: Studio) -> list[Any]:

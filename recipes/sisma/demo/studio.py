@@ -7,7 +7,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +59,10 @@ class Pictures:
     settings: dict[str, Any]
 
 
+#: Previews as they come and the pictures in the end; closing it stops the work at its next step.
+Job = Generator[Preview | Pictures, None, None]
+
+
 class Stopped(Exception):
     """The picture was given up, by its owner or for being late."""
 
@@ -106,7 +110,7 @@ class Studio:
             num_images=int(_number("The number of images", num_images, 1, MAX_IMAGES, whole=True)),
         )
 
-    def generate(self, mask: Tensor, wish: Wish) -> Iterator[Preview | Pictures]:
+    def generate(self, mask: Tensor, wish: Wish) -> Job:
         """Images of a mask ``(size, size)``."""
         seeds = tuple(wish.seed + i for i in range(wish.num_images))
 
@@ -117,9 +121,7 @@ class Studio:
 
         return self._run(work, wish.steps, seeds, {"what": "generate", **asdict(wish)})
 
-    def redraw(
-        self, image: Tensor, mask: Tensor, new_mask: Tensor, wish: Wish, start: str = "inversion"
-    ) -> Iterator[Preview | Pictures]:
+    def redraw(self, image: Tensor, mask: Tensor, new_mask: Tensor, wish: Wish, start: str = "inversion") -> Job:
         """The image ``(3, size, size)`` of a mask, with what differs in another mask drawn anew.
 
         Raises:
@@ -137,7 +139,7 @@ class Studio:
         steps = wish.steps * (2 if start == "inversion" else 1)
         return self._run(work, steps, (wish.seed,), {"what": "redraw", "start": start, **asdict(wish)})
 
-    def vary(self, image: Tensor, mask: Tensor, strength: Any, wish: Wish) -> Iterator[Preview | Pictures]:
+    def vary(self, image: Tensor, mask: Tensor, strength: Any, wish: Wish) -> Job:
         """Images near one ``(3, size, size)`` of the same mask.
 
         Raises:
@@ -153,7 +155,7 @@ class Studio:
         steps = max(1, round(wish.steps * share))
         return self._run(work, steps, seeds, {"what": "vary", "strength": share, **asdict(wish)})
 
-    def between(self, mask: Tensor, last: Any, wish: Wish) -> Iterator[Preview | Pictures]:
+    def between(self, mask: Tensor, last: Any, wish: Wish) -> Job:
         """Images of a mask from one seed to another.
 
         Raises:
@@ -186,7 +188,7 @@ class Studio:
         seeds: tuple[int, ...],
         settings: dict[str, Any],
         names: Sequence[str] = (),
-    ) -> Iterator[Preview | Pictures]:
+    ) -> Job:
         """Previews as they come, and the pictures in the end.
 
         Closing the iterator stops the work at its next step.
