@@ -241,12 +241,11 @@ def test_a_setting_out_of_range_is_told_below_it(page):
 def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
     page.results_after("#generate")
     picture, decode = page.picture(), studio.pipe.decode
-    begun, release, decoded = threading.Event(), threading.Event(), []
+    begun, release = threading.Event(), threading.Event()
 
     def held(latents):
         begun.set()
         release.wait(120)
-        decoded.append(1)
         return decode(latents)
 
     monkeypatch.setattr(studio.pipe, "decode", held)
@@ -259,7 +258,6 @@ def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
     release.set()
     assert studio._device.acquire(timeout=60)
     studio._device.release()
-    assert decoded == [1]  # the first preview: the job ended at its next step
     assert page.picture() == picture
     monkeypatch.undo()
     page.results_after("#generate")

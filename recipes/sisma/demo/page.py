@@ -67,7 +67,7 @@ def build_page(studio: Studio) -> Any:
             _job(changes.vary, served.vary, [*given, changes.chosen, changes.strength], outputs, changes.message),
             _job(changes.between, served.between, [*given, changes.last], outputs, changes.message),
         ]
-        stopped = f"() => {{ window.ssmgenStopped = Date.now(); return [null, {json.dumps(_words('Stopped.'))}]; }}"
+        stopped = f"() => {{ window.ssmgenStopped = true; return [null, {_STOPPED}]; }}"
         stop.click(None, None, [live, message], js=stopped, cancels=running, api_visibility="private")
         upload.upload(
             served.upload, [upload, order], [painter, upload, mask_message], concurrency_limit=2, api_name="upload"
@@ -304,7 +304,8 @@ def _as_sent(value: Any) -> Any:
 def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message: Any) -> Any:
     """Let a button run a job; in the browser alone: that it waits, and that the server did not take it."""
     live = outputs[0]
-    button.click(None, None, [live], js="() => ({step: 0, steps: 1, images: []})", api_visibility="private")
+    waits = "() => { window.ssmgenStopped = false; return {step: 0, steps: 1, images: []}; }"
+    button.click(None, None, [live], js=waits, api_visibility="private")
     job = button.click(
         call,
         inputs,
@@ -315,9 +316,7 @@ def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message:
         api_name=call.__name__,
     )
     # A job that was stopped ends as a failure, too.
-    failed = (
-        f"() => [null, Date.now() - (window.ssmgenStopped || 0) < 5000 ? '' : {json.dumps(_words(BUSY, bad=True))}]"
-    )
+    failed = f"() => [null, window.ssmgenStopped ? {_STOPPED} : {json.dumps(_words(BUSY, bad=True))}]"
     job.failure(None, None, [live, message], js=failed, api_visibility="private")
     return job
 
@@ -339,6 +338,9 @@ def _message(gr: Any, name: str) -> Any:
 
 def _words(text: str, bad: bool = False) -> str:
     return f'<p role="{"alert" if bad else "status"}" class="{"bad" if bad else "good"}">{html.escape(text)}</p>'
+
+
+_STOPPED = json.dumps(_words("Stopped."))
 
 
 def _checked_port(host: str, port: int) -> int:
