@@ -1,4 +1,4 @@
-# make demo   trains the quick preset on drawn faces and shows what came out
+# make demo   trains the quick preset on drawn faces and shows what came out, beside the packaged model's
 # make test   runs the tests
 # make check  lint, format, types, docs
 # make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
@@ -19,6 +19,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
 
 demo: install
 	$(BIN)/python -m recipes.sisma.train quick run=$(DEMO) resume=auto
+	$(BIN)/python -m recipes.sisma.compare run=$(DEMO)
 
 test: install
 	$(BIN)/python -m pytest

@@ -25,7 +25,7 @@ EQUAL = [(name, variant) for name in ("mask-entry", "mixers") for variant in EXP
 @pytest.mark.parametrize(("name", "chosen"), EQUAL)
 def test_variants_have_equal_parameters(name, chosen):
     def parameters(words):
-        config = train.parse(["quick", *words])
+        config = train.parse(["quick", *EXPERIMENTS[name].base, *words])
         return sum(p.numel() for p in new_model(config, load_autoencoder(config)).parameters())
 
     variants = EXPERIMENTS[name].variants

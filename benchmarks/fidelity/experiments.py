@@ -44,6 +44,9 @@ def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[st
     )
 
 
+# A model of sixteen states a channel, as the larger sizes have, and as large as its rivals below.
+SIXTEEN = ("model=sisma-s", "model_args.dim=96", "model_args.depth=3")
+
 # Widths of the feed-forward that give the rivals the parameters of the quick preset's SISMA.
 ATTENTION = ("model=sisma-attn-s", "model_args.num_heads=6", "model_args.ffn_ratio=8.48")
 DIT = ("model=dit-s", "model_args.num_heads=6", "model_args.depth=5", "model_args.ffn_ratio=5.18")
@@ -67,6 +70,7 @@ EXPERIMENTS = {
             "concatenated": variant("concat", 4.0),
             "spade": variant("spade", 2.75),
         },
+        base=("guidance_scale=1", *SIXTEEN),
         finding=(
             "Cross-Mamba does not earn its place here. At equal parameters and steps it ends level with mask "
             "tokens added to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. So do "
@@ -87,6 +91,8 @@ EXPERIMENTS = {
             "raster": ("model_args.orders=[row]",),
             "bidirectional": ("model_args.orders=[row,row-reversed]",),
             "boustrophedon": ("model_args.orders=[row-boustrophedon,column-boustrophedon,row-boustrophedon-reversed]",),
+            "d_state=8": ("model_args.d_state=8",),
+            "d_state=16": ("model_args.d_state=16",),
             "no-gates": ("model_args.gates=false",),
             "uniform-t": ("t_sampling=uniform",),
         },
@@ -106,7 +112,7 @@ EXPERIMENTS = {
         "What does training longer buy? Every run with a cosine of its own length.",
         {"a-third": (), "quick": (), "four-times": ()},
         base=(),
-        stages=(1000,),
+        stages=(1250,),
         paces={"a-third": 1 / 3, "four-times": 4.0},
     ),
     "mixers": Experiment(
@@ -116,7 +122,7 @@ EXPERIMENTS = {
             "sisma-attn": ATTENTION,
             "dit": DIT,
         },
-        base=(),
+        base=SIXTEEN,
         stages=(350,),
     ),
     "solvers": Experiment(
@@ -126,7 +132,7 @@ EXPERIMENTS = {
             **{f"guidance-{scale:g}": (f"guidance_scale={scale:g}",) for scale in (1.0, 1.5, 3.0, 4.0)},
         },
         base=(),
-        stages=(1000,),
+        stages=(1250,),
         sampled=True,
     ),
     "faces": Experiment(

@@ -99,16 +99,17 @@ def quick() -> Config:
     """Drawn faces at 128 pixels through the shipped f4 autoencoder: minutes on two cores."""
     return Config(
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
-        model_args={"dim": 96, "depth": 3, "patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
+        model="sisma-mini",
+        model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=0.5,
         class_weighting=0.5,
         optimizer="muon",
         lr=0.012,
         t_sampling="logit-normal",
         precision="bf16",
-        steps=1000,
-        lr_decay_steps=1000,
-        sample_every=500,
+        steps=1250,
+        lr_decay_steps=1250,
+        sample_every=625,
         solver_steps=11,
         guidance_scale=2.0,
     )
