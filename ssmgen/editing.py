@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def edit(
     output_type: str = "pil",
     palette: str | LabelSet = "",
     remap: str | LabelSet = "",
+    callback: Callable[[int, Tensor], None] | None = None,
     **settings: Any,
 ) -> Any:
     """Redraw what a changed mask asks for and keep the rest of the image.
@@ -49,6 +51,7 @@ def edit(
         seed: of new noise.
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
+        callback: called as ``callback(step, x)`` after each step, of an inversion too.
         **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; the model's own otherwise. The way back takes
             the same, without guidance.
 
@@ -70,9 +73,10 @@ def edit(
     if start == "inversion":
         back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen.get("solver"))}
         times = shifted_grid(back.pop("steps", 24), back.pop("shift", 1.0)).flip(0)
-        noise = pipe.sampler(data, old[None].to(pipe.device), times=times, **back)
+        noise = pipe.sampler(data, old[None].to(pipe.device), times=times, progress=callback, **back)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
-    latents = pipe.sampler(noise, new[None].to(pipe.device), objective=_Kept(inside, data - noise), **chosen)
+    kept = _Kept(inside, data - noise)
+    latents = pipe.sampler(noise, new[None].to(pipe.device), objective=kept, progress=callback, **chosen)
     return _paste(pipe, latents, image, widened, output_type)
 
 
@@ -87,6 +91,7 @@ def variations(
     output_type: str = "pil",
     palette: str | LabelSet = "",
     remap: str | LabelSet = "",
+    callback: Callable[[int, Tensor], None] | None = None,
     **settings: Any,
 ) -> Any:
     """Images of the same mask near a given one: it is mixed with noise and sampled on from there (SDEdit).
@@ -98,7 +103,7 @@ def variations(
         strength: share of noise in (0, 1]; 1 forgets the image.
         seed: of the first image; the next ones count up.
         num_images: how many.
-        output_type, palette, remap: see `MaskToImage`.
+        output_type, palette, remap, callback: see `MaskToImage`.
         **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; of the steps, those after the start are made.
 
     Raises:
@@ -115,7 +120,7 @@ def variations(
     data = pipe.encode(image)
     noise = initial_noise(range(seed, seed + num_images), pipe.latent_size).to(pipe.device)
     x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
-    latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, **chosen)
+    latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, progress=callback, **chosen)
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 
 

@@ -146,3 +146,14 @@ def test_the_benchmarks_edits_change_what_they_say():
             assert {(classes[old], classes[now]) for old, now in pairs} <= allowed[name], name
             made[name] += bool(pairs)
     assert made["lips"] == 12 and made["hair"] > 8 and made["hat"] > 6
+
+
+def test_edits_tell_their_steps(pipe, face, hat):
+    image, mask = face
+    told = []
+    steps = {"steps": 4, "solver": "euler", "callback": lambda step, x: told.append(tuple(x.shape))}
+    edit(pipe, image, mask, hat, start="inversion", **steps)
+    assert told == [(1, 3, SIZE, SIZE)] * 8  # back to the noise, and forth
+    told.clear()
+    variations(pipe, image, mask, strength=0.5, num_images=2, **steps)
+    assert told == [(2, 3, SIZE, SIZE)] * 2

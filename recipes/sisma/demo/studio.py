@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import queue
 import threading
 import time
@@ -134,7 +132,7 @@ class Studio:
 
         def work(callback: Callable[[int, Tensor], None]) -> Tensor:
             settings = {**wish.sampling, "start": start, "seed": wish.seed, "output_type": "pt"}
-            return edit(self._telling(callback), image, mask, new_mask, **settings)
+            return edit(self.pipe, image, mask, new_mask, callback=callback, **settings)
 
         steps = wish.steps * (2 if start == "inversion" else 1)
         return self._run(work, steps, (wish.seed,), {"what": "redraw", "start": start, **asdict(wish)})
@@ -150,7 +148,7 @@ class Studio:
 
         def work(callback: Callable[[int, Tensor], None]) -> Tensor:
             settings = {**wish.sampling, "seed": wish.seed, "num_images": len(seeds), "output_type": "pt"}
-            return variations(self._telling(callback), image, mask, strength=share, **settings)
+            return variations(self.pipe, image, mask, strength=share, callback=callback, **settings)
 
         steps = max(1, round(wish.steps * share))
         return self._run(work, steps, seeds, {"what": "vary", "strength": share, **asdict(wish)})
@@ -174,12 +172,6 @@ class Studio:
         names[0], names[-1] = (f"seed {seed}" for seed in seeds)
         settings = {"what": "between", "seeds": list(seeds), **asdict(wish), "num_images": count}
         return self._run(work, wish.steps, (wish.seed,) * count, settings, names)
-
-    def _telling(self, callback: Callable[[int, Tensor], None]) -> MaskToImage:
-        """The pipeline with a sampler that tells its steps, for edits, which take no callback."""
-        pipe = copy.copy(self.pipe)
-        pipe.sampler = functools.partial(self.pipe.sampler, progress=callback)  # type: ignore[assignment]
-        return pipe
 
     def _run(
         self,
