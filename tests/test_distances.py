@@ -16,6 +16,7 @@ from ssmgen.metrics import InceptionTrunk
 SMALL = [
     *("image_size=64", "drawn_count=10", "batch_size=4", "model_args.dim=64", "model_args.depth=1", "steps=2"),
     *("sample_every=0", "evaluate_masks=6", "solver_steps=1", "warmup=1", "evaluate=false", "parser=none"),
+    *("model_args.mask_dropout=0", "guidance_scale=1"),
 ]
 
 
