@@ -67,7 +67,13 @@ class SchedulerSolver(Solver):
         self.scheduler.set_timesteps(**arguments)
         self.scheduler.set_begin_index(0)
         # Their timesteps may be rounded to whole numbers; the sigmas are what they step by.
-        return (1 - self.scheduler.sigmas[: len(self.scheduler.timesteps)]).to(ts)
+        times = (1 - self.scheduler.sigmas[: len(self.scheduler.timesteps)]).to(ts)
+        if ts[-1] < ts[0] or abs(float(times[0] - ts[0])) > 0.01:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} goes from {float(times[0]):g} to 1 and cannot follow times from "
+                f"{float(ts[0]):g} to {float(ts[-1]):g}: take a solver of ssmgen"
+            )
+        return times
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
         x = x0

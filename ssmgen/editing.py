@@ -107,16 +107,18 @@ def variations(
         **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; of the steps, those after the start are made.
 
     Raises:
-        ValueError: a strength outside (0, 1].
+        ValueError: a strength outside (0, 1], or no images.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}")
     check_output_type(output_type)
     labels = pipe.labels_of(mask, palette=palette, remap=remap)
     chosen = pipe.sampling(**settings)
     grid = shifted_grid(chosen.pop("steps", 24), chosen.pop("shift", 1.0))
     first = 1 - strength
-    times = torch.cat([torch.tensor([first]), grid[grid > first + 1e-4]])
+    times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)
     noise = initial_noise(range(seed, seed + num_images), pipe.latent_size).to(pipe.device)
     x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
@@ -139,7 +141,7 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
     """
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
-    if len(set(seeds)) != 2:
+    if len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"seeds must be two different ones, got {seeds}")
     first, last = initial_noise(list(seeds), pipe.latent_size)
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))

@@ -8,6 +8,7 @@ import numbers
 import os
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,7 +82,8 @@ def check_sampling(settings: dict[str, Any]) -> None:
             or value < 0
             or (name, value) == ("shift", 0)
         ):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+            least = "at least" if name == "guidance_scale" else "above"
+            raise ValueError(f"{name} must be a number {least} 0, got {value!r}")
 
 
 def packaged() -> list[str]:
@@ -116,6 +118,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 def _downloaded(source: str, revision: str | None, local_files_only: bool) -> Path:
     import huggingface_hub
 
+    print(f"looking for {source} on the hub, or in its local cache", file=sys.stderr)
     try:
         copy = huggingface_hub.snapshot_download(
             source,
@@ -166,6 +169,8 @@ def write(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card
         partial.joinpath(_WEIGHTS).write_bytes(save(weights))
         if recipe.autoencoder != "identity":
             autoencoder.save(partial / _AUTOENCODER)
+            for file in (partial / _AUTOENCODER).iterdir():  # safetensors makes files that only their owner reads
+                shutil.copymode(partial / _WEIGHTS, file)
         partial.joinpath(_CARD).write_text(card)
         content = {"format": _FORMAT, **asdict(recipe)}
         partial.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n")

@@ -90,13 +90,16 @@ class MaskToImage:
         model = self.model if dtype is None else in_dtype(self.model, dtype)
         model_folder.write(Path(folder).expanduser(), model, self.autoencoder, self.recipe, self.card)
 
-    def push_to_hub(self, repository: str, *, card: str = "", private: bool = False) -> str:
+    def push_to_hub(
+        self, repository: str, *, card: str = "", private: bool = False, dtype: torch.dtype | None = None
+    ) -> str:
         """Upload it to a repository on the hub, made where it is not there; needs the token of ``hf auth login``.
 
         Args:
             repository: ``owner/name``.
             card: its README; its own where empty. ``OWNER/NAME`` in it becomes the repository's name.
             private: make it one that others do not see.
+            dtype: see `save_pretrained`.
 
         Returns:
             The address of the commit.
@@ -107,7 +110,7 @@ class MaskToImage:
 
         huggingface_hub.create_repo(repository, private=private, exist_ok=True)
         with TemporaryDirectory() as name:
-            self.save_pretrained(name)
+            self.save_pretrained(name, dtype=dtype)
             Path(name, "README.md").write_text((card or self.card).replace(NAME, repository))
             return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
 

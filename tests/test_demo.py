@@ -1,5 +1,6 @@
 """The painting page without a browser: masks and uploads, what the studio draws, what the server takes."""
 
+import asyncio
 import base64
 import io
 import json
@@ -20,7 +21,7 @@ pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
 from benchmarks.demo_soak import Client, attempts, files_in, soak, untrained_pipe
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.demo import __main__ as command
-from recipes.sisma.demo.guard import MAX_BODY, names_files
+from recipes.sisma.demo.guard import MAX_BODY, Guard, names_files
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, as_png, from_text, from_upload, image_from, snap, to_text
 from recipes.sisma.demo.page import QUEUE, build_page, serve
 from recipes.sisma.demo.shown import brushes, results
@@ -93,7 +94,7 @@ def client(studio, temporary, reached):
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
         page = build_page(studio)
         try:
-            yield Client(serve(page, host="127.0.0.1", port=0, block=False))
+            yield Client(serve(page, host="127.0.0.1", port=0))
         finally:
             page.close()
 
@@ -484,6 +485,24 @@ def test_the_queue_is_bounded(client, studio, face):
 def test_doors_the_page_does_not_need_are_shut(client, method, path):
     status, text = client.get(path, method, b"{}" if method != "GET" else None)
     assert (status, json.loads(text)["detail"]) == (404, "There is nothing here.")
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1:7860", 200), ("localhost", 200), ("evil.example", 403)])
+def test_only_this_machines_own_name_is_answered(host, status):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())]}
+    asyncio.run(Guard(app, local=True)(scope, None, send))
+    assert sent[0]["status"] == status
+    sent.clear()
+    asyncio.run(Guard(app)(scope, None, send))
+    assert sent[0]["status"] == 200, "a page that is served to others has other names"
 
 
 def test_bodies_are_capped_and_may_not_name_files(client):

@@ -57,7 +57,7 @@ def address(studio, temporary):
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
         page = build_page(studio)
         try:
-            yield serve(page, host="127.0.0.1", port=0, block=False)
+            yield serve(page, host="127.0.0.1", port=0)
         finally:
             page.close()
 

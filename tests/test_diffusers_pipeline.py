@@ -137,3 +137,16 @@ def test_a_scheduler_of_another_kind_is_refused(pipe):
         MaskToImagePipeline(pipe, diffusers.UniPCMultistepScheduler())
     with pytest.raises(TypeError, match="invert_sigmas"):
         MaskToImagePipeline(pipe, diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+
+
+@pytest.mark.parametrize("scheduler", ["FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_grid_that_a_scheduler_cannot_follow_is_refused(pipe, scheduler):
+    solver = SchedulerSolver(getattr(diffusers, scheduler)())
+    with pytest.raises(ValueError, match=f"{scheduler} goes from .* to 1 and cannot follow times from 1 to 0"):
+        pipe.sampler(torch.zeros(1, 3, 32, 32), MASK[None], solver=solver, times=torch.linspace(1, 0, 5))
+    half = torch.linspace(0.5, 1, 5)
+    if scheduler.startswith("FlowMatchHeun"):  # begins at the noise whatever it is given
+        with pytest.raises(ValueError, match="cannot follow times from 0.5 to 1"):
+            solver.times(half)
+    else:
+        assert torch.allclose(solver.times(half), half[:-1], atol=1e-3)

@@ -157,3 +157,12 @@ def test_edits_tell_their_steps(pipe, face, hat):
     told.clear()
     variations(pipe, image, mask, strength=0.5, num_images=2, **steps)
     assert told == [(2, 3, SIZE, SIZE)] * 2
+
+
+def test_settings_that_make_no_image_are_refused(pipe, face):
+    image, mask = face
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        variations(pipe, image, mask, num_images=0)
+    assert len(variations(pipe, image, mask, strength=1e-5, steps=4)) == 1
+    with pytest.raises(ValueError, match=r"seeds must be two different ones, got \(0, 1, 0\)"):
+        interpolate(pipe, mask, seeds=(0, 1, 0))

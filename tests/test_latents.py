@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssmgen import build, latents
+from ssmgen import build
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 

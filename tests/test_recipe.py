@@ -242,6 +242,12 @@ def test_an_exported_run_gives_the_same_images(trained, tmp_path, capsys):
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_a_card_does_not_carry_the_figures_of_other_weights(tmp_path):
+    assert export._result(tmp_path, 6) == {}
+    (tmp_path / "result.json").write_text('{"steps": 6}')
+    assert export._result(tmp_path, 6) == {"steps": 6} and export._result(tmp_path, 9) == {}
+
+
 def test_the_cards_command_makes_the_same_settings(trained):
     config = load_config(trained)
     words = export.training_command(config).removeprefix("python -m recipes.sisma.train ").split()

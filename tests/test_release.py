@@ -90,7 +90,7 @@ def test_what_the_wheel_declares(archives):
     archive = zipfile.ZipFile(archives[1])
     metadata = archive.read(f"ssmgen-{ssmgen.__version__}.dist-info/METADATA").decode()
     core = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata, re.MULTILINE)
-    assert core == ["torch", "einops", "pillow", "safetensors", "numpy", "diffusers"]
+    assert core == ["torch", "einops", "pillow", "safetensors", "numpy", "diffusers", "huggingface_hub"]
     assert f"\nVersion: {ssmgen.__version__}\n" in metadata and "\nRequires-Python: >=3.11\n" in metadata
 
 

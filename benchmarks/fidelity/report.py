@@ -20,10 +20,10 @@ Result = dict[str, Any]
 
 _HEAD = """# Fidelity
 
-What each part of SISMA buys, measured. Every row is the mean over seeds of the `quick` preset with the settings named
-below its table changed, trained on drawn faces and measured on unseen masks; ± is the standard deviation over seeds
-(weights, order of the data, noise). mIoU is the shipped parser's; its floor and ceilings stand below each table. A
-difference that is not several times the spread is none.
+What each part of SISMA buys, measured. Every row is the mean over seeds of the `quick` preset, as it was at the commit
+named below its table, with the settings named there changed, trained on drawn faces and measured on unseen masks; ± is
+the standard deviation over seeds (weights, order of the data, noise). mIoU is the shipped parser's; its floor and
+ceilings stand below each table. A difference that is not several times the spread is none.
 
 ```bash
 python -m benchmarks.fidelity                # the experiments and their variants

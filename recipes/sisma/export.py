@@ -68,13 +68,13 @@ def main(argv: list[str]) -> None:
     if settings.dtype not in _DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype}")
     loaded = load_run(run)
-    check_writable(out)
+    check_writable(out.parent)
     pipe = as_pipeline(loaded, settings.about or _about(loaded))
-    pipe.card = run_card(loaded, pipe, _result(run)).replace(NAME, settings.name or settings.hub or NAME)
+    pipe.card = run_card(loaded, pipe, _result(run, loaded.step)).replace(NAME, settings.name or settings.hub or NAME)
     pipe.save_pretrained(out, dtype=_DTYPES[settings.dtype])
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
     if settings.hub:
-        print(pipe.push_to_hub(settings.hub))
+        print(pipe.push_to_hub(settings.hub, dtype=_DTYPES[settings.dtype]))
 
 
 def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
@@ -148,7 +148,7 @@ def _evaluation(result: dict[str, Any]) -> str:
     words = " ".join(f"{key}={value}" for key, value in result["sampling"].items())
     return "\n".join(
         [
-            f"`python -m recipes.sisma.evaluate masks={result['masks']} {words}`, unseen masks, commit "
+            f"`python -m recipes.sisma.evaluate run=RUN masks={result['masks']} {words}`, unseen masks, commit "
             f"`{result['commit']}`, seed {result['seed']}, {result['hardware']['processor']}, torch "
             f"{result['versions']['torch']}:",
             "",
@@ -161,9 +161,11 @@ def _evaluation(result: dict[str, Any]) -> str:
     )
 
 
-def _result(run: Path) -> dict[str, Any]:
+def _result(run: Path, step: int) -> dict[str, Any]:
+    """What an evaluation found of these weights; nothing where it was one of others, after fewer steps."""
     file = run / "result.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    result = json.loads(file.read_text()) if file.is_file() else {}
+    return result if result.get("steps") == step else {}
 
 
 def _about(loaded: LoadedRun) -> str:

@@ -116,9 +116,9 @@ def quick() -> Config:
 
 
 def faces() -> Config:
-    """Real faces from a prepared folder, TAESD latents at 128 pixels: some twenty minutes on two cores.
+    """Real faces from a prepared folder, TAESD latents at 128 pixels.
 
-    For a small set: mirrored pairs and crops of each, and a network of a million parameters.
+    For a small set: mirrored pairs and crops of each, and a small network.
     """
     return Config(
         preset="faces",

@@ -34,6 +34,7 @@ QUANTITIES = {
 }
 SMOOTHING = (0.0, 0.6, 0.9, 0.97)
 _FOLDER = Path(__file__).parent
+_LOCAL = ("127.0.0.1", "localhost")
 _MOST_RUNS, _MOST_GRIDS = 8, 60
 _EMBEDDED_GRIDS = 12
 _GRID_ADDRESS = re.compile(r"/grids/([0-9]{1,2})/([0-9]{1,9})")
@@ -219,7 +220,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, runs: list[Path], settings: Settings) -> None:
         self.runs, self.smoothing, self.refresh = runs, settings.smoothing, settings.refresh
         super().__init__((settings.host, settings.port), _Handler)
-        self.local = settings.host in ("127.0.0.1", "localhost")
+        self.local = settings.host in _LOCAL
         shown = settings.host if self.local else self.server_name
         self.address = f"http://{shown}:{self.server_address[1]}/"
 
@@ -252,10 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.local and host not in (
-            "127.0.0.1",
-            "localhost",
-        ):  # a page elsewhere under a name made to point here
+        if self.server.local and host not in _LOCAL:  # a page elsewhere under a name made to point here
             self.send_error(HTTPStatus.FORBIDDEN, "ask for 127.0.0.1 or localhost")
             return
         found = self.server.answer(self.path)

@@ -40,11 +40,12 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
         if not images.is_dir() and not masks.is_dir():
             images = masks = self.root
         self._files, problems = match_stems(images, masks)
-        if problems or not self._files:
+        if not problems and not self._files:
+            raise ValueError(
+                f"{self.root}: no pairs: expected images/ and masks/ with files of the same names, or x.jpg and x.png"
+            )
+        if problems:
             lines = [f"  {file}: {reason}" for file, reason in problems]
-            lines = lines or [
-                "  no pairs: expected images/ and masks/ with files of the same names, or x.jpg and x.png"
-            ]
             raise ValueError(f"{self.root}: {len(problems)} file(s) have no partner:\n" + "\n".join(lines))
         self.ids = list(self._files)
 

@@ -83,6 +83,10 @@ class FlowMatching:
                 f"{width}; got {given}"
             )
         assert self.class_weights is not None
+        if int(mask.max()) >= len(self.class_weights):
+            raise ValueError(
+                f"there are {len(self.class_weights)} class_weights, and the mask has a label {int(mask.max())}"
+            )
         weights = self.class_weights.to(data.device)[mask.long()].unsqueeze(1)
         return F.max_pool2d(weights, (mask.shape[1] // height, mask.shape[2] // width))
 

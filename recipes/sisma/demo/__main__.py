@@ -10,10 +10,12 @@ The page is served to this machine only, unless ``host`` says otherwise; nothing
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.demo.guard import LOCAL
 from recipes.sisma.demo.studio import Studio
 from ssmgen import MaskToImage
 
@@ -56,8 +58,10 @@ def main(argv: list[str]) -> None:
 
         studio = Studio(pipe, timeout=settings.timeout)
         page = build_page(studio)
-        address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser, block=False)
-        print(f"{studio.about()}\nopen {address} (Ctrl+C ends it)", flush=True)
+        address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser)
+        print(f"{studio.about()}\nopen {address} (Ctrl-C ends it)", flush=True)
+        if settings.host not in LOCAL:
+            print(f"host={settings.host}: others on the network can use this page", file=sys.stderr)
         page.block_thread()
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from recipes.sisma.demo.masks import MAX_BYTES
 
@@ -13,6 +14,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+#: This machine, as its own browsers call it.
+LOCAL = ("127.0.0.1", "localhost")
 #: A file in base64 and a mask as text beside it.
 MAX_BODY = 2 * MAX_BYTES
 _READ = re.compile(
@@ -38,16 +41,25 @@ class Guard:
     Its library has more doors than the page needs: uploads into files, downloads by path, fetching of addresses that a
     client names. Whatever is not on the list is answered with 404, a body above `MAX_BODY` with 413, and one that names
     a file with 400.
+
+    Args:
+        app: the server.
+        local: answer only who asks for this machine by its own name; a page elsewhere may have a name that was made to
+            point here.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], local: bool = False) -> None:
         self.app = app
+        self.local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None
+        host = urlsplit("//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")).hostname
+        if self.local and host not in LOCAL:
+            return await _answer(send, 403, f"Ask for {' or '.join(LOCAL)}.")
         path, method = scope["path"], scope["method"]
         reading = method in ("GET", "HEAD") and _READ.fullmatch(path) is not None and ".." not in path
         if not reading and not (method in ("POST", "OPTIONS") and _WRITE.fullmatch(path)):

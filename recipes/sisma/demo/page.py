@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.sisma.demo.guard import Guard
+from recipes.sisma.demo.guard import LOCAL, Guard
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
 from recipes.sisma.demo.shown import brushes, progress, results
 from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Job, Pictures, Stopped, Studio, Wish
@@ -75,15 +75,14 @@ def build_page(studio: Studio) -> Any:
     return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
 
 
-def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> str:
-    """Serve the page; returns its address, at once or (``block``) when interrupted.
+def serve(page: Any, *, host: str, port: int, open_browser: bool = False) -> str:
+    """Serve the page; returns its address.
 
     Args:
         page: of `build_page`.
         host: the address to serve at.
         port: of the server; 0 takes a free one.
         open_browser: open the page in a browser.
-        block: wait until interrupted.
 
     Raises:
         OSError: the port is taken, or the host is not one of this machine's addresses.
@@ -110,13 +109,15 @@ def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block:
         ssr_mode=False,
         pwa=False,
         state_session_capacity=SESSIONS,
-        app_kwargs={"middleware": [starlette.Middleware(Guard)], "docs_url": None, "redoc_url": None},
+        app_kwargs={
+            "middleware": [starlette.Middleware(Guard, local=host in LOCAL)],
+            "docs_url": None,
+            "redoc_url": None,
+        },
         theme=theme,
         css=(_ASSETS / "page.css").read_text(),
         prevent_thread_lock=True,
     )
-    if block:
-        page.block_thread()
     return str(address)
 
 

@@ -135,7 +135,7 @@ class Studio:
             return edit(self.pipe, image, mask, new_mask, callback=callback, **settings)
 
         steps = wish.steps * (2 if start == "inversion" else 1)
-        return self._run(work, steps, (wish.seed,), {"what": "redraw", "start": start, **asdict(wish)})
+        return self._run(work, steps, (wish.seed,), {"what": "redraw", "start": start, **asdict(wish), "num_images": 1})
 
     def vary(self, image: Tensor, mask: Tensor, strength: Any, wish: Wish) -> Job:
         """Images near one ``(3, size, size)`` of the same mask.
