@@ -249,8 +249,8 @@ def _changes(gr: Any) -> SimpleNamespace:
         chosen = _part(gr, "chosen", value=None)
         with gr.Tab("Redraw what I paint"):
             gr.Markdown("Change the mask: only what differs from the picture's mask is drawn anew.")
-            starts = [("keep its colours", "inversion"), ("new ones", "noise")]
-            start = gr.Radio(starts, value="inversion", label="Colours")
+            starts = [("from new noise", "noise"), ("from the picture's own noise, slower", "inversion")]
+            start = gr.Radio(starts, value="noise", label="Start")
             redraw = gr.Button("Redraw the change", elem_id="redraw")
         with gr.Tab("Variations"):
             strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")

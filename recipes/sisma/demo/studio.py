@@ -119,7 +119,7 @@ class Studio:
 
         return self._run(work, wish.steps, seeds, {"what": "generate", **asdict(wish)})
 
-    def redraw(self, image: Tensor, mask: Tensor, new_mask: Tensor, wish: Wish, start: str = "inversion") -> Job:
+    def redraw(self, image: Tensor, mask: Tensor, new_mask: Tensor, wish: Wish, start: str = "noise") -> Job:
         """The image ``(3, size, size)`` of a mask, with what differs in another mask drawn anew.
 
         Raises:
