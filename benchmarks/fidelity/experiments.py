@@ -150,8 +150,8 @@ EXPERIMENTS = {
             "and the proxy distance smaller; with it, samples of one mask differ more. Both agree with their masks "
             "better than the real faces do after the autoencoder. Guidance is a likely reason: it exaggerates what "
             "tells a class. So agreement says that masks are followed, not that faces are good. The parser was trained "
-            "on the training faces with `python -m recipes.sisma.parser data=PREPARED steps=1000`; its held-out mIoU is "
-            "the ceiling."
+            "on the training faces with `python -m recipes.sisma.parser data=PREPARED steps=1000`; its held-out mIoU "
+            "is the ceiling."
         ),
     ),
 }
