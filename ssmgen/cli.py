@@ -23,6 +23,7 @@ OPTIONAL = {
     "accelerate": ("train", "training"),
     "omegaconf": ("train", "settings of a run"),
     "tqdm": ("train", "progress bars"),
+    "jinja2": ("train", "reports and pages"),
     "tensorboard": ("train", "curves of a run, tracker=tensorboard"),
     "trackio": ("trackers", "curves of a run, tracker=trackio"),
     "wandb": ("trackers", "curves of a run, tracker=wandb"),

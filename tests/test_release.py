@@ -161,7 +161,8 @@ def test_the_packaged_model_follows_its_mask():
     assert own > 0.95 > other + 0.1
 
 
-def test_a_strict_type_checker_sees_the_types(tmp_path):
+@pytest.mark.slow
+def test_a_strict_type_checker_sees_the_types(clean_python, tmp_path):
     """A user's ``mypy --strict`` accepts right calls and finds wrong ones."""
     (tmp_path / "right.py").write_text(
         "import torch\nimport ssmgen\nfrom ssmgen.editing import interpolate\nfrom ssmgen.pipeline import Recipe\n\n"
@@ -174,6 +175,7 @@ def test_a_strict_type_checker_sees_the_types(tmp_path):
         "pipe('mask.png', num_images='four')\n"
     )
     arguments = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "--config-file="]
+    arguments += ["--python-executable", str(clean_python)]
     done = subprocess.run([*arguments, "right.py", "wrong.py"], cwd=tmp_path, capture_output=True, text=True)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert [line.split(":")[:2] for line in errors] == [["wrong.py", "2"], ["wrong.py", "3"], ["wrong.py", "4"]], (
