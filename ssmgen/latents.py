@@ -111,6 +111,7 @@ class _DiffusersAutoencoder(nn.Module):
         self.network.save_pretrained(folder, safe_serialization=True)
         file = Path(folder, "config.json")
         config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay on the machine that saved it
         if self.name == "autoencoder-tiny":
             config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
         file.write_text(json.dumps(config, indent=2) + "\n")

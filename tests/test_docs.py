@@ -21,7 +21,6 @@ import ssmgen.metrics
 from recipes.sisma.arguments import from_command_line
 from recipes.sisma.train import parse as parse_training
 from ssmgen import registry
-from ssmgen.pipeline import packaged
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -264,7 +263,6 @@ def test_the_api_pages_cover_packages_by_module(package):
     assert not missing
 
 
-@pytest.mark.skipif("drawn-faces" not in packaged(), reason="drawn-faces is not in this package")
 def test_the_notebook_runs(scratch, monkeypatch):
     """With few steps; what is shown and what is installed is left to a notebook service."""
     monkeypatch.setenv("SSMGEN_NOTEBOOK_STEPS", "2")

@@ -182,12 +182,12 @@ def alexnet(request):
     """The state of torchvision's AlexNet: seeded random weights, and the published ones where they are given."""
     import torchvision
 
-    from ssmgen.metrics.backbones import ALEXNET
+    from ssmgen.metrics.backbones import alexnet_weights
 
     if request.param == "random":
         torch.manual_seed(0)
         return {f"features.{key}": v for key, v in torchvision.models.alexnet().features.state_dict().items()}
-    return torch.load(ALEXNET.find(published_folder()), weights_only=True)
+    return torch.load(alexnet_weights().find(published_folder()), weights_only=True)
 
 
 def test_lpips_diversity_is_the_packages_mean_over_all_45_pairs(alexnet):

@@ -74,11 +74,13 @@ INCEPTION = Weights(
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-ALEXNET = Weights(
-    "alexnet-owt-7be5be79.pth",
-    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-)
+
+
+def alexnet_weights() -> Weights:
+    """AlexNet's published weights, from where torchvision has them."""
+    published = require("torchvision.models", extra="metrics").AlexNet_Weights.IMAGENET1K_V1
+    sha256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
+    return Weights("alexnet-owt-7be5be79.pth", published.url, sha256)
 
 
 def sha256_of(path: Path) -> str:
@@ -254,4 +256,4 @@ def _numbered(part: Any) -> list[tuple[int, str]]:
 
 def published_lpips(folder: Path | str, *, download: bool = False) -> Any:
     """`lpips_network` with torchvision's AlexNet weights; see `Weights.find` for the errors."""
-    return lpips_network(torch.load(ALEXNET.find(folder, download=download), weights_only=True))
+    return lpips_network(torch.load(alexnet_weights().find(folder, download=download), weights_only=True))
