@@ -253,3 +253,8 @@ def test_record_is_readable(tmp_path):
     record = json.loads((tmp_path / "cache" / "cache.json").read_text())
     assert record["source"] == "toy-1" and record["autoencoder"]["name"] == "identity" and record["count"] == 5
     assert load_file(tmp_path / "cache" / "shard-00000.safetensors")["masks"].dtype == torch.uint8
+
+
+def test_a_saved_autoencoder_does_not_tell_where_it_was_read_from(tiny, tmp_path):
+    build("autoencoder-tiny", source=str(tiny)).save(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()
