@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ssmgen
-from ssmgen import MaskToImage
+from ssmgen import MaskToImage, editing
 from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.editing import edit, interpolate, variations
 from ssmgen.pipeline import Recipe
@@ -166,3 +166,16 @@ def test_settings_that_make_no_image_are_refused(pipe, face):
     assert len(variations(pipe, image, mask, strength=1e-5, steps=4)) == 1
     with pytest.raises(ValueError, match=r"seeds must be two different ones, got \(0, 1, 0\)"):
         interpolate(pipe, mask, seeds=(0, 1, 0))
+
+
+def test_the_rest_of_the_latents_arrives_at_the_images_own(pipe, face, hat, monkeypatch):
+    """Before pixels are put back: what is drawn inside saw the image around it."""
+    image, mask = face
+    drawn = []
+    paste = editing._paste
+    monkeypatch.setattr(
+        editing, "_paste", lambda pipe, latents, *rest: drawn.append(latents) or paste(pipe, latents, *rest)
+    )
+    edit(pipe, image, mask, hat, margin=0, start="noise")
+    off = (drawn[0] - pipe.encode(image)).abs().amax(1)[0]
+    assert off[mask == hat].max() < 1e-4 and off[mask != hat].mean() > 0.05
