@@ -53,8 +53,8 @@ def edit(
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
         callback: called as ``callback(step, x)`` after each step, of an inversion too.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; the model's own otherwise. The way back takes
-            the same, without guidance.
+        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; the model's own otherwise.
+            The way back takes the same, without guidance.
 
     Returns:
         One image, of the kind ``output_type`` says.
@@ -105,7 +105,8 @@ def variations(
         seed: of the first image; the next ones count up.
         num_images: how many.
         output_type, palette, remap, callback: see `MaskToImage`.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``shift``; of the steps, those after the start are made.
+        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; of the steps, those after
+            the start are made.
 
     Raises:
         ValueError: a strength outside (0, 1], or no images.

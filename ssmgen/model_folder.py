@@ -23,7 +23,8 @@ _FORMAT = 1
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parent / "pretrained"
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_SAMPLING = ("solver", "steps", "shift", "guidance_scale")
+_RANGES = {"shift": "above 0", "guidance_scale": "at least 0", "guidance_start": "in [0, 1]"}
+_SAMPLING = ("solver", "steps", *_RANGES)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Recipe:
         autoencoder: the registered name of its autoencoder.
         image_size: side of the square images in pixels.
         labels: classes of its masks.
-        sampling: ``solver``, ``steps``, ``shift`` and ``guidance_scale`` where a call names none.
+        sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` and ``guidance_start`` where a call names none.
         about: a line on what it was trained on and can do.
 
     Raises:
@@ -65,7 +66,7 @@ def check_sampling(settings: dict[str, Any]) -> None:
     """Refuse settings of a sampler that are none.
 
     Raises:
-        ValueError: another key, steps, shift or guidance_scale out of range, or no such solver.
+        ValueError: another key, a value out of range, or no such solver.
     """
     for name, value in settings.items():
         if name not in _SAMPLING:
@@ -76,14 +77,13 @@ def check_sampling(settings: dict[str, Any]) -> None:
         elif name == "steps":
             if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"steps must be a positive whole number, got {value!r}")
-        elif (
-            not isinstance(value, numbers.Real)
-            or not math.isfinite(value)
-            or value < 0
-            or (name, value) == ("shift", 0)
-        ):
-            least = "at least" if name == "guidance_scale" else "above"
-            raise ValueError(f"{name} must be a number {least} 0, got {value!r}")
+        elif not isinstance(value, numbers.Real) or not math.isfinite(value) or not _in_range(name, value):
+            raise ValueError(f"{name} must be a number {_RANGES[name]}, got {value!r}")
+
+
+def _in_range(name: str, value: numbers.Real) -> bool:
+    number = float(value)
+    return number > 0 if name == "shift" else 0 <= number <= (1 if name == "guidance_start" else math.inf)
 
 
 def packaged() -> list[str]:

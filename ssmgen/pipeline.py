@@ -149,6 +149,7 @@ class MaskToImage:
         steps: int | None = None,
         solver: str | Solver | None = None,
         guidance_scale: float | None = None,
+        guidance_start: float | None = None,
         shift: float | None = None,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
@@ -164,7 +165,7 @@ class MaskToImage:
         Args:
             mask: a path to a PNG, a PIL image, an array or a tensor, or a list of these; of square shape and any size,
                 brought to the model's by nearest neighbour. See `to_labels`.
-            steps, solver, guidance_scale, shift: see `Sampler`; the model's own where None.
+            steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the model's own where None.
             seed: of the first image; the next ones count up, mask by mask. Or one seed per image.
             num_images: images of each mask.
             noise: the noise itself ``(n, c, h, w)``, one for each image, instead of seeds.
@@ -193,7 +194,9 @@ class MaskToImage:
         x0 = initial_noise(_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
             raise ValueError(f"noise must be {(count, *self.latent_size)}, one for each image, got {tuple(x0.shape)}")
-        settings = self.sampling(steps=steps, solver=solver, guidance_scale=guidance_scale, shift=shift)
+        settings = self.sampling(
+            steps=steps, solver=solver, guidance_scale=guidance_scale, guidance_start=guidance_start, shift=shift
+        )
         every = torch.stack(masks).repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
@@ -213,7 +216,7 @@ class MaskToImage:
         """The settings of a call: the model's own, replaced by those given that are not None.
 
         Raises:
-            ValueError: another setting, steps, shift or guidance_scale out of range, or no such solver.
+            ValueError: another setting, a value out of range, or no such solver.
         """
         settings = self.recipe.sampling | {key: value for key, value in given.items() if value is not None}
         check_sampling(settings)

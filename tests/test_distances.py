@@ -133,6 +133,7 @@ def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error
     [
         (["solver=flow-matching"], "names no solver"),
         (["shift=-1"], "steps and shift must be positive"),
+        (["guidance_start=2"], r"guidance_start is a time in \[0, 1\], got 2"),
         (["guidance_scale=2"], "needs a run trained with model_args.mask_dropout"),
         (["data=drawn"], "data= needs images=FOLDER"),
     ],

@@ -1,5 +1,6 @@
 """MaskToImage: what goes in, what comes out, and what is written and read back."""
 
+import itertools
 import json
 import shutil
 import warnings
@@ -118,9 +119,11 @@ def test_settings_of_a_call_replace_the_recipe(pipe, face):
     seen = []
     pipe(face, steps=5, callback=lambda step, x: seen.append((step, tuple(x.shape))))
     assert len(seen) == 5 and seen[0][1] == (1, 3, 32, 32)
-    plain = pipe(face, output_type="pt")
-    for changed in ({"solver": "heun"}, {"guidance_scale": 3.0}, {"shift": 0.5}):
-        assert not torch.equal(pipe(face, output_type="pt", **changed), plain), changed
+    guided = {"guidance_scale": 3.0}
+    changes = ({}, {"solver": "heun"}, guided, {**guided, "guidance_start": 0.5}, {"shift": 0.5})
+    images = [pipe(face, output_type="pt", **changed) for changed in changes]
+    for one, other in itertools.combinations(images, 2):
+        assert not torch.equal(one, other)
 
 
 def test_what_is_saved_is_read_back(pipe, face, tmp_path):
@@ -227,6 +230,7 @@ BAD_CALLS = [
     ({"steps": 2.5}, "steps must be a positive whole number, got 2.5"),
     ({"shift": float("nan")}, "shift must be a number above 0, got nan"),
     ({"guidance_scale": -1.0}, "guidance_scale must be a number at least 0, got -1.0"),
+    ({"guidance_start": 1.5}, r"guidance_start must be a number in \[0, 1\], got 1.5"),
     ({"solver": "eular"}, "Did you mean 'euler'"),
     ({"solver": "sisma-xl"}, "'sisma-xl' is no solver but a model"),
     ({"remap": "bisenet"}, "unknown label set 'bisenet'.*bisenet19"),

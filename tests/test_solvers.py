@@ -173,6 +173,24 @@ def test_guidance_extrapolates_from_the_null_condition():
     torch.testing.assert_close(out, 6 + (x0 - 6) / math.e, rtol=1e-4, atol=1e-4)
 
 
+def test_guidance_starts_where_it_is_told():
+    x0, mask = torch.randn(2, 2, 4, 4), torch.full((1, 4, 4), 3)
+    expected = x0
+    for target in (3, 3, 6, 6):  # Euler's four steps, from 0, 0.25, 0.5 and 0.75
+        expected = expected + 0.25 * (target - expected)
+    out = sample(Known(), x0, mask, solver="euler", steps=4, guidance_scale=2.0, guidance_start=0.5)
+    torch.testing.assert_close(out, expected)
+    adaptive = sample(Known(), x0, mask, solver="dopri5", guidance_scale=2.0, guidance_start=0.5)
+    halfway = 3 + (x0 - 3) / math.e**0.5
+    torch.testing.assert_close(adaptive, 6 + (halfway - 6) / math.e**0.5, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.1, math.nan])
+def test_a_start_of_guidance_is_a_time(start):
+    with pytest.raises(ValueError, match=r"guidance_start is a time in \[0, 1\]"):
+        sample(build("sisma-debug", mask_dropout=0.1), torch.randn(1, 3, 8, 8), guidance_start=start)
+
+
 def test_guidance_needs_mask_dropout_in_training():
     model = build("sisma-debug")
     x0, mask = torch.randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -229,11 +247,11 @@ class Plain:
 
 @pytest.mark.parametrize("solver", ["midpoint", "ab3"])
 @pytest.mark.parametrize("mask_input", ["none", "add"])
-@pytest.mark.parametrize(("masks", "guidance_scale"), [(1, 1.0), (2, 1.0), (1, 2.0), (2, 2.0)])
-def test_what_is_computed_once_changes_nothing(solver, mask_input, masks, guidance_scale):
+@pytest.mark.parametrize(("masks", "guidance"), [(1, (1.0, 0.0)), (2, (1.0, 0.0)), (1, (2.0, 0.4)), (2, (2.0, 0.0))])
+def test_what_is_computed_once_changes_nothing(solver, mask_input, masks, guidance):
     model = randomize(build("sisma-debug", mask_dropout=0.1, mask_input=mask_input), std=0.1)
     x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (masks, 8, 8))
-    settings = dict(solver=solver, steps=4, guidance_scale=guidance_scale)
+    settings = dict(solver=solver, steps=4, guidance_scale=guidance[0], guidance_start=guidance[1])
     expected = sample(Plain(model), x0, mask, **settings)
     torch.testing.assert_close(sample(model, x0, mask, **settings), expected, rtol=1e-5, atol=1e-5)
 
@@ -248,6 +266,9 @@ def test_a_sampler_computes_conditions_and_modulations_once(monkeypatch):
     x0, mask = torch.randn(3, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
     sample(model, x0, mask, solver="midpoint", steps=5, guidance_scale=2.0)
     assert calls == {"condition": 2, "modulation": 1, "time_embedding": 1, "forward": [6] * 10}
+    calls["forward"].clear()
+    sample(model, x0, mask, solver="midpoint", steps=5, guidance_scale=2.0, guidance_start=0.35)
+    assert calls["forward"] == [3] * 4 + [6] * 6  # midpoint asks at 0, 0.1, 0.2, 0.3, 0.4, ...
 
 
 def counted(monkeypatch, model, name, calls):

@@ -402,3 +402,37 @@ def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
         run(tmp_path / precision, precision=precision)
         last[precision] = json.loads((tmp_path / precision / "log.jsonl").read_text().splitlines()[-1])["loss"]
     assert last["bf16"] != last["no"] and abs(last["bf16"] - last["no"]) < 0.05 * last["no"]
+
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from ssmgen.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        kept = [torch.ones(2**20) for _ in range(4)]
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+before, done, warm, after = faults(), keep_freed_memory(), faults(), faults()
+print(done, before, after)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_freed_memory_is_kept_for_the_next_step():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    printed = subprocess.run([sys.executable, "-c", COUNT_FAULTS], env=environment, capture_output=True, text=True)
+    done, before, after = printed.stdout.split()
+    if done == "False":
+        pytest.skip("the C library is not glibc")
+    assert int(before) > 10_000 and int(after) < 1_000, (before, after)
+
+
+def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("ssmgen.training.loop.keep_freed_memory", lambda: calls.append(True))
+    run(tmp_path, steps=1)
+    assert calls == [True]

@@ -51,11 +51,12 @@ from ssmgen.registry import find
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4
 _SAMPLES, _LPIPS_SAMPLES = 4, 10  # ten make the 45 pairs that the literature counts
 _OWN = ("masks", "parser", "solver", "steps", "shift")
+_GUIDANCE = ("guidance_scale", "guidance_start")
 
 
 @dataclass
 class Settings(DistanceSettings):
-    """Keys of the command line; 0, empty and a negative ``guidance_scale`` take the run's own.
+    """Keys of the command line; 0, empty and negative guidance take the run's own.
 
     Attributes:
         run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
@@ -64,7 +65,7 @@ class Settings(DistanceSettings):
         out: for ``images``: where the result goes; empty is beside them, ``FOLDER-evaluation``.
         masks: unseen masks.
         parser: ``drawn``, ``none`` or a file.
-        solver, steps, shift, guidance_scale: other than the run's.
+        solver, steps, shift, guidance_scale, guidance_start: other than the run's.
         diversity_masks, samples: how many of the masks are sampled how many times for the diversity; 0 samples are 4,
             and 10 with ``lpips``.
         seed: of the noise of all images; the spread over several is what a figure can be trusted to.
@@ -81,6 +82,7 @@ class Settings(DistanceSettings):
     steps: int = 0
     shift: float = 0.0
     guidance_scale: float = -1.0
+    guidance_start: float = -1.0
     diversity_masks: int = 16
     samples: int = 0
     seed: int = 0
@@ -93,13 +95,12 @@ def main(argv: list[str]) -> None:
     settings = from_command_line(Settings(), argv)
     command = f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip()
     own = {key: value for key in _OWN if (value := getattr(settings, key))}
-    if settings.guidance_scale >= 0:
-        own["guidance_scale"] = settings.guidance_scale
+    own |= {key: value for key in _GUIDANCE if (value := getattr(settings, key)) >= 0}
     given = [word.partition("=")[0] for word in argv]
     if settings.images:
         _refuse(
             given,
-            ("run", *_OWN[2:], "guidance_scale", "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
+            ("run", *_OWN[2:], *_GUIDANCE, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
         )
         evaluate_images(
             Path(settings.images), settings.data, command=command, out=settings.out or None, measure=settings,
@@ -156,7 +157,7 @@ def evaluate_run(
         micro_batch: fixes the images in a call whatever ``batch_size`` is, so that machines of different memory agree
             to the last digit; 0 leaves them to ``batch_size``.
         processes: accelerate's `PartialState`: every process makes its share of the images, the first one measures.
-        **sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` other than the run's.
+        **sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale``, ``guidance_start`` other than the run's.
 
     Returns:
         What is in ``result.json``; nothing in the processes that only sample.
@@ -339,19 +340,21 @@ def _round_trip(loaded: LoadedRun, images: Tensor) -> Tensor:
 
 
 def _sampling(loaded: LoadedRun, given: dict[str, Any]) -> dict[str, Any]:
-    """The run's own solver, steps, shift and guidance scale, or those given.
+    """The run's own solver, steps, shift and guidance, or those given.
 
     Raises:
         ValueError: no such solver, steps or shift that are none, or guidance without mask dropout.
     """
-    names = {"solver": "solver", "steps": "solver_steps", "shift": "shift", "guidance_scale": "guidance_scale"}
-    chosen = {key: getattr(loaded.config, name) for key, name in names.items()} | given
+    own = {key: getattr(loaded.config, key) for key in ("solver", "shift", *_GUIDANCE)}
+    chosen = own | {"steps": loaded.config.solver_steps} | given
     if find(chosen["solver"]).kind != "solver":
         raise UsageError(f"solver={chosen['solver']} names no solver: see 'ssmgen list'")
     if chosen["steps"] < 1 or not chosen["shift"] > 0:
         raise UsageError(f"steps and shift must be positive, got {chosen['steps']} and {chosen['shift']}")
     if chosen["guidance_scale"] != 1 and not loaded.model.mask_dropout:
         raise UsageError(f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout")
+    if not 0 <= chosen["guidance_start"] <= 1:
+        raise UsageError(f"guidance_start is a time in [0, 1], got {chosen['guidance_start']}")
     return chosen
 
 

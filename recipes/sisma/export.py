@@ -91,6 +91,7 @@ def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
             "steps": config.solver_steps,
             "shift": config.shift,
             "guidance_scale": config.guidance_scale,
+            "guidance_start": config.guidance_start,
         },
         about=about,
     )

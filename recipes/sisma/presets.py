@@ -41,7 +41,8 @@ class Config:
         t_sampling: of flow matching, ``uniform`` or ``logit-normal``.
         steps ... tracker: see `ssmgen.training.TrainSettings`.
         sample_every: steps between grids of samples; 0 makes none.
-        solver, solver_steps, shift, guidance_scale: how samples are drawn, in grids and in the evaluation.
+        solver, solver_steps, shift, guidance_scale, guidance_start: how samples are drawn, in grids and in the
+            evaluation.
         evaluate: measure the run when training is done.
         evaluate_masks: unseen masks it is measured on.
         parser: ``drawn`` (shipped), a file made by recipes.sisma.parser, or ``none``.
@@ -86,6 +87,7 @@ class Config:
     solver_steps: int = 24
     shift: float = 1.0
     guidance_scale: float = 1.0
+    guidance_start: float = 0.0
     evaluate: bool = True
     evaluate_masks: int = 128
     parser: str = "drawn"
@@ -107,11 +109,12 @@ def quick() -> Config:
         lr=0.012,
         t_sampling="logit-normal",
         precision="bf16",
-        steps=1250,
-        lr_decay_steps=1250,
-        sample_every=625,
+        steps=1450,
+        lr_decay_steps=1450,
+        sample_every=725,
         solver_steps=11,
         guidance_scale=2.0,
+        guidance_start=0.2,
     )
 
 
@@ -141,6 +144,7 @@ def faces() -> Config:
         sample_every=1000,
         solver_steps=11,
         guidance_scale=2.0,
+        guidance_start=0.2,
         evaluate_masks=64,
         parser="none",
     )

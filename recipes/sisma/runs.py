@@ -77,6 +77,7 @@ def generate(
     steps: int | None = None,
     shift: float | None = None,
     guidance_scale: float | None = None,
+    guidance_start: float | None = None,
     batch_size: int = 16,
 ) -> Tensor:
     """Images uint8 ``(len(seeds), 3, size, size)``, image i from ``masks[i]`` (or the only mask) and ``seeds[i]``."""
@@ -91,6 +92,7 @@ def generate(
             steps=steps or config.solver_steps,
             shift=shift or config.shift,
             guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_start=config.guidance_start if guidance_start is None else guidance_start,
         )
         images.append(to_uint8(autoencoder.decode(latents)))
     return torch.cat(images)

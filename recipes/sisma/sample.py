@@ -28,7 +28,7 @@ class Settings:
         steps: solver steps; 0 takes the run's.
         solver: a registered solver; empty takes the run's.
         shift: of the time grid; 0 takes the run's.
-        guidance_scale: negative takes the run's.
+        guidance_scale, guidance_start: negative takes the run's.
         seed: of the first image of each mask; the next ones count up.
         num_images: images per mask.
     """
@@ -40,6 +40,7 @@ class Settings:
     solver: str = ""
     shift: float = 0.0
     guidance_scale: float = -1.0
+    guidance_start: float = -1.0
     seed: int = 0
     num_images: int = 1
 
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> None:
     loaded = load_run(find_run(settings.run))
     if settings.guidance_scale >= 0 and settings.guidance_scale != 1 and not loaded.model.mask_dropout:
         raise UsageError(f"guidance_scale={settings.guidance_scale} needs a run trained with model_args.mask_dropout")
+    if settings.guidance_start > 1:
+        raise UsageError(f"guidance_start is a time in [0, 1], got {settings.guidance_start}")
     size = loaded.config.image_size
     masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
     out = Path(settings.out)
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> None:
             steps=settings.steps or None,
             shift=settings.shift or None,
             guidance_scale=None if settings.guidance_scale < 0 else settings.guidance_scale,
+            guidance_start=None if settings.guidance_start < 0 else settings.guidance_start,
         )
         for seed, image in zip(seeds, images, strict=True):
             target = out / f"{file.stem}-{seed}.png"

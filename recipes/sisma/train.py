@@ -36,7 +36,8 @@ from ssmgen.training import find_checkpoint, train
 _FREE = {
     *("preset", "run", "resume", "steps", "cache", "checkpoint_every", "keep_checkpoints", "log_every", "num_workers"),
     "tracker",
-    *("sample_every", "solver", "solver_steps", "shift", "guidance_scale", "evaluate", "evaluate_masks", "parser"),
+    *("sample_every", "evaluate", "evaluate_masks", "parser"),
+    *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
@@ -121,6 +122,8 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(f"the parser needs image_size to be a multiple of 16, got {config.image_size}; or parser=none")
     if config.guidance_scale != 1 and not model.mask_dropout:
         raise ValueError(f"guidance_scale={config.guidance_scale} needs model_args.mask_dropout, e.g. 0.1")
+    if not 0 <= config.guidance_start <= 1:
+        raise ValueError(f"guidance_start is a time in [0, 1], got {config.guidance_start}")
     if config.evaluate:
         load_judge(config.parser)
 

@@ -31,6 +31,7 @@ from ssmgen.training.checkpoint import (
 )
 from ssmgen.training.ema import moving_average
 from ssmgen.training.log import RunLog
+from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import OPTIMIZERS, make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.trackers import check_tracker
@@ -159,6 +160,8 @@ def train(
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = _accelerator()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     world, rank = accelerator.num_processes, accelerator.process_index
     parts = settings.accumulate
     if settings.batch_size % (world * parts):

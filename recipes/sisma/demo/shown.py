@@ -80,6 +80,7 @@ def settings_of(pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
         "model": recipe.model,
         "about": recipe.about,
         "shift": recipe.sampling.get("shift", 1.0),
+        "guidance_start": recipe.sampling.get("guidance_start", 0.0),
         **settings,
     }
     if settings["what"] == "generate":
