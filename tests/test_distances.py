@@ -11,7 +11,7 @@ pytest.importorskip("torch_fidelity", reason="distances need ssmgen[metrics]")
 from recipes.sisma import distances, evaluate, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.distances import DistanceSettings
-from ssmgen.metrics import InceptionTrunk
+from ssmgen.metrics import FeatureSet, InceptionTrunk, kernel_distance
 
 SMALL = [
     *("image_size=64", "drawn_count=10", "batch_size=4", "model_args.dim=64", "model_args.depth=1", "steps=2"),
@@ -57,11 +57,13 @@ def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand
     assert "ref=train10" in train_ref["protocol"] and train_ref["frechet"]["reference_n"] == 10
     assert oasis["frechet"]["value"] != train_ref["frechet"]["value"]
     assert oasis["noise_floor"]["n"] == oasis["noise_floor"]["reference_n"] == 3
-    assert "kernel" not in oasis, "a kernel distance takes 1,000 images"
+    assert oasis["kernel"]["subset_size"] == oasis["kernel_noise_floor"]["n"] == 3, "as many as a half has"
     assert "samples=10,pairs=45,masks=2" in result["lpips"]["protocol"], "what the literature counts"
     assert oasis["frechet"]["weights"] == oasis["weights"] and len(oasis["frechet"]["reference_features"]) == 64
     text, page = evaluate.summary(result), (trained / "report.html").read_text()
     assert f"FID {oasis['frechet']['value']:.2f}" in text and oasis["protocol"] in text and oasis["protocol"] in page
+    for kernel in (oasis["kernel"], oasis["kernel_noise_floor"]):
+        assert f"{kernel['value']:.5f}" in text and f"{kernel['value']:.5f}" in page
     assert f"LPIPS diversity {result['lpips']['value']:.3f}" in text and result["lpips"]["protocol"] in page
     assert json.loads((trained / "result.json").read_text())["distances"] == result["distances"]
 
@@ -78,12 +80,18 @@ def test_images_are_far_from_other_images_and_not_from_themselves(stand_ins):
     assert same["frechet"]["list"] == same["frechet"]["reference_list"]
 
 
-def test_the_kernel_distance_comes_with_enough_images(stand_ins, monkeypatch):
-    monkeypatch.setattr(distances, "_KID_SUBSET", 8)
-    measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    found = distances.distances(measure, [f"{i}" for i in range(8)], images, images, None, "given", [].append)
-    assert found["kernel"]["subset_size"] == 8
+def test_the_kernel_distance_of_real_halves_is_its_noise_floor(stand_ins, monkeypatch):
+    monkeypatch.setattr(distances, "_KID_SUBSET", 5)
+    measure = distances.load_measures(DistanceSettings(fid="clean"), 24)[0]
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
+    ids = [f"{i:02}" for i in range(24)]
+    found = distances.distances(measure, ids, images // 2, images, None, "given", [].append)
+    halves = [FeatureSet(measure.trunk, "test") for _ in range(2)]
+    for half, which in zip(halves, (0, 1), strict=True):
+        half.update(ids[which::2], images[which::2])
+    assert found["kernel_noise_floor"]["value"] == kernel_distance(*halves, subset_size=5)["value"]
+    assert abs(found["kernel_noise_floor"]["value"]) < found["kernel"]["value"] / 10
+    assert found["kernel"]["subset_size"] == 5
 
 
 def test_the_batch_size_moves_no_distance_by_more_than_a_thousandth(trained, stand_ins):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +192,12 @@ def test_images_of_the_masks_themselves_reach_the_ceiling(prepared, faces):
     assert result["masks"] == 6 and result["image_size"] == 48 and result["images"] == "faces"
     page = (out / "report.html").read_text()
     assert "6 images of 48 pixels" in page and "training steps" not in page and (out / "result.png").is_file()
+
+
+def test_given_images_are_measured_by_one_process(prepared, faces, monkeypatch):
+    monkeypatch.setattr(evaluate, "all_processes", lambda: SimpleNamespace(is_main_process=False))
+    evaluate.main([f"images={faces}", f"data={prepared}", "parser=drawn"])
+    assert not faces.with_name("faces-evaluation").exists()
 
 
 def test_images_under_other_ids_and_blurred_ones_agree_less(prepared, faces):

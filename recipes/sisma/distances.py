@@ -112,23 +112,25 @@ def distances(
         step: called with every number of images that are done.
 
     Returns:
-        ``frechet`` and, from 1,000 images on, ``kernel``, each with its protocol, counts and hashes; ``noise_floor``,
-        the Frechet distance of one half of the real images from the other; the ``protocol`` and ``weights`` of the
-        first again.
+        ``frechet`` and ``kernel``, each with its protocol, counts and hashes; ``noise_floor`` and
+        ``kernel_noise_floor``, those of one half of the real images from the other; the ``protocol`` and ``weights``
+        of the first again. Kernel distances are over subsets of 1,000 images, or as many as a half has: their mean does
+        not depend on that, their deviation does.
     """
     mine = _features(measure, of, _batches(ids, generated), step)
     test = _features(measure, "test", _batches(ids, real), step)
     reference = test
     if measure.reference == "train":
         reference = _features(measure, "train", _training_batches(train), step)
+    halves = _half(test, 0), _half(test, 1)
+    subset = min(_KID_SUBSET, *map(len, halves))
     result: dict[str, Any] = {
         "frechet": frechet_distance(mine, reference),
-        "noise_floor": frechet_distance(*(_half(test, which) for which in (0, 1))),
+        "noise_floor": frechet_distance(*halves),
+        "kernel": kernel_distance(mine, reference, subset_size=subset),
+        "kernel_noise_floor": kernel_distance(*halves, subset_size=subset),
     }
-    result |= {key: result["frechet"][key] for key in ("protocol", "weights")}
-    if min(len(mine), len(reference)) >= _KID_SUBSET:
-        result["kernel"] = kernel_distance(mine, reference, subset_size=_KID_SUBSET)
-    return result
+    return result | {key: result["frechet"][key] for key in ("protocol", "weights")}
 
 
 def work(measure: Measure, count: int, train: Any) -> int:

@@ -97,18 +97,19 @@ def main(argv: list[str]) -> None:
     own = {key: value for key in _OWN if (value := getattr(settings, key))}
     own |= {key: value for key in _GUIDANCE if (value := getattr(settings, key)) >= 0}
     given = [word.partition("=")[0] for word in argv]
+    processes = all_processes()
     if settings.images:
         _refuse(
             given,
             ("run", *_OWN[2:], *_GUIDANCE, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
         )
-        evaluate_images(
-            Path(settings.images), settings.data, command=command, out=settings.out or None, measure=settings,
-            masks=settings.masks or None, parser=settings.parser or "none",
-        )  # fmt: skip
+        if processes.is_main_process:  # there is nothing to share: the images are there
+            evaluate_images(
+                Path(settings.images), settings.data, command=command, out=settings.out or None, measure=settings,
+                masks=settings.masks or None, parser=settings.parser or "none",
+            )  # fmt: skip
         return
     _refuse(given, ("data", "out"), "needs images=FOLDER; a run knows its data and keeps its result")
-    processes = all_processes()
     with processes.main_process_first():
         run = find_run(settings.run)
     evaluate_run(
@@ -298,8 +299,10 @@ def summary(result: dict[str, Any]) -> str:
             f"{what} {found['frechet']['value']:.2f}, one half of the real images from the other "
             f"{found['noise_floor']['value']:.2f}: {found['protocol']}"
         )
-        if "kernel" in found:
-            lines.append(f"kernel distance {found['kernel']['value']:.5f}: {found['kernel']['protocol']}")
+        lines.append(
+            f"kernel distance {found['kernel']['value']:.5f}, one half of the real images from the other "
+            f"{found['kernel_noise_floor']['value']:.5f}: {found['kernel']['protocol']}"
+        )
     if "lpips" in result:
         lines.append(f"LPIPS diversity {result['lpips']['value']:.3f}: {result['lpips']['protocol']}")
     diversity = result["diversity"]
