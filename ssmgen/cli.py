@@ -289,14 +289,11 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> Answer:
-    import torch
-
-    from ssmgen.pipeline import MaskToImage
+    from ssmgen.pipeline import SAVED_DTYPES, MaskToImage
 
     source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if arguments.dtype not in dtypes:
-        raise ValueError(f"--dtype must be one of {', '.join(dtypes)}, got {arguments.dtype!r}")
+    if arguments.dtype not in SAVED_DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(SAVED_DTYPES)}, got {arguments.dtype!r}")
     if out.exists():
         raise ValueError(f"{out} is there already: delete it or name another folder")
     if (source / "checkpoints").is_dir():
@@ -304,7 +301,7 @@ def _export(arguments: argparse.Namespace) -> Answer:
     pipe = MaskToImage.from_pretrained(
         arguments.source, revision=arguments.revision, local_files_only=arguments.local_files_only
     )
-    pipe.save_pretrained(out, dtype=dtypes[arguments.dtype])
+    pipe.save_pretrained(out, dtype=SAVED_DTYPES[arguments.dtype])
     size = (out / "model.safetensors").stat().st_size
     facts = {"out": str(out), "model": pipe.recipe.model, "dtype": arguments.dtype, "weight_bytes": size}
     return facts, [

@@ -72,8 +72,8 @@ def edit(
     data = pipe.encode(image)
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     if start == "inversion":
-        back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen.get("solver"))}
-        times = shifted_grid(back.pop("steps", 24), back.pop("shift", 1.0)).flip(0)
+        back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen["solver"])}
+        times = shifted_grid(back.pop("steps"), back.pop("shift")).flip(0)
         noise = pipe.sampler(data, old[None].to(pipe.device), times=times, progress=callback, **back)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
     kept = _Kept(inside, data - noise)
@@ -118,7 +118,7 @@ def variations(
     check_output_type(output_type)
     labels = pipe.labels_of(mask, palette=palette, remap=remap)
     chosen = pipe.sampling(**settings)
-    grid = shifted_grid(chosen.pop("steps", 24), chosen.pop("shift", 1.0))
+    grid = shifted_grid(chosen.pop("steps"), chosen.pop("shift"))
     first = 1 - strength
     times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)

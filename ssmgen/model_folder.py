@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssmgen.data.labels import LabelSet
@@ -24,7 +25,10 @@ _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "au
 _PACKAGED = Path(__file__).parent / "pretrained"
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _RANGES = {"shift": "above 0", "guidance_scale": "at least 0", "guidance_start": "in [0, 1]"}
-_SAMPLING = ("solver", "steps", *_RANGES)
+#: What weights may be saved in, as `MaskToImage.save_pretrained` takes it.
+SAVED_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: The settings of a sampler that a model's folder may fix.
+SAMPLING = ("solver", "steps", *_RANGES)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ def check_sampling(settings: dict[str, Any]) -> None:
         ValueError: another key, a value out of range, or no such solver.
     """
     for name, value in settings.items():
-        if name not in _SAMPLING:
-            raise ValueError(f"no setting {name!r}{closest(name, _SAMPLING)} There are {', '.join(_SAMPLING)}.")
+        if name not in SAMPLING:
+            raise ValueError(f"no setting {name!r}{closest(name, SAMPLING)} There are {', '.join(SAMPLING)}.")
         if name == "solver":
             if isinstance(value, str):
                 _check_registered(value, "solver")

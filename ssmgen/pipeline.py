@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from ssmgen.data.images import from_pil, read_image, to_pil
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.model_card import NAME, model_card
-from ssmgen.model_folder import Recipe, check_sampling, packaged
+from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
 from ssmgen.sampling import Sampler, in_dtype, initial_noise
 from ssmgen.solvers import Solver
 
-__all__ = ["MaskToImage", "Recipe", "packaged"]
+__all__ = ["SAVED_DTYPES", "MaskToImage", "Recipe", "packaged"]
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
+_PARAMETERS = inspect.signature(Sampler.__call__).parameters
+_SAMPLER_DEFAULTS = {name: _PARAMETERS[name].default for name in SAMPLING}
 
 
 class MaskToImage:
@@ -213,12 +216,13 @@ class MaskToImage:
         return self.autoencoder.channels, side, side
 
     def sampling(self, **given: Any) -> dict[str, Any]:
-        """The settings of a call: the model's own, replaced by those given that are not None.
+        """All settings of a call: `Sampler`'s, replaced by the model's own, and those by what is given and not None.
 
         Raises:
             ValueError: another setting, a value out of range, or no such solver.
         """
-        settings = self.recipe.sampling | {key: value for key, value in given.items() if value is not None}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        settings = _SAMPLER_DEFAULTS | self.recipe.sampling | chosen
         check_sampling(settings)
         return settings
 

@@ -80,7 +80,7 @@ def test_stopped_at_any_image_it_goes_on_and_finds_the_same(run, whole, last, mo
     assert (figures(run), images_of(run)) == whole
 
 
-@pytest.mark.parametrize("stage", ["measure_images", "save_sheet", "write_report"])
+@pytest.mark.parametrize("stage", ["measure_images", "save_mask_sheet", "write_report"])
 def test_stopped_while_it_measures_it_goes_on_and_finds_the_same(run, whole, stage, monkeypatch):
     def stop(*_, **__):
         raise Killed

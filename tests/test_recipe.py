@@ -235,7 +235,7 @@ def test_an_exported_run_gives_the_same_images(trained, tmp_path, capsys):
     assert "shuffled masks" in card and 'from_pretrained("OWNER/NAME")' in card
     with pytest.raises(UsageError, match="is there already"):
         export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
-    with pytest.raises(UsageError, match="dtype must be one of float32, float16, bfloat16, got half"):
+    with pytest.raises(UsageError, match="dtype must be one of float32, bfloat16, float16, got half"):
         export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=half"])
     export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=float16", "name=small-faces"])
     assert 'from_pretrained("small-faces")' in (tmp_path / "half" / "README.md").read_text()

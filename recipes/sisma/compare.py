@@ -12,7 +12,7 @@ import torch
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.pairs import held_out_pairs
-from recipes.sisma.pictures import save_sheet
+from recipes.sisma.pictures import save_mask_sheet
 from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
@@ -61,12 +61,8 @@ def compare(loaded: LoadedRun, pipe: MaskToImage, name: str, file: Path) -> None
     seeds = list(range(len(masks) * _SAMPLES))
     ours = loaded.generate(torch.stack(masks).repeat_interleave(_SAMPLES, dim=0), seeds)
     theirs = (pipe(list(masks), seed=seeds, num_images=_SAMPLES, output_type="pt") * 255).round().to(torch.uint8)
-    drawn = [images.cpu().unflatten(0, (-1, _SAMPLES)) for images in (ours, theirs)]
-    rows = [
-        [CELEBAMASK19.colorize(mask), *first, *second, photo]
-        for mask, first, second, photo in zip(masks, *drawn, real, strict=True)
-    ]
-    save_sheet(file, rows, ["mask", *["this run"] * _SAMPLES, *[name] * _SAMPLES, "a real one"])
+    both = torch.cat([images.cpu().unflatten(0, (-1, _SAMPLES)) for images in (ours, theirs)], dim=1)
+    save_mask_sheet(file, masks, list(both), real, CELEBAMASK19, ["this run"] * _SAMPLES + [name] * _SAMPLES)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,13 @@ from recipes.sisma.generated import (
     make_missing,
     one_each,
     pair_ids,
-    progress,
     read_images,
     some_more,
 )
 from recipes.sisma.given import common_side, find_given
 from recipes.sisma.measure import Images, Judge, load_gauges, load_judge, measure_images
 from recipes.sisma.pairs import held_out_pairs, training_pairs
-from recipes.sisma.pictures import save_sheet, to_uint8
+from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
@@ -47,6 +46,7 @@ from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_ru
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS
 from ssmgen.registry import find
+from ssmgen.training import progress_bar
 
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4
 _SAMPLES, _LPIPS_SAMPLES = 4, 10  # ten make the 45 pairs that the literature counts
@@ -328,7 +328,7 @@ def _count(pairs: Any, wanted: int, *, asked: bool) -> int:
 def _read_pairs(pairs: Any, count: int) -> tuple[Tensor, Tensor]:
     """Real images and masks, stacked."""
     items = []
-    with progress(count, "real images") as bar:
+    with progress_bar(count, "img", what="real images") as bar:
         for index in range(count):
             items.append(pairs[index])
             bar.update()
@@ -369,22 +369,20 @@ def _about(config: Config, command: str) -> dict[str, Any]:
 def _write(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
     """``result.json``, ``result.png`` and ``report.html``, and what a person reads first."""
     _write_json(folder / "result.json", result)
-    save_sheet(folder / "result.png", *_sheet(images))
+    _save_sheet(folder / "result.png", images)
     report = write_report(folder, result, images, parsed)
     print(summary(result))
     print(f"report: {report}")
     print(f"picture: {folder / 'result.png'}")
 
 
-def _sheet(images: Images) -> tuple[list[list[Tensor]], list[str]]:
+def _save_sheet(file: Path, images: Images) -> None:
+    """The first masks that have several images, or the first of all."""
     several = images.several or [image.unsqueeze(0) for image in images.generated[:_SHEET_ROWS]]
     place = {id: index for index, id in enumerate(images.ids)}
     shown = [place[name] for name in (images.names or images.ids)[:_SHEET_ROWS]]
-    rows = [
-        [images.labels.colorize(images.true[i]), *group[:_SHEET_SAMPLES], images.real[i]]
-        for i, group in zip(shown, several, strict=False)
-    ]
-    return rows, ["mask", *[f"generated {i + 1}" for i in range(len(rows[0]) - 2)], "a real one"]
+    groups = [group[:_SHEET_SAMPLES] for group in several[: len(shown)]]
+    save_mask_sheet(file, images.true[shown], groups, images.real[shown], images.labels)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
@@ -23,9 +21,8 @@ from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, mo
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.model_card import NAME, model_card
-from ssmgen.pipeline import Recipe
+from ssmgen.pipeline import SAVED_DTYPES, Recipe
 
-_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # License lines of a card's metadata, and what it says of the data.
 _TERMS = {
     "drawn": ("apache-2.0", "Faces drawn by the library itself; Apache-2.0."),
@@ -65,16 +62,16 @@ def main(argv: list[str]) -> None:
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
         raise UsageError(f"out={out} is there already: delete it or name another folder")
-    if settings.dtype not in _DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {settings.dtype}")
+    if settings.dtype not in SAVED_DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
     loaded = load_run(run)
     check_writable(out.parent)
     pipe = as_pipeline(loaded, settings.about or _about(loaded))
     pipe.card = run_card(loaded, pipe, _result(run, loaded.step)).replace(NAME, settings.name or settings.hub or NAME)
-    pipe.save_pretrained(out, dtype=_DTYPES[settings.dtype])
+    pipe.save_pretrained(out, dtype=SAVED_DTYPES[settings.dtype])
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
     if settings.hub:
-        print(pipe.push_to_hub(settings.hub, dtype=_DTYPES[settings.dtype]))
+        print(pipe.push_to_hub(settings.hub, dtype=SAVED_DTYPES[settings.dtype]))
 
 
 def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:

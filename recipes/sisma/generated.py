@@ -109,7 +109,7 @@ def make_missing(
         processes: how many there are.
     """
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)][process::processes]
-    with progress(sum(map(len, batches)), "sampling", quiet=process > 0) as bar:
+    with progress_bar(sum(map(len, batches)), "img", what="sampling", quiet=process > 0) as bar:
         for batch in batches:
             files = [folder / f"{image.name}.png" for image in batch]
             if not all(file.is_file() for file in files):
@@ -119,11 +119,6 @@ def make_missing(
                 for file, pixels in zip(files, images, strict=True):
                     write_png(file, pixels)
             bar.update(len(batch))
-
-
-def progress(total: int, what: str, *, unit: str = "img", quiet: bool = False) -> Any:
-    """A bar on stderr with the time left; in a log, a line now and then, and none for what is done at once."""
-    return progress_bar(total, unit, what=what, quiet=quiet)
 
 
 def read_images(files: Sequence[Path]) -> Tensor:

@@ -19,11 +19,11 @@ from recipes.sisma.distances import (
     lpips_diversity,
     work,
 )
-from recipes.sisma.generated import progress
 from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 from ssmgen.metrics.backbones import sha256_of
+from ssmgen.training import progress_bar
 
 _BATCH = 16
 _COMPARED = 128  # images of different masks that the diversity is set against
@@ -152,13 +152,13 @@ def measure_images(
         parsed = parse(gauges.judge, images.generated, "parsing")
         result |= _agreement(gauges.judge, images, parsed, round_trip)
     if gauges.measures:
-        with progress(sum(work(m, len(images.ids), train) for m in gauges.measures), "features") as bar:
+        with progress_bar(sum(work(m, len(images.ids), train) for m in gauges.measures), "img", what="features") as bar:
             result["distances"] = {
                 m.name: distances(m, images.ids, images.generated, images.real, train, images.of, bar.update)
                 for m in gauges.measures
             }
     if gauges.lpips is not None:
-        with progress(len(images.several), "LPIPS", unit="mask") as bar:
+        with progress_bar(len(images.several), "mask", what="LPIPS") as bar:
             result["lpips"] = lpips_diversity(gauges.lpips, images.names, images.several, bar.update)
     result["diversity"] = _diversity(images)
     return result, parsed
@@ -167,7 +167,7 @@ def measure_images(
 def parse(judge: Judge, images: Tensor, what: str) -> Tensor:
     """Labels ``(n, h, w)`` of images uint8 ``(n, 3, h, w)``."""
     parsed = []
-    with progress(len(images), what) as bar:
+    with progress_bar(len(images), "img", what=what) as bar:
         for batch in images.split(_BATCH):
             parsed.append(judge.parser.parse(batch.float() / 127.5 - 1).cpu())
             bar.update(len(batch))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 
 _GAP = 4
@@ -17,6 +18,29 @@ _HEADER = 22
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to uint8, rounded."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def save_mask_sheet(
+    path: Path,
+    masks: Sequence[Tensor],
+    groups: Sequence[Sequence[Tensor]],
+    real: Sequence[Tensor],
+    labels: LabelSet,
+    headings: Sequence[str] = (),
+) -> None:
+    """A `save_sheet` of one row a mask: the mask in colours, the images made from it, the real image.
+
+    Args:
+        path: the PNG.
+        masks: labels ``(h, w)``.
+        groups: of each mask the images ``(3, h, w)``.
+        real: of each mask its image.
+        labels: the classes.
+        headings: over the images in the middle; counted where none are given.
+    """
+    columns = headings or [f"generated {i + 1}" for i in range(len(groups[0]))]
+    rows = [[labels.colorize(mask), *group, image] for mask, group, image in zip(masks, groups, real, strict=True)]
+    save_sheet(path, rows, ["mask", *columns, "a real one"])
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[str]) -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
-from recipes.sisma.pictures import save_sheet
+from recipes.sisma.pictures import save_mask_sheet
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import all_processes, check_writable, generate, new_model, save_config
 from ssmgen import build, names
@@ -176,21 +176,10 @@ def _sheets(run: Path, config: Config, autoencoder: Any, pairs: Any) -> Callable
         images = generate(
             model, autoencoder.to(_device(model)), config, masks.repeat_interleave(_SHEET_SAMPLES, dim=0), seeds
         )
-        save_sheet(file, sheet_rows(items, images), sheet_headings(_SHEET_SAMPLES))
+        save_mask_sheet(file, masks, images.unflatten(0, (len(items), -1)), [image for image, _ in items], CELEBAMASK19)
         return file
 
     return draw
-
-
-def sheet_rows(items: list[tuple[Tensor, Tensor]], images: Tensor) -> list[list[Tensor]]:
-    """Rows of mask, samples and real image."""
-    per_mask = images.unflatten(0, (len(items), -1))
-    return [[CELEBAMASK19.colorize(mask), *row, image] for (image, mask), row in zip(items, per_mask, strict=True)]
-
-
-def sheet_headings(samples: int) -> list[str]:
-    """Headings of the columns of `sheet_rows`."""
-    return ["mask", *[f"generated {i + 1}" for i in range(samples)], "a real one"]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -274,21 +274,17 @@ def _changes(gr: Any) -> SimpleNamespace:
 def _controls(gr: Any, studio: Studio) -> list[Any]:
     """Seed, steps, solver, guidance and number of images; the model's own values to begin with."""
     own = studio.pipe.sampling()
-    solver = own.get("solver", "ab3")
     with gr.Row():
         seed = gr.Number(value=0, precision=0, elem_id="seed", label="Seed", min_width=90)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
     with gr.Row():
-        steps = gr.Slider(
-            1, MAX_STEPS, value=min(own.get("steps", 24), MAX_STEPS), step=1, label="Steps", min_width=150
-        )
-        solver = gr.Dropdown(
-            studio.solvers, value=solver if solver in studio.solvers else "ab3", label="Solver", min_width=110
-        )
+        steps = gr.Slider(1, MAX_STEPS, value=min(own["steps"], MAX_STEPS), step=1, label="Steps", min_width=150)
+        preset = own["solver"] if own["solver"] in studio.solvers else studio.solvers[0]
+        solver = gr.Dropdown(studio.solvers, value=preset, label="Solver", min_width=110)
     guidance = gr.Slider(
         0,
         MAX_GUIDANCE,
-        value=min(own.get("guidance_scale", 1.0), MAX_GUIDANCE),
+        value=min(own["guidance_scale"], MAX_GUIDANCE),
         step=0.1,
         label="Guidance",
         info="above 1 the mask is followed more closely" if studio.guided else "this model has none",
