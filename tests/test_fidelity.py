@@ -1,13 +1,14 @@
 """The experiments run, go on where they stopped, and compare models of equal size."""
 
 import json
+import re
 
 import pytest
 
 pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
 
 from benchmarks.fidelity import __main__ as fidelity
-from benchmarks.fidelity import report, step_time
+from benchmarks.fidelity import defaults, report, step_time
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
 from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
@@ -97,6 +98,14 @@ def test_an_unknown_variant_is_an_error(monkeypatch, capsys):
 
 def test_the_page_is_what_the_results_render_to():
     assert (report.DOCS / "fidelity.md").read_text() == report.page(report.FOLDER), "run benchmarks.fidelity.report"
+
+
+@pytest.mark.parametrize("name", defaults.PRESETS)
+def test_every_setting_of_a_preset_says_what_it_stands_on(name):
+    assert set(defaults.chosen(name)) <= set(defaults.STANDS_ON)
+    for setting in defaults.chosen(name):
+        experiments = re.findall(r"`([a-z-]+)`", defaults.STANDS_ON[setting])
+        assert set(experiments) <= {*EXPERIMENTS, "quick"}, f"{setting}: no such experiment"
 
 
 def test_every_row_was_measured_at_a_commit():
