@@ -189,11 +189,9 @@ def _check_registered(name: Any, kind: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"{kind} must be a name, got {name!r}")
     try:
-        found = find(name).kind
+        find(name, kind)
     except ValueError as error:
         raise ValueError(f"{error} If it is your own, import the module that registers it first.") from None
-    if found != kind:
-        raise ValueError(f"{name!r} is no {kind} but a {found}: see 'ssmgen list'")
 
 
 def _read_recipe(file: Path) -> Recipe:

@@ -77,11 +77,20 @@ def build(name: str, **overrides: Any) -> Any:
     return entry.builder(**arguments)
 
 
-def find(name: str) -> Entry:
-    """The entry behind ``name``; an unknown name is a ``ValueError`` with the closest matches."""
-    if name not in _ENTRIES:
-        raise ValueError(f"unknown name {name!r}{closest(name, _ENTRIES)} All names: {', '.join(sorted(_ENTRIES))}.")
-    return _ENTRIES[name]
+def find(name: str, kind: str | None = None) -> Entry:
+    """The entry behind ``name``, which has to be of ``kind`` where one is given.
+
+    Raises:
+        ValueError: an unknown name, with the closest matches, or one of another kind.
+    """
+    known = names(kind)
+    if name in known:
+        return _ENTRIES[name]
+    which = f"all {kind}s" if kind else "all names"
+    listed = f"{which[0].upper()}{which[1:]}: {', '.join(known)}."
+    if name in _ENTRIES:
+        raise ValueError(f"{name!r} is of kind {_ENTRIES[name].kind}, not {kind}. {listed}")
+    raise ValueError(f"unknown {kind or 'name'} {name!r}{closest(name, known)} {listed}")
 
 
 def names(kind: str | None = None, pattern: str = "*") -> list[str]:

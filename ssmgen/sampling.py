@@ -245,9 +245,7 @@ def _checked_times(times: Tensor) -> Tensor:
 def _resolve(given: Any, kind: str) -> Any:
     if not isinstance(given, str):
         return given
-    entry = find(given)
-    if entry.kind != kind:
-        raise ValueError(f"{given!r} is a {entry.kind}, expected a {kind}")
+    find(given, kind)
     return build(given)
 
 

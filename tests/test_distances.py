@@ -139,16 +139,16 @@ def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["solver=flow-matching"], "names no solver"),
-        (["shift=-1"], "steps and shift must be positive"),
-        (["guidance_start=2"], r"guidance_start is a time in \[0, 1\], got 2"),
+        (["solver=flow-matching"], "is of kind objective, not solver"),
+        (["shift=-1"], "shift must be a number above 0"),
+        (["guidance_start=2"], r"guidance_start must be a number in \[0, 1\], got 2"),
         (["guidance_scale=2"], "needs a run trained with model_args.mask_dropout"),
         (["data=drawn"], "data= needs images=FOLDER"),
     ],
 )
 def test_words_that_cannot_work_are_refused_before_sampling(trained, words, message):
     before = sorted(trained.rglob("*"))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ValueError, match=message):
         evaluate.main([f"run={trained}", *words])
     assert sorted(trained.rglob("*")) == before
 

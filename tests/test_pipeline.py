@@ -213,7 +213,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
     with pytest.raises(ValueError, match="image_size must be a multiple of 4 .* got 30"):
         MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=30))
     for wrong, kind, message in (
-        ({"model": "euler"}, ValueError, "'euler' is no model but a solver"),
+        ({"model": "euler"}, ValueError, "'euler' is of kind solver, not model"),
         ({"model": "my-own"}, ValueError, "import the module that registers it first"),
         ({"sampling": {"step": 3}}, ValueError, "no setting 'step'. Did you mean 'steps'"),
         ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
@@ -232,7 +232,7 @@ BAD_CALLS = [
     ({"guidance_scale": -1.0}, "guidance_scale must be a number at least 0, got -1.0"),
     ({"guidance_start": 1.5}, r"guidance_start must be a number in \[0, 1\], got 1.5"),
     ({"solver": "eular"}, "Did you mean 'euler'"),
-    ({"solver": "sisma-xl"}, "'sisma-xl' is no solver but a model"),
+    ({"solver": "sisma-xl"}, "'sisma-xl' is of kind model, not solver"),
     ({"remap": "bisenet"}, "unknown label set 'bisenet'.*bisenet19"),
     ({"remap": "bisenet19", "palette": "celebamask19"}, "palette=celebamask19 and remap=bisenet19 differ"),
 ]

@@ -1,7 +1,9 @@
 """The SISMA recipe as its users run it: small, but every part real."""
 
+import dataclasses
 import fnmatch
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -15,7 +17,7 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import evaluate, export, parser, provenance, sample, train
-from recipes.sisma.arguments import UsageError
+from recipes.sisma.arguments import UsageError, keys_help, run_command
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run
@@ -115,11 +117,12 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
         (["quick", "autoencoder_source=./nowhere"], "nowhere: no such folder"),
         (["quick", "image_size=60"], "multiple of 8 \\(autoencoder"),
-        (["quick", "steps=3000"], "lr_decay_steps=1450 ends before steps=3000"),
-        (["quick", "solver=flow-matching"], "names no solver"),
+        (["quick", "steps=3000"], "lr_decay_steps=1500 ends before steps=3000"),
+        (["quick", "solver=flow-matching"], "'flow-matching' is of kind objective, not solver. All solvers: ab2"),
         (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
-        (["quick", "shift=0"], "shift must be positive, got 0"),
-        (["quick", "guidance_start=2"], r"guidance_start is a time in \[0, 1\], got 2"),
+        (["quick", "shift=0"], "shift must be a number above 0, got 0"),
+        (["quick", "guidance_start=2"], r"guidance_start must be a number in \[0, 1\], got 2"),
+        (["quick", "guidance_scale=-3"], "guidance_scale must be a number at least 0, got -3.0"),
         (["quick", "balance=5"], r"balance is a share of the masks, in \[0, 1\], got 5"),
         (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
         (["quick", "parser=nothing"], "nothing: no such parser"),
@@ -141,6 +144,39 @@ def test_a_command_ends_with_one_message_and_no_traceback(tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "file" in done.stderr
+
+
+COMMANDS = ("sample", "evaluate", "compare", "export", "autoencoder", "parser", "watch", "prepare", "demo.__main__")
+
+
+@pytest.mark.parametrize("schema", [preset("quick"), *COMMANDS], ids=lambda s: s if isinstance(s, str) else "train")
+def test_every_key_says_what_it_is(schema):
+    if isinstance(schema, str):
+        schema = importlib.import_module(f"recipes.sisma.{schema}").Settings()
+    text = keys_help(schema)
+    for field in dataclasses.fields(schema):
+        assert re.search(rf"^  {field.name}=.*\n      \S", text, re.MULTILINE), field.name
+
+
+def test_help_is_the_command_and_its_keys():
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.sisma.train", "faces", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.startswith("Train SISMA") and "\n  flip=True\n      train on mirrored pairs too" in done.stdout
+    assert "\n  batch_size=16\n      examples of one optimiser step" in done.stdout
+
+
+def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    for main, status in ((stopped, 130), (lambda argv: 130, 130), (lambda argv: None, 0)):
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        assert ended.value.code == status
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
@@ -167,7 +203,9 @@ def test_sampling_mistakes_are_explained(trained, tmp_path):
         (["mask=nowhere.png"], "nowhere.png: no such file"),
         ([], "mask= is missing"),
         ([f"mask={bad}", "num_images=0"], "num_images must be"),
-        ([f"mask={bad}", "shift=-1"], "shift must be positive"),
+        ([f"mask={bad}", "shift=-1"], "shift must be a number above 0, got -1.0"),
+        ([f"mask={bad}", "guidance_start=-0.5"], r"guidance_start must be a number in \[0, 1\], got -0.5"),
+        ([f"mask={bad}", "solver=eular"], "unknown solver 'eular'. Did you mean 'euler'"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             sample.main([f"run={trained}", f"out={out}", *argv])

@@ -219,9 +219,9 @@ def test_bad_sampling_arguments_are_explained():
         sample(model, x0, steps=0)
     with pytest.raises(ValueError, match="3 masks for 2 images"):
         sample(model, x0, torch.zeros(3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="unknown name 'eulr'.*'euler'"):
+    with pytest.raises(ValueError, match="unknown solver 'eulr'.*'euler'"):
         sample(model, x0, solver="eulr")
-    with pytest.raises(ValueError, match="'sisma-debug' is a model, expected a solver"):
+    with pytest.raises(ValueError, match="'sisma-debug' is of kind model, not solver"):
         sample(model, x0, solver="sisma-debug")
 
 

@@ -22,6 +22,7 @@ from ssmgen.training import (
     checkpoints,
     derived_seed,
     load_checkpoint,
+    loop,
     make_optimizer,
     moving_average,
     parameter_groups,
@@ -71,7 +72,8 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}, {"optimizer": "muon"}]
+    "options",
+    [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}, {"optimizer": "muon"}, {"log_every": 5}],
 )
 def test_resuming_is_exact_to_the_bit(tmp_path, options):
     for name in ("whole", "cut"):
@@ -81,14 +83,9 @@ def test_resuming_is_exact_to_the_bit(tmp_path, options):
     run(tmp_path / "cut", steps=7, resume="auto", **options)
     whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
     assert whole.name == "step-00000007" and digests(whole) == digests(cut) and len(digests(whole)) == 3
-    losses = [
-        [
-            (line["step"], line["loss"])
-            for line in map(json.loads, (tmp_path / n / "log.jsonl").read_text().splitlines())
-        ]
-        for n in ("whole", "cut")
-    ]
-    assert losses[0] == losses[1]
+    logs = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("whole", "cut")]
+    whole, cut = ({line["step"]: line["loss"] for line in map(json.loads, lines)} for lines in logs)
+    assert {step: loss for step, loss in cut.items() if step in whole} == whole
 
 
 def test_the_digest_would_notice_a_difference(tmp_path):
@@ -144,7 +141,7 @@ def test_muon_steps_the_blocks_matrices_and_adamw_the_rest():
     rest[0]["params"] = [p for p in rest[0]["params"] if not any(p is named[n] for n in matrices)]
     theirs = [
         torch.optim.Muon([named[n] for n in matrices], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=0.01, fused=True),
+        torch.optim.AdamW(rest, lr=0.01 / 3, betas=(0.9, 0.95), fused=True),
     ]
     x, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 19, (2, 4, 4), dtype=torch.uint8)
     for _ in range(3):
@@ -155,6 +152,8 @@ def test_muon_steps_the_blocks_matrices_and_adamw_the_rest():
                 optimizer.zero_grad()
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(parameter, named[name], msg=name)
+    loop._set_lr(ours, 0.3)
+    assert [group["lr"] for group in ours.param_groups] == [0.3, *[pytest.approx(0.1)] * (len(ours.param_groups) - 1)]
     slots = {name: set(ours.state[p]) for name, p in first.named_parameters()}
     assert all(("momentum_buffer" in slots[name]) == (name in matrices) for name in slots)
 
@@ -428,7 +427,7 @@ def test_freed_memory_is_kept_for_the_next_step():
     done, before, after = printed.stdout.split()
     if done == "False":
         pytest.skip("the C library is not glibc")
-    assert int(before) > 10_000 and int(after) < 1_000, (before, after)
+    assert int(before) > 5_000 and int(after) < 1_000, (before, after)
 
 
 def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):

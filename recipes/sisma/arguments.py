@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,8 +15,16 @@ from ssmgen.registry import closest
 Schema = TypeVar("Schema")
 
 
+#: Exit status of what was stopped by Ctrl-C, as shells give it.
+STOPPED = 130
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood."""
+
+
+class Help(Exception):
+    """``--help`` was asked for; its text is what to print."""
 
 
 def from_command_line(schema: Schema, argv: list[str]) -> Schema:
@@ -26,7 +36,10 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
 
     Raises:
         UsageError: a word that is no ``key=value``, an unknown key (with the closest ones), or a value of another type.
+        Help: one of the words is ``--help`` or ``-h``.
     """
+    if {"-h", "--help"} & set(argv):
+        raise Help(keys_help(schema))
     omegaconf = require("omegaconf", extra="train")
     known = [field.name for field in fields(cast(Any, schema))]
     for word in argv:
@@ -47,10 +60,42 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
         raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command; what a user can mend ends it with one message on stderr and exit status 2, without a traceback."""
+def keys_help(schema: Any) -> str:
+    """Every key with its default and what a docstring says of it.
+
+    That is the dataclass's own, its parents', or that of a class in its ``documented_by``.
+    """
+    told: dict[str, str] = {}
+    for kind in (*getattr(schema, "documented_by", ()), *reversed(type(schema).__mro__)):
+        told |= _attributes(inspect.getdoc(kind) or "")
+    lines = [f"  {each.name}={getattr(schema, each.name)}\n      {told[each.name]}" for each in fields(schema)]
+    return "Keys and their defaults, given as key=value:\n" + "\n".join(lines)
+
+
+def _attributes(doc: str) -> dict[str, str]:
+    """The entries under ``Attributes:``; one for several names, ``a, b: text``, is an entry of each."""
+    section = re.match(r"(?: {4}.*\n?)*", doc.partition("Attributes:\n")[2])
+    assert section is not None
+    entries = re.sub(r"\n {5,}", " ", section[0]).splitlines()
+    found = {}
+    for entry in entries:
+        heading, _, text = entry.strip().partition(": ")
+        found |= dict.fromkeys(re.split(r", | and ", heading), text)
+    return found
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> None:
+    """Run a command and exit with the status it returns.
+
+    What a user can mend ends it with one message on stderr and status 2, Ctrl-C with one line, both without traceback.
+    """
     try:
-        main(sys.argv[1:])
+        raise SystemExit(main(sys.argv[1:]) or 0)
+    except Help as help:
+        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\n{help}")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

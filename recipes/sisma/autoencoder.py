@@ -44,7 +44,23 @@ HELD_OUT = 10_000_000
 
 @dataclass
 class Settings:
-    """Keys of the command line."""
+    """Keys of the command line.
+
+    Attributes:
+        out: folder for the autoencoder.
+        faces: drawn faces to train on.
+        steps: optimiser steps.
+        batch_size: faces of a step.
+        lr: learning rate; it falls to zero.
+        width: channels of the convolutions at full resolution.
+        factor: image pixels per latent pixel along a side.
+        latent_channels: channels of a latent.
+        noise: deviation of the noise that is added to latents in training, in their own deviations.
+        image_size: side of the images in pixels.
+        precision: ``bf16`` autocast, or ``no``.
+        held_out: unseen faces the round trip is measured on.
+        seed: of weights and order.
+    """
 
     out: str = "runs/drawn-autoencoder"
     faces: int = 8192

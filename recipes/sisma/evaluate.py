@@ -42,21 +42,19 @@ from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
-from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run
+from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run, sampling_settings
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS
-from ssmgen.registry import find
+from ssmgen.model_folder import SAMPLING
 from ssmgen.training import progress_bar
 
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4
 _SAMPLES, _LPIPS_SAMPLES = 4, 10  # ten make the 45 pairs that the literature counts
-_OWN = ("masks", "parser", "solver", "steps", "shift")
-_GUIDANCE = ("guidance_scale", "guidance_start")
 
 
 @dataclass
 class Settings(DistanceSettings):
-    """Keys of the command line; 0, empty and negative guidance take the run's own.
+    """Keys of the command line; what is 0, empty or None is the run's own.
 
     Attributes:
         run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
@@ -78,11 +76,11 @@ class Settings(DistanceSettings):
     out: str = ""
     masks: int = 0
     parser: str = ""
-    solver: str = ""
-    steps: int = 0
-    shift: float = 0.0
-    guidance_scale: float = -1.0
-    guidance_start: float = -1.0
+    solver: str | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    guidance_start: float | None = None
     diversity_masks: int = 16
     samples: int = 0
     seed: int = 0
@@ -94,14 +92,12 @@ def main(argv: list[str]) -> None:
     """Evaluate a run or a folder of images from the command line."""
     settings = from_command_line(Settings(), argv)
     command = f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip()
-    own = {key: value for key in _OWN if (value := getattr(settings, key))}
-    own |= {key: value for key in _GUIDANCE if (value := getattr(settings, key)) >= 0}
     given = [word.partition("=")[0] for word in argv]
     processes = all_processes()
     if settings.images:
         _refuse(
             given,
-            ("run", *_OWN[2:], *_GUIDANCE, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
+            ("run", *SAMPLING, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
         )
         if processes.is_main_process:  # there is nothing to share: the images are there
             evaluate_images(
@@ -122,7 +118,9 @@ def main(argv: list[str]) -> None:
         batch_size=settings.batch_size,
         micro_batch=settings.micro_batch,
         processes=processes,
-        **own,
+        masks=settings.masks or None,
+        parser=settings.parser or None,
+        **{name: getattr(settings, name) for name in SAMPLING},
     )
 
 
@@ -177,7 +175,7 @@ def evaluate_run(
     loaded = load_run(run)
     check_writable(run)
     config = loaded.config
-    chosen = _sampling(loaded, sampling)
+    chosen = sampling_settings(config, loaded.model, sampling)
     judge = parser if isinstance(parser, Judge) else load_judge(parser or config.parser)
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
     count = _count(pairs, masks or config.evaluate_masks, asked=masks is not None)
@@ -340,25 +338,6 @@ def _round_trip(loaded: LoadedRun, images: Tensor) -> Tensor:
     device = next(loaded.model.parameters()).device
     batches = (images.float() / 127.5 - 1).to(device).split(16)
     return to_uint8(torch.cat([loaded.autoencoder.decode(loaded.autoencoder.encode(batch)) for batch in batches]))
-
-
-def _sampling(loaded: LoadedRun, given: dict[str, Any]) -> dict[str, Any]:
-    """The run's own solver, steps, shift and guidance, or those given.
-
-    Raises:
-        ValueError: no such solver, steps or shift that are none, or guidance without mask dropout.
-    """
-    own = {key: getattr(loaded.config, key) for key in ("solver", "shift", *_GUIDANCE)}
-    chosen = own | {"steps": loaded.config.solver_steps} | given
-    if find(chosen["solver"]).kind != "solver":
-        raise UsageError(f"solver={chosen['solver']} names no solver: see 'ssmgen list'")
-    if chosen["steps"] < 1 or not chosen["shift"] > 0:
-        raise UsageError(f"steps and shift must be positive, got {chosen['steps']} and {chosen['shift']}")
-    if chosen["guidance_scale"] != 1 and not loaded.model.mask_dropout:
-        raise UsageError(f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout")
-    if not 0 <= chosen["guidance_start"] <= 1:
-        raise UsageError(f"guidance_start is a time in [0, 1], got {chosen['guidance_start']}")
-    return chosen
 
 
 def _about(config: Config, command: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, model_arguments
+from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, model_arguments, sampling_settings
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.model_card import NAME, model_card
@@ -83,13 +83,7 @@ def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
         autoencoder=config.autoencoder,
         image_size=config.image_size,
         labels=CELEBAMASK19,
-        sampling={
-            "solver": config.solver,
-            "steps": config.solver_steps,
-            "shift": config.shift,
-            "guidance_scale": config.guidance_scale,
-            "guidance_start": config.guidance_start,
-        },
+        sampling=sampling_settings(config, loaded.model, {}),
         about=about,
     )
     return MaskToImage(loaded.model, loaded.autoencoder, recipe)

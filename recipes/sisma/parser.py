@@ -34,7 +34,21 @@ SHIPPED = Path(__file__).parent / "assets" / "drawn-parser.safetensors"
 
 @dataclass
 class Settings:
-    """Keys of the command line."""
+    """Keys of the command line.
+
+    Attributes:
+        out: the file to write.
+        data: ``drawn``, or a folder made by recipes.sisma.prepare.
+        faces: drawn faces to train on.
+        steps: optimiser steps.
+        batch_size: images of a step.
+        lr: learning rate; it falls to zero.
+        width: channels at full resolution; the coarsest of four has four times as many.
+        image_size: side of the images in pixels.
+        precision: ``bf16`` autocast, or ``no``.
+        held_out: unseen drawn faces it is scored on; of a prepared folder all test images are.
+        seed: of weights, order and augmentation.
+    """
 
     out: str = "runs/parser.safetensors"
     data: str = "drawn"

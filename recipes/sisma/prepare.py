@@ -58,17 +58,29 @@ Result = TypeVar("Result")
 
 @dataclass
 class Settings:
-    """Keys of the command line."""
+    """Keys of the command line.
 
-    source: str = ""  # folder to read, or `drawn`
-    target: str = ""  # folder to write; must not exist or be empty
-    layout: str = "auto"  # of the source: auto, official, folder; with source=drawn: what is written
-    split: str = "auto"  # first28k, celeba, by-name, or a JSON file such as {"train": [...], "test": [...]}
-    labels: str = "celebamask19"  # class order of the source's masks; the target always has celebamask19
-    size: int | None = None  # store images and masks at this size; without it, image files are copied unchanged
-    on_bad: str = "stop"  # stop: write nothing where a pair is bad; skip: leave bad pairs out
-    count: int | None = None  # drawn faces only: how many
-    seed: int = 0  # drawn faces only
+    Attributes:
+        source: folder to read, or ``drawn``.
+        target: folder to write; must not exist or be empty.
+        layout: of the source: auto, official, folder; with source=drawn: what is written.
+        split: auto, first28k, celeba, by-name, or a JSON file such as ``{"train": [...], "test": [...]}``.
+        labels: class order of the source's masks; the target always has celebamask19.
+        size: store images and masks at this size; without it, image files are copied unchanged.
+        on_bad: stop: write nothing where a pair is bad; skip: leave bad pairs out.
+        count: drawn faces only: how many.
+        seed: drawn faces only.
+    """
+
+    source: str = ""
+    target: str = ""
+    layout: str = "auto"
+    split: str = "auto"
+    labels: str = "celebamask19"
+    size: int | None = None
+    on_bad: str = "stop"
+    count: int | None = None
+    seed: int = 0
 
 
 CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip"), "labels": tuple(LABEL_ORDERS)}

@@ -48,6 +48,8 @@ class Config:
         parser: ``drawn`` (shipped), a file made by recipes.sisma.parser, or ``none``.
     """
 
+    documented_by = (TrainSettings,)
+
     preset: str = "quick"
     run: str = "runs/quick"
     resume: str = "no"
@@ -109,9 +111,9 @@ def quick() -> Config:
         lr=0.012,
         t_sampling="logit-normal",
         precision="bf16",
-        steps=1450,
-        lr_decay_steps=1450,
-        sample_every=725,
+        steps=1500,
+        lr_decay_steps=1500,
+        sample_every=750,
         solver_steps=11,
         guidance_scale=2.0,
         guidance_start=0.2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from recipes.sisma.presets import Config
 from ssmgen import build, initial_noise, sample
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
+from ssmgen.model_folder import SAMPLING, check_sampling
 from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
 
 
@@ -66,6 +68,27 @@ def latent_size(config: Config, autoencoder: Any) -> tuple[int, int, int]:
     return autoencoder.channels, side, side
 
 
+def sampling_settings(config: Config, model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's own ``solver``, ``steps``, ``shift``, ``guidance_scale`` and ``guidance_start``, or those given.
+
+    Args:
+        config: of the run.
+        model: of the run.
+        given: settings by name; None is the run's own.
+
+    Raises:
+        ValueError: another setting, one out of range, no such solver, or guidance without mask dropout.
+    """
+    own = {name: getattr(config, "solver_steps" if name == "steps" else name) for name in SAMPLING}
+    chosen = own | {name: value for name, value in given.items() if value is not None}
+    check_sampling(chosen)
+    if chosen["guidance_scale"] != 1 and not model.mask_dropout:
+        raise ValueError(
+            f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout, e.g. 0.1"
+        )
+    return chosen
+
+
 def generate(
     model: nn.Module,
     autoencoder: Any,
@@ -73,14 +96,15 @@ def generate(
     masks: Tensor,
     seeds: list[int],
     *,
-    solver: str | None = None,
-    steps: int | None = None,
-    shift: float | None = None,
-    guidance_scale: float | None = None,
-    guidance_start: float | None = None,
     batch_size: int = 16,
+    **sampling: Any,
 ) -> Tensor:
-    """Images uint8 ``(len(seeds), 3, size, size)``, image i from ``masks[i]`` (or the only mask) and ``seeds[i]``."""
+    """Images uint8 ``(len(seeds), 3, size, size)``, image i from ``masks[i]`` (or the only mask) and ``seeds[i]``.
+
+    Raises:
+        ValueError: what `sampling_settings` refuses.
+    """
+    settings = sampling_settings(config, model, sampling)
     images = []
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
@@ -88,11 +112,7 @@ def generate(
             model,  # type: ignore[arg-type]
             initial_noise(seeds[part], latent_size(config, autoencoder)),
             masks if len(masks) == 1 else masks[part],
-            solver=solver or config.solver,
-            steps=steps or config.solver_steps,
-            shift=shift or config.shift,
-            guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
-            guidance_start=config.guidance_start if guidance_start is None else guidance_start,
+            **settings,
         )
         images.append(to_uint8(autoencoder.decode(latents)))
     return torch.cat(images)

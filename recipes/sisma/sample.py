@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.runs import check_writable, find_run, load_run
+from recipes.sisma.runs import check_writable, find_run, load_run, sampling_settings
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
-from ssmgen.registry import find
+from ssmgen.model_folder import SAMPLING
 
 
 @dataclass
@@ -25,10 +25,7 @@ class Settings:
         run: folder of a trained run, or ``hf://OWNER/NAME`` for one on the hub.
         mask: a label PNG, or a folder of them.
         out: folder for the images, ``<mask's name>-<seed>.png``.
-        steps: solver steps; 0 takes the run's.
-        solver: a registered solver; empty takes the run's.
-        shift: of the time grid; 0 takes the run's.
-        guidance_scale, guidance_start: negative takes the run's.
+        solver, steps, shift, guidance_scale, guidance_start: of `ssmgen.Sampler`; the run's own where not given.
         seed: of the first image of each mask; the next ones count up.
         num_images: images per mask.
     """
@@ -36,11 +33,11 @@ class Settings:
     run: str = "runs/quick"
     mask: str = ""
     out: str = "out"
-    steps: int = 0
-    solver: str = ""
-    shift: float = 0.0
-    guidance_scale: float = -1.0
-    guidance_start: float = -1.0
+    solver: str | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    guidance_start: float | None = None
     seed: int = 0
     num_images: int = 1
 
@@ -50,33 +47,17 @@ def main(argv: list[str]) -> None:
     settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
-    if settings.steps < 0:
-        raise UsageError(f"steps must be positive, got {settings.steps}")
-    if settings.shift < 0:
-        raise UsageError(f"shift must be positive, got {settings.shift}")
-    if settings.solver and find(settings.solver).kind != "solver":
-        raise UsageError(f"solver={settings.solver} names no solver: see 'ssmgen list'")
     files = mask_files(settings.mask)
     loaded = load_run(find_run(settings.run))
-    if settings.guidance_scale >= 0 and settings.guidance_scale != 1 and not loaded.model.mask_dropout:
-        raise UsageError(f"guidance_scale={settings.guidance_scale} needs a run trained with model_args.mask_dropout")
-    if settings.guidance_start > 1:
-        raise UsageError(f"guidance_start is a time in [0, 1], got {settings.guidance_start}")
+    given = {name: getattr(settings, name) for name in SAMPLING}
+    sampling = sampling_settings(loaded.config, loaded.model, given)
     size = loaded.config.image_size
     masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
     out = Path(settings.out)
     check_writable(out)
     seeds = [settings.seed + i for i in range(settings.num_images)]
     for file, mask in zip(files, masks, strict=True):
-        images = loaded.generate(
-            mask.unsqueeze(0),
-            seeds,
-            solver=settings.solver or None,
-            steps=settings.steps or None,
-            shift=settings.shift or None,
-            guidance_scale=None if settings.guidance_scale < 0 else settings.guidance_scale,
-            guidance_start=None if settings.guidance_start < 0 else settings.guidance_start,
-        )
+        images = loaded.generate(mask.unsqueeze(0), seeds, **sampling)
         for seed, image in zip(seeds, images, strict=True):
             target = out / f"{file.stem}-{seed}.png"
             write_png(target, image)

@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
 from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_mask_sheet
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import all_processes, check_writable, generate, new_model, save_config
-from ssmgen import build, names
+from recipes.sisma.runs import all_processes, check_writable, generate, new_model, sampling_settings, save_config
+from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends
-from ssmgen.registry import find
 from ssmgen.training import find_checkpoint, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
@@ -43,8 +42,12 @@ _FREE = {
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
-def main(argv: list[str]) -> None:
-    """Train a preset, then measure it. Everything that can be checked is checked before anything is written."""
+def main(argv: list[str]) -> int | None:
+    """Train a preset, then measure it. Everything that can be checked is checked before anything is written.
+
+    Returns:
+        The exit status: `STOPPED` where training was asked to stop.
+    """
     config = parse(argv)
     settings = config.train_settings()
     run = Path(config.run)
@@ -68,18 +71,19 @@ def main(argv: list[str]) -> None:
     draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if not processes.is_main_process:
-        return
+        return None
     if result.interrupted:
         print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
-        return
+        return STOPPED
     print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
     if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
+    return None
 
 
 def parse(argv: list[str]) -> Config:
     """``[preset] [key=value ...]`` to the settings of a run."""
-    name, words = (argv[0], argv[1:]) if argv and "=" not in argv[0] else ("quick", argv)
+    name, words = (argv[0], argv[1:]) if argv and not set("=-") & set(argv[0]) else ("quick", argv)
     config = from_command_line(preset(name), words)
     if config.preset != name:
         raise UsageError(f"preset={config.preset}: name the preset as the first word instead")
@@ -105,14 +109,6 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
     build("flow-matching", t_sampling=config.t_sampling)  # says what is wrong with it
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")
-    kind = find(config.solver).kind
-    if kind != "solver":
-        raise ValueError(
-            f"solver={config.solver} names no solver but one of kind {kind!r}; the solvers are "
-            f"{', '.join(names('solver'))}"
-        )
-    if not config.shift > 0:
-        raise ValueError(f"shift must be positive, got {config.shift}; 1 is the uniform time grid")
     if config.solver_steps < 1 or (config.evaluate and config.evaluate_masks < 2):
         raise ValueError(
             f"solver_steps must be at least 1 and evaluate_masks at least 2, got {config.solver_steps} and "
@@ -120,10 +116,7 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         )
     if config.evaluate and config.parser != "none" and config.image_size % 16:
         raise ValueError(f"the parser needs image_size to be a multiple of 16, got {config.image_size}; or parser=none")
-    if config.guidance_scale != 1 and not model.mask_dropout:
-        raise ValueError(f"guidance_scale={config.guidance_scale} needs model_args.mask_dropout, e.g. 0.1")
-    if not 0 <= config.guidance_start <= 1:
-        raise ValueError(f"guidance_start is a time in [0, 1], got {config.guidance_start}")
+    sampling_settings(config, model, {})
     if config.evaluate:
         load_judge(config.parser)
 

@@ -18,11 +18,12 @@ class DiTBlock(nn.Module):
         dim: width.
         num_heads: of the attention.
         ffn_ratio: inner width of the feed-forward.
+        gates: gate the residuals (AdaLN-Zero).
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_ratio: float = 4.0, gates: bool = True) -> None:
         super().__init__()
-        self.adaln = AdaLNZero(dim, sublayers=2)
+        self.adaln = AdaLNZero(dim, sublayers=2, gates=gates)
         self.self_attention = SelfAttention(dim, num_heads)
         self.ffn = FeedForward(dim, ffn_ratio)
 
@@ -49,11 +50,14 @@ class DiT(MaskConditioned):
         depth: number of blocks.
         num_heads: heads of every attention.
         ffn_ratio: inner width of the feed-forwards.
+        gates: AdaLN-Zero gates on the residuals.
         **settings: those of `MaskConditioned`, save ``mask_input``.
     """
 
-    def __init__(self, *, dim: int, depth: int, num_heads: int, ffn_ratio: float = 4.0, **settings: Any) -> None:
+    def __init__(
+        self, *, dim: int, depth: int, num_heads: int, ffn_ratio: float = 4.0, gates: bool = True, **settings: Any
+    ) -> None:
         settings = {"mask_input": "add"} | settings
         if settings["mask_input"] != "add":
             raise ValueError(f"a DiT sees the mask at its input alone: mask_input={settings['mask_input']!r} hides it")
-        super().__init__(lambda i: DiTBlock(dim, num_heads, ffn_ratio), dim=dim, depth=depth, **settings)
+        super().__init__(lambda i: DiTBlock(dim, num_heads, ffn_ratio, gates), dim=dim, depth=depth, **settings)

@@ -80,7 +80,7 @@ class SISMABlock(nn.Module):
 
 
 @register("model", "sisma-debug", dim=32, depth=2, in_channels=3, mask_scale=1)
-@register("model", "sisma-mini", dim=96, depth=3, d_state=4)
+@register("model", "sisma-mini", dim=96, depth=3, d_state=4, gates=False)
 @register("model", "sisma-s", dim=384, depth=12)
 @register("model", "sisma-b", dim=768, depth=12)
 @register("model", "sisma-l", dim=768, depth=24)

@@ -28,11 +28,12 @@ class SISMAAttentionBlock(nn.Module):
         dim: width.
         num_heads: of both attentions.
         ffn_ratio: inner width of the feed-forward.
+        gates: gate the residuals (AdaLN-Zero).
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_ratio: float = 4.0, gates: bool = True) -> None:
         super().__init__()
-        self.adaln = AdaLNZero(dim, sublayers=3)
+        self.adaln = AdaLNZero(dim, sublayers=3, gates=gates)
         self.self_attention = SelfAttention(dim, num_heads)
         self.position = PositionEmbedding(dim)
         self.cross_attention = CrossAttention(dim, num_heads)
@@ -67,8 +68,13 @@ class SISMAAttention(MaskConditioned):
         depth: number of blocks.
         num_heads: heads of every attention.
         ffn_ratio: inner width of the feed-forwards.
+        gates: AdaLN-Zero gates on the residuals.
         **settings: those of `MaskConditioned`.
     """
 
-    def __init__(self, *, dim: int, depth: int, num_heads: int, ffn_ratio: float = 4.0, **settings: Any) -> None:
-        super().__init__(lambda i: SISMAAttentionBlock(dim, num_heads, ffn_ratio), dim=dim, depth=depth, **settings)
+    def __init__(
+        self, *, dim: int, depth: int, num_heads: int, ffn_ratio: float = 4.0, gates: bool = True, **settings: Any
+    ) -> None:
+        super().__init__(
+            lambda i: SISMAAttentionBlock(dim, num_heads, ffn_ratio, gates), dim=dim, depth=depth, **settings
+        )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class RunLog:
         steps, batch_size, log_every: those of `TrainSettings`.
         tracker: a name of `TRACKERS`, or ``"none"``.
         config: what a tracker shows beside the curves.
+        losses: of the steps since the last line, as `losses` was when the run stopped: a line is a mean over its steps.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class RunLog:
         log_every: int,
         tracker: str,
         config: dict[str, Any],
+        losses: Sequence[float] = (),
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         last = _forget_after(run / "log.jsonl", first)
@@ -42,17 +45,19 @@ class RunLog:
         self._steps, self._batch_size, self._log_every = steps, batch_size, log_every
         self._bar = progress_bar(steps, "step", initial=first)
         self._since = time.monotonic()
-        self._losses: list[float] = []
+        self._fresh = 0
+        self.losses: list[float] = list(losses)
 
     def step(self, step: int, loss: float, norm: float, lr: float) -> None:
         """Report a step that is done; every ``log_every`` of them make a line."""
-        self._losses.append(loss)
+        self.losses.append(loss)
+        self._fresh += 1
         self._bar.update()
         if step % self._log_every and step != self._steps:
             return
         now = time.monotonic()
-        speed = len(self._losses) * self._batch_size / (now - self._since)
-        mean = sum(self._losses) / len(self._losses)
+        speed = self._fresh * self._batch_size / (now - self._since)
+        mean = sum(self.losses) / len(self.losses)
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # NaN is no JSON
@@ -60,7 +65,9 @@ class RunLog:
         if self._tracker is not None:
             self._tracker.scalars(step, finite)
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
-        self._since, self._losses = now, []
+        self._since, self._fresh = now, 0
+        if step % self._log_every == 0:  # else the run may be prolonged, and the line there is a mean over these too
+            self.losses = []
 
     def samples(self, step: int, grid: Path | None) -> None:
         """Report a picture of samples, if there is one."""

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ def train(
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
-    log = _open_log(run, first, settings, record or {}) if main else None
+    log = _open_log(run, first, settings, record or {}, state.get("losses", [])) if main else None
     if main and on_step is not None:
         on_step(first, ema.module)
 
@@ -203,7 +203,11 @@ def train(
                 log.step(step, loss, norm, settings.lr_at(step - 1))
             ending = step >= settings.steps or asked
             if main and (ending or step % settings.checkpoint_every == 0):
-                state = {"record": record or {}, "seconds": time.monotonic() - started}
+                state = {
+                    "record": record or {},
+                    "seconds": time.monotonic() - started,
+                    "losses": log.losses if log else [],
+                }
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -215,9 +219,11 @@ def train(
     return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps)
 
 
-def _open_log(run: Path, first: int, settings: TrainSettings, record: dict[str, Any]) -> RunLog:
+def _open_log(
+    run: Path, first: int, settings: TrainSettings, record: dict[str, Any], losses: Sequence[float]
+) -> RunLog:
     named = {name: getattr(settings, name) for name in ("steps", "batch_size", "log_every", "tracker")}
-    return RunLog(run, first, config=asdict(settings) | record, **named)
+    return RunLog(run, first, config=asdict(settings) | record, losses=losses, **named)
 
 
 def _accelerator() -> Any:
@@ -283,7 +289,7 @@ def _give_up_after(skipped: int, step: int, loss: float, norm: float) -> None:
 
 def _set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]) -> Path | None:

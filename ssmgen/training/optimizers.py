@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 OPTIMIZERS = ("adamw", "muon")
+_ADAMW_SHARE = 1 / 3  # of the learning rate, where Muon takes the matrices
 
 
 def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -44,15 +45,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (K. Jordan, 2024) steps some matrices, AdamW the other parameters; both at one learning rate.
+    """Muon (K. Jordan, 2024) steps some matrices, AdamW the other parameters at a third of the learning rate.
 
     Muon's update is orthogonalised by Newton-Schulz iterations and scaled by ``0.2 sqrt(max(rows, columns))``, the size
-    of AdamW's (Liu et al., arXiv 2502.16982), which is what makes one rate serve both.
+    of AdamW's (Liu et al., arXiv 2502.16982). At the whole of a rate that suits Muon, AdamW sometimes threw the time
+    embedding off, and the loss was a hundred times as large for a step or two; hence the third, and the second moment
+    that forgets sooner (0.95).
 
     Args:
         matrices: two-dimensional parameters for Muon.
         groups: parameter groups as in `parameter_groups`, ``matrices`` among those of the first.
-        lr: learning rate.
+        lr: learning rate of Muon. Groups of AdamW carry ``lr_scale``, by which whoever sets their rate multiplies it.
     """
 
     def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], lr: float) -> None:
@@ -60,7 +63,8 @@ class MuonAdamW(torch.optim.Optimizer):
         rest = [{**group, "params": [p for p in group["params"] if id(p) not in held]} for group in groups]
         decay = groups[0]["weight_decay"]
         self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW([group for group in rest if group["params"]], lr=lr, fused=True)
+        scaled = [{**group, "lr_scale": _ADAMW_SHARE} for group in rest if group["params"]]
+        self._adamw = torch.optim.AdamW(scaled, lr=lr * _ADAMW_SHARE, betas=(0.9, 0.95), fused=True)
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
