@@ -44,7 +44,15 @@ class Objective(Protocol):
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Noise ``(len(seeds), *shape)`` in which image i depends on ``seeds[i]`` alone, on any device and in any batch."""
+    """Noise ``(len(seeds), *shape)`` in which image i depends on ``seeds[i]`` alone, on any device and in any batch.
+
+    Raises:
+        TypeError: one seed instead of a list of them, or one number instead of (channels, height, width).
+    """
+    if isinstance(seeds, int) or isinstance(shape, int):
+        raise TypeError(
+            f"seeds is a list, one for each image, and shape is (channels, height, width): got {seeds!r} and {shape!r}"
+        )
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
     return torch.stack(rows)
 

@@ -94,6 +94,8 @@ def test_bad_arguments_are_explained():
         ValueError, match="t_sampling must be 'uniform' or 'logit-normal', got 'lognormal'.*'logit-normal'"
     ):
         build("flow-matching", t_sampling="lognormal")
+    with pytest.raises(TypeError, match=r"data must be floating point.*got torch.uint8.*127.5"):
+        build("flow-matching").loss(lambda x, t: x, torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="noise must be"):
         build("flow-matching").loss(lambda x, t: x, data(), noise=data(2))
     with pytest.raises(ValueError, match="and t"):

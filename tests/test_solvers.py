@@ -10,6 +10,7 @@ from conftest import randomize
 import ssmgen
 from ssmgen import Sampler, build, extras, initial_noise, sample
 from ssmgen.solvers import Solver, shifted_grid
+from ssmgen.solvers.base import RungeKutta
 
 FIXED = [name for name in ssmgen.names("solver") if not build(name).adaptive]
 ADAPTIVE = [name for name in ssmgen.names("solver") if build(name).adaptive]
@@ -211,6 +212,25 @@ def test_an_image_depends_on_its_own_seed_and_mask(solver):
         alone = sample(model, initial_noise([seed], (3, 8, 8)), masks[i : i + 1], solver=solver, steps=4)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1])
+
+
+@pytest.mark.parametrize(
+    ("tableau", "message"),
+    [
+        (((0, 0.5), ((0.5,),), (0.2, 0.3, 0.5)), "2 nodes has 2 weights .* got 3 weights"),
+        (((0, 0.5, 1), ((0.5,), (1,)), (0.2, 0.3, 0.5)), r"rows of 1 to 2 numbers, got 3 weights and rows of \[1, 1\]"),
+        (((0, 0.5), ((0.5,),), (0.5, 0.7)), "must sum to 1, got .* which sum to 1.2"),
+    ],
+)
+def test_a_tableau_that_is_none_is_refused(tableau, message):
+    with pytest.raises(ValueError, match=message):
+        RungeKutta(2, *tableau)
+
+
+def test_noise_wants_lists():
+    for arguments in (dict(seeds=3, shape=(3, 8, 8)), dict(seeds=[3], shape=8)):
+        with pytest.raises(TypeError, match="seeds is a list, one for each image, and shape is"):
+            initial_noise(**arguments)
 
 
 def test_bad_sampling_arguments_are_explained():

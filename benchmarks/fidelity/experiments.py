@@ -94,7 +94,7 @@ EXPERIMENTS = {
             "uniform-t": ("t_sampling=uniform",),
             "d_state=16": ("model_args.d_state=16",),
             "all-alike": ("balance=0", "class_weighting=0"),
-            "balance=1": ("balance=1",),
+            "balance=0.5": ("balance=0.5",),
             "raster": ("model_args.orders=[row]",),
             "bidirectional": ("model_args.orders=[row,row-reversed]",),
         },

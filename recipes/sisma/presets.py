@@ -105,7 +105,7 @@ def quick() -> Config:
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
         model="sisma-mini",
         model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
-        balance=0.5,
+        balance=1.0,
         class_weighting=0.5,
         optimizer="muon",
         lr=0.012,

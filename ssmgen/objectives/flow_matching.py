@@ -58,8 +58,14 @@ class FlowMatching:
                 integer labels ``(batch, H, W)``, H and W multiples of height and width.
 
         Raises:
+            TypeError: data that are not floating point.
             ValueError: noise or t of another shape than data asks for, or no such mask for the class weights.
         """
+        if not data.is_floating_point():
+            raise TypeError(
+                f"data must be floating point, latents or images in [-1, 1], got {data.dtype}: uint8 images become "
+                "that by images / 127.5 - 1"
+            )
         if noise is None:
             noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
         if t is None:

@@ -86,11 +86,22 @@ class RungeKutta(Solver):
         nodes: c, the times of the stages as fractions of the step; the first is 0.
         matrix: a, one row per stage after the first.
         weights: b, how the stages are combined.
+
+    Raises:
+        ValueError: parts of different lengths, or weights that do not sum to 1.
     """
 
     def __init__(
         self, order: int, nodes: tuple[float, ...], matrix: tuple[tuple[float, ...], ...], weights: tuple[float, ...]
     ) -> None:
+        stages = len(nodes)
+        if [len(row) for row in matrix] != list(range(1, stages)) or len(weights) != stages:
+            raise ValueError(
+                f"a tableau of {stages} nodes has {stages} weights and matrix rows of 1 to {stages - 1} numbers, got "
+                f"{len(weights)} weights and rows of {[len(row) for row in matrix]}"
+            )
+        if abs(sum(weights) - 1) > 1e-6:
+            raise ValueError(f"the weights of a step must sum to 1, got {weights}, which sum to {sum(weights):g}")
         self.order = order
         self.nodes = nodes
         self.matrix = matrix
