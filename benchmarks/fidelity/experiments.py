@@ -105,7 +105,7 @@ EXPERIMENTS = {
         "What does training longer buy? Every run with a cosine of its own length.",
         {"a-third": (), "quick": (), "four-times": ()},
         base=(),
-        stages=(1500,),
+        stages=(1400,),
         paces={"a-third": 1 / 3, "four-times": 4.0},
         finding=(
             "Agreement still rises where `make demo` stops. The row of 4,000 steps is the packaged model, made by the "
@@ -126,7 +126,7 @@ EXPERIMENTS = {
             **{f"guidance-from-{start:g}": (f"guidance_start={start:g}",) for start in (0.0, 0.4)},
         },
         base=(),
-        stages=(1500,),
+        stages=(1400,),
         sampled=True,
     ),
     "faces": Experiment(
