@@ -20,7 +20,11 @@ TINY = (
 )
 
 
-EQUAL = [(name, variant) for name in ("mask-entry", "mixers") for variant in EXPERIMENTS[name].variants]
+EQUAL = [
+    *(("mask-entry", name) for name in EXPERIMENTS["mask-entry"].variants),
+    ("design", "sisma-attn"),
+    ("design", "dit"),
+]
 
 
 @pytest.mark.parametrize(("name", "chosen"), EQUAL)

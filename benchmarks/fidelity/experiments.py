@@ -85,10 +85,13 @@ EXPERIMENTS = {
         ),
     ),
     "design": Experiment(
-        "Which of the choices the paper leaves open, and of those it makes, matter? One changed at a time.",
+        "Which of our choices and the paper's matter? One changed at a time; attention and DiT in the scans' place have as "
+        "many parameters.",
         {
             "quick": (),
             "gates": ("model_args.gates=true",),
+            "sisma-attn": ATTENTION,
+            "dit": DIT,
             "adamw": ("optimizer=adamw", "lr=0.004"),
             "u=image": ("model_args.u=image",),
             "uniform-t": ("t_sampling=uniform",),
@@ -111,12 +114,6 @@ EXPERIMENTS = {
             "Agreement still rises where `make demo` stops. The row of 4,000 steps is the packaged model, made by the "
             "`quick` preset of its commit, which had sixteen states a channel instead of four. One seed."
         ),
-    ),
-    "mixers": Experiment(
-        "Scans against attention, at equal parameters and steps, all without gates.",
-        {"sisma": (), "sisma-attn": ATTENTION, "dit": DIT},
-        base=(),
-        stages=(350,),
     ),
     "sampling": Experiment(
         "How do solver, calls of the model and guidance trade agreement against diversity?",

@@ -1,4 +1,4 @@
-"""Time a training step of an experiment's variants: ``python -m benchmarks.fidelity.step_time mixers [--rounds 15]``.
+"""Time a training step of an experiment's variants: ``python -m benchmarks.fidelity.step_time design [--rounds 15]``.
 
 In one process and in turn, so that what else the machine does falls on all alike. Only the ratios are worth anything.
 """
