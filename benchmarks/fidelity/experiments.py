@@ -85,8 +85,8 @@ EXPERIMENTS = {
         ),
     ),
     "design": Experiment(
-        "Which of our choices and the paper's matter? One changed at a time; attention and DiT in the scans' place have as "
-        "many parameters.",
+        "Which of our choices and the paper's matter? One changed at a time; attention and DiT, in the place of the "
+        "scans, have as many parameters.",
         {
             "quick": (),
             "gates": ("model_args.gates=true",),
