@@ -103,6 +103,15 @@ EXPERIMENTS = {
         },
         base=(),
         stages=(350,),
+        finding=(
+            "Muon is worth most, then leaving out the gates: gates that start at zero hold the blocks back at first, "
+            "and in single trial runs at full length the training loss stayed 3 % lower without them. "
+            "A uniform t ends below the logit-normal one in every seed, by 0.007 to 0.023. What the "
+            "Cross-Mamba scans (u) makes no difference where the mask is also added at the input. The scans end above "
+            "attention and DiT at equal parameters and steps, in every seed. All this at one small size and a quarter "
+            "of the steps of `quick`: the sizes from `sisma-s` on keep their gates, which the paper's parameter count "
+            "asks for, until somebody measures them there. Variants without a row have not been run."
+        ),
     ),
     "training-time": Experiment(
         "What does training longer buy? Every run with a cosine of its own length.",
@@ -111,8 +120,8 @@ EXPERIMENTS = {
         stages=(1400,),
         paces={"a-third": 1 / 3, "four-times": 4.0},
         finding=(
-            "Agreement still rises where `make demo` stops. The row of 4,000 steps is the packaged model, made by the "
-            "`quick` preset of its commit, which had sixteen states a channel instead of four. One seed."
+            "Agreement still rises where `make demo` stops. The row of 4,000 steps is the packaged model, made by an "
+            "earlier `quick`: sixteen states a channel, gates, guidance throughout. One seed."
         ),
     ),
     "sampling": Experiment(
@@ -125,6 +134,13 @@ EXPERIMENTS = {
         base=(),
         stages=(1400,),
         sampled=True,
+        finding=(
+            "One trained model (that of `make demo`) and one noise, so differences below 0.005 mean nothing. Guidance "
+            "is worth 0.036. Euler agrees as well as `ab3` at as many calls, and its samples differ less from one "
+            "another. Where guidance starts moves the agreement of this model little; "
+            "a start at 0.2 costs fewer calls and samples differ less in colour and contrast, which `diversity` counts "
+            "too. Ways without a row have not been run."
+        ),
     ),
     "faces": Experiment(
         "Real faces at 128 pixels: SISMA against the same network without a cross layer.",
@@ -133,10 +149,12 @@ EXPERIMENTS = {
         preset="faces",
         stages=(2000,),
         finding=(
-            "On real faces too the cross layer earns nothing at this size: without it, agreement is level (one seed) "
-            "and the proxy distance smaller; with it, samples of one mask differ more. Both agree with their masks "
-            "better than the real faces do after the autoencoder. Guidance is a likely reason: it exaggerates what "
-            "tells a class. So agreement says that masks are followed, not that faces are good. The parser was trained "
+            "One seed, so no conclusion on the cross layer: without it agreement is level. The proxy distances are of "
+            "75 images, fewer than they have features, and the halves of the real ones are smaller still: they can "
+            "only be compared with one another. Both agree with their masks better than the real faces do after the "
+            "autoencoder. Guidance, which acted throughout (`guidance_start` came later), is a likely reason: it "
+            "exaggerates what tells a class. So agreement says that masks are followed, not that faces are good. The "
+            "parser was trained "
             "on the training faces with `python -m recipes.sisma.parser data=PREPARED steps=1000`; its held-out mIoU "
             "is the ceiling."
         ),
