@@ -191,7 +191,8 @@ def _check_registered(name: Any, kind: str) -> None:
     try:
         find(name, kind)
     except ValueError as error:
-        raise ValueError(f"{error} If it is your own, import the module that registers it first.") from None
+        own = " If it is your own, import the module that registers it first." if "unknown" in str(error) else ""
+        raise ValueError(f"{error}{own}") from None
 
 
 def _read_recipe(file: Path) -> Recipe:

@@ -138,8 +138,8 @@ class Sampler:
             guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
                 model trained with mask dropout.
             guidance_start: guidance acts from this t on, the conditional model alone before it, at half the work. Near
-                the noise guidance mostly drives pictures apart from the data: too much contrast, classes mistaken
-                (Kynkaanniemi et al., arXiv 2404.07724, limit it in the same way). 0 guides throughout.
+                the noise guidance mostly exaggerates contrast (Kynkaanniemi et al., arXiv 2404.07724, limit it in the
+                same way). 0 guides throughout.
             progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
 
         Raises:

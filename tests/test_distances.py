@@ -166,3 +166,11 @@ def test_the_proxy_is_never_called_fid(trained, shared):
     found = result["distances"]["squeezenet11"]
     assert found["protocol"].startswith("proxy[squeezenet11,") and found["frechet"]["value"] > 0
     assert "FID" not in evaluate.summary(result).replace("not FID", "")
+
+
+def test_a_small_training_set_bounds_the_subsets_too(stand_ins):
+    measure = distances.load_measures(DistanceSettings(fid="train-ref"), 12)[0]
+    images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    train = [(image, None) for image in images[:4]]
+    found = distances.distances(measure, [f"{i:02}" for i in range(12)], images, images, train, "given", [].append)
+    assert found["kernel"]["subset_size"] == found["kernel"]["reference_n"] == 4

@@ -26,7 +26,7 @@ from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
-from ssmgen.training import CheckpointError, checkpoints
+from ssmgen.training import CheckpointError, TrainResult, checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -106,6 +106,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
     ("argv", "message"),
     [
         (["quik"], "unknown preset 'quik'.*'quick'"),
+        (["my-quick"], "unknown preset 'my-quick'"),
         (["quick", "step=3"], "unknown key 'step'.*'steps'"),
         (["quick", "steps"], "'steps' is not key=value"),
         (["quick", "steps=many"], "steps"),
@@ -165,6 +166,16 @@ def test_help_is_the_command_and_its_keys():
     assert done.returncode == 0 and not done.stderr
     assert done.stdout.startswith("Train SISMA") and "\n  flip=True\n      train on mirrored pairs too" in done.stdout
     assert "\n  batch_size=16\n      examples of one optimiser step" in done.stdout
+
+
+def test_a_training_that_is_asked_to_stop_gives_the_status_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    stopped = TrainResult(step=3, seconds=1.0, ema=torch.nn.Identity(), interrupted=True)
+    monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
+    given = words(tmp_path, "steps=9")
+    assert train.main(given) == 130
+    assert f"stopped at step 3; continue with: python -m recipes.sisma.train {' '.join(given)} resume=auto" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):

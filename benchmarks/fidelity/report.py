@@ -36,7 +36,8 @@ python -m benchmarks.fidelity.report         # this page, from benchmarks/result
 _DEFAULTS = """## What the presets stand on
 
 Experiments are named as below. Defaults of the models and of the presets `paper` and `stable`:
-[what the paper says](paper.md). Where nothing was measured, this says so.
+[what the paper says](paper.md). Where nothing was measured, this says so;
+what stands on `design` and `sampling` was measured with `quick`, on drawn faces alone.
 
 """
 

@@ -123,7 +123,7 @@ def distances(
     if measure.reference == "train":
         reference = _features(measure, "train", _training_batches(train), step)
     halves = _half(test, 0), _half(test, 1)
-    subset = min(_KID_SUBSET, *map(len, halves))
+    subset = min(_KID_SUBSET, len(reference), *map(len, halves))
     result: dict[str, Any] = {
         "frechet": frechet_distance(mine, reference),
         "noise_floor": frechet_distance(*halves),

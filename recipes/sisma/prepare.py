@@ -646,8 +646,4 @@ def _lines(problems: list[Problem]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        run_command(main)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
+    run_command(main)

@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int | None:
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
+    if result.interrupted and not processes.is_main_process:
+        return STOPPED
     if not processes.is_main_process:
         return None
     if result.interrupted:
@@ -83,7 +85,9 @@ def main(argv: list[str]) -> int | None:
 
 def parse(argv: list[str]) -> Config:
     """``[preset] [key=value ...]`` to the settings of a run."""
-    name, words = (argv[0], argv[1:]) if argv and not set("=-") & set(argv[0]) else ("quick", argv)
+    name, words = (
+        (argv[0], argv[1:]) if argv and "=" not in argv[0] and not argv[0].startswith("-") else ("quick", argv)
+    )
     config = from_command_line(preset(name), words)
     if config.preset != name:
         raise UsageError(f"preset={config.preset}: name the preset as the first word instead")

@@ -100,7 +100,7 @@ class RungeKutta(Solver):
                 f"a tableau of {stages} nodes has {stages} weights and matrix rows of 1 to {stages - 1} numbers, got "
                 f"{len(weights)} weights and rows of {[len(row) for row in matrix]}"
             )
-        if abs(sum(weights) - 1) > 1e-6:
+        if not abs(sum(weights) - 1) <= 1e-6:
             raise ValueError(f"the weights of a step must sum to 1, got {weights}, which sum to {sum(weights):g}")
         self.order = order
         self.nodes = nodes

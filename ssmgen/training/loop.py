@@ -48,7 +48,8 @@ class TrainSettings:
         steps: optimiser steps in all.
         batch_size: examples of one optimiser step, over all processes and accumulated parts.
         accumulate: parts each batch is cut into, to save memory.
-        optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW.
+        optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW at a third
+            of ``lr``.
         lr: learning rate after the warm-up.
         warmup: steps of linear warm-up.
         lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``,
@@ -140,7 +141,8 @@ def train(
 ) -> TrainResult:
     """Train ``model`` on pairs (x, mask) and write log and checkpoints into the folder ``run``.
 
-    ``data[index, draw]`` gives one pair: ``draw`` counts the epochs and seeds augmentation.
+    ``data[index, draw]`` gives one pair: ``draw`` counts the epochs and seeds augmentation. On a CPU the process keeps
+    the memory it frees from now on, see `ssmgen.training.memory`.
 
     Args:
         model: a mask-conditioned model.
@@ -182,7 +184,13 @@ def train(
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
-    log = _open_log(run, first, settings, record or {}, state.get("losses", [])) if main else None
+    log = (
+        _open_log(
+            run, first, settings, record or {}, [math.nan if loss is None else loss for loss in state.get("losses", [])]
+        )
+        if main
+        else None
+    )
     if main and on_step is not None:
         on_step(first, ema.module)
 
@@ -206,7 +214,7 @@ def train(
                 state = {
                     "record": record or {},
                     "seconds": time.monotonic() - started,
-                    "losses": log.losses if log else [],
+                    "losses": [loss if math.isfinite(loss) else None for loss in log.losses] if log else [],
                 }
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)

@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Let the process keep the memory it frees, for the next tensors, where the C library is glibc.
 
     Every training step frees and allocates the same tensors. By itself, glibc gives much of that back to the system and
-    takes it again, and the system clears every page it hands out: 23,000 page faults and a sixth of the time of a step
+    takes it again, and the system clears every page it hands out, which on two cores was a sixth of the time of a step
     of the preset `quick`. The process then stays as large as its largest step until it ends.
 
     Returns:
