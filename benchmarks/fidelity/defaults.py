@@ -14,11 +14,11 @@ PRESETS = ("quick", "faces")
 #: What names a run or its data and is no choice among better and worse.
 NAMES = ("preset", "run", "data", "parser", "autoencoder_source", "evaluate_masks", "sample_every", "lr_decay_steps")
 STANDS_ON = {
-    "model": "sizes were not compared; that `sisma-mini` lacks gates: `design`",
+    "model": "sizes were not compared; that it has no gates in sisma-mini: `design`",
     "model_args.dim": "a small network for a small set; sizes were not compared",
     "model_args.depth": "a small network for a small set; sizes were not compared",
     "model_args.patch_size": "a token per 8 x 8 pixels, so that eyes and earrings have their own; not compared",
-    "model_args.mask_input": "`mask-entry`: level with `added` and `concatenated`",
+    "model_args.mask_input": "`mask-entry`: level with adding or concatenating alone",
     "model_args.mask_dropout": "guidance needs some; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",
