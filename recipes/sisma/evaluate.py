@@ -297,10 +297,11 @@ def summary(result: dict[str, Any]) -> str:
             f"{what} {found['frechet']['value']:.2f}, one half of the real images from the other "
             f"{found['noise_floor']['value']:.2f}: {found['protocol']}"
         )
-        lines.append(
-            f"kernel distance {found['kernel']['value']:.5f}, one half of the real images from the other "
-            f"{found['kernel_noise_floor']['value']:.5f}: {found['kernel']['protocol']}"
-        )
+        if "kernel_noise_floor" in found:  # results of earlier versions have none
+            lines.append(
+                f"kernel distance {found['kernel']['value']:.5f}, one half of the real images from the other "
+                f"{found['kernel_noise_floor']['value']:.5f}: {found['kernel']['protocol']}"
+            )
     if "lpips" in result:
         lines.append(f"LPIPS diversity {result['lpips']['value']:.3f}: {result['lpips']['protocol']}")
     diversity = result["diversity"]
