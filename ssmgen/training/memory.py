@@ -1,7 +1,7 @@
 """Memory of a training on a CPU."""
 
 import ctypes
-import sys
+import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGEST = 32 * 2**20  # glibc takes no larger threshold for mmap on 64 bits
@@ -17,9 +17,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it could be done; another C library is left as it is.
     """
-    if sys.platform != "linux":
+    if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
+    mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
