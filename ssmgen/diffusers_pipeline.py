@@ -170,7 +170,7 @@ class MaskToImagePipeline:
         Args:
             mask, palette, remap: see `MaskToImage`.
             num_inference_steps: steps of the scheduler; the model's own where None.
-            guidance_scale: 1 is none; the model's own where None.
+            guidance_scale: 1 is none; the model's own where None. From which t on it acts is the model's own too.
             num_images_per_prompt: images of each mask.
             generator: where the noise is drawn from, or one for each image; where None, image i has seed i.
             latents: the noise itself, ``(n, c, h, w)``.

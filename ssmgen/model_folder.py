@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ssmgen.data.labels import LabelSet
-from ssmgen.registry import build, closest, find
+from ssmgen.registry import build, closest, find, names
 
 _FORMAT = 1
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parent / "pretrained"
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_RANGES = {"shift": "above 0", "guidance_scale": "at least 0", "guidance_start": "in [0, 1]"}
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "shift": ("above 0", lambda value: value > 0),
+    "guidance_scale": ("at least 0", lambda value: value >= 0),
+    "guidance_start": ("in [0, 1]", lambda value: 0 <= value <= 1),
+}
 #: What weights may be saved in, as `MaskToImage.save_pretrained` takes it.
 SAVED_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: The settings of a sampler that a model's folder may fix.
@@ -81,13 +86,10 @@ def check_sampling(settings: dict[str, Any]) -> None:
         elif name == "steps":
             if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"steps must be a positive whole number, got {value!r}")
-        elif not isinstance(value, numbers.Real) or not math.isfinite(value) or not _in_range(name, value):
-            raise ValueError(f"{name} must be a number {_RANGES[name]}, got {value!r}")
-
-
-def _in_range(name: str, value: numbers.Real) -> bool:
-    number = float(value)
-    return number > 0 if name == "shift" else 0 <= number <= (1 if name == "guidance_start" else math.inf)
+        else:
+            words, within = _RANGES[name]
+            if not isinstance(value, numbers.Real) or not math.isfinite(value) or not within(float(value)):
+                raise ValueError(f"{name} must be a number {words}, got {value!r}")
 
 
 def packaged() -> list[str]:
@@ -191,8 +193,9 @@ def _check_registered(name: Any, kind: str) -> None:
     try:
         find(name, kind)
     except ValueError as error:
-        own = " If it is your own, import the module that registers it first." if "unknown" in str(error) else ""
-        raise ValueError(f"{error}{own}") from None
+        if name in names():
+            raise
+        raise ValueError(f"{error} If it is your own, import the module that registers it first.") from None
 
 
 def _read_recipe(file: Path) -> Recipe:

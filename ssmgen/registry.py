@@ -86,8 +86,7 @@ def find(name: str, kind: str | None = None) -> Entry:
     known = names(kind)
     if name in known:
         return _ENTRIES[name]
-    which = f"all {kind}s" if kind else "all names"
-    listed = f"{which[0].upper()}{which[1:]}: {', '.join(known)}."
+    listed = f"All {kind + 's' if kind else 'names'}: {', '.join(known)}."
     if name in _ENTRIES:
         raise ValueError(f"{name!r} is of kind {_ENTRIES[name].kind}, not {kind}. {listed}")
     raise ValueError(f"unknown {kind or 'name'} {name!r}{closest(name, known)} {listed}")

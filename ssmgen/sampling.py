@@ -96,7 +96,8 @@ class Sampler:
             marked ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the solver works in
             that of x0. None runs the model itself.
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
-            The first call for a shape compiles, for a minute or so; needs a C++ compiler on a CPU.
+            The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
+            steps without guidance; needs a C++ compiler on a CPU.
     """
 
     def __init__(self, model: MaskModel, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:

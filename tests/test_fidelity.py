@@ -106,7 +106,7 @@ def test_the_page_is_what_the_results_render_to():
 
 @pytest.mark.parametrize("name", defaults.PRESETS)
 def test_every_setting_of_a_preset_says_what_it_stands_on(name):
-    assert set(defaults.chosen(name)) <= set(defaults.STANDS_ON)
+    assert set(defaults.chosen(name)) <= set(defaults.STANDS_ON) <= set().union(*map(defaults.chosen, defaults.PRESETS))
     for setting in defaults.chosen(name):
         experiments = re.findall(r"`([a-z-]+)`", defaults.STANDS_ON[setting])
         assert set(experiments) <= {*EXPERIMENTS, "quick"}, f"{setting}: no such experiment"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ from ssmgen.training import (
     train,
     verify_checkpoint,
 )
+from ssmgen.training.log import RunLog
 from ssmgen.training.memory import keep_freed_memory
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
@@ -319,6 +321,20 @@ class Poisoned(Toy):
     def __getitem__(self, key):
         x, mask = super().__getitem__(key)
         return (x * float("nan") if key[1] in self.range else x), mask
+
+
+def test_what_a_line_still_waits_for_goes_through_a_checkpoint(tmp_path):
+    settings = dict(steps=9, batch_size=1, log_every=3, tracker="none", config={})
+    with RunLog(tmp_path, 0, **settings) as log:
+        for step, loss in enumerate((1.0, 2.0, 3.0, 5.0, math.nan), 1):
+            log.step(step, loss, 1.0, 0.1)
+        pending = json.loads(json.dumps(log.pending, allow_nan=False))
+    assert pending == [5.0, None]
+    with RunLog(tmp_path, 5, pending=pending, **settings) as log:
+        log.step(6, 7.0, 1.0, 0.1)
+        assert log.pending == []
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(3, 2.0), (6, None)]
 
 
 def test_a_step_that_is_not_finite_changes_nothing(folder, capsys):

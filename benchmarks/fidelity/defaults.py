@@ -44,10 +44,8 @@ def chosen(name: str) -> dict[str, Any]:
 
 def rows() -> list[list[str]]:
     """Setting, its value in each preset, what it stands on."""
-    settings = {name: chosen(name) for name in PRESETS}
-    found = [key for key in STANDS_ON if any(key in own for own in settings.values())]
-    values = [[_flat(preset(name)).get(key, "-") for name in PRESETS] for key in found]
-    return [[f"`{key}`", *map(str, own), STANDS_ON[key]] for key, own in zip(found, values, strict=True)]
+    presets = [_flat(preset(name)) for name in PRESETS]
+    return [[f"`{key}`", *(str(own.get(key, "-")) for own in presets), why] for key, why in STANDS_ON.items()]
 
 
 def _flat(config: Config) -> dict[str, Any]:

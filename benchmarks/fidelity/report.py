@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fidelity.defaults import PRESETS, rows
+from benchmarks.fidelity import defaults
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
 from benchmarks.report import DOCS, table
 from benchmarks.timing import RESULTS
@@ -50,7 +50,9 @@ def main() -> None:
 def page(folder: Path) -> str:
     """The page as Markdown, from every result of the folder."""
     sections = [_section(name, folder / name) for name in EXPERIMENTS if (folder / name).is_dir()]
-    return "\n".join([_HEAD, _DEFAULTS + table(["setting", *PRESETS, "stands on"], rows()), *sections])
+    return "\n".join(
+        [_HEAD, _DEFAULTS + table(["setting", *defaults.PRESETS, "stands on"], defaults.rows()), *sections]
+    )
 
 
 def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
@@ -79,10 +81,10 @@ def _section(name: str, folder: Path) -> str:
     head += ["time of a step"] if ratios else []
     proxy = all("distances" in stages(result)[-1] for results in found.values() for result in results)
     head += ["proxy distance"] if proxy else []
-    lines = []
+    rows = []
     for variant, results in found.items():
         end = [stages(result)[-1] for result in results]
-        lines.append(
+        rows.append(
             [variant, f"{results[0]['parameters']:,}", str(len(results))]
             + ([max(results[0]["stages"], key=int)] if experiment.paces else [])
             + [
@@ -96,7 +98,7 @@ def _section(name: str, folder: Path) -> str:
         )
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
-    return f"## {name}\n\n{experiment.question}\n\n{table(head, lines)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
+    return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
         f"{experiment.finding}\n\n{words}\n\n{_origin(name, found)}\n"
     )
 

@@ -95,10 +95,7 @@ def main(argv: list[str]) -> None:
     given = [word.partition("=")[0] for word in argv]
     processes = all_processes()
     if settings.images:
-        _refuse(
-            given,
-            ("run", *SAMPLING, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"),
-        )
+        _refuse(given, ("run", *SAMPLING, "samples", "diversity_masks", "seed", "batch_size", "micro_batch"))
         if processes.is_main_process:  # there is nothing to share: the images are there
             evaluate_images(
                 Path(settings.images), settings.data, command=command, out=settings.out or None, measure=settings,

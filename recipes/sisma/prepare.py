@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
 from ssmgen.data.folder import check_target, load_splits, match_stems, write_pair, write_records, written_at_once
 from ssmgen.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
@@ -132,16 +132,22 @@ class Checked:
 # --- what the command does ---
 
 
-def main(argv: list[str]) -> None:
-    """Check and write; raises ``ValueError`` or ``OSError`` with one message where the user has to act."""
+def main(argv: list[str]) -> int | None:
+    """Check and write; raises ``ValueError`` or ``OSError`` with one message where the user has to act.
+
+    Returns:
+        The exit status: `STOPPED` after Ctrl-C, which leaves nothing behind.
+    """
     settings = from_command_line(Settings(), argv)
     _check_settings(settings)
     target = Path(settings.target).resolve()
     check_target(target)
-    if settings.source == "drawn":
-        _prepare_drawn(settings, target)
-    else:
-        _prepare_files(settings, target)
+    try:
+        (_prepare_drawn if settings.source == "drawn" else _prepare_files)(settings, target)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+    return None
 
 
 def _prepare_files(settings: Settings, target: Path) -> None:

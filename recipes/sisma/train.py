@@ -70,13 +70,12 @@ def main(argv: list[str]) -> int | None:
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
-    if result.interrupted and not processes.is_main_process:
+    if result.interrupted:
+        if processes.is_main_process:
+            print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
         return STOPPED
     if not processes.is_main_process:
         return None
-    if result.interrupted:
-        print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
-        return STOPPED
     print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
     if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
@@ -85,9 +84,8 @@ def main(argv: list[str]) -> int | None:
 
 def parse(argv: list[str]) -> Config:
     """``[preset] [key=value ...]`` to the settings of a run."""
-    name, words = (
-        (argv[0], argv[1:]) if argv and "=" not in argv[0] and not argv[0].startswith("-") else ("quick", argv)
-    )
+    named = argv[:1] and "=" not in argv[0] and not argv[0].startswith("-")
+    name, words = (argv[0], argv[1:]) if named else ("quick", argv)
     config = from_command_line(preset(name), words)
     if config.preset != name:
         raise UsageError(f"preset={config.preset}: name the preset as the first word instead")

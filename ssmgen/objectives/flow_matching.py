@@ -75,9 +75,10 @@ class FlowMatching:
                 f"noise must be {tuple(data.shape)} and t ({data.shape[0]},) to go with data, "
                 f"got {tuple(noise.shape)} and {tuple(t.shape)}"
             )
+        weights = None if self.class_weights is None else self._weights(condition, data)
         prediction = model(self.interpolate(noise, data, t), t, **condition)
         error = (prediction.float() - (data - noise).float()).square()
-        return error.mean() if self.class_weights is None else (error * self._weights(condition, data)).mean()
+        return error.mean() if weights is None else (error * weights).mean()
 
     def _weights(self, condition: dict[str, Any], data: Tensor) -> Tensor:
         """What each place counts, ``(batch, 1, height, width)``."""

@@ -23,7 +23,7 @@ class RunLog:
         steps, batch_size, log_every: those of `TrainSettings`.
         tracker: a name of `TRACKERS`, or ``"none"``.
         config: what a tracker shows beside the curves.
-        losses: of the steps since the last line, as `losses` was when the run stopped: a line is a mean over its steps.
+        pending: what `pending` was when the run stopped, as a line is a mean over all its steps.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RunLog:
         log_every: int,
         tracker: str,
         config: dict[str, Any],
-        losses: Sequence[float] = (),
+        pending: Sequence[float | None] = (),
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         last = _forget_after(run / "log.jsonl", first)
@@ -46,18 +46,18 @@ class RunLog:
         self._bar = progress_bar(steps, "step", initial=first)
         self._since = time.monotonic()
         self._fresh = 0
-        self.losses: list[float] = list(losses)
+        self._losses = [math.nan if loss is None else loss for loss in pending]
 
     def step(self, step: int, loss: float, norm: float, lr: float) -> None:
         """Report a step that is done; every ``log_every`` of them make a line."""
-        self.losses.append(loss)
+        self._losses.append(loss)
         self._fresh += 1
         self._bar.update()
         if step % self._log_every and step != self._steps:
             return
         now = time.monotonic()
         speed = self._fresh * self._batch_size / (now - self._since)
-        mean = sum(self.losses) / len(self.losses)
+        mean = sum(self._losses) / len(self._losses)
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # NaN is no JSON
@@ -67,7 +67,12 @@ class RunLog:
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
         self._since, self._fresh = now, 0
         if step % self._log_every == 0:  # else the run may be prolonged, and the line there is a mean over these too
-            self.losses = []
+            self._losses = []
+
+    @property
+    def pending(self) -> list[float | None]:
+        """Losses of the steps since the last line, for a checkpoint: None where not finite, NaN being no JSON."""
+        return [loss if math.isfinite(loss) else None for loss in self._losses]
 
     def samples(self, step: int, grid: Path | None) -> None:
         """Report a picture of samples, if there is one."""

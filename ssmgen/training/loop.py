@@ -184,13 +184,7 @@ def train(
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
-    log = (
-        _open_log(
-            run, first, settings, record or {}, [math.nan if loss is None else loss for loss in state.get("losses", [])]
-        )
-        if main
-        else None
-    )
+    log = _open_log(run, first, settings, record or {}, state.get("pending", [])) if main else None
     if main and on_step is not None:
         on_step(first, ema.module)
 
@@ -210,12 +204,8 @@ def train(
             if log is not None:
                 log.step(step, loss, norm, settings.lr_at(step - 1))
             ending = step >= settings.steps or asked
-            if main and (ending or step % settings.checkpoint_every == 0):
-                state = {
-                    "record": record or {},
-                    "seconds": time.monotonic() - started,
-                    "losses": [loss if math.isfinite(loss) else None for loss in log.losses] if log else [],
-                }
+            if log is not None and (ending or step % settings.checkpoint_every == 0):
+                state = {"record": record or {}, "seconds": time.monotonic() - started, "pending": log.pending}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -228,10 +218,10 @@ def train(
 
 
 def _open_log(
-    run: Path, first: int, settings: TrainSettings, record: dict[str, Any], losses: Sequence[float]
+    run: Path, first: int, settings: TrainSettings, record: dict[str, Any], pending: Sequence[float | None]
 ) -> RunLog:
     named = {name: getattr(settings, name) for name in ("steps", "batch_size", "log_every", "tracker")}
-    return RunLog(run, first, config=asdict(settings) | record, losses=losses, **named)
+    return RunLog(run, first, config=asdict(settings) | record, pending=pending, **named)
 
 
 def _accelerator() -> Any:

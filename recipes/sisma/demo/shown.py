@@ -79,8 +79,6 @@ def settings_of(pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
         "ssmgen": ssmgen.__version__,
         "model": recipe.model,
         "about": recipe.about,
-        "shift": recipe.sampling.get("shift", 1.0),
-        "guidance_start": recipe.sampling.get("guidance_start", 0.0),
         **settings,
     }
     if settings["what"] == "generate":

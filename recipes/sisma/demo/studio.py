@@ -208,7 +208,7 @@ class Studio:
                     raise news
                 else:
                     taken = tuple(names) or tuple(f"seed {seed}" for seed in seeds)
-                    yield Pictures(news, taken, seeds, time.monotonic() - started, settings)
+                    yield Pictures(news, taken, seeds, time.monotonic() - started, self.pipe.sampling() | settings)
                     return
         finally:
             stop.set()
