@@ -118,7 +118,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
         (["quick", "autoencoder_source=./nowhere"], "nowhere: no such folder"),
         (["quick", "image_size=60"], "multiple of 8 \\(autoencoder"),
-        (["quick", "steps=3000"], "lr_decay_steps=1400 ends before steps=3000"),
+        (["quick", "steps=3000"], "lr_decay_steps=1300 ends before steps=3000"),
         (["quick", "solver=flow-matching"], "'flow-matching' is of kind objective, not solver. All solvers: ab2"),
         (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
         (["quick", "shift=0"], "shift must be a number above 0, got 0"),
