@@ -98,11 +98,16 @@ EXPERIMENTS = {
             "d_state=16": ("model_args.d_state=16",),
             "all-alike": ("balance=0", "class_weighting=0"),
             "balance=0.5": ("balance=0.5",),
+            "lr=0.006": ("lr=0.006",),
+            "lr=0.024": ("lr=0.024",),
             "raster": ("model_args.orders=[row]",),
             "bidirectional": ("model_args.orders=[row,row-reversed]",),
+            "sisma-attn-equal-time": ATTENTION,
+            "dit-equal-time": DIT,
         },
         base=(),
         stages=(350,),
+        paces={"sisma-attn-equal-time": 1 / 1.66, "dit-equal-time": 1 / 1.46},
         finding=(
             "Muon is worth most (against AdamW at one rate), then leaving out the gates: gates that start at zero hold "
             "the blocks back at first, and in single trial runs at full length the training loss stayed 3 % lower "
@@ -145,7 +150,12 @@ EXPERIMENTS = {
     ),
     "faces": Experiment(
         "Real faces at 128 pixels: SISMA against the same network without a cross layer.",
-        {"sisma": (), "no-cross": variant("none", 5.0, "add")},
+        {
+            "sisma": (),
+            "no-cross": variant("none", 5.0, "add"),
+            "no-gates": ("model_args.gates=false",),
+            "no-gates-no-cross": (*variant("none", 5.0, "add"), "model_args.gates=false"),
+        },
         base=("evaluate_masks=75",),
         preset="faces",
         stages=(2000,),

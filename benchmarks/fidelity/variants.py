@@ -93,9 +93,9 @@ class Attended(nn.Module):
 class VariantBlock(nn.Module):
     """`ssmgen.models.sisma.SISMABlock` with another second layer."""
 
-    def __init__(self, dim: int, order: str, second: nn.Module, ffn_ratio: float) -> None:
+    def __init__(self, dim: int, order: str, second: nn.Module, ffn_ratio: float, gates: bool) -> None:
         super().__init__()
-        self.adaln = AdaLNZero(dim, sublayers=3)
+        self.adaln = AdaLNZero(dim, sublayers=3, gates=gates)
         self.self_mamba = SelfMamba(dim, order=order)
         self.second: Any = second
         self.ffn = FeedForward(dim, ffn_ratio)
@@ -132,10 +132,11 @@ class SISMAVariant(MaskConditioned):
         second: str,
         ffn_ratio: float = 4.0,
         orders: Sequence[str] = SCAN_ORDERS,
+        gates: bool = True,
         **settings: Any,
     ) -> None:
         def block(i: int) -> nn.Module:
             order = orders[i % len(orders)]
-            return VariantBlock(dim, order, SECOND[second](dim, order), ffn_ratio)
+            return VariantBlock(dim, order, SECOND[second](dim, order), ffn_ratio, gates)
 
         super().__init__(block, dim=dim, depth=depth, **settings)
