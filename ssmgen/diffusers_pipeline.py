@@ -156,6 +156,7 @@ class MaskToImagePipeline:
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_start: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -170,7 +171,8 @@ class MaskToImagePipeline:
         Args:
             mask, palette, remap: see `MaskToImage`.
             num_inference_steps: steps of the scheduler; the model's own where None.
-            guidance_scale: 1 is none; the model's own where None. From which t on it acts is the model's own too.
+            guidance_scale: 1 is none; the model's own where None.
+            guidance_start: from which t on guidance acts, in [0, 1]; the model's own where None.
             num_images_per_prompt: images of each mask.
             generator: where the noise is drawn from, or one for each image; where None, image i has seed i.
             latents: the noise itself, ``(n, c, h, w)``.
@@ -195,6 +197,7 @@ class MaskToImagePipeline:
             steps=num_inference_steps,
             solver=SchedulerSolver(self.scheduler, after_step),
             guidance_scale=guidance_scale,
+            guidance_start=guidance_start,
             shift=1.0,  # the scheduler's own is the one that counts
             num_images=num_images_per_prompt,
             noise=self._drawn(count, generator) if latents is None else latents,

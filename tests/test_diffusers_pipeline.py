@@ -70,6 +70,14 @@ def test_settings_left_out_are_those_of_the_model(pipe):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_guidance_starts_where_it_is_told_to(pipe):
+    settings = {"guidance_scale": 200.0, "guidance_start": 0.5, "output_type": "latent"}
+    found = MaskToImagePipeline(pipe)(MASK, num_inference_steps=5, **settings).images
+    expected = pipe(MASK, steps=5, solver="euler", **settings)
+    throughout = pipe(MASK, steps=5, solver="euler", guidance_scale=200.0, output_type="latent")
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(expected, throughout, atol=1e-3)
+
+
 def test_weights_in_bfloat16_and_masks_of_another_order(pipe):
     theirs = MaskToImagePipeline(MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe))
     plain = theirs(MASK, num_inference_steps=3, output_type="pt").images

@@ -190,6 +190,12 @@ def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
+def test_a_warning_of_a_command_is_one_line():
+    code = "import warnings; from recipes.sisma.arguments import run_command; run_command(lambda _: warnings.warn('odd'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "warning: odd\n"
+
+
 def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     for index in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -88,7 +89,9 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run a command and exit with the status it returns.
 
     What a user can mend ends it with one message on stderr and status 2, Ctrl-C with one line, both without traceback.
+    Warnings are one line each.
     """
+    warnings.formatwarning = _one_line
     try:
         raise SystemExit(main(sys.argv[1:]) or 0)
     except Help as help:
@@ -99,3 +102,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the line of the library that gave it, which says nothing to who typed a command."""
+    return f"warning: {message}\n"
