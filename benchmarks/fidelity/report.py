@@ -99,7 +99,7 @@ def _section(name: str, folder: Path) -> str:
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
     return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
-        f"{experiment.finding}\n\n{words}\n\n{_origin(name, found)}\n"
+        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}\n"
     )
 
 
