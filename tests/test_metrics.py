@@ -255,14 +255,14 @@ def test_diversity_says_what_it_cannot_count():
 
 
 def test_agreement_counts_what_can_be_counted_by_hand():
-    true = torch.tensor([[[0, 0, 1, 1]], [[0, 1, 1, 1]]])
-    seen = torch.tensor([[[0, 1, 1, 1]], [[0, 1, 1, 2]]])
-    agreement = MaskAgreement(("a", "b", "c"), "by hand", "0" * 64)
+    true = torch.tensor([[[0, 0, 1, 1, 3]], [[0, 1, 1, 1, 1]]])
+    seen = torch.tensor([[[0, 1, 1, 1, 3]], [[0, 1, 1, 2, 1]]])
+    agreement = MaskAgreement(("a", "b", "c", "d"), "by hand", "0" * 64)
     agreement.update(seen, true, ["x", "y"])
     result = agreement.result()
-    assert result["iou"] == pytest.approx({"a": 2 / 3, "b": 4 / 6})  # no true c: it is left out of the mean
-    assert result["miou"] == pytest.approx(2 / 3) and result["pixel_accuracy"] == pytest.approx(6 / 8)
-    assert result["protocol"] == "agreement[parser=by hand,classes=2 of 3,n=2]" and result["weights"] == "0" * 64
+    assert result["iou"] == pytest.approx({"a": 2 / 3, "b": 5 / 7, "d": 1})  # no true c: it is left out of the mean
+    assert result["miou"] == pytest.approx((2 / 3 + 5 / 7 + 1) / 3) and result["pixel_accuracy"] == pytest.approx(0.8)
+    assert result["protocol"] == "agreement[parser=by hand,classes=3 of 4,n=2]" and result["weights"] == "0" * 64
 
 
 def test_agreement_is_full_falls_with_other_masks_and_does_not_depend_on_batches():
