@@ -225,6 +225,14 @@ class Pixels(nn.Module):
         return (first - second).abs().mean(dim=(1, 2, 3))
 
 
+def test_the_rms_distance_is_the_mean_over_pairs():
+    flat = torch.tensor([0.0, 0.5, -0.25]).view(3, 1, 1, 1).expand(-1, 3, 4, 5)
+    assert pairwise_rms(flat) == pytest.approx((0.5 + 0.25 + 0.75) / 3)
+    ends = torch.stack([torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)])
+    ends[0, :, :, 0] = 1  # a quarter of the pixels differ by 1
+    assert pairwise_rms(ends) == pytest.approx(0.5)
+
+
 def test_diversity_falls_where_samples_collapse_and_rises_with_noise():
     batch = smooth(6, 5).float() / 127.5 - 1
     near = batch[:1] + 0.1 * batch
@@ -252,6 +260,18 @@ def test_diversity_says_what_it_cannot_count():
         diversity.update("n", batch[:1])
     with pytest.raises(ValueError, match=r"mask n: images are \(2, 3, 24, 24\), those of other masks \(3, 3, 24, 24\)"):
         diversity.update("n", batch[:2])
+    other = LPIPSDiversity(Pixels())
+    other.update("n", batch[:2])
+    other.merge(diversity)
+    with pytest.raises(ValueError, match=r"some masks are \(2, 3, 24, 24\), those of others \(3, 3, 24, 24\)"):
+        other.result()
+
+
+def test_a_process_without_masks_reports_those_of_others():
+    idle, busy = LPIPSDiversity(Pixels()), LPIPSDiversity(Pixels())
+    busy.update("m", smooth(3, 5).float())
+    idle.merge(busy)
+    assert idle.result() == busy.result()
 
 
 def test_agreement_counts_what_can_be_counted_by_hand():

@@ -40,8 +40,8 @@ class LPIPSDiversity:
     def __init__(self, network: Any, pairs: int = 15) -> None:
         self.network = network
         self.pairs = pairs
-        self.counted: dict[str, float] = {}
-        self._shape: tuple[int, ...] | None = None
+        #: Distance of a mask's images and their shape.
+        self.counted: dict[str, tuple[float, tuple[int, ...]]] = {}
 
     @torch.no_grad()
     def update(self, mask: str, images: Tensor) -> None:
@@ -53,13 +53,14 @@ class LPIPSDiversity:
         _check_count(images)
         if mask in self.counted:
             raise ValueError(f"mask {mask} was counted already")
-        if self._shape not in (None, tuple(images.shape)):
-            raise ValueError(f"mask {mask}: images are {tuple(images.shape)}, those of other masks {self._shape}")
-        self._shape = tuple(images.shape)
+        shape = tuple(images.shape)
+        others = self._shapes() - {shape}
+        if others:
+            raise ValueError(f"mask {mask}: images are {shape}, those of other masks {others.pop()}")
         first, second = (torch.tensor(side) for side in zip(*combinations(range(len(images)), 2), strict=True))
         parts = zip(first.split(self.pairs), second.split(self.pairs), strict=True)
         distances = torch.cat([self.network(images[a], images[b]).flatten().double() for a, b in parts])
-        self.counted[mask] = distances.mean().item()
+        self.counted[mask] = distances.mean().item(), shape
 
     def merge(self, other: LPIPSDiversity) -> None:
         """Take over the masks of another one.
@@ -68,25 +69,30 @@ class LPIPSDiversity:
             ValueError: both have a mask.
         """
         join(self.counted, other.counted)
-        self._shape = self._shape or other._shape
 
     def result(self) -> dict[str, Any]:
         """``value``, the mean over masks, how many ``masks``, the ``protocol``, and the hashes of weights and list.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: nothing was counted, or processes have counted images of different counts or sizes.
         """
-        if not self.counted or self._shape is None:
+        if not self.counted:
             raise ValueError("no masks were counted: call update first")
-        samples, _, height, width = self._shape
+        shapes = sorted(self._shapes())
+        if len(shapes) > 1:
+            raise ValueError(f"the images of some masks are {shapes[0]}, those of others {shapes[1]}")
+        samples, _, height, width = shapes[0]
         return {
-            "value": sum(self.counted[m] for m in sorted(self.counted)) / len(self.counted),
+            "value": sum(self.counted[m][0] for m in sorted(self.counted)) / len(self.counted),
             "masks": len(self.counted),
             "protocol": f"lpips[{getattr(self.network, 'protocol', type(self.network).__name__)},diversity,"
             f"size={height}x{width},samples={samples},pairs={samples * (samples - 1) // 2},masks={len(self.counted)}]",
             "weights": weights_hash(self.network),
             "list": list_hash(self.counted),
         }
+
+    def _shapes(self) -> set[tuple[int, ...]]:
+        return {shape for _, shape in self.counted.values()}
 
 
 def _check_count(images: Tensor) -> None:
