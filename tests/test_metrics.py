@@ -267,6 +267,15 @@ def test_diversity_says_what_it_cannot_count():
         other.result()
 
 
+def test_diversity_is_the_mean_over_masks():
+    first, second = smooth(3, 5).float(), smooth(3, 6).float() / 3
+    diversity = LPIPSDiversity(Pixels())
+    diversity.update("m", first)
+    diversity.update("n", second)
+    each = [diversity_of(images)["value"] for images in (first, second)]
+    assert diversity.result()["value"] == pytest.approx(sum(each) / 2) and each[0] > 2 * each[1]
+
+
 def test_a_process_without_masks_reports_those_of_others():
     idle, busy = LPIPSDiversity(Pixels()), LPIPSDiversity(Pixels())
     busy.update("m", smooth(3, 5).float())
