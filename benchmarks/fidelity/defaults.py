@@ -14,7 +14,7 @@ PRESETS = ("quick", "faces")
 #: What names a run or its data and is no choice among better and worse.
 NAMES = ("preset", "run", "data", "parser", "autoencoder_source", "evaluate_masks", "sample_every", "lr_decay_steps")
 STANDS_ON = {
-    "model": "sizes were not compared; no gates and four states in sisma-mini: `design`",
+    "model": "sizes were not compared; gates: `design`, and level in `faces`; four states in sisma-mini: `design`",
     "model_args.dim": "a small network for a small set; sizes were not compared",
     "model_args.depth": "a small network for a small set; sizes were not compared",
     "model_args.patch_size": "a token per 8 x 8 pixels, so that eyes and earrings have their own; not compared",
@@ -22,7 +22,7 @@ STANDS_ON = {
     "model_args.mask_dropout": "guidance needs some; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",
-    "balance": "`design`: 0.5 is level with 1; without it and class weights less",
+    "balance": "`design`: 0.5 is level with 1, none is less (with no class weights either); `faces`: 1 gives no more",
     "class_weighting": "`design`: without it and balance less; alone not varied",
     "optimizer": "`design`",
     "lr": "`design`: half of it is lower, twice as much no better",

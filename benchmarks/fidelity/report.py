@@ -77,8 +77,9 @@ def _section(name: str, folder: Path) -> str:
     head += ["steps", "mIoU"] if experiment.paces else [f"mIoU, {n} steps" for n in experiment.stages]
     head += ["of the way to the ceiling", "diversity"]
     timed = folder.parent / f"step-time-{name}.json"
-    ratios = json.loads(timed.read_text())["ratios"] if timed.exists() else {}
-    head += ["time of a step"] if ratios else []
+    times = json.loads(timed.read_text()) if timed.exists() else {}
+    ratios = times.get("ratios", {})
+    head += ["time, forward and backward"] if ratios else []
     proxy = all("distances" in stages(result)[-1] for results in found.values() for result in results)
     head += ["proxy distance"] if proxy else []
     rows = []
@@ -98,8 +99,11 @@ def _section(name: str, folder: Path) -> str:
         )
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
+    clock = (
+        f" Times: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}." if ratios else ""
+    )
     return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
-        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}\n"
+        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}{clock}\n"
     )
 
 
