@@ -191,7 +191,7 @@ def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
 
 
 def test_a_warning_of_a_command_is_one_line():
-    code = "import warnings; from recipes.sisma.arguments import run_command as run; run(lambda _: warnings.warn('odd'))"
+    code = "import warnings, recipes.sisma.arguments as a; a.run_command(lambda _: warnings.warn('odd'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "warning: odd\n"
 
