@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,7 @@ def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back what the command sets
     for main, status in ((stopped, 130), (lambda argv: 130, 130), (lambda argv: None, 0)):
         with pytest.raises(SystemExit) as ended:
             run_command(main)

@@ -22,7 +22,7 @@ STANDS_ON = {
     "model_args.mask_dropout": "guidance needs some; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",
-    "balance": "`design`: 0.5 is level with 1, none is less (with no class weights either); `faces`: 1 gives no more",
+    "balance": "`design`: 0.5 level with 1, none lower within the spread; `faces`: 1 gives no more",
     "class_weighting": "`design`: without it and balance less; alone not varied",
     "optimizer": "`design`",
     "lr": "`design`: half of it is lower, twice as much no better",

@@ -77,11 +77,11 @@ EXPERIMENTS = {
             "tokens added to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. So do "
             "both together and concatenation. The late lead of a first trial at 32 pixels (0.02 to 0.03, two "
             "seeds) is not confirmed. What is clear: SPADE ends 0.017 to 0.030 below it, in every seed, and "
-            "cross-attention alone is far behind even though its keys carry positions: in a thousand steps it "
-            "barely learns where to look, while a scan visits mask and image in one order and need not learn it. "
-            "One small size, drawn faces; the paper's advantage at full size is neither shown nor refuted. The "
-            "default of every size but the preset `quick` therefore stays the paper's (`mask_input=none`); "
-            "`quick` takes both."
+            "cross-attention alone is far behind even though its keys carry positions: our guess is that in a "
+            "thousand steps it barely learns where to look, while a scan visits mask and image in one order and "
+            "need not learn it. One small size, drawn faces; the paper's advantage at full size is neither shown "
+            "nor refuted. The default of every size but the presets `quick` and `faces` therefore stays the "
+            "paper's (`mask_input=none`); `quick` and `faces` take both."
         ),
     ),
     "design": Experiment(
@@ -111,20 +111,21 @@ EXPERIMENTS = {
         finding=(
             "- **Optimizer**: Muon is worth most, against AdamW at one rate. Half its learning rate ends lower in "
             "every seed, twice as much in two of three.\n"
-            "- **Gates** that start at zero hold the blocks back at first; in single trial runs at full length "
-            "the training loss stayed 3 % lower without them. The sizes from `sisma-s` on keep theirs, which the "
-            "paper's parameter count asks for, until somebody measures them there.\n"
-            "- **Time**: a uniform t ends below the logit-normal one in every seed, by 0.007 to 0.023.\n"
+            "- **Gates** that start at zero may hold the blocks back at first: every seed ends lower with them. "
+            "The sizes from `sisma-s` on keep theirs, which the paper's parameter count asks for, until somebody "
+            "measures them there.\n"
+            "- **Time**: a uniform t ends below the logit-normal one in every seed, by 0.007 to 0.023, with means "
+            "within the spread.\n"
             "- **Rare classes**: where none counts more, in data and loss (`all-alike`), every seed ends lower, "
-            "by 0.003 to 0.018. Half of the balancing is neither better nor worse.\n"
-            "- **Scans**: how the image is scanned does not show here. One order for all layers, two opposite "
-            "ones and a new one for every layer are level. So nearly are four states a channel and sixteen, "
-            "-0.003 to 0.013 for a fifth more time. What the Cross-Mamba scans (`u`) tells little where the mask is "
-            "also added at the input, 0.001 to 0.014.\n"
+            "by 0.003 to 0.018, with means within the spread. Half of the balancing is neither better nor worse.\n"
+            "- **Scans**: how the image is scanned does not show here. One order for all three layers, two "
+            "opposite ones and the first three of the cycle are level; all eight need eight layers and were not "
+            "tried. So nearly are four states a channel and sixteen, -0.003 to 0.013 for a fifth more time. What "
+            "the Cross-Mamba scans (`u`) tells little where the mask is also added at the input, 0.001 to 0.014.\n"
             "- **Attention and DiT** end below the scans in every seed, at equal parameters and steps, and by "
             "more at equal time, which is 211 and 240 of their steps: forward and backward take 1.66 and 1.46 "
-            "times as long on this CPU (a GPU will have other ratios). They too ran without gates, at the "
-            "learning rate of SISMA.\n\n"
+            "times as long on this CPU (within some 5 %, the optimizer left out; a GPU will have other ratios). "
+            "They too ran without gates, at the learning rate of SISMA.\n\n"
             "All this at one small size and about a quarter of the steps of `quick`."
         ),
     ),
@@ -135,9 +136,9 @@ EXPERIMENTS = {
         stages=(1400,),
         paces={"a-third": 1 / 3, "four-times": 4.0},
         finding=(
-            "Agreement still rises where `make demo` stops (1,300 steps; `quick` had 1,400 here). The row of 4,000 "
-            "steps is the packaged model, made by an earlier `quick`: sixteen states a channel, gates, guidance "
-            "throughout. One seed."
+            "Agreement rises from 0.780 to 0.840 up to 1,400 steps; beyond that it is not shown by equal models "
+            "(`quick` has 1,300 since, see the README). The row *four-times*, 4,000 steps, is the packaged model, "
+            "made by an earlier `quick`: sixteen states a channel, gates, guidance throughout. One seed."
         ),
     ),
     "sampling": Experiment(
@@ -155,9 +156,10 @@ EXPERIMENTS = {
             "- **Guidance** of 2 is worth 0.036 over none; 3 falls back to where none is, with specks on the "
             "skin. Where it starts moves agreement little; a start at 0.2 costs less work than one at 0, and "
             "samples differ less in colour and contrast, which `diversity` counts too.\n"
-            "- **Solver**: agreement hardly asks for a good one, Euler with six steps is level with the best. Its "
-            "pictures do: colours are muted and samples of a mask alike (0.42; 0.57 with 48 steps), while "
-            "outlines stay. `ab3` with 11 has the colours of Euler with 48; with 6 it leaves specks on the skin."
+            "- **Solver**: agreement does not follow accuracy. Euler with six steps is level with the best, `ab3` "
+            "with six loses 0.042. Seen by eye: Euler's colours are muted and samples of a mask alike (0.42; 0.57 "
+            "with 48 steps), while outlines stay. `ab3` with 11 has the colours of Euler with 48; with 6 it "
+            "leaves specks on the skin."
         ),
     ),
     "faces": Experiment(
@@ -172,16 +174,17 @@ EXPERIMENTS = {
         preset="faces",
         stages=(2000,),
         finding=(
-            "One seed, so small differences mean nothing. *gates* is the preset as it is. Without gates agreement is "
-            "level, unlike in `design`, and the preset keeps the paper's; balancing rare classes fully gives no more; "
-            "and the cross layer earns nothing here either. The proxy distances are of 75 images, fewer than they have "
-            "features, and the halves of the real ones are smaller still: they can only be compared with one another. "
-            "An earlier preset with guidance throughout, and the optimizer as it was then, had 0.585 and a proxy of "
-            "2475 (commit `b8bb3e676354`).\n\n"
+            "One seed, so small differences mean nothing. *gates* is the preset as it is. Without gates agreement "
+            "is level, unlike in `design`, and the preset keeps the paper's; balancing rare classes fully gives "
+            "no more; and so it is without the cross layer, whose model has the higher proxy distance here, as in "
+            "an earlier pair (commit `d3b0dab`). The proxy distances are of 75 images, fewer than they have "
+            "features, and the halves of the real ones are smaller still: they can only be compared with one "
+            "another. An earlier preset with guidance throughout, and the optimizer as it was then, had 0.585 and "
+            "a proxy of 2475 (run at `b8bb3e676354`, its row at `d3b0dab`).\n\n"
             "All agree with their masks better than the real faces do after the autoencoder. Guidance is a likely "
-            "reason: it exaggerates what tells a class. So agreement says that masks are followed, not that faces are "
-            "good. The parser was trained on the training faces with `python -m recipes.sisma.parser data=PREPARED "
-            "steps=1000`; its held-out mIoU is the ceiling."
+            "reason: it exaggerates what tells a class. So agreement says that masks are followed, not that faces "
+            "are good. The parser was trained on the training faces with `python -m recipes.sisma.parser "
+            "data=PREPARED steps=1000`; its held-out mIoU is the ceiling."
         ),
     ),
 }

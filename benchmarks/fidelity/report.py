@@ -21,7 +21,8 @@ Result = dict[str, Any]
 
 _HEAD = """# Fidelity
 
-What each part of SISMA buys, measured. Every row is the mean over seeds of the `quick` preset, as it was at the commit
+What each part of SISMA buys, measured. But for *faces* (the preset `faces`, real ones, their own parser)
+every row is the mean over seeds of the `quick` preset, as it was at the commit
 named below its table, with the settings named there changed, trained on drawn faces and measured on unseen masks; ± is
 the standard deviation over seeds (weights, order of the data, noise). mIoU is the shipped parser's; its floor and
 ceilings stand below each table. A difference that is not several times the spread is none.
@@ -37,7 +38,7 @@ _DEFAULTS = """## What the presets stand on
 
 Experiments are named as below. Defaults of the models and of the presets `paper` and `stable`:
 [what the paper says](paper.md). Where nothing was measured, this says so;
-what stands on `design` and `sampling` was measured with `quick`, on drawn faces alone.
+what stands on any but `faces` was measured with `quick`, on drawn faces alone.
 
 """
 

@@ -106,4 +106,4 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning without the line of the library that gave it, which says nothing to who typed a command."""
-    return f"warning: {message}\n"
+    return f"warning: {' '.join(str(message).split())}\n"
