@@ -193,9 +193,9 @@ def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
 
 
 def test_a_warning_of_a_command_is_one_line():
-    code = "import warnings, recipes.sisma.arguments as a; a.run_command(lambda _: warnings.warn('odd'))"
+    code = "import warnings, recipes.sisma.arguments as a; a.run_command(lambda _: warnings.warn('odd\\n mask'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "warning: odd\n"
+    assert done.returncode == 0 and done.stderr == "warning: odd mask\n"
 
 
 def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):

@@ -21,11 +21,11 @@ Result = dict[str, Any]
 
 _HEAD = """# Fidelity
 
-What each part of SISMA buys, measured. But for *faces* (the preset `faces`, real ones, their own parser)
-every row is the mean over seeds of the `quick` preset, as it was at the commit
-named below its table, with the settings named there changed, trained on drawn faces and measured on unseen masks; ± is
-the standard deviation over seeds (weights, order of the data, noise). mIoU is the shipped parser's; its floor and
-ceilings stand below each table. A difference that is not several times the spread is none.
+What each part of SISMA buys, measured. Every row is the mean over seeds of the preset `quick` (in *faces*: of
+`faces`), as it was at the commit named below its table, with the settings named there changed; it was trained on
+drawn (in *faces*: real) faces and measured on unseen masks. ± is the standard deviation over seeds (weights, order of
+the data, noise). mIoU is the shipped parser's (in *faces*: that of one trained on real faces); its floor and ceilings
+stand below each table. A difference that is not several times the spread is none.
 
 ```bash
 python -m benchmarks.fidelity                # the experiments and their variants
@@ -37,8 +37,8 @@ python -m benchmarks.fidelity.report         # this page, from benchmarks/result
 _DEFAULTS = """## What the presets stand on
 
 Experiments are named as below. Defaults of the models and of the presets `paper` and `stable`:
-[what the paper says](paper.md). Where nothing was measured, this says so;
-what stands on any but `faces` was measured with `quick`, on drawn faces alone.
+[what the paper says](paper.md). Where nothing was measured, this says so; what stands on any experiment but `faces` was
+measured with `quick`, on drawn faces alone.
 
 """
 
@@ -74,38 +74,41 @@ def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
 def _section(name: str, folder: Path) -> str:
     experiment = EXPERIMENTS[name]
     found = read(folder, experiment)
-    head = ["variant", "parameters", "seeds"]
-    head += ["steps", "mIoU"] if experiment.paces else [f"mIoU, {n} steps" for n in experiment.stages]
-    head += ["of the way to the ceiling", "diversity"]
     timed = folder.parent / f"step-time-{name}.json"
     times = json.loads(timed.read_text()) if timed.exists() else {}
-    ratios = times.get("ratios", {})
-    head += ["time, forward and backward"] if ratios else []
-    proxy = all("distances" in stages(result)[-1] for results in found.values() for result in results)
-    head += ["proxy distance"] if proxy else []
-    rows = []
-    for variant, results in found.items():
-        end = [stages(result)[-1] for result in results]
-        rows.append(
-            [variant, f"{results[0]['parameters']:,}", str(len(results))]
-            + ([max(results[0]["stages"], key=int)] if experiment.paces else [])
-            + [
-                _spread([stage["mask_agreement"]["miou"] for stage in at])
-                for at in zip(*map(stages, results), strict=True)
-            ]
-            + [f"{statistics.mean(stage['floor_to_ceiling'] for stage in end):.0%}"]
-            + [_spread([stage["diversity"]["same_mask"] for stage in end])]
-            + ([f"{ratios[variant]:.2f}"] if ratios else [])
-            + ([_spread([_proxy(stage)["frechet"]["value"] for stage in end])] if proxy else [])
-        )
+    columns = {"variant": list(found)} | _measured(experiment, found)
+    if times:
+        columns["time, forward and backward"] = [f"{times['ratios'][variant]:.2f}" for variant in found]
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
-    clock = (
-        f" Times: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}." if ratios else ""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return (
+        f"## {name}\n\n{experiment.question}\n\n{table(list(columns), rows)}\n{_bounds(stages(anyone)[-1])}\n\n"
+        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}{_clock(times)}\n"
     )
-    return f"## {name}\n\n{experiment.question}\n\n{table(head, rows)}\n{_bounds(stages(anyone)[-1])}\n\n" + (
-        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}{clock}\n"
-    )
+
+
+def _measured(experiment: Experiment, found: dict[str, list[Result]]) -> dict[str, list[str]]:
+    """The columns of figures, one entry a variant."""
+    ends = [[stages(result)[-1] for result in results] for results in found.values()]
+    columns = {
+        "parameters": [f"{results[0]['parameters']:,}" for results in found.values()],
+        "seeds": [str(len(results)) for results in found.values()],
+    }
+    if experiment.paces:
+        columns["steps"] = [max(results[0]["stages"], key=int) for results in found.values()]
+    for at, steps in enumerate(experiment.stages):
+        name = "mIoU" if experiment.paces else f"mIoU, {steps} steps"
+        columns[name] = [
+            _spread([stages(result)[at]["mask_agreement"]["miou"] for result in results]) for results in found.values()
+        ]
+    columns["of the way to the ceiling"] = [
+        f"{statistics.mean(s['floor_to_ceiling'] for s in end):.0%}" for end in ends
+    ]
+    columns["diversity"] = [_spread([stage["diversity"]["same_mask"] for stage in end]) for end in ends]
+    if all("distances" in stage for end in ends for stage in end):
+        columns["proxy distance"] = [_spread([_proxy(stage)["frechet"]["value"] for stage in end]) for end in ends]
+    return columns
 
 
 def stages(result: Result) -> list[Result]:
@@ -137,6 +140,12 @@ def _bounds(stage: Result) -> str:
         f"faces after the autoencoder {after:.3f}. Diversity: RMS difference of samples of one mask, images in [-1, 1]."
         + proxy
     )
+
+
+def _clock(times: Result) -> str:
+    if not times:
+        return ""
+    return f" Times: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}."
 
 
 def _origin(name: str, found: dict[str, list[Result]]) -> str:

@@ -1,6 +1,7 @@
-"""Time a training step of an experiment's variants: ``python -m benchmarks.fidelity.step_time design [--rounds 15]``.
+"""Time forward and backward of variants: ``python -m benchmarks.fidelity.step_time design [--rounds 15]``.
 
 In one process and in turn, so that what else the machine does falls on all alike. Only the ratios are worth anything.
+The optimizer is left out; settings that do not change the model differ by what the machine does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     steps = {name: training_step([*experiment.base, *words]) for name, words in experiment.variants.items()}
     times = measure(steps, arguments.rounds)
     first = next(iter(times))
-    show(f"{arguments.experiment}: a training step", times, first)
+    show(f"{arguments.experiment}: forward and backward", times, first)
     base = medians(times)[first]
     ratios = {name: round(median / base, 3) for name, median in medians(times).items()}
     module = f"fidelity.step_time {arguments.experiment} --rounds {arguments.rounds}"
