@@ -81,10 +81,16 @@ def test_class_weights_count_a_latent_as_its_heaviest_label():
 
 def test_class_weights_without_a_fitting_mask_are_explained():
     objective = build("flow-matching", class_weights=[1.0, 2.0])
+
+    def model(x, t, mask=None):
+        pytest.fail("the model has worked for a loss that cannot be")
+
     with pytest.raises(ValueError, match=r"need mask=, integer labels .* got none"):
-        objective.loss(lambda x, t: x, data())
+        objective.loss(model, data())
     with pytest.raises(ValueError, match="got one of shape"):
-        objective.loss(lambda x, t, mask: x, data(), mask=torch.zeros(2, 3, 3, dtype=torch.uint8))
+        objective.loss(model, data(), mask=torch.zeros(2, 3, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="there are 2 class_weights, and the mask has a label 2"):
+        objective.loss(model, data(), mask=torch.full((len(data()), *data().shape[-2:]), 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="class_weights must be positive"):
         build("flow-matching", class_weights=[1.0, 0.0])
 

@@ -213,7 +213,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
     with pytest.raises(ValueError, match="image_size must be a multiple of 4 .* got 30"):
         MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=30))
     for wrong, kind, message in (
-        ({"model": "euler"}, ValueError, "'euler' is of kind solver, not model"),
+        ({"model": "euler"}, ValueError, r"'euler' is of kind solver, not model\. All models: [^.]*\.$"),
         ({"model": "my-own"}, ValueError, "import the module that registers it first"),
         ({"sampling": {"step": 3}}, ValueError, "no setting 'step'. Did you mean 'steps'"),
         ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
@@ -228,6 +228,7 @@ BAD_CALLS = [
     ({"seed": [1, 2]}, "got 2 seeds for 1 image"),
     ({"steps": 0}, "steps must be a positive whole number, got 0"),
     ({"steps": 2.5}, "steps must be a positive whole number, got 2.5"),
+    ({"shift": 0}, "shift must be a number above 0, got 0"),
     ({"shift": float("nan")}, "shift must be a number above 0, got nan"),
     ({"guidance_scale": -1.0}, "guidance_scale must be a number at least 0, got -1.0"),
     ({"guidance_start": 1.5}, r"guidance_start must be a number in \[0, 1\], got 1.5"),

@@ -359,6 +359,18 @@ def test_a_full_disk_is_noticed_before_and_during_the_work(tmp_path: Path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
+def test_ctrl_c_leaves_nothing_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "write_records", stop)
+    assert main([f"source={make_folder(tmp_path / 'source')}", f"target={tmp_path / 'target'}"]) == 130
+    assert capsys.readouterr().err.endswith("stopped; nothing was written\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
 def test_the_command_ends_with_one_message_and_status_2(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "recipes.sisma.prepare", f"source={tmp_path}", f"target={tmp_path / 'out'}"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import evaluate, export, parser, provenance, sample, train
-from recipes.sisma.arguments import UsageError, keys_help, run_command
+from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run
@@ -167,6 +167,9 @@ def test_help_is_the_command_and_its_keys():
     assert done.returncode == 0 and not done.stderr
     assert done.stdout.startswith("Train SISMA") and "\n  flip=True\n      train on mirrored pairs too" in done.stdout
     assert "\n  batch_size=16\n      examples of one optimiser step" in done.stdout
+    for word in ("--help", "-h"):
+        with pytest.raises(Help, match="solver_steps=11"):
+            train.parse([word])
 
 
 def test_a_training_that_is_asked_to_stop_gives_the_status_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
