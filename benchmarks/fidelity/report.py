@@ -78,7 +78,7 @@ def _section(name: str, folder: Path) -> str:
     times = json.loads(timed.read_text()) if timed.exists() else {}
     columns = {"variant": list(found)} | _measured(experiment, found)
     if times:
-        columns["time, forward and backward"] = [f"{times['ratios'][variant]:.2f}" for variant in found]
+        columns["time"] = [f"{times['ratios'][variant]:.2f}" for variant in found]
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -145,7 +145,7 @@ def _bounds(stage: Result) -> str:
 def _clock(times: Result) -> str:
     if not times:
         return ""
-    return f" Times: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}."
+    return f" Time is that of forward and backward, the optimizer left out: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}."
 
 
 def _origin(name: str, found: dict[str, list[Result]]) -> str:

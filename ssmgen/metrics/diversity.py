@@ -80,7 +80,10 @@ class LPIPSDiversity:
             raise ValueError("no masks were counted: call update first")
         shapes = sorted(self._shapes())
         if len(shapes) > 1:
-            raise ValueError(f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: each mask needs as many of one size")
+            raise ValueError(
+                f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: give every mask as many, all of "
+                "one size"
+            )
         samples, _, height, width = shapes[0]
         return {
             "value": sum(self.counted[m][0] for m in sorted(self.counted)) / len(self.counted),
