@@ -145,7 +145,10 @@ def _bounds(stage: Result) -> str:
 def _clock(times: Result) -> str:
     if not times:
         return ""
-    return f" Time is that of forward and backward, the optimizer left out: `{times['command']}`, commit `{times['commit']}`, {times['hardware']['processor']}."
+    return (
+        f" Time is that of forward and backward, the optimizer left out: `{times['command']}`, commit "
+        f"`{times['commit']}`, {times['hardware']['processor']}."
+    )
 
 
 def _origin(name: str, found: dict[str, list[Result]]) -> str:

@@ -81,8 +81,8 @@ class LPIPSDiversity:
         shapes = sorted(self._shapes())
         if len(shapes) > 1:
             raise ValueError(
-                f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: give every mask as many, all of "
-                "one size"
+                f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: give every mask as many, "
+                "all of one size"
             )
         samples, _, height, width = shapes[0]
         return {
