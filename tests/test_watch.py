@@ -297,3 +297,16 @@ def test_in_a_browser_it_renews_itself_and_keeps_what_was_chosen(browser, tmp_pa
         assert browser.execute_script("return document.getElementById('smoothing').value") == "0.97"
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     wait.until(lambda _: "no longer served" in text("#notice"))
+
+
+def test_ctrl_c_right_after_the_address_ends_it_too(tmp_path, monkeypatch):
+    said = []
+
+    def say(text, **_):
+        said.append(text)
+        if "Ctrl-C ends" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "print", say, raising=False)
+    watch.main([f"run={make_run(tmp_path / 'run')}", "port=0"])
+    assert len(said) == 2 and said[1] == "ended"

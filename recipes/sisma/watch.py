@@ -88,10 +88,10 @@ def main(argv: list[str]) -> None:
         print(f"wrote {file}")
         return
     with serve(runs, settings) as server:
-        print(f"watching {', '.join(map(str, runs))} on {server.address} (Ctrl-C ends)", file=sys.stderr)
-        if not server.local:
-            print(f"host={settings.host}: others on the network can see this page", file=sys.stderr)
-        try:
+        try:  # from the first word on: Ctrl-C may follow it at once
+            print(f"watching {', '.join(map(str, runs))} on {server.address} (Ctrl-C ends)", file=sys.stderr)
+            if not server.local:
+                print(f"host={settings.host}: others on the network can see this page", file=sys.stderr)
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
