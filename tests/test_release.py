@@ -20,7 +20,9 @@ from ssmgen.data import CELEBAMASK19, draw_face, write_png
 from ssmgen.pipeline import Recipe
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.so", "*.egg-info", "runs", "build", "dist", "site", "exports")
+IGNORED = (".*", "__pycache__", "*.so", "*.egg-info", "runs", "build", "dist", "site", "exports")
+LEFT_OUT = shutil.ignore_patterns(*IGNORED)
+TESTS_AND_DATA = ("tests", "recipes", "benchmarks", "docs", "tutorials", "notebooks", "pretrained")
 SHIPPED = "drawn-faces"
 
 #: Runs before the user's lines: whatever wants the network fails.
@@ -61,6 +63,24 @@ def run(python: Path, code: str, folder: Path) -> str:
     done = subprocess.run([python, "-I", "-c", OFFLINE + code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_clone_does_not_hide_the_editable_package(tmp_path):
+    """A script beside the clone sees a folder called ssmgen first: the package in it must win."""
+    clone, python = tmp_path / "ssmgen", tmp_path / "env" / "bin" / "python"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*TESTS_AND_DATA, *IGNORED))
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = tmp_path.glob("env/lib/python*/site-packages")
+    site.joinpath("dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
+    no_compiler = {**os.environ, "CC": "false"}  # the scan is optional, and takes most of the time
+    editable = [*command, "--ignore-installed", "--no-build-isolation", "--editable", str(clone)]
+    subprocess.run(editable, check=True, env=no_compiler, capture_output=True)
+    script = tmp_path / "script.py"
+    script.write_text("import importlib.util\nprint(importlib.util.find_spec('ssmgen').origin)\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([python, script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert found.stdout.strip() == str(clone / "ssmgen/__init__.py"), found.stdout + found.stderr
 
 
 @pytest.mark.slow
