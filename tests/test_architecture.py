@@ -99,8 +99,9 @@ def test_import_needs_torch_and_einops_only():
 
 
 def test_import_adds_little_to_torch():
-    code = "import time, torch, einops\nstart = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
-    assert min(float(run_python(code)) for _ in range(5)) < 0.2
+    """Processor time, which other work on the machine leaves as it is."""
+    code = "import time, torch, einops\nstart = time.process_time()\nimport ssmgen\nprint(time.process_time() - start)"
+    assert any(float(run_python(code)) < 0.2 for _ in range(5))
 
 
 def test_gpu_tests_live_in_their_own_file():
