@@ -3,6 +3,7 @@
 import json
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ssmgen import build
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.latents import autoencoder_at
 
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 
@@ -123,16 +125,28 @@ def test_a_missing_source_is_named(tmp_path):
         build("autoencoder-kl", source=str(tmp_path / "empty"))
 
 
-def test_a_hub_id_goes_to_the_hub(monkeypatch):
+def test_a_hub_id_goes_to_the_hub(tiny, monkeypatch):
     asked = []
 
     def from_pretrained(source, **options):
         asked.append((source, options))
-        return tiny_network()
+        return tiny_network(), {"missing_keys": [], "unexpected_keys": []}
 
+    def download(source, name):
+        if source != "madebyollin/taesd":
+            raise OSError("no network")
+        return str(tiny / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(diffusers.AutoencoderTiny, "from_pretrained", from_pretrained)
+    assert autoencoder_at("madebyollin/taesd") == "autoencoder-tiny"
     build("autoencoder-tiny", source="madebyollin/taesd")
-    assert asked == [("madebyollin/taesd", {"use_safetensors": True, "low_cpu_mem_usage": False})]
+    settings = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    assert asked == [("madebyollin/taesd", settings)]
+    with pytest.raises(ValueError, match="names the class AutoencoderTiny, and autoencoder-kl reads AutoencoderKL"):
+        build("autoencoder-kl", source="madebyollin/taesd")
+    with pytest.raises(FileNotFoundError, match="no/one: no such folder here, .* from the hub: no network"):
+        autoencoder_at("no/one")
 
 
 def test_bad_images_are_explained(tiny):
@@ -221,7 +235,7 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path):
 
 
 def test_two_processes_may_make_the_same_cache(tmp_path, monkeypatch):
-    from ssmgen.data import latent_cache
+    from ssmgen import atomic
 
     class Overtaken(Pairs):
         """While this one encodes, another process finishes the same cache."""
@@ -229,7 +243,7 @@ def test_two_processes_may_make_the_same_cache(tmp_path, monkeypatch):
         def __getitem__(self, index):
             if index == 4 and not (tmp_path / "cache").exists():
                 with monkeypatch.context() as patch:
-                    patch.setattr(latent_cache.os, "getpid", lambda: 1)
+                    patch.setattr(atomic.os, "getpid", lambda: 1)
                     write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
             return super().__getitem__(index)
 

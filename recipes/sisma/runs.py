@@ -22,6 +22,7 @@ from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.model_folder import SAMPLING, check_sampling
 from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
+from ssmgen.weights import load_weights
 
 
 @dataclass
@@ -192,8 +193,6 @@ def load_run(run: Path) -> LoadedRun:
         FileNotFoundError: no run folder, or it has no checkpoint yet.
         CheckpointError: the checkpoint is damaged, or belongs to another autoencoder.
     """
-    from safetensors.torch import load_file
-
     config = load_config(run)
     found = checkpoints(run / "checkpoints")
     if not found:
@@ -207,8 +206,7 @@ def load_run(run: Path) -> LoadedRun:
             f"{autoencoder.describe()}: give back the autoencoder it was trained with"
         )
     model = new_model(config, autoencoder)
-    weights = load_file(found[-1] / "ema.safetensors")
-    model.load_state_dict({key.removeprefix("module."): v for key, v in weights.items() if key != "n_averaged"})
+    load_weights(model, found[-1] / "ema.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
     return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest)
