@@ -49,6 +49,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, UTF-8, that is complete or absent; raises what `whole_file` does."""
+    with whole_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def written_for(target: Path, partial: Path) -> Iterator[None]:
     """Errors of writing to ``partial`` are said of ``target``; one that names a file elsewhere stays as it is.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ssmgen.atomic import whole_file
+from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
 from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
@@ -227,8 +227,7 @@ def save_network(network: Any, folder: Path) -> None:
         config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder / "diffusion_pytorch_model.safetensors", tensors_of(network), {"format": "pt"})
-    with whole_file(folder / "config.json") as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _from_pretrained(name: str, source: str) -> Any:

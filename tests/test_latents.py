@@ -115,6 +115,82 @@ def test_real_autoencoders_on_real_faces(shared, folder, least):
     assert psnr > least
 
 
+def test_the_class_of_a_source_is_found_and_another_is_refused(tiny, kl, tmp_path):
+    assert autoencoder_at(str(tiny)) == "autoencoder-tiny" and autoencoder_at(str(kl)) == "autoencoder-kl"
+    with pytest.raises(
+        ValueError, match="kl: its config.json names the class AutoencoderKL, .*: give autoencoder=autoenc"
+    ):
+        build("autoencoder-tiny", source=str(kl))
+    with pytest.raises(
+        ValueError, match="tiny: its config.json names the class AutoencoderTiny, .*: give autoencoder=auto"
+    ):
+        build("autoencoder-kl", source=str(tiny))
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"_class_name": "VQModel"}), encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="names the class VQModel; there are autoencoders for AutoencoderTiny, Auto"):
+        autoencoder_at(str(tiny))
+    with pytest.raises(ValueError, match="names the class VQModel, .*: autoencoder-tiny cannot read it"):
+        build("autoencoder-tiny", source=str(tiny))
+    (tiny / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json: is no configuration of an autoencoder"):
+        autoencoder_at(str(tiny))
+
+
+@pytest.mark.parametrize("name", ["autoencoder-tiny", "autoencoder-kl"])
+def test_every_weight_is_read_and_none_made_up(name, request):
+    folder = request.getfixturevalue("tiny" if name.endswith("tiny") else "kl")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    first = min(weights)
+    for changed, message in (
+        ({key: value for key, value in weights.items() if key != first}, f"lacks 1 weight.* the first {first}"),
+        (weights | {"zz.weight": torch.zeros(1)}, r"holds 1 weight\(s\) too many, the first zz.weight"),
+        (weights | {first: torch.zeros(3)}, "cannot be loaded into"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(ValueError, match=f"diffusion_pytorch_model.safetensors: {message}"):
+            build(name, source=str(folder))
+    file.write_bytes(b"damaged")
+    with pytest.raises((ValueError, OSError), match="diffusion_pytorch_model.safetensors"):
+        build(name, source=str(folder))
+
+
+def write_taesd(folder, name="taesd"):
+    """TAESD's own pair of files, which its authors ship."""
+    weights = diffusers.AutoencoderTiny(latent_channels=4).state_dict()
+    parts = {"encoder": {}, "decoder": {}}
+    for key, value in weights.items():
+        part, _, index, rest = key.split(".", 3)
+        parts[part][f"{int(index) + (part == 'decoder')}.{rest}"] = value
+    for part, content in parts.items():
+        save_file(content, folder / f"{name}_{part}.safetensors")
+    return parts
+
+
+def test_taesds_own_files_are_read_whole_or_refused(tmp_path):
+    parts = write_taesd(tmp_path)
+    for part in parts:
+        (tmp_path / f"._taesd_{part}.safetensors").write_bytes(b"left by macOS")
+    assert autoencoder_at(str(tmp_path)) == "autoencoder-tiny"
+    build("autoencoder-tiny", source=str(tmp_path))
+    for part, content in parts.items():
+        file = tmp_path / f"taesd_{part}.safetensors"
+        first = min(content)
+        for changed, message in (
+            ({key: value for key, value in content.items() if key != first}, r"1 tensor\(s\) do not fit"),
+            (content | {"0.extra": torch.zeros(1)}, r"1 tensor\(s\) do not fit the model, the first layers..*extra"),
+            (content | {"extra": torch.zeros(1)}, "holds 'extra'; TAESD's own files hold names such as"),
+            ({}, r"(has no bias|67 tensor\(s\) do not fit)"),
+        ):
+            save_file(changed, file)
+            with pytest.raises(ValueError, match=f"taesd_{part}.safetensors: (its last layer )?{message}"):
+                build("autoencoder-tiny", source=str(tmp_path))
+        save_file(content, file)
+    write_taesd(tmp_path, "taesd3")
+    with pytest.raises(ValueError, match="holds 2 autoencoders .taesd3_encoder.safetensors, taesd_enc"):
+        build("autoencoder-tiny", source=str(tmp_path))
+
+
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\./nowhere: no such folder"):
         build("autoencoder-tiny", source="./nowhere")
@@ -193,6 +269,24 @@ def test_cache_holds_latents_masks_and_flips(tiny, tmp_path):
         mirrored, swapped = cache.flipped(index)
         torch.testing.assert_close(mirrored, ae.encode(x.flip(-1))[0])
         assert torch.equal(swapped == 1, mask.flip(-1) == 2) and torch.equal(swapped == 0, mask.flip(-1) == 0)
+
+
+def test_channels_last_latents_are_cached(kl, tmp_path):
+    """An `AutoencoderKL` gives them from two images on."""
+    ae = build("autoencoder-kl", source=str(kl))
+    x = torch.stack([Pairs()[index][0] for index in range(4)]).float() / 127.5 - 1
+    assert not ae.encode(x).is_contiguous()
+    write_latent_cache(Pairs(4), ae, tmp_path / "cache", flip=True, batch_size=4)
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    torch.testing.assert_close(torch.stack([cache[index][0] for index in range(4)]), ae.encode(x))
+
+
+def test_latents_that_are_no_numbers_are_refused(tiny, tmp_path):
+    ae = build("autoencoder-tiny", source=str(tiny))
+    next(ae.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="autoencoder-tiny: its latents of the images are not finite"):
+        write_latent_cache(Pairs(), ae, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_cache_spans_shards(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recipes.sisma.arguments import from_command_line, run_command
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.latents import save_network
@@ -219,7 +220,7 @@ def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
 def save(network: Any, out: Path, card: dict[str, object]) -> None:
     """Save in diffusers' layout, in 16 bits to be small, with a card of how it was made."""
     save_network(network.half(), out)
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

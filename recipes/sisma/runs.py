@@ -18,6 +18,7 @@ from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.pictures import to_uint8
 from recipes.sisma.presets import Config
 from ssmgen import build, initial_noise, sample
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.model_folder import SAMPLING, check_sampling
@@ -133,7 +134,7 @@ def check_writable(folder: Path) -> None:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved settings as YAML."""
-    file.write_text(require("omegaconf", extra="train").OmegaConf.to_yaml(config))
+    write_text(file, require("omegaconf", extra="train").OmegaConf.to_yaml(config))
 
 
 def load_config(run: Path) -> Config:

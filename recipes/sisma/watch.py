@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.curves import chart, points_of, read_log, smoothed
-from ssmgen.atomic import whole_file
+from ssmgen.atomic import write_text
 from ssmgen.extras import require
 
 QUANTITIES = {
@@ -84,8 +84,7 @@ def main(argv: list[str]) -> None:
     runs = find_runs(settings.run)
     if settings.once:
         file = runs[0] / "watch.html"
-        with whole_file(file) as partial:
-            partial.write_text(page(runs, settings.smoothing, embed=True))
+        write_text(file, page(runs, settings.smoothing, embed=True))
         print(f"wrote {file}")
         return
     with serve(runs, settings) as server:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmgen.atomic import whole_file
+from ssmgen.atomic import write_text
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.trackers import TRACKERS, Tracker
 
@@ -94,8 +94,7 @@ def _forget_after(file: Path, step: int) -> int:
     if not file.exists():
         return 0
     lines = [(logged, line) for line in file.read_text().splitlines() if (logged := _logged_step(line)) is not None]
-    with whole_file(file) as partial:
-        partial.write_text("".join(line + "\n" for logged, line in lines if logged <= step))
+    write_text(file, "".join(line + "\n" for logged, line in lines if logged <= step))
     return max((logged for logged, _ in lines), default=0)
 
 
