@@ -65,11 +65,12 @@ def written_for(target: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = str(error)
+        told = str(error).replace(str(partial), str(target))
         # The system's own errors carry a number. Those of a write carry no name, those of open and rename do.
-        if str(partial) in text or (error.errno is not None and error.filename is None):
-            told = text.replace(str(partial), str(target))
+        if error.errno is not None and (error.filename is None or told != str(error)):
             raise OSError(f"{target}: writing failed ({told}); nothing of it was kept") from error
+        if told != str(error):  # said of a file in it already
+            raise OSError(told) from error
         raise
 
 

@@ -138,7 +138,7 @@ def little_space(limit=4096):
 def test_a_full_disk_is_said_by_name_and_leaves_nothing_in_the_way(tmp_path, name):
     with little_space(), pytest.raises(OSError, match=r": .*[Ff]ile too large") as raised:
         WRITERS[name](tmp_path)
-    assert str(raised.value).startswith(f"{tmp_path / name}: ") and ".tmp-" not in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / name)) and ".tmp-" not in str(raised.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not (tmp_path / name).exists()
     WRITERS[name](tmp_path)
     assert (tmp_path / name).exists()
@@ -148,7 +148,7 @@ def test_saving_over_a_model_on_a_full_disk_leaves_the_old_one(tmp_path):
     saved = pipe()
     saved.save_pretrained(tmp_path / "saved")
     before = (tmp_path / "saved/model.safetensors").read_bytes()
-    with little_space(), pytest.raises(OSError, match=r"saved: writing failed .*saved/model.safetensors"):
+    with little_space(), pytest.raises(OSError, match=r"saved/model.safetensors: cannot be written"):
         pipe().save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved/model.safetensors").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
