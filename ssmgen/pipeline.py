@@ -106,16 +106,25 @@ class MaskToImage:
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ValueError: ``repository`` is no ``owner/name``.
+            OSError: it could not be written, or not be uploaded: no token, no permission, no network.
         """
         from tempfile import TemporaryDirectory
 
         import huggingface_hub
 
-        huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        if not model_folder.HUB_ID.fullmatch(repository):
+            raise ValueError(f"repository must be of the form owner/name, got {repository!r}")
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
-            Path(name, "README.md").write_text((card or self.card).replace(NAME, repository))
-            return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
+            Path(name, "README.md").write_text((card or self.card).replace(NAME, repository), encoding="utf-8")
+            try:
+                huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+                return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
+            except Exception as error:  # the hub, the HTTP library and the file system each have their own
+                raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -134,6 +135,32 @@ def test_what_is_saved_is_read_back(pipe, face, tmp_path):
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_compiled_model_is_saved_as_the_model(pipe, tmp_path, dtype):
+    compiled = MaskToImage(torch.compile(pipe.model, backend="eager"), pipe.autoencoder, pipe.recipe)
+    for one, name in ((compiled, "compiled"), (pipe, "plain")):
+        one.save_pretrained(tmp_path / name, dtype=dtype)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("compiled", "plain")]
+    assert weights[0] == weights[1]
+    MaskToImage.from_pretrained(tmp_path / "compiled")
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert MaskToImage.from_pretrained(tmp_path).recipe == pipe.recipe
+
+
+def test_home_is_found_in_every_path(pipe, face, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipe.save_pretrained("~/saved")
+    assert (tmp_path / "saved/config.json").is_file()
+    write_png("~/mask.png", face)
+    again = MaskToImage.from_pretrained("~/saved")
+    assert torch.equal(again("~/mask.png", output_type="pt"), pipe(face, output_type="pt"))
+
+
 def test_saving_again_replaces_its_own_files_alone(pipe, face, tmp_path):
     other = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe, card="# Mine")
     other.save_pretrained(tmp_path)
@@ -152,8 +179,12 @@ def test_an_interrupted_save_is_never_a_mixture(pipe, tmp_path, monkeypatch, whe
     pipe.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
-    def stop(*_):
-        raise OSError("disk full")
+    original = os.replace
+
+    def stop(source="", target=""):
+        if when == "write" or Path(target).parent == tmp_path:  # its files, not those of the folder beside them
+            raise OSError("disk full")
+        original(source, target)
 
     if when == "write":
         monkeypatch.setattr(MaskToImage, "card", property(lambda self: stop(), lambda self, card: None), raising=False)

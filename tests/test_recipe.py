@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -27,7 +28,8 @@ from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
-from ssmgen.training import CheckpointError, TrainResult, checkpoints
+from ssmgen.training import CheckpointError, TrainResult, checkpoints, verify_checkpoint
+from ssmgen.weights import write_weights
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -242,9 +244,56 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("autoencoder: autoencoder-tiny", "autoencoder: identity"))
+    (run / "config.yaml").write_text(config.replace("autoencoder: auto\n", "autoencoder: identity\n"))
     with pytest.raises(CheckpointError, match="trained on latents of"):
         load_run(run)
+
+
+def test_a_run_takes_the_class_of_its_autoencoder_from_the_source(tmp_path):
+    """The natural slip, ``faces autoencoder_source=stabilityai/sd-vae-ft-mse``, is none: the folder names its class."""
+    kl = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    kl.save_pretrained(tmp_path / "kl")
+    settings = [f"autoencoder_source={tmp_path / 'kl'}", "steps=2", "evaluate=false"]
+    with pytest.raises(ValueError, match="kl: its config.json names the class AutoencoderKL.*give autoencoder=autoenc"):
+        train.main(words(tmp_path, *settings, "autoencoder=autoencoder-tiny"))
+    assert not (tmp_path / "run").exists()
+    train.main(words(tmp_path, *settings))
+    record = verify_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["record"]
+    assert record["autoencoder"]["name"] == "autoencoder-kl"
+    export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'exported'}"])
+    assert MaskToImage.from_pretrained(tmp_path / "exported").recipe.autoencoder == "autoencoder-kl"
+
+
+def test_skipped_steps_are_counted_in_the_last_line(tmp_path, monkeypatch, capsys):
+    result = TrainResult(6, 1.0, torch.nn.Identity(), False, skipped=2)
+    monkeypatch.setattr(train, "train", lambda *_, **__: result)
+    train.main(words(tmp_path, "steps=6", "evaluate=false"))
+    assert re.search(r"to step 6 in 1 s; 2 of its steps were skipped", capsys.readouterr().out)
+
+
+def test_a_failed_upload_leaves_nothing_in_the_way_of_the_next_try(trained, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: None)
+    words = [f"run={trained}", f"out={tmp_path / 'out'}", "hub=me/faces"]
+
+    def upload(**_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    with pytest.raises(OSError, match="me/faces: could not be uploaded to the hub: no network"):
+        export.main(words)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **_: "https://hub/me/faces")
+    export.main(words)
+    assert capsys.readouterr().out.endswith("https://hub/me/faces\n") and (tmp_path / "out/config.json").is_file()
+    with pytest.raises(ValueError, match="repository must be of the form owner/name, got 'faces'"):
+        export.main([f"run={trained}", f"out={tmp_path / 'other'}", "hub=faces"])
 
 
 def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monkeypatch):
@@ -445,8 +494,23 @@ def test_train_parser_on_drawn_faces(tmp_path):
     _, card = parser.load_parser(out)
     assert card["width"] == 8 and "miou" in card["held_out"]
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="is not a parser"):
+    with pytest.raises(ValueError, match="broken.safetensors: is no safetensors file"):
         parser.load_parser(tmp_path / "broken.safetensors")
+    write_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="other.safetensors: is not a parser"):
+        parser.load_parser(tmp_path / "other.safetensors")
+    write_weights(tmp_path / "cut.safetensors", {"a": torch.zeros(1)}, {"card": json.dumps(card)})
+    with pytest.raises(ValueError, match="cut.safetensors: .* do not fit"):
+        parser.load_parser(tmp_path / "cut.safetensors")
+
+
+def test_a_training_whose_loss_is_no_number_saves_nothing(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan: lower lr"):
+        parser.main(
+            [f"out={tmp_path / 'p.safetensors'}", "steps=3", "lr=1e30", "batch_size=2", "image_size=32", "width=8"]
+            + ["held_out=4", "faces=8"]
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

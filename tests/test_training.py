@@ -343,6 +343,39 @@ def test_a_step_that_is_not_finite_changes_nothing(folder, capsys):
     assert "step 2: loss nan" in capsys.readouterr().err
 
 
+def test_skipped_steps_are_counted_over_the_whole_run(folder):
+    assert run(folder, data=Poisoned(1, 2), steps=4, batch_size=5)[1].skipped == 2
+    _, result = run(folder, resume="auto", steps=6, batch_size=5)
+    assert (result.step, result.skipped) == (6, 2)
+    assert run(folder, resume="auto", steps=6, batch_size=5)[1].skipped == 2
+
+
+def test_a_run_whose_every_step_was_skipped_is_no_success(folder):
+    for resume in (None, "auto"):  # step 3 has a checkpoint
+        with pytest.raises(FloatingPointError, match="none of the 6 steps had a finite loss and gradient"):
+            run(folder, data=Poisoned(), resume=resume)
+    with pytest.raises(FloatingPointError, match="none of the 3 steps"):
+        run(folder, data=Poisoned(), steps=3, resume="auto")
+
+
+def test_a_compiled_model_is_trained_and_resumed_as_a_plain_one(tmp_path, monkeypatch):
+    """Checkpoints hold the model's own names, so that either goes on with what the other began."""
+    plain = tmp_path / "plain"
+    run(plain)
+    built = build
+    monkeypatch.setattr(sys.modules[__name__], "build", lambda name, **sizes: maybe_compiled(built(name, **sizes)))
+    with torch.compiler.set_stance("force_eager"):  # wrapped all the same, without the seconds of compiling
+        run(tmp_path / "mixed", steps=3)
+    monkeypatch.undo()
+    assert digests(checkpoints(tmp_path / "mixed/checkpoints")[-1]) == digests(checkpoints(plain / "checkpoints")[0])
+    run(tmp_path / "mixed", resume="auto")
+    assert digests(checkpoints(tmp_path / "mixed/checkpoints")[-1]) == digests(checkpoints(plain / "checkpoints")[-1])
+
+
+def maybe_compiled(built):
+    return torch.compile(built, backend="eager") if isinstance(built, torch.nn.Module) else built
+
+
 def test_training_gives_up_after_many_such_steps(folder):
     with pytest.raises(FloatingPointError, match="10 steps in a row were not finite"):
         run(folder, data=Poisoned(), steps=50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -29,7 +30,7 @@ class Help(Exception):
 
 
 def from_command_line(schema: Schema, argv: list[str]) -> Schema:
-    """Fill a dataclass from ``key=value`` words; nested keys are written with dots.
+    """Fill a dataclass from ``key=value`` words; nested keys are written with dots, ``~`` is the home folder.
 
     Args:
         schema: an instance whose values are the defaults.
@@ -53,6 +54,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     try:
         for word in argv:
             key, _, value = word.partition("=")
+            if value.startswith("~"):  # not every shell does this behind a "="
+                value = os.path.expanduser(value)
             # A plain value is converted by its field's type alone: as YAML, run=007 would become 7.
             given = omegaconf.OmegaConf.from_dotlist([word]) if "." in key else {key: value}
             structured = omegaconf.OmegaConf.merge(structured, given)

@@ -26,8 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recipes.sisma.arguments import from_command_line, run_command
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.latents import save_network
 from ssmgen.training import (
     StepOrder,
     checkpoints,
@@ -123,6 +125,7 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             noise = settings.noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
             decoded = network.decode(latents + noise).sample.float()
         loss = _reconstruction(decoded, images, importance) + 0.01 * _unit_moments(latents)
+        check_finite(loss, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -132,6 +135,16 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             _checkpoint(network, optimizer, settings, step + 1)
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Stop a training whose loss is no number, which no later step would mend.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"step {step}: the loss is {loss.item()}: lower lr or look at the data")
 
 
 def _rate(progress: float) -> float:
@@ -206,11 +219,8 @@ def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
 
 def save(network: Any, out: Path, card: dict[str, object]) -> None:
     """Save in diffusers' layout, in 16 bits to be small, with a card of how it was made."""
-    network.half().save_pretrained(out)
-    config = json.loads((out / "config.json").read_text())
-    config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    save_network(network.half(), out)
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
 from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run, sampling_settings
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS
 from ssmgen.model_folder import SAMPLING
@@ -345,7 +346,7 @@ def _about(config: Config, command: str) -> dict[str, Any]:
 
 def _write(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
     """``result.json``, ``result.png`` and ``report.html``, and what a person reads first."""
-    _write_json(folder / "result.json", result)
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     _save_sheet(folder / "result.png", images)
     report = write_report(folder, result, images, parsed)
     print(summary(result))
@@ -360,12 +361,6 @@ def _save_sheet(file: Path, images: Images) -> None:
     shown = [place[name] for name in (images.names or images.ids)[:_SHEET_ROWS]]
     groups = [group[:_SHEET_SAMPLES] for group in several[: len(shown)]]
     save_mask_sheet(file, images.true[shown], groups, images.real[shown], images.labels)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(file)
 
 
 if __name__ == "__main__":

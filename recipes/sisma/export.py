@@ -57,7 +57,7 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load the run, write the folder, upload it if asked to."""
+    """Load the run, upload it if asked to, write the folder."""
     settings = from_command_line(Settings(), argv)
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
@@ -68,10 +68,13 @@ def main(argv: list[str]) -> None:
     check_writable(out.parent)
     pipe = as_pipeline(loaded, settings.about or _about(loaded))
     pipe.card = run_card(loaded, pipe, _result(run, loaded.step)).replace(NAME, settings.name or settings.hub or NAME)
-    pipe.save_pretrained(out, dtype=SAVED_DTYPES[settings.dtype])
+    dtype = SAVED_DTYPES[settings.dtype]
+    # First, as it may fail for many a reason, and the folder would then be in the way of the next try.
+    address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
+    pipe.save_pretrained(out, dtype=dtype)
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
-    if settings.hub:
-        print(pipe.push_to_hub(settings.hub, dtype=SAVED_DTYPES[settings.dtype]))
+    if address:
+        print(address)
 
 
 def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
@@ -80,7 +83,7 @@ def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
     recipe = Recipe(
         model=config.model,
         model_args=model_arguments(config, loaded.autoencoder),
-        autoencoder=config.autoencoder,
+        autoencoder=loaded.autoencoder.name,
         image_size=config.image_size,
         labels=CELEBAMASK19,
         sampling=sampling_settings(config, loaded.model, {}),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.runs import LoadedRun, check_writable
+from ssmgen.atomic import write_text
 from ssmgen.data.images import read_image, write_png
 from ssmgen.training import derived_seed, progress_bar
 
@@ -80,7 +81,7 @@ def evaluation_folder(loaded: LoadedRun, run: Path, sampling: dict[str, Any], se
     text = json.dumps(record | {"noise": f"by id, seed {seed}"}, indent=2, sort_keys=True)
     folder = run / "evaluation" / hashlib.sha256(text.encode()).hexdigest()[:12]
     check_writable(folder)
-    (folder / "record.json").write_text(text + "\n")
+    write_text(folder / "record.json", text + "\n")
     return folder
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmgen.data.images import IMAGE_SUFFIXES
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of
 
 _LISTED = 5
 
@@ -35,9 +35,10 @@ def find_given(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path]
     numbered: dict[str, dict[int, Path]] = {}
     known, strangers = set(ids), []
     for file in _image_files(folder):
-        stem, _, number = file.stem.rpartition("-")
-        if file.stem in known:
-            _take(single, file.stem, file)
+        name = stem_of(file)
+        stem, _, number = name.rpartition("-")
+        if name in known:
+            _take(single, name, file)
         elif stem in known and number.isdecimal():
             _take(numbered.setdefault(stem, {}), int(number), file)
         else:
@@ -92,7 +93,7 @@ def _take(found: dict[Any, Path], key: Any, file: Path) -> None:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    files = files_with(folder, IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files

@@ -20,6 +20,7 @@ from ssmgen.data import Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, progress_bar
 
 
@@ -38,11 +39,16 @@ def held_out_pairs(config: Config, count: int) -> Any:
 
 
 def load_autoencoder(config: Config) -> Any:
-    """The autoencoder of a run."""
+    """The autoencoder of a run; where its class is ``auto``, the one that its source names.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: the source is of another class than asked for, or damaged.
+    """
     if config.autoencoder == "identity":
         return build("identity")
     source = str(ASSETS / "drawn-autoencoder") if config.autoencoder_source == "drawn" else config.autoencoder_source
-    return build(config.autoencoder, source=source)
+    return build(autoencoder_at(source) if config.autoencoder == "auto" else config.autoencoder, source=source)
 
 
 class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):

@@ -27,8 +27,10 @@ import torch
 from torch import Tensor
 
 from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
-from ssmgen.data.folder import check_target, load_splits, match_stems, write_pair, write_records, written_at_once
-from ssmgen.data.images import IMAGE_SUFFIXES, read_image, read_mask
+from ssmgen.atomic import whole_folder
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, stem_of
+from ssmgen.data.folder import NO_PNG, OTHER_KIND, check_target, load_splits, match_stems, write_pair, write_records
+from ssmgen.data.images import read_image, read_mask
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
 from ssmgen.data.transforms import center_crop_resize, check_same_shape
 from ssmgen.registry import closest
@@ -157,7 +159,7 @@ def _prepare_files(settings: Settings, target: Path) -> None:
     in_a_split = {id for ids in splits.values() for id in ids}
     pairs = [pair for pair in source.pairs if pair.id in in_a_split]
     _check_space(target, pairs)
-    with written_at_once(target) as folder:
+    with whole_folder(target) as folder:
         checked = _check_and_write(pairs, source, settings, folder)
         problems = source.problems + [problem for one in checked for problem in one.problems]
         good = _good_ones(checked, problems, settings.on_bad, folder)
@@ -217,7 +219,7 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
 
     count = settings.count or 64
     if settings.layout == "official":
-        with written_at_once(target) as folder:
+        with whole_folder(target) as folder:
             write_official_layout(folder, count, settings.size or 512, settings.seed)
         print(f"Wrote {count} drawn faces in the official layout to {settings.target}")
         print(f"Next: python -m recipes.sisma.prepare source={settings.target} target=DIR")
@@ -227,7 +229,7 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
         image, mask = draw_face(index, settings.size or 256, settings.seed)
         return write_pair(folder, f"{index:05d}", image, mask)
 
-    with written_at_once(target) as folder:
+    with whole_folder(target) as folder:
         written = list(_in_threads(work, range(count), "drawing"))
         hashes = {name: value for files in written for name, value in files.items()}
         splits = _by_name([f"{index:05d}" for index in range(count)])
@@ -318,7 +320,7 @@ def find_folder(root: Path) -> Source:
         images = masks = root
     matched, problems = match_stems(images, masks)
     source = Source(root, "folder", [Pair(stem, *paths) for stem, paths in matched.items()])
-    source.problems = [Problem(source.name_of(path), reason, path.stem) for path, reason in problems]
+    source.problems = [Problem(source.name_of(path), reason, stem_of(path)) for path, reason in problems]
     if not matched and not problems:
         raise ValueError(
             f"{root}: no images in it; it holds {_contents(root)}. Expected {IMAGES}/ and {PARTS}/ (the official "
@@ -361,9 +363,10 @@ def find_official(root: Path) -> Source:
 
 def _official_images(source: Source) -> dict[int, Path]:
     images: dict[int, Path] = {}
-    for path in sorted((source.root / IMAGES).iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    folder = source.root / IMAGES
+    for path in other_images(folder, IMAGE_SUFFIXES):
+        source.problems.append(Problem(source.name_of(path), OTHER_KIND, path.stem))
+    for path in files_with(folder, IMAGE_SUFFIXES):
         if not re.fullmatch(r"0|[1-9][0-9]*", path.stem):
             source.problems.append(Problem(source.name_of(path), "is not named <id>.jpg, e.g. 0.jpg or 28000.jpg"))
         elif int(path.stem) in images:
@@ -378,7 +381,9 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
     """Part files by id and class name; every file that does not fit the scheme is a problem."""
     parts: dict[int, dict[str, Path]] = defaultdict(dict)
     known = CELEBAMASK19.classes[1:]
-    for path in sorted((source.root / PARTS).glob("*/[!.]*.png")):
+    folders = [path for path in listing(source.root / PARTS) if path.is_dir()]
+    places = (source.root / PARTS, *folders)
+    for path in (path for at in places for path in (*files_with(at, {".png"}), *other_images(at, {".png"}))):
         name = re.fullmatch(r"(\d{5})_(.+)", path.stem)
         if name is None:
             source.problems.append(Problem(source.name_of(path), "is not named <id, 5 digits>_<part>.png"))
@@ -387,8 +392,13 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
         if part not in known:
             reason = f"unknown part {part!r}{closest(part, known)} The parts are {', '.join(known)}."
             source.problems.append(Problem(source.name_of(path), reason, str(id)))
+        elif path.suffix.lower() != ".png":
+            source.problems.append(Problem(source.name_of(path), NO_PNG, str(id)))
         elif path.parent.name != str(id // 2000):
             reason = f"is in the wrong folder, expected {PARTS}/{id // 2000}"
+            source.problems.append(Problem(source.name_of(path), reason, str(id)))
+        elif part in parts[id]:
+            reason = f"is the same part as {parts[id][part].name}"
             source.problems.append(Problem(source.name_of(path), reason, str(id)))
         else:
             parts[id][part] = path
@@ -403,7 +413,7 @@ def _note_partial(source: Source, without_image: int) -> None:
 
 
 def _contents(folder: Path) -> str:
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    names = [path.name + ("/" if path.is_dir() else "") for path in listing(folder)]
     if not names:
         return "nothing"
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.measure import Images
+from ssmgen.atomic import write_text
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
@@ -83,9 +84,7 @@ def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: T
         published=[(row, differences(row, result)) for row in PUBLISHED],
         own=_own(result),
     )
-    temporary = file.with_suffix(".html.tmp")
-    temporary.write_text(page)
-    temporary.rename(file)
+    write_text(file, page)
     return file
 
 

@@ -18,10 +18,12 @@ from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.pictures import to_uint8
 from recipes.sisma.presets import Config
 from ssmgen import build, initial_noise, sample
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.model_folder import SAMPLING, check_sampling
 from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
+from ssmgen.weights import load_weights
 
 
 @dataclass
@@ -132,7 +134,7 @@ def check_writable(folder: Path) -> None:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved settings as YAML."""
-    file.write_text(require("omegaconf", extra="train").OmegaConf.to_yaml(config))
+    write_text(file, require("omegaconf", extra="train").OmegaConf.to_yaml(config))
 
 
 def load_config(run: Path) -> Config:
@@ -192,8 +194,6 @@ def load_run(run: Path) -> LoadedRun:
         FileNotFoundError: no run folder, or it has no checkpoint yet.
         CheckpointError: the checkpoint is damaged, or belongs to another autoencoder.
     """
-    from safetensors.torch import load_file
-
     config = load_config(run)
     found = checkpoints(run / "checkpoints")
     if not found:
@@ -207,8 +207,7 @@ def load_run(run: Path) -> LoadedRun:
             f"{autoencoder.describe()}: give back the autoencoder it was trained with"
         )
     model = new_model(config, autoencoder)
-    weights = load_file(found[-1] / "ema.safetensors")
-    model.load_state_dict({key.removeprefix("module."): v for key, v in weights.items() if key != "n_averaged"})
+    load_weights(model, found[-1] / "ema.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
     return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest)

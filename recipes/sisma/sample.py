@@ -12,6 +12,7 @@ from pathlib import Path
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.runs import check_writable, find_run, load_run, sampling_settings
 from ssmgen.data import CELEBAMASK19
+from ssmgen.data.files import files_with
 from ssmgen.data.images import read_mask, write_png
 from ssmgen.data.transforms import center_crop_resize_mask
 from ssmgen.model_folder import SAMPLING
@@ -78,7 +79,7 @@ def mask_files(mask: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = sorted(path.glob("*.png"))
+    files = files_with(path, {".png"})
     if not files:
         raise FileNotFoundError(f"{path}: holds no .png files")
     return files

@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int | None:
         return STOPPED
     if not processes.is_main_process:
         return None
-    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
+    skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
+    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
     if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
     return None

@@ -120,12 +120,21 @@ class TrainSettings:
 
 @dataclass
 class TrainResult:
-    """What training ended with: the step reached, the run's seconds of training, and the averaged weights."""
+    """What training ended with.
+
+    Attributes:
+        step: the step reached.
+        seconds: of training, of the whole run.
+        ema: the averaged weights.
+        interrupted: it was asked to stop.
+        skipped: steps of the whole run that changed no weight, since loss or gradient were not finite.
+    """
 
     step: int
     seconds: float
     ema: nn.Module
     interrupted: bool
+    skipped: int = 0
 
 
 def train(
@@ -157,7 +166,7 @@ def train(
 
     Raises:
         CheckpointError: nothing usable to resume from, or it belongs to another configuration.
-        FloatingPointError: the loss or its gradient was not finite ten steps in a row.
+        FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: a checkpoint cannot be written; the older ones are intact.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
@@ -178,9 +187,10 @@ def train(
 
     found = find_checkpoint(run, resume, record or {})
     state = load_checkpoint(found, model=model, ema=ema, optimizer=inner_optimizer) if found else {}
-    first, seconds = int(state.get("step", 0)), float(state.get("seconds", 0.0))
+    first, seconds, skipped = (state.get(key, 0) for key in ("step", "seconds", "skipped"))
     if first >= settings.steps:
-        return TrainResult(first, seconds, ema.module, False)
+        _check_trained(skipped, first)
+        return TrainResult(first, seconds, ema.module, False, skipped)
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
@@ -188,7 +198,7 @@ def train(
     if main and on_step is not None:
         on_step(first, ema.module)
 
-    started, step, skipped = time.monotonic() - seconds, first, 0
+    started, step, in_a_row = time.monotonic() - seconds, first, 0
     trained.train()
     with log or nullcontext(), _stop_requests() as stop:
         for x, mask in loader:
@@ -196,16 +206,19 @@ def train(
             loss, norm, asked = _step(accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop))
             if math.isfinite(loss) and math.isfinite(norm):
                 ema.update_parameters(model)
-                skipped = 0
+                in_a_row = 0
             else:
-                skipped += 1
-                _give_up_after(skipped, step, loss, norm)
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                _give_up_after(in_a_row, step, loss, norm)
             step += 1
             if log is not None:
                 log.step(step, loss, norm, settings.lr_at(step - 1))
+            if step >= settings.steps:
+                _check_trained(skipped, step)
             ending = step >= settings.steps or asked
             if log is not None and (ending or step % settings.checkpoint_every == 0):
                 state = {"record": record or {}, "seconds": time.monotonic() - started, "pending": log.pending}
+                state["skipped"] = skipped
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -214,7 +227,7 @@ def train(
             if ending:
                 break
     accelerator.wait_for_everyone()
-    return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps)
+    return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps, skipped)
 
 
 def _open_log(
@@ -282,6 +295,14 @@ def _give_up_after(skipped: int, step: int, loss: float, norm: float) -> None:
         raise FloatingPointError(
             f"{skipped} steps in a row were not finite, the last at step {step}: lower lr or look at the data. "
             "The checkpoints before are intact."
+        )
+
+
+def _check_trained(skipped: int, step: int) -> None:
+    if skipped == step:
+        raise FloatingPointError(
+            f"none of the {step} steps had a finite loss and gradient, so nothing was trained: lower lr, or look at "
+            "the data and the autoencoder"
         )
 
 
