@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -83,6 +84,11 @@ def _attributes(doc: str) -> dict[str, str]:
         heading, _, text = entry.strip().partition(": ")
         found |= dict.fromkeys(re.split(r", | and ", heading), text)
     return found
+
+
+def command_line(command: str, *words: str) -> str:
+    """``python -m recipes.sisma.COMMAND`` with its words, quoted so that it can be pasted into a shell."""
+    return shlex.join(["python", "-m", f"recipes.sisma.{command}", *words])
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.autoencoder import HELD_OUT, class_weights, draw_pool
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -120,7 +120,7 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
     from safetensors import safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such parser; train one with python -m recipes.sisma.parser out={path}")
+        raise FileNotFoundError(f"{path}: no such parser; train one with {command_line('parser', f'out={path}')}")
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {})["card"])
@@ -162,7 +162,7 @@ def main(argv: list[str]) -> None:
         "width": settings.width,
         "image_size": settings.image_size,
         "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
-        "command": "python -m recipes.sisma.parser " + " ".join(argv),
+        "command": command_line("parser", *argv),
         "seconds": round(time.monotonic() - started),
         "held_out": score,
     }
