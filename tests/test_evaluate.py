@@ -274,7 +274,7 @@ def twice(folder):
 
 
 def uneven(folder):
-    for name in ("face0-0", "face0-1", "face1-0", "face1-1", "face1-2"):
+    for name in ("face0--0", "face0--1", "face1--0", "face1--1", "face1--2"):
         shutil.copy(folder / "face0.png", folder / f"{name}.png")
 
 

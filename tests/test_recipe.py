@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import evaluate, export, parser, prepare, provenance, sample, train
-from recipes.sisma.arguments import Help, UsageError, command_line, keys_help, run_command
+from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
 from recipes.sisma.given import find_given
 from recipes.sisma.names import check_distinct
 from recipes.sisma.pictures import save_sheet
@@ -28,6 +28,7 @@ from recipes.sisma.runs import find_run, load_config, load_run, sampling_setting
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
+from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import CheckpointError, TrainResult, checkpoints
@@ -117,6 +118,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "preset=paper"], "name the preset as the first word"),
         (["faces"], "needs data=FOLDER"),
         (["quick", "steps=0"], "steps must be positive"),
+        (["quick", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
         (["quick", "model=sisma-xxl"], "unknown name 'sisma-xxl'"),
         (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
@@ -276,7 +278,7 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
     check_distinct(["p", "q", "p--3", "p--02"], range(1, 3))
 
 
-def test_printed_commands_can_be_pasted(trained, tmp_path, capsys):
+def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     words = ["quick", "run=my runs/a;b", "model_args={depth: 1}", "resume=no"]
     expected = ["python", "-m", "recipes.sisma.train", *words[:3], "resume=auto"]
     assert shlex.split(train._continue(words)) == expected
@@ -286,8 +288,14 @@ def test_printed_commands_can_be_pasted(trained, tmp_path, capsys):
     prepare.main(["source=drawn", f"target={target}", "count=24", "size=32"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
     assert shlex.split(line)[-1] == f"data={target}"
-    result = evaluate.evaluate_run(trained, command=command_line("evaluate", "run=my run"), masks=2, samples=2)
-    assert result["command"] == "python -m recipes.sisma.evaluate 'run=my run'"
+    with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
+        PreparedFolder(tmp_path / "no folder", "train")
+    with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
+        parser.load_parser(tmp_path / "my parser")
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, *, command, **_: asked.append(command))
+    evaluate.main(["run=my run", "masks=2"])
+    assert shlex.split(asked[0]) == ["python", "-m", "recipes.sisma.evaluate", "run=my run", "masks=2"]
 
 
 def test_a_model_without_mask_dropout_is_sampled_without_guidance():

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from ssmgen.extras import require
 from ssmgen.registry import closest
+from ssmgen.sampling import checked_seed
 
 Schema = TypeVar("Schema")
 
@@ -38,6 +39,7 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
 
     Raises:
         UsageError: a word that is no ``key=value``, an unknown key (with the closest ones), or a value of another type.
+        ValueError: a ``seed`` outside 0 to 2**64 - 1.
         Help: one of the words is ``--help`` or ``-h``.
     """
     if {"-h", "--help"} & set(argv):
@@ -57,9 +59,11 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
             # A plain value is converted by its field's type alone: as YAML, run=007 would become 7.
             given = omegaconf.OmegaConf.from_dotlist([word]) if "." in key else {key: value}
             structured = omegaconf.OmegaConf.merge(structured, given)
-        return cast(Schema, omegaconf.OmegaConf.to_object(structured))
+        filled = cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
+    checked_seed(getattr(filled, "seed", 0))
+    return filled
 
 
 def keys_help(schema: Any) -> str:
