@@ -26,9 +26,9 @@ ROOMS = {
     "training": {"atomic", "extras", "registry", "weights"},
     "model_folder": {"atomic", "data", "registry", "weights"},
     "model_card": {"data"},
-    "pipeline": {"data", "model_card", "model_folder", "sampling", "solvers"},
-    "editing": {"data", "objectives", "pipeline", "sampling", "solvers"},
-    "diffusers_pipeline": {"data", "pipeline", "solvers"},
+    "pipeline": {"data", "model_card", "model_folder", "registry", "sampling", "solvers"},
+    "editing": {"data", "model_folder", "objectives", "pipeline", "registry", "sampling", "solvers"},
+    "diffusers_pipeline": {"data", "pipeline", "registry", "solvers"},
     "bench": {"models", "ops", "registry"},
     "cli": {"bench", "models", "ops", "pipeline", "registry", "__init__"},
 }

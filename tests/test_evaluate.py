@@ -217,14 +217,14 @@ def test_images_under_other_ids_and_blurred_ones_agree_less(prepared, faces):
 
 def test_several_images_a_mask_count_for_the_diversity(prepared, faces):
     for file in list(faces.iterdir()):
-        shutil.copy(file, faces / f"{file.stem}-0.png")
-        write_png(faces / f"{file.stem}-1.png", 255 - read_image(file))
+        shutil.copy(file, faces / f"{file.stem}--0.png")
+        write_png(faces / f"{file.stem}--1.png", 255 - read_image(file))
         file.unlink()
     result = evaluate.evaluate_images(faces, str(prepared), command="test", masks=4)
     assert result["masks"] == 4 and result["diversity"]["same_mask"] > result["diversity"]["other_masks"] > 0
     files, groups = given.find_given(faces, [f"face{index}" for index in range(6)], 6)
-    assert [file.name for file in files] == [f"face{index}-0.png" for index in range(6)]
-    assert [[file.name for file in group] for group in groups][0] == ["face0-0.png", "face0-1.png"]
+    assert [file.name for file in files] == [f"face{index}--0.png" for index in range(6)]
+    assert [[file.name for file in group] for group in groups][0] == ["face0--0.png", "face0--1.png"]
 
 
 def test_the_images_of_a_run_measured_as_a_folder_give_the_runs_figures(run, whole, tmp_path):
@@ -274,7 +274,7 @@ def twice(folder):
 
 
 def uneven(folder):
-    for name in ("face0-0", "face0-1", "face1-0", "face1-1", "face1-2"):
+    for name in ("face0--0", "face0--1", "face1--0", "face1--1", "face1--2"):
         shutil.copy(folder / "face0.png", folder / f"{name}.png")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,17 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, export, parser, provenance, sample, train
+from recipes.sisma import evaluate, export, parser, prepare, provenance, sample, train
 from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
+from recipes.sisma.given import find_given
+from recipes.sisma.names import check_distinct
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
-from recipes.sisma.runs import find_run, load_config, load_run
+from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
+from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import CheckpointError, TrainResult, checkpoints, verify_checkpoint
@@ -116,6 +120,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "preset=paper"], "name the preset as the first word"),
         (["faces"], "needs data=FOLDER"),
         (["quick", "steps=0"], "steps must be positive"),
+        (["quick", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
         (["quick", "model=sisma-xxl"], "unknown name 'sisma-xxl'"),
         (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
@@ -210,12 +215,97 @@ def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
     out = tmp_path / "out"
     common = [f"run={trained}", f"out={out}", "steps=2", "solver=euler"]
     sample.main([*common, f"mask={tmp_path / 'masks'}", "num_images=2", "seed=5"])
-    assert sorted(p.name for p in out.iterdir()) == ["m0-5.png", "m0-6.png", "m1-5.png", "m1-6.png"]
-    first = read_image(out / "m0-6.png")
-    assert first.shape == (3, 64, 64) and not torch.equal(first, read_image(out / "m0-5.png"))
+    assert sorted(p.name for p in out.iterdir()) == ["m0--5.png", "m0--6.png", "m1--5.png", "m1--6.png"]
+    first = read_image(out / "m0--6.png")
+    assert first.shape == (3, 64, 64) and not torch.equal(first, read_image(out / "m0--5.png"))
     sample.main([*common, f"mask={tmp_path / 'masks' / 'm0.png'}", "seed=6"])
-    difference = (read_image(out / "m0-6.png").int() - first.int()).abs().max()
+    difference = (read_image(out / "m0--6.png").int() - first.int()).abs().max()
     assert difference <= 1, "an image depends on what else was sampled with it"
+
+
+def test_sample_reads_masks_as_the_pipeline_does(trained, tmp_path):
+    """The other order is warned about and renamed, and what is not square is refused, not cropped."""
+    mask = draw_face(2, size=96)[1]
+    theirs = remap(mask, CELEBAMASK19, BISENET19)
+    for name, pixels in (("own", mask), ("theirs", theirs), ("colours", BISENET19.colorize(theirs))):
+        write_png(tmp_path / f"{name}.png", pixels)
+    out = tmp_path / "out"
+    common = [f"run={trained}", f"out={out}", "steps=2", "solver=euler"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample.main([*common, f"mask={tmp_path / 'own.png'}"])
+        sample.main([*common, f"mask={tmp_path / 'theirs.png'}", "remap=bisenet19"])
+        sample.main([*common, f"mask={tmp_path / 'colours.png'}", "palette=bisenet19"])
+    own, renamed, coloured = (read_image(out / f"{name}--0.png") for name in ("own", "theirs", "colours"))
+    assert torch.equal(own, renamed) and torch.equal(own, coloured)
+    with pytest.warns(UserWarning, match="theirs.png: .* look like the order bisenet19.*say remap='bisenet19'"):
+        sample.main([*common, f"mask={tmp_path / 'theirs.png'}"])
+    write_png(tmp_path / "wide.png", mask[:48])
+    with pytest.raises(ValueError, match="wide.png is 48 x 96 .height x width.: crop it to a square"):
+        sample.main([*common, f"mask={tmp_path / 'wide.png'}"])
+    with pytest.raises(ValueError, match="unknown label set 'bisenet'. Did you mean 'bisenet19'"):
+        sample.main([*common, f"mask={tmp_path / 'own.png'}", "remap=bisenet"])
+    assert not (out / "wide--0.png").exists()
+
+
+def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
+    """Masks p and p-1 have images of their own; where names would meet, nothing is written."""
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks.mkdir()
+    for name in ("p", "p-1"):
+        write_png(masks / f"{name}.png", draw_face(2, size=64)[1])
+    common = [f"run={trained}", f"mask={masks}", f"out={out}", "steps=1", "num_images=2"]
+    sample.main(common)
+    images = {"p--0.png", "p--1.png", "p-1--0.png", "p-1--1.png"}
+    assert {file.name for file in out.iterdir()} == images
+    one, groups = find_given(out, ["p", "p-1"], 2)
+    assert [file.name for file in one] == ["p--0.png", "p-1--0.png"]
+    assert [[file.name for file in group] for group in groups] == [
+        ["p--0.png", "p--1.png"],
+        ["p-1--0.png", "p-1--1.png"],
+    ]
+    write_png(masks / "p--1.png", draw_face(3, size=64)[1])
+    shutil.rmtree(out)
+    with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image of the mask p.*: rename the mask"):
+        sample.main(common)
+    assert not out.exists()
+    for other in ("a.jpg", "a.PNG"):
+        with pytest.raises(ValueError, match=f"masks/{other} and a.png would both be sampled into a--5.png: rename"):
+            sample.check_names([masks / "a.png", masks / other], [5])
+    write_png(tmp_path / "p--1.png", draw_face(3, size=64)[1][None].expand(3, -1, -1))
+    with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image"):
+        find_given(tmp_path, ["p", "p--1"], 2)
+    with pytest.raises(ValueError, match="p--2 is the name of a mask and of an image"):
+        check_distinct(["p", "q", "p--2"], range(1, 3))
+    check_distinct(["p", "q", "p--3", "p--02"], range(1, 3))
+
+
+def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
+    words = ["quick", "run=my runs/a;b", "model_args={depth: 1}", "resume=no"]
+    expected = ["python", "-m", "recipes.sisma.train", *words[:3], "resume=auto"]
+    assert shlex.split(train._continue(words)) == expected
+    config = dataclasses.replace(preset("quick"), tracker="a b")
+    assert shlex.split(export.training_command(config))[3:] == ["quick", "tracker=a b"]
+    target = tmp_path / "my faces"
+    prepare.main(["source=drawn", f"target={target}", "count=24", "size=32"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    assert shlex.split(line)[-1] == f"data={target}"
+    with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
+        PreparedFolder(tmp_path / "no folder", "train")
+    with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
+        parser.load_parser(tmp_path / "my parser")
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, *, command, **_: asked.append(command))
+    evaluate.main(["run=my run", "masks=2"])
+    assert shlex.split(asked[0]) == ["python", "-m", "recipes.sisma.evaluate", "run=my run", "masks=2"]
+
+
+def test_a_model_without_mask_dropout_is_sampled_without_guidance():
+    """One of somebody's own need not have the attribute."""
+    config = dataclasses.replace(preset("quick"), guidance_scale=1.0)
+    assert sampling_settings(config, torch.nn.Identity(), {})["guidance_scale"] == 1.0
+    with pytest.raises(ValueError, match="guidance_scale=2.0 needs a run trained with model_args.mask_dropout"):
+        sampling_settings(config, torch.nn.Identity(), {"guidance_scale": 2.0})
 
 
 def test_sampling_mistakes_are_explained(trained, tmp_path):
@@ -227,6 +317,10 @@ def test_sampling_mistakes_are_explained(trained, tmp_path):
         (["mask=nowhere.png"], "nowhere.png: no such file"),
         ([], "mask= is missing"),
         ([f"mask={bad}", "num_images=0"], "num_images must be"),
+        ([f"mask={bad}", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
+        ([f"mask={bad}", f"seed={2**64}"], "a seed is a whole number from 0 to .* got 18446744073709551616"),
+        ([f"mask={bad}", f"seed={2**64 - 1}", "num_images=2"], "a seed is a whole number from 0 to"),
+        ([f"mask={bad}", "seed=None"], "seed"),
         ([f"mask={bad}", "shift=-1"], "shift must be a number above 0, got -1.0"),
         ([f"mask={bad}", "guidance_start=-0.5"], r"guidance_start must be a number in \[0, 1\], got -0.5"),
         ([f"mask={bad}", "solver=eular"], "unknown solver 'eular'. Did you mean 'euler'"),

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recipes.sisma.arguments import from_command_line, run_command
+from recipes.sisma.arguments import command_line, from_command_line, run_command
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     _train(network, settings)
     score, mean, std = measure(network, settings.image_size, settings.held_out)
     network.register_to_config(scaling_factor=1 / std, shift_factor=mean)
-    command = f"python -m recipes.sisma.autoencoder {' '.join(argv)}".strip()
+    command = command_line("autoencoder", *argv)
     save(network, Path(settings.out), {"command": command, "steps": settings.steps, "held_out_psnr": score})
     print(f"held-out round trip {score:.2f} dB; saved {settings.out}")
 

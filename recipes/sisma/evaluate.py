@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.distances import DistanceSettings
 from recipes.sisma.generated import (
     Groups,
@@ -37,6 +37,7 @@ from recipes.sisma.generated import (
 )
 from recipes.sisma.given import common_side, find_given
 from recipes.sisma.measure import Images, Judge, load_gauges, load_judge, measure_images
+from recipes.sisma.names import check_distinct, parted
 from recipes.sisma.pairs import held_out_pairs, training_pairs
 from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
@@ -92,7 +93,7 @@ class Settings(DistanceSettings):
 def main(argv: list[str]) -> None:
     """Evaluate a run or a folder of images from the command line."""
     settings = from_command_line(Settings(), argv)
-    command = f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip()
+    command = command_line("evaluate", *argv)
     given = [word.partition("=")[0] for word in argv]
     processes = all_processes()
     if settings.images:
@@ -179,7 +180,9 @@ def evaluate_run(
     count = _count(pairs, masks or config.evaluate_masks, asked=masks is not None)
     gauges = load_gauges(judge, distances, CELEBAMASK19, count, config.image_size)
     real, true = _read_pairs(pairs, count)
-    single = one_each(pair_ids(pairs)[:count], true, seed)
+    ids = pair_ids(pairs)[:count]
+    check_distinct(ids, range(1, samples + 1))
+    single = one_each(ids, true, seed)
     repeated = some_more(single[:diversity_masks], samples)
     folder = evaluation_folder(loaded, run, chosen, seed, micro_batch)
     rank, ranks = (processes.process_index, processes.num_processes) if processes else (0, 1)
@@ -204,7 +207,6 @@ def evaluate_run(
     if rank:
         return {}
     files = [[folder / f"{image.name}.png" for image in wanted] for wanted in (single, repeated)]
-    ids = [image.name for image in single]
     groups = Groups([files[1][i : i + samples] for i in range(0, len(repeated), samples)])
     images = Images(ids, true, real, read_images(files[0]), groups, ids[: len(groups)], CELEBAMASK19, f"seed={seed}")
     train = training_pairs(config) if gauges.measures else []
@@ -234,7 +236,8 @@ def evaluate_images(
     """Measure images that are there already against the real ones of the same ids, whoever made them.
 
     Args:
-        folder: holds ``<id>.png`` for every test mask, or several ``<id>-<number>.png``, which count for the diversity.
+        folder: holds ``<id>.png`` for every test mask, or several ``<id>--<number>.png``, which count for the
+            diversity.
         data: the prepared folder the masks are from, or ``drawn``. Real images are cut and resized to the generated
             ones' size.
         command: what to record as the command.
@@ -262,12 +265,12 @@ def evaluate_images(
     judge = parser if isinstance(parser, Judge) else load_judge(parser, labels)
     gauges = load_gauges(judge, distances, labels, count, config.image_size)
     if gauges.lpips is not None and not groups:
-        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>-1.png, <id>-2.png and so on")
+        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>--1.png, <id>--2.png and so on")
     target = Path(out) if out else folder.with_name(f"{folder.name}-evaluation")
     check_writable(target)
     generated = read_images(files)
     real, true = _read_pairs(pairs, count)
-    names = [group[0].stem.rpartition("-")[0] for group in groups]
+    names = [found[0] for group in groups if (found := parted(group[0].stem))]
     images = Images(ids[:count], true, real, generated, Groups(groups), names, labels, "given")
     result, parsed = measure_images(images, gauges, training_pairs(config) if gauges.measures else [])
     result |= {"images": folder.name, **_about(config, command)}

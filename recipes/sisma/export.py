@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, model_arguments, sampling_settings
+from recipes.sisma.runs import LoadedRun, as_pipeline, check_writable, find_run, load_run
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
 from ssmgen.model_card import NAME, model_card
-from ssmgen.pipeline import SAVED_DTYPES, Recipe
+from ssmgen.pipeline import SAVED_DTYPES
 
 # License lines of a card's metadata, and what it says of the data.
 _TERMS = {
@@ -77,21 +76,6 @@ def main(argv: list[str]) -> None:
         print(address)
 
 
-def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
-    """A run as the pipeline that serves it."""
-    config = loaded.config
-    recipe = Recipe(
-        model=config.model,
-        model_args=model_arguments(config, loaded.autoencoder),
-        autoencoder=loaded.autoencoder.name,
-        image_size=config.image_size,
-        labels=CELEBAMASK19,
-        sampling=sampling_settings(config, loaded.model, {}),
-        about=about,
-    )
-    return MaskToImage(loaded.model, loaded.autoencoder, recipe)
-
-
 def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
     """README.md of the folder: what it is, how to use it, what was measured, under which terms."""
     license, data = _TERMS["drawn" if loaded.config.data == "drawn" else "CelebAMask-HQ"]
@@ -123,7 +107,7 @@ def training_command(config: Config) -> str:
             words.append(f"{key}=...")
         else:
             words.append(f"{key}={value}")
-    return " ".join(["python -m recipes.sisma.train", config.preset, *words])
+    return command_line("train", config.preset, *words)
 
 
 def _evaluation(result: dict[str, Any]) -> str:
@@ -140,10 +124,10 @@ def _evaluation(result: dict[str, Any]) -> str:
         for key, name in names.items()
         if key in result
     ]
-    words = " ".join(f"{key}={value}" for key, value in result["sampling"].items())
+    words = [f"masks={result['masks']}", *(f"{key}={value}" for key, value in result["sampling"].items())]
     return "\n".join(
         [
-            f"`python -m recipes.sisma.evaluate run=RUN masks={result['masks']} {words}`, unseen masks, commit "
+            f"`{command_line('evaluate', 'run=RUN', *words)}`, unseen masks, commit "
             f"`{result['commit']}`, seed {result['seed']}, {result['hardware']['processor']}, torch "
             f"{result['versions']['torch']}:",
             "",

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.autoencoder import HELD_OUT, check_finite, class_weights, draw_pool
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -119,7 +119,7 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
         ValueError: not a parser's file, or a damaged one.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such parser; train one with python -m recipes.sisma.parser out={path}")
+        raise FileNotFoundError(f"{path}: no such parser; train one with {command_line('parser', f'out={path}')}")
     with open_weights(path) as file:
         header = file.metadata() or {}
     try:
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> None:
         "width": settings.width,
         "image_size": settings.image_size,
         "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
-        "command": "python -m recipes.sisma.parser " + " ".join(argv),
+        "command": command_line("parser", *argv),
         "seconds": round(time.monotonic() - started),
         "held_out": score,
     }

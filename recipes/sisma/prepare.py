@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
 from ssmgen.atomic import whole_folder
 from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, stem_of
 from ssmgen.data.folder import NO_PNG, OTHER_KIND, check_target, load_splits, match_stems, write_pair, write_records
@@ -222,7 +222,7 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
         with whole_folder(target) as folder:
             write_official_layout(folder, count, settings.size or 512, settings.seed)
         print(f"Wrote {count} drawn faces in the official layout to {settings.target}")
-        print(f"Next: python -m recipes.sisma.prepare source={settings.target} target=DIR")
+        print(f"Next: {command_line('prepare', f'source={settings.target}', 'target=DIR')}")
         return
 
     def work(index: int) -> dict[str, str]:
@@ -245,7 +245,7 @@ def _summarize(target: str, splits: dict[str, list[str]], notes: list[str], prob
         print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
     print(f"Wrote {sum(map(len, splits.values()))} pairs to {target}: {counts}")
-    print(f"Next: python -m recipes.sisma.train faces data={target}")
+    print(f"Next: {command_line('train', 'faces', f'data={target}')}")
 
 
 # --- before the work: settings, target, space ---

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.pictures import to_uint8
 from recipes.sisma.presets import Config
-from ssmgen import build, initial_noise, sample
+from ssmgen import MaskToImage, build, initial_noise, sample
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
-from ssmgen.model_folder import SAMPLING, check_sampling
+from ssmgen.model_folder import SAMPLING, Recipe, check_sampling
 from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
 from ssmgen.weights import load_weights
 
@@ -84,11 +84,26 @@ def sampling_settings(config: Config, model: nn.Module, given: Mapping[str, Any]
     own = {name: getattr(config, "solver_steps" if name == "steps" else name) for name in SAMPLING}
     chosen = own | {name: value for name, value in given.items() if value is not None}
     check_sampling(chosen)
-    if chosen["guidance_scale"] != 1 and not model.mask_dropout:
+    if chosen["guidance_scale"] != 1 and not getattr(model, "mask_dropout", 0):
         raise ValueError(
             f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout, e.g. 0.1"
         )
     return chosen
+
+
+def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
+    """A run as the pipeline that serves it."""
+    config = loaded.config
+    recipe = Recipe(
+        model=config.model,
+        model_args=model_arguments(config, loaded.autoencoder),
+        autoencoder=loaded.autoencoder.name,
+        image_size=config.image_size,
+        labels=CELEBAMASK19,
+        sampling=sampling_settings(config, loaded.model, {}),
+        about=about,
+    )
+    return MaskToImage(loaded.model, loaded.autoencoder, recipe)
 
 
 def generate(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
 from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_mask_sheet
@@ -72,14 +72,14 @@ def main(argv: list[str]) -> int | None:
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
-            print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
+            print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
         return STOPPED
     if not processes.is_main_process:
         return None
     skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
     print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
     if config.evaluate:
-        evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
+        evaluate_run(run, seconds=result.seconds, command=command_line("train", *argv))
     return None
 
 
@@ -183,7 +183,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _continue(argv: list[str]) -> str:
-    return " ".join([*(word for word in argv if not word.startswith("resume=")), "resume=auto"])
+    return command_line("train", *(word for word in argv if not word.startswith("resume=")), "resume=auto")
 
 
 if __name__ == "__main__":

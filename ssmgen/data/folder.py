@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def _read_record(root: Path) -> dict[str, Any]:
         state = "is not a prepared folder" if root.is_dir() else "no such folder"
         raise FileNotFoundError(
             f"{root}: {state} (expected {_RECORD} in it); make one with "
-            f"python -m recipes.sisma.prepare source=DIR target={root}"
+            f"python -m recipes.sisma.prepare source=DIR {shlex.quote(f'target={root}')}"
         )
     record = _read_json(path)
     if not isinstance(record, dict) or record.get("format") != _FORMAT or not isinstance(record.get("files"), dict):

@@ -83,6 +83,8 @@ class MaskEncoder(nn.Module):
 
     def _check(self, mask: Tensor) -> None:
         one_hot = f"(batch, {self.num_classes}, height, width)"
+        if mask.dim() in (3, 4) and not mask.shape[0]:
+            raise ValueError(f"the batch is empty: give at least one mask, got {tuple(mask.shape)}")
         if mask.dim() not in (3, 4) or 0 in mask.shape:
             raise ValueError(
                 f"mask must be integer labels (batch, height, width) or one-hot {one_hot}, got {tuple(mask.shape)}"
