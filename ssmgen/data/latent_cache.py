@@ -71,7 +71,8 @@ def write_latent_cache(
             part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
             loader: Any = DataLoader(part, batch_size, num_workers=num_workers)
             batches = list(_encoded(loader, autoencoder, flip, device, progress))
-            tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+            # An autoencoder of somebody else's may answer in another memory format, which safetensors refuses.
+            tensors = {key: torch.cat([batch[key] for batch in batches]).contiguous() for key in batches[0]}
             save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
         record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
         (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
