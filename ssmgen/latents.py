@@ -90,7 +90,7 @@ class _DiffusersAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1] to latents ``(batch, channels, h / factor, w / factor)``, contiguous."""
+        """Images ``(batch, 3, h, w)`` in [-1, 1] to contiguous latents ``(batch, channels, h/factor, w/factor)``."""
         _check_images(images, self.factor)
         # Convolutions may answer in channels-last, and do in an AutoencoderKL.
         return ((self._encode(images) - self.shift) * self.scale).contiguous()

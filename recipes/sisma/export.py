@@ -22,6 +22,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.model_card import NAME, model_card
 from ssmgen.pipeline import SAVED_DTYPES, Recipe
+from ssmgen.training import schedule_changes
 
 # License lines of a card's metadata, and what it says of the data.
 _TERMS = {
@@ -100,8 +101,13 @@ def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> st
         license=license,
         sections={
             "Data": data,
-            "Training": f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
-            "averaged.",
+            "Training": " ".join(
+                [
+                    f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
+                    "averaged.",
+                    *(f"{change.capitalize()}." for change in schedule_changes(loaded.schedule)),
+                ]
+            ),
             "Evaluation": _evaluation(result),
         },
     )
