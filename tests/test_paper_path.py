@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import export, prepare, sample, train
+from recipes.sisma import evaluate, export, parser, prepare, sample, train
 from recipes.sisma.presets import preset
 from recipes.sisma.runs import load_config
 from ssmgen import MaskToImage
@@ -85,3 +85,15 @@ def test_from_the_archive_to_a_loaded_export(name, words, data, tmp_path, capsys
     assert torch.equal((again * 255).round().to(torch.uint8), sampled)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert f"recipes.sisma.train {name} " in card and "non-commercial" in card and str(data) not in card
+
+
+def test_a_parser_of_the_same_folder_judges_what_was_trained_on_it(words, data, tmp_path):
+    """Mirrored pairs, crops and a batch in parts besides, which the presets leave out, through the same latents."""
+    more = ["flip=true", "crops=2", "accumulate=2", "model_args.mask_dropout=0.1", "guidance_scale=2", "sample_every=0"]
+    train.main(["stable", f"run={tmp_path / 'run'}", *words, *more, "steps=1", "evaluate=false"])
+    file = tmp_path / "parser.safetensors"
+    parser.main([f"data={data}", f"out={file}", "steps=2", "batch_size=2", "image_size=32", "width=8"])
+    evaluate.main([f"run={tmp_path / 'run'}", f"parser={file}", "masks=2"])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["masks"] == 2 and 0 <= result["mask_agreement"]["miou"] <= 1
+    assert result["parser"]["data"] == "prepared folder" and "autoencoder_ceiling" in result
