@@ -152,7 +152,7 @@ def train(
         data: the examples.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``.
-        record: what a checkpoint must agree on to be resumed; JSON.
+        record: what a checkpoint must agree on to be resumed; JSON. An ``lr_decay_steps`` in it may grow or become 0.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return a picture of samples, which goes to the tracker.
