@@ -159,20 +159,24 @@ def test_noise_belongs_to_an_id_not_to_a_place():
 
 
 def test_an_evaluation_that_says_less_replaces_none_that_says_more(run, whole, capsys):
-    """Fewer masks, or the same without a parser, go beside; more masks with all that was measured take the name."""
+    """One that says less goes beside; where each says something that the other does not, the older one does."""
     shutil.rmtree(run / "evaluation", ignore_errors=True)
     for file in run.glob("re*"):
         file.unlink()
     evaluate.evaluate_run(run, command="first", masks=3)
     evaluate.evaluate_run(run, command="smaller", masks=2)
     said = capsys.readouterr().out
-    assert "note: result.json stays, since it is on 3 masks; this one is result-2-masks.json" in said
-    assert f"report: {run / 'report-2-masks.html'}" in said and (run / "result-2-masks.png").is_file()
-    evaluate.evaluate_run(run, command="blind", masks=4, parser="none")
-    assert "on 3 masks and has mask_agreement; this one is result-4-masks.json" in capsys.readouterr().out
-    assert commands_of(run) == {"result": "first", "result-2-masks": "smaller", "result-4-masks": "blind"}
-    evaluate.evaluate_run(run, command="larger")
-    assert commands_of(run)["result"] == "larger" and "note:" not in capsys.readouterr().out
+    assert "note: result.json stays, since it says more; this one is result-2-masks-mask_agreement.json" in said
+    assert f"report: {run / 'report-2-masks-mask_agreement.html'}" in said
+    evaluate.evaluate_run(run, command="blind", masks=3, parser="none")
+    assert "this one is result-3-masks.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="larger but blind", masks=4, parser="none")
+    assert "note: the result before is now result-3-masks-mask_agreement.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="all")
+    assert "note:" not in capsys.readouterr().out
+    two, three = "result-2-masks-mask_agreement", "result-3-masks-mask_agreement"
+    assert commands_of(run) == {"result": "all", "result-3-masks": "blind", two: "smaller", three: "first"}
+    assert (run / f"{two}.png").is_file() and (run / "report-3-masks-mask_agreement.html").is_file()
 
 
 def commands_of(run):

@@ -96,7 +96,7 @@ def test_a_finished_run_is_prolonged_and_says_so(tmp_path, capsys):
     train.main([*common, "steps=4", "lr_decay_steps=4", "resume=auto"])
     printed = capsys.readouterr()
     said = "earning-rate schedule changed at step 2: lr_decay_steps=4, 2 until then"
-    assert f"l{said}\n" in printed.err and "note: the result of other weights or images stays as" in printed.out
+    assert f"l{said}\n" in printed.err and "note: the result before is now result-step-2.json" in printed.out
     run = tmp_path / "run"
     result, before = (json.loads((run / name).read_text()) for name in ("result.json", "result-step-2.json"))
     assert (result["steps"], before["steps"]) == (4, 2)

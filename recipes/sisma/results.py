@@ -1,8 +1,9 @@
 """Where the result of an evaluation goes, so that it replaces none that says more.
 
-``result.json``, ``result.png`` and ``report.html`` are those of the evaluation that says most of the newest weights: on
-the most masks, with everything that was measured before. One that says less goes beside them, as
-``result-<masks>-masks.json`` and so on, and results of earlier weights stay as ``result-step-<steps>.json``.
+``result.json``, ``result.png`` and ``report.html`` are those of the newest evaluation, unless the one before says more
+of the same weights: on more masks, or on as many with more that was measured. Then the newest goes beside it, as
+``result-16-masks-mask_agreement.json`` and so on. Where each says something that the other does not, the older one is
+renamed in this way, and that of earlier weights to ``result-step-<steps>.json``.
 """
 
 from __future__ import annotations
@@ -27,28 +28,38 @@ class Place:
 
 
 def place(folder: Path, result: dict[str, Any]) -> Place:
-    """The files for a result; those of earlier weights that have its names are renamed.
+    """The files for a result; those that have its names and say something else are renamed.
 
     Args:
         folder: of the run, or of the evaluation of a folder of images.
         result: what goes into ``result.json``.
+
+    Returns:
+        The files, none of which takes the place of a result that says anything else.
     """
     usual = _files(folder)
     before = _read(usual["json"])
-    if not before:
+    if not before or _covers(result, before):
         return Place(**usual)
-    if (subject := _subject(before)) != _subject(result):
-        kept = _files(folder, f"-{subject}")
-        for name, file in usual.items():
-            if file.exists():
-                file.replace(kept[name])
-        return Place(**usual, note=f"the result of other weights or images stays as {kept['json'].name}")
-    lost = sorted(_measured(before) - _measured(result))
-    if before["masks"] <= result["masks"] and not lost:
-        return Place(**usual)
-    own = _files(folder, f"-{result['masks']}-masks")
-    more = f"{before['masks']} masks" + (f" and has {', '.join(lost)}" if lost else "")
-    return Place(**own, note=f"{usual['json'].name} stays, since it is on {more}; this one is {own['json'].name}")
+    if _covers(before, result):
+        own = _files(folder, _extent(result))
+        return Place(**own, note=f"{usual['json'].name} stays, since it says more; this one is {own['json'].name}")
+    other = _subject(before) != _subject(result)
+    kept = _files(folder, f"-{_subject(before)}" if other else _extent(before))
+    for name, file in usual.items():
+        if file.exists():
+            file.replace(kept[name])
+    return Place(**usual, note=f"the result before is now {kept['json'].name}")
+
+
+def _covers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether all that a result says of its weights or images another one says too, of as many masks."""
+    same = _subject(one) == _subject(other)
+    return same and one["masks"] >= other["masks"] and _measured(one) >= _measured(other)
+
+
+def _extent(result: dict[str, Any]) -> str:
+    return "-".join(["", str(result["masks"]), "masks", *sorted(_measured(result))])
 
 
 def _files(folder: Path, suffix: str = "") -> dict[str, Path]:

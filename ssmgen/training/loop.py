@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -186,7 +185,13 @@ def train(
     history = continued(schedule_of(state, settings.lr_decay_steps), first, settings.lr_decay_steps)
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     workers = loader_processes(settings.num_workers)
-    loader = DataLoader(data, batch_sampler=order, num_workers=workers, generator=torch.Generator())
+    loader = DataLoader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_ignore_stop_requests,
+    )
     main = accelerator.is_main_process
     log = _open_log(run, first, settings, record or {}, state.get("pending", [])) if main else None
     if main:
@@ -350,15 +355,21 @@ def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
         )
 
 
+def _ignore_stop_requests(worker: int) -> None:
+    """For a loader process, which a terminal's Ctrl-C and a scheduler's SIGTERM reach as well.
+
+    The step that is being finished needs its batches; it is ended with the loop.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
     """SIGINT and SIGTERM only leave a note: the loop finishes its step, saves, and returns."""
     received: list[int] = []
-    process = os.getpid()
 
     def note(number: int, frame: Any) -> None:
-        if os.getpid() != process:  # a loader process, which Ctrl-C reaches too: the loop still waits for its batch
-            return
         if received:
             raise KeyboardInterrupt  # asked twice: stop at once
         received.append(number)
