@@ -94,16 +94,17 @@ class _DiffusersAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1] to latents ``(batch, channels, h / factor, w / factor)``."""
+        """Images ``(batch, 3, h, w)`` in [-1, 1] to contiguous latents ``(batch, channels, h/factor, w/factor)``."""
         _check_images(images, self.factor)
-        return (self._encode(images) - self.shift) * self.scale
+        # Convolutions may answer in channels-last, and do in an AutoencoderKL.
+        return ((self._encode(images) - self.shift) * self.scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to images in [-1, 1]."""
+        """Normalised latents to images in [-1, 1], contiguous."""
         if latents.dim() != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"latents must be (batch, {self.channels}, height, width), got {tuple(latents.shape)}")
-        return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
+        return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1).contiguous()
 
     def describe(self) -> dict[str, Any]:
         """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""

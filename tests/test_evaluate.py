@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, generated, given, measure, report, train
+from recipes.sisma import evaluate, generated, given, measure, report, results, train
 from recipes.sisma.arguments import UsageError
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -156,6 +156,39 @@ def test_noise_belongs_to_an_id_not_to_a_place():
     again = {image.name: image.seed for image in generated.one_each(["7", "bo", "ann"], masks, 0)}
     other = {image.name: image.seed for image in generated.one_each(["7", "bo", "ann"], masks, 1)}
     assert first == again and len(set(first.values()) | set(other.values())) == 6
+
+
+def test_an_evaluation_that_says_less_replaces_none_that_says_more(run, whole, capsys):
+    """One that says less goes beside; where each says something that the other does not, the older one does."""
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    for file in run.glob("re*"):
+        file.unlink()
+    evaluate.evaluate_run(run, command="first", masks=3)
+    evaluate.evaluate_run(run, command="smaller", masks=2)
+    said = capsys.readouterr().out
+    assert "note: result.json stays, since it says more; this one is result-2-masks-mask_agreement.json" in said
+    assert f"report: {run / 'report-2-masks-mask_agreement.html'}" in said
+    evaluate.evaluate_run(run, command="blind", masks=3, parser="none")
+    assert "this one is result-3-masks.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="larger but blind", masks=4, parser="none")
+    assert "note: the result before is now result-3-masks-mask_agreement.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="all")
+    assert "note:" not in capsys.readouterr().out
+    two, three = "result-2-masks-mask_agreement", "result-3-masks-mask_agreement"
+    assert commands_of(run) == {"result": "all", "result-3-masks": "blind", two: "smaller", three: "first"}
+    assert (run / f"{two}.png").is_file() and (run / "report-3-masks-mask_agreement.html").is_file()
+
+
+def commands_of(run):
+    return {file.stem: json.loads(file.read_text())["command"] for file in run.glob("result*.json")}
+
+
+def test_results_of_other_images_are_kept_by_name(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"images": "ours", "masks": 3}))
+    files = results.place(tmp_path, {"images": "theirs", "masks": 2})
+    assert files.json.name == "result.json" and (tmp_path / "result-ours.json").is_file()
+    (tmp_path / "result.json").write_text("half a resu")
+    assert results.place(tmp_path, {"steps": 1, "masks": 2}).note == ""
 
 
 # A folder of images that somebody else made.

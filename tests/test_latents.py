@@ -70,6 +70,13 @@ def test_shapes_scale_and_shift(name, request):
     assert not any(p.requires_grad for p in ae.parameters())
 
 
+def test_latents_and_images_are_contiguous_whatever_format_the_convolutions_answer_in(kl):
+    ae = build("autoencoder-kl", source=str(kl))
+    ae.network.to(memory_format=torch.channels_last)
+    latents = ae.encode(images(2))
+    assert latents.is_contiguous() and ae.decode(latents).is_contiguous()
+
+
 def test_description_tells_weights_and_scale_apart(tiny, tmp_path):
     same = build("autoencoder-tiny", source=str(tiny)).describe()
     assert same == build("autoencoder-tiny", source=str(tiny)).describe()

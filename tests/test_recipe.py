@@ -29,7 +29,7 @@ from recipes.sisma.runs import find_run, load_config, load_run, sampling_setting
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
-from ssmgen.data.folder import PreparedFolder
+from ssmgen.data.folder import PreparedFolder, write_pair, write_records
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import CheckpointError, TrainResult, checkpoints, verify_checkpoint
@@ -91,6 +91,88 @@ def test_a_complete_run_is_not_trained_again(trained, capsys):
     assert digests(trained) == before and "to step 6" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_prolonged_and_says_so(tmp_path, capsys):
+    """What the error advises works, and the results of the shorter run stay."""
+    common = words(tmp_path, "parser=none", "evaluate_masks=2")
+    train.main([*common, "steps=2", "lr_decay_steps=2"])
+    with pytest.raises(ValueError, match="lr_decay_steps=2 ends before steps=4.* Set lr_decay_steps=4, or 0"):
+        train.main([*common, "steps=4", "lr_decay_steps=2", "resume=auto"])
+    capsys.readouterr()
+    train.main([*common, "steps=4", "lr_decay_steps=4", "resume=auto"])
+    printed = capsys.readouterr()
+    said = "earning-rate schedule changed at step 2: lr_decay_steps=4, 2 until then"
+    assert f"l{said}\n" in printed.err and "note: the result before is now result-step-2.json" in printed.out
+    run = tmp_path / "run"
+    result, before = (json.loads((run / name).read_text()) for name in ("result.json", "result-step-2.json"))
+    assert (result["steps"], before["steps"]) == (4, 2)
+    assert result["schedule"] == [{"step": 0, "lr_decay_steps": 2}, {"step": 2, "lr_decay_steps": 4}]
+    assert (run / "result-step-2.png").is_file() and (run / "report-step-2.html").is_file()
+    assert load_config(run).lr_decay_steps == 4
+    with pytest.raises(CheckpointError, match="lr_decay_steps: 4 there, 3 now, which may only grow or become 0"):
+        train.main([*common, "steps=3", "lr_decay_steps=3", "resume=auto"])
+    export.main([f"run={run}", f"out={tmp_path / 'exported'}"])
+    assert f"L{said}." in (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def four_pairs(tmp_path_factory):
+    """Four pairs, written as a prepared folder, and its maker for other splits and classes."""
+    folder, faces, hashes = tmp_path_factory.mktemp("few"), DrawnFaces(4, size=32), {}
+    for index in range(4):
+        hashes |= write_pair(folder, f"p{index}", *faces[index])
+
+    def write(splits, labels=CELEBAMASK19):
+        write_records(folder, labels, splits, hashes, {"split": "by-name"})
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("test", "more", "message"),
+    [
+        (
+            1,
+            [],
+            r"there is 1 test pair, and an evaluation needs 2\. Prepare again .* Or train without: evaluate=false\.",
+        ),
+        (0, [], "there is no test pair.* Or train without: evaluate=false sample_every=0"),
+        (0, ["evaluate=false", "sample_every=1"], "evaluate=false sample_every=0"),
+        (4, [], "split 'train' of .* is empty"),
+    ],
+)
+def test_data_without_enough_pairs_is_refused_before_training(tmp_path, four_pairs, test, more, message):
+    data = four_pairs({"train": [f"p{i}" for i in range(test, 4)], "test": [f"p{i}" for i in range(test)]})
+    with pytest.raises(ValueError, match=message):
+        train.main(["quick", *words(tmp_path, f"data={data}", "image_size=32", "steps=1", *more)])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_what_such_a_refusal_advises_trains(tmp_path, four_pairs):
+    data = four_pairs({"train": ["p0"], "test": []})
+    small = words(tmp_path, f"data={data}", "image_size=32", "steps=1", "batch_size=2")
+    train.main(["quick", *small, "evaluate=false", "sample_every=0"])
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]})
+    again = words(tmp_path / "two", f"data={data}", "image_size=32", "steps=1", "batch_size=2", "sample_every=1")
+    train.main(["quick", *again])
+    assert json.loads((tmp_path / "two/run/result.json").read_text())["masks"] == 2, "two are enough for all of it"
+
+
+def test_masks_of_other_classes_are_refused_before_training(tmp_path, four_pairs):
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]}, BISENET19)
+    with pytest.raises(ValueError, match="has masks of bisenet19, the recipe trains on those of celebamask19"):
+        train.main(["quick", *words(tmp_path, f"data={data}", "image_size=32", "steps=1")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_solver_whose_package_is_missing_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"ssmgen\[adaptive\]"):
+        train.main(words(tmp_path, "steps=1", "solver=dopri5", "sample_every=0"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_run_is_not_overwritten(trained, tmp_path):
     with pytest.raises(FileExistsError, match="already holds a run; continue it with resume=auto"):
         train.main(words(trained.parent, "steps=2"))
@@ -135,6 +217,10 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "balance=5"], r"balance is a share of the masks, in \[0, 1\], got 5"),
         (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
         (["quick", "parser=nothing"], "nothing: no such parser"),
+        (
+            ["quick", "image_size=72"],
+            "drawn-parser.safetensors: needs images with sides that are multiples of 16, got 72",
+        ),
     ],
 )
 def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):

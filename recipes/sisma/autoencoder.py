@@ -35,6 +35,7 @@ from ssmgen.training import (
     checkpoints,
     derived_seed,
     load_checkpoint,
+    loader_processes,
     prune_checkpoints,
     save_checkpoint,
     verify_checkpoint,
@@ -171,7 +172,7 @@ def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings
 def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
     """Drawn faces as two uint8 tensors, images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
     print(f"drawing {count} faces", file=sys.stderr)
-    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=2)
+    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=loader_processes(2))
     images, masks = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(masks)
 

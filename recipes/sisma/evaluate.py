@@ -5,7 +5,8 @@
     python -m recipes.sisma.evaluate images=faces data=prepared parser=runs/parser.safetensors
     torchrun --nproc-per-node 2 -m recipes.sisma.evaluate run=runs/quick
 
-Writes ``result.json``, ``result.png`` and ``report.html`` into the run. A parser labels the generated images; their
+Writes ``result.json``, ``result.png`` and ``report.html`` into the run, beside those that say more of the same weights
+(`recipes.sisma.results`). A parser labels the generated images; their
 agreement with the masks they were made from stands between a floor (the same images against other images' masks) and a
 ceiling (the parser on real held-out images).
 
@@ -43,6 +44,7 @@ from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
+from recipes.sisma.results import place
 from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run, sampling_settings
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
@@ -139,7 +141,7 @@ def evaluate_run(
     processes: Any = None,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Sample unseen masks, measure, and write ``result.json``, ``result.png`` and ``report.html``.
+    """Sample unseen masks, measure, and write result, picture and report into the run, as `recipes.sisma.results` says.
 
     Args:
         run: the run's folder.
@@ -216,6 +218,7 @@ def evaluate_run(
         "sampling_seed": seed,
         "seconds": round(loaded.seconds if seconds is None else seconds, 1),
         "steps": loaded.step,
+        "schedule": loaded.schedule,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         **_about(config, command),
     }
@@ -348,13 +351,16 @@ def _about(config: Config, command: str) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
-    """``result.json``, ``result.png`` and ``report.html``, and what a person reads first."""
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    _save_sheet(folder / "result.png", images)
-    report = write_report(folder, result, images, parsed)
+    """The files of the result, as `place` names them, and what a person reads first."""
+    files = place(folder, result)
+    write_text(files.json, json.dumps(result, indent=2) + "\n")
+    _save_sheet(files.picture, images)
+    write_report(files.report, result, images, parsed)
     print(summary(result))
-    print(f"report: {report}")
-    print(f"picture: {folder / 'result.png'}")
+    if files.note:
+        print(f"note: {files.note}")
+    print(f"report: {files.report}")
+    print(f"picture: {files.picture}")
 
 
 def _save_sheet(file: Path, images: Images) -> None:

@@ -21,6 +21,7 @@ from recipes.sisma.runs import LoadedRun, as_pipeline, check_writable, find_run,
 from ssmgen import MaskToImage
 from ssmgen.model_card import NAME, model_card
 from ssmgen.pipeline import SAVED_DTYPES
+from ssmgen.training import schedule_changes
 
 # License lines of a card's metadata, and what it says of the data.
 _TERMS = {
@@ -87,8 +88,13 @@ def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> st
         license=license,
         sections={
             "Data": data,
-            "Training": f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
-            "averaged.",
+            "Training": " ".join(
+                [
+                    f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
+                    "averaged.",
+                    *(f"{change.capitalize()}." for change in schedule_changes(loaded.schedule)),
+                ]
+            ),
             "Evaluation": _evaluation(result),
         },
     )

@@ -10,7 +10,6 @@ Every pair is read in full. What is wrong is listed file by file, all of it, and
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
+from recipes.sisma.split_check import TEST_SHARE, is_test, remedy, shortfall
 from ssmgen.atomic import whole_folder
 from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, stem_of
 from ssmgen.data.folder import NO_PNG, OTHER_KIND, check_target, load_splits, match_stems, write_pair, write_records
@@ -40,6 +40,7 @@ IMAGES = "CelebA-HQ-img"
 PARTS = "CelebAMask-HQ-mask-anno"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 ARCHIVE_SIZE = 30_000
+_FIRST_TEST = 28_000  # of first28k
 LABEL_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
 
 #: What users of CelebAMask-HQ found in it (its issues 5, 84 and 109). Reported where present, and kept.
@@ -67,6 +68,7 @@ class Settings:
         target: folder to write; must not exist or be empty.
         layout: of the source: auto, official, folder; with source=drawn: what is written.
         split: auto, first28k, celeba, by-name, or a JSON file such as ``{"train": [...], "test": [...]}``.
+        test_share: by-name only: the share of the pairs that are test pairs.
         labels: class order of the source's masks; the target always has celebamask19.
         size: store images and masks at this size; without it, image files are copied unchanged.
         on_bad: stop: write nothing where a pair is bad; skip: leave bad pairs out.
@@ -78,6 +80,7 @@ class Settings:
     target: str = ""
     layout: str = "auto"
     split: str = "auto"
+    test_share: float = TEST_SHARE
     labels: str = "celebamask19"
     size: int | None = None
     on_bad: str = "stop"
@@ -154,8 +157,9 @@ def main(argv: list[str]) -> int | None:
 
 def _prepare_files(settings: Settings, target: Path) -> None:
     source = find_source(Path(settings.source), settings.layout)
-    settings.split = _default_split(source.layout) if settings.split == "auto" else settings.split
-    splits = split_pairs(settings.split, source)
+    asked, settings.split = settings.split, _chosen_split(settings, source)
+    splits = split_pairs(settings.split, source, settings.test_share)
+    _check_splits(asked, splits)
     in_a_split = {id for ids in splits.values() for id in ids}
     pairs = [pair for pair in source.pairs if pair.id in in_a_split]
     _check_space(target, pairs)
@@ -168,7 +172,7 @@ def _prepare_files(settings: Settings, target: Path) -> None:
         notes = _notes(source, good, splits, LABEL_ORDERS[settings.labels])
         hashes = {name: value for one in good for name, value in one.hashes.items()}
         write_records(folder, CELEBAMASK19, splits, hashes, _about(source, settings, notes, problems))
-    _summarize(settings.target, splits, notes, problems)
+    _summarize(settings, splits, notes, problems)
 
 
 def _check_and_write(pairs: list[Pair], source: Source, settings: Settings, folder: Path) -> list[Checked]:
@@ -207,6 +211,7 @@ def _about(source: Source, settings: Settings, notes: list[str], problems: list[
         "folder": source.root.resolve().name,
         "label_order": settings.labels,
         "split": Path(settings.split).name,
+        "test_share": settings.test_share if settings.split == "by-name" else None,
         "size": settings.size,
         "notes": notes,
         "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
@@ -232,20 +237,30 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
     with whole_folder(target) as folder:
         written = list(_in_threads(work, range(count), "drawing"))
         hashes = {name: value for files in written for name, value in files.items()}
-        splits = _by_name([f"{index:05d}" for index in range(count)])
-        about = {"layout": "drawn", "split": "by-name", "size": settings.size or 256, "seed": settings.seed}
+        splits = _by_name([f"{index:05d}" for index in range(count)], settings.test_share)
+        about = {"layout": "drawn", "split": "by-name", "test_share": settings.test_share}
+        about |= {"size": settings.size or 256, "seed": settings.seed}
         write_records(folder, CELEBAMASK19, splits, hashes, about)
-    _summarize(settings.target, splits, [], [])
+    settings.split = "by-name"
+    _summarize(settings, splits, [], [])
 
 
-def _summarize(target: str, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
+def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
     if problems:
         print(f"Left out for {len(problems)} problem(s):\n{_lines(problems)}", file=sys.stderr)
     if notes:
         print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
-    print(f"Wrote {sum(map(len, splits.values()))} pairs to {target}: {counts}")
-    print(f"Next: {command_line('train', 'faces', f'data={target}')}")
+    print(f"Wrote {sum(map(len, splits.values()))} pairs to {settings.target}: {counts}")
+    words = "faces", f"data={settings.target}"
+    missing = shortfall(splits)
+    if not missing:
+        print(f"Next: {command_line('train', *words)}")
+        return
+    print(f"Before training: there is {missing}. {remedy(splits, settings.split)}")
+    if splits.get("train"):
+        shown = () if splits.get("test") else ("sample_every=0",)
+        print(f"Or train without an evaluation: {command_line('train', *words, 'evaluate=false', *shown)}")
 
 
 # --- before the work: settings, target, space ---
@@ -273,10 +288,19 @@ def _check_settings(settings: Settings) -> None:
 def _check_unused(settings: Settings) -> None:
     """Refuse a key that would do nothing."""
     drawn = settings.source == "drawn"
+    if not 0 < settings.test_share < 1:
+        raise UsageError(f"test_share={settings.test_share}: expected a number between 0 and 1")
+    if drawn and settings.layout == "official":
+        _refuse_test_share(settings, "layout=official, which has no splits")
     idle = ("split", "labels", "on_bad") if drawn else ("count", "seed")
     for key in idle:
         if getattr(settings, key) != getattr(Settings, key):
             raise UsageError(f"{key}= has no effect with source={settings.source}: leave it out")
+
+
+def _refuse_test_share(settings: Settings, beside: str) -> None:
+    if settings.test_share != TEST_SHARE:
+        raise UsageError(f"test_share= has no effect with {beside}: leave it out, or give split=by-name")
 
 
 def _check_space(target: Path, pairs: list[Pair]) -> None:
@@ -422,14 +446,16 @@ def _contents(folder: Path) -> str:
 # --- splits ---
 
 
-def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
+def split_pairs(split: str, source: Source, test_share: float = TEST_SHARE) -> dict[str, list[str]]:
     """Distribute the pairs; each split keeps the order of the source.
 
     Args:
         split: ``first28k`` (ids below 28000 train, the rest test; the default of the official layout), ``celeba`` (the
-            partition of CelebA, through the mapping file), ``by-name`` (about 8 % test by a hash of the name, so that a
-            pair stays where it is when others come; the default of a folder), or a JSON file.
+            partition of CelebA, through the mapping file), ``by-name`` (test or not by a hash of the name, so that a
+            pair stays where it is when others come; the default of a folder, and of a part of the archive that has
+            pairs on one side of id 28000 only), or a JSON file.
         source: the pairs.
+        test_share: of ``by-name``.
 
     Raises:
         FileNotFoundError: the mapping or the JSON file is missing.
@@ -437,7 +463,7 @@ def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
     """
     ids = [pair.id for pair in source.pairs]
     if split == "by-name":
-        return _by_name(ids)
+        return _by_name(ids, test_share)
     if split.endswith(".json"):
         return _from_file(Path(split), ids, source)
     names = [id for id in ids if not id.isdecimal()]
@@ -448,18 +474,38 @@ def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
         )
     if split == "celeba":
         return _celeba(ids, source.root / MAPPING)
-    return {"train": [id for id in ids if int(id) < 28_000], "test": [id for id in ids if int(id) >= 28_000]}
+    train = [id for id in ids if int(id) < _FIRST_TEST]
+    return {"train": train, "test": [id for id in ids if int(id) >= _FIRST_TEST]}
 
 
-def _default_split(layout: str) -> str:
-    return "first28k" if layout == "official" else "by-name"
+def _chosen_split(settings: Settings, source: Source) -> str:
+    """What ``split=auto`` stands for; a part of the archive need not have pairs on both sides of ``first28k``."""
+    split = settings.split
+    if split == "auto":
+        split = "first28k" if source.layout == "official" else "by-name"
+        if split == "first28k" and len({int(pair.id) < _FIRST_TEST for pair in source.pairs}) == 1:
+            split = "by-name"
+            side = "below" if int(source.pairs[0].id) < _FIRST_TEST else "from"
+            source.notes.append(f"all its ids are {side} {_FIRST_TEST}, so that it is split by name, not by number")
+    if split != "by-name":
+        _refuse_test_share(settings, f"split={split}")
+    return split
 
 
-def _by_name(ids: list[str]) -> dict[str, list[str]]:
+def _check_splits(asked: str, splits: dict[str, list[str]]) -> None:
+    """Refuse, before 30,000 pairs are read, a split by number that asks for pairs which are not there."""
+    empty = [name for name in ("train", "test") if not splits.get(name)]
+    if asked in ("first28k", "celeba") and empty:
+        raise ValueError(
+            f"split={asked} leaves no pair for {' and '.join(empty)}: this part of the archive has none of its ids. "
+            "Use split=by-name or a JSON file."
+        )
+
+
+def _by_name(ids: list[str], test_share: float) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {"train": [], "test": []}
     for id in ids:
-        draw = int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) % 100
-        splits["test" if draw < 8 else "train"].append(id)
+        splits["test" if is_test(id, test_share) else "train"].append(id)
     return splits
 
 
@@ -610,7 +656,7 @@ def _notes(source: Source, good: list[Checked], splits: dict[str, list[str]], or
     else:
         notes += _order_warning(good, order)
     notes += _identical_images(good, splits)
-    notes += [f"split {name!r} is empty; split=FILE.json can set another" for name, ids in splits.items() if not ids]
+    notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
     return notes
 
 

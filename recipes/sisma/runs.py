@@ -22,7 +22,7 @@ from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.model_folder import SAMPLING, Recipe, check_sampling
-from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
+from ssmgen.training import CheckpointError, check_launch, checkpoints, on_cpu, schedule_of, verify_checkpoint
 from ssmgen.weights import load_weights
 
 
@@ -30,7 +30,8 @@ from ssmgen.weights import load_weights
 class LoadedRun:
     """A trained run: its settings, averaged weights and autoencoder, and after how many steps and seconds they are.
 
-    ``weights`` is the SHA-256 of the file the averaged weights are read from.
+    ``weights`` is the SHA-256 of the file the averaged weights are read from, ``schedule`` which ``lr_decay_steps`` the
+    learning rate followed from which step on (`ssmgen.training.schedule_of`).
     """
 
     config: Config
@@ -39,6 +40,7 @@ class LoadedRun:
     step: int
     seconds: float
     weights: str
+    schedule: list[dict[str, int]]
 
     @torch.no_grad()
     def generate(self, masks: Tensor, seeds: list[int], **settings: Any) -> Tensor:
@@ -197,9 +199,12 @@ def all_processes() -> Any:
 
     Without being told that the CPU is meant, it takes each process of a machine without GPU for the only one. The
     others wait up to a day, as the first one may encode images for hours.
+
+    Raises:
+        ValueError: the environment asks for a model in shards.
     """
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    return require("accelerate", extra="train").PartialState(cpu=cpu, timeout=timedelta(days=1))
+    check_launch()
+    return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=timedelta(days=1))
 
 
 def load_run(run: Path) -> LoadedRun:
@@ -225,4 +230,7 @@ def load_run(run: Path) -> LoadedRun:
     load_weights(model, found[-1] / "ema.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
-    return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest)
+    schedule = schedule_of(state, config.lr_decay_steps)
+    return LoadedRun(
+        config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest, schedule
+    )
