@@ -1,4 +1,4 @@
-"""Builds the fused CPU scan. It is a plain shared library in C, loaded through ctypes: no headers of Python or torch.
+"""Builds the kernels for a CPU, a plain shared library in C, loaded through ctypes: no headers of Python or torch.
 
 The extension is optional: where there is no compiler, ssmgen installs without it and says at run time what it misses.
 """
@@ -28,15 +28,15 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-arguments = [] if platform.system() == "Windows" else ["-O3", "-ffp-contract=fast", "-pthread"]
+arguments = [] if platform.system() == "Windows" else ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"]
 setup(
     ext_modules=[
         Extension(
-            "ssmgen.ops._cpu_scan",
-            ["ssmgen/ops/csrc/cpu_scan.c"],
-            depends=["ssmgen/ops/csrc/cpu_scan_kernel.h"],
+            "ssmgen.ops._cpu_kernels",
+            ["ssmgen/ops/csrc/cpu_kernels.c"],
+            depends=[f"ssmgen/ops/csrc/cpu_{part}.h" for part in ("vectors", "scan_kernel", "layers_kernel")],
             extra_compile_args=arguments,
-            extra_link_args=[] if platform.system() == "Windows" else ["-pthread"],
+            extra_link_args=[] if platform.system() == "Windows" else ["-pthread", "-lm"],
             optional=True,
         )
     ],

@@ -14,6 +14,7 @@ The rows ``anew`` are the whole image drawn from the new mask, which keeps nothi
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def main() -> None:
             f"{row['edit']:<6} {row['start']:<10}{row['outside_decoded']:>9.2f}{row['outside']:>9.2f}"
             f"{row['inside']:>8.3f}{colour:>8}"
         )
-    command = f"editing {arguments.model} --faces {arguments.faces}"
+    command = shlex.join(["editing", str(arguments.model), "--faces", str(arguments.faces)])
     write(arguments.json, command, {"rows": rows, "faces": arguments.faces, "sampling": pipe.recipe.sampling})
 
 

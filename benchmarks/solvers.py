@@ -7,6 +7,7 @@ over all images: ``|x - reference| / |reference|``. Weights, masks and noise are
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def main() -> None:
     for row in rows:
         print("{solver:<10}{shift:>6}{steps:>7}{evaluations:>6}{error:>10.4f}".format(**row))
     content = {"rows": rows, "guidance_scale": run.config.guidance_scale, "step": run.step}
-    write(arguments.json, f"solvers {arguments.run}", content)
+    write(arguments.json, shlex.join(["solvers", str(arguments.run)]), content)
 
 
 def measure(run: LoadedRun, count: int) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -297,7 +298,8 @@ def _export(arguments: argparse.Namespace) -> Answer:
     if out.exists():
         raise ValueError(f"{out} is there already: delete it or name another folder")
     if (source / "checkpoints").is_dir():
-        raise ValueError(f"{source} is a training run: python -m recipes.sisma.export run={source} out={out}")
+        command = shlex.join(["python", "-m", "recipes.sisma.export", f"run={source}", f"out={out}"])
+        raise ValueError(f"{source} is a training run: {command}")
     pipe = MaskToImage.from_pretrained(
         arguments.source, revision=arguments.revision, local_files_only=arguments.local_files_only
     )

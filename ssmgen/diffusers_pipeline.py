@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.pipeline import MaskToImage
+from ssmgen.registry import explained
 from ssmgen.solvers.base import Progress, Solver, Velocity
 
 
@@ -30,56 +32,74 @@ class SchedulerSolver(Solver):
     sigma and the velocity data - noise: time and sign are turned here. A scheduler that takes a grid gets ours, and
     moves it by its own shift; the others take as many steps of their own.
 
+    A scheduler keeps the step it is at, so each call works with a copy of its own: the scheduler given stays as it is,
+    and several threads may share it.
+
     Args:
         scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or one like
             ``UniPCMultistepScheduler`` or ``DPMSolverMultistepScheduler`` made with ``use_flow_sigmas=True,
             prediction_type="flow_prediction"``.
         after_step: called as ``after_step(step, timestep, x)`` after each step, from 0; what it returns is gone on
             with.
+        mu: the logarithm of the shift, for a scheduler with ``use_dynamic_shifting=True``; see `dynamic_shift`.
 
     Raises:
         TypeError: a scheduler of another kind; DDPM's and its like expect models that predict noise.
+        ValueError: a scheduler with dynamic shifting without ``mu``.
     """
 
     order = 1
 
-    def __init__(self, scheduler: Any, after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        mu: float | None = None,
+    ) -> None:
         check_scheduler(scheduler)
+        if _is_dynamic(scheduler) and mu is None:
+            raise ValueError(
+                f"{type(scheduler).__name__} has use_dynamic_shifting=True and shifts by the number of tokens: give "
+                "mu=dynamic_shift(scheduler, tokens), or make it without dynamic shifting"
+            )
         self.scheduler = scheduler
         self.after_step = after_step
+        self.mu = mu
 
     def nfe(self, steps: int) -> int:
         """One at each of the scheduler's timesteps: a Heun scheduler has two of most."""
-        self._set(torch.linspace(0, 1, steps + 1))
-        return len(self.scheduler.timesteps)
+        return len(self._ready(torch.linspace(0, 1, steps + 1))[1])
 
     def times(self, ts: Tensor) -> Tensor:
         """See `Solver`."""
-        return self._set(ts)
+        return self._ready(ts)[1]
 
-    def _set(self, ts: Tensor) -> Tensor:
-        """Make the scheduler ready, and give the times at which it will ask."""
+    def _ready(self, ts: Tensor) -> tuple[Any, Tensor]:
+        """A copy of the scheduler, set to begin, and the times at which it will ask."""
+        scheduler = copy.deepcopy(self.scheduler)
         arguments: dict[str, Any] = {"device": ts.device}
-        if "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters:
+        if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             arguments["sigmas"] = (1 - ts[:-1]).cpu().numpy()
         else:
             arguments["num_inference_steps"] = len(ts) - 1
-        self.scheduler.set_timesteps(**arguments)
-        self.scheduler.set_begin_index(0)
+        if _is_dynamic(scheduler):
+            arguments["mu"] = self.mu
+        scheduler.set_timesteps(**arguments)
+        scheduler.set_begin_index(0)
         # Their timesteps may be rounded to whole numbers; the sigmas are what they step by.
-        times = (1 - self.scheduler.sigmas[: len(self.scheduler.timesteps)]).to(ts)
+        times = (1 - scheduler.sigmas[: len(scheduler.timesteps)]).to(ts)
         if ts[-1] < ts[0] or abs(float(times[0] - ts[0])) > 0.01:
             raise ValueError(
-                f"{type(self.scheduler).__name__} goes from {float(times[0]):g} to 1 and cannot follow times from "
+                f"{type(scheduler).__name__} goes from {float(times[0]):g} to 1 and cannot follow times from "
                 f"{float(ts[0]):g} to {float(ts[-1]):g}: take a solver of ssmgen"
             )
-        return times
+        return scheduler, times
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
         x = x0
-        times = self._set(ts)
-        for step, (t, timestep) in enumerate(zip(times, self.scheduler.timesteps, strict=True)):
-            x = self.scheduler.step(-f(t, x), timestep, x, return_dict=False)[0]
+        scheduler, times = self._ready(ts)
+        for step, (t, timestep) in enumerate(zip(times, scheduler.timesteps, strict=True)):
+            x = scheduler.step(-f(t, x), timestep, x, return_dict=False)[0]
             if self.after_step is not None:
                 x = self.after_step(step, timestep, x)
             if progress is not None:
@@ -105,13 +125,30 @@ def check_scheduler(scheduler: Any) -> None:
         raise TypeError(f"{name} has invert_sigmas=True, for models whose time runs the other way; make it without")
 
 
+def _is_dynamic(scheduler: Any) -> bool:
+    return bool(getattr(scheduler, "config", {}).get("use_dynamic_shifting", False))
+
+
+def dynamic_shift(scheduler: Any, tokens: int) -> float:
+    """The ``mu`` of a scheduler with dynamic shifting for images of so many tokens, as diffusers' Flux pipeline has it.
+
+    It rises on a straight line from ``base_shift`` at ``base_image_seq_len`` tokens to ``max_shift`` at
+    ``max_image_seq_len``; where a scheduler's configuration lacks them, they are 0.5, 256, 1.15 and 4096.
+    """
+    config = scheduler.config
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(low + (high - low) * (tokens - few) / (many - few))
+
+
 class MaskToImagePipeline:
     """Call a `MaskToImage` as diffusers' pipelines are called.
 
         pipe = MaskToImagePipeline.from_pretrained("folder")
         pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
 
-    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers.
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Each call
+    works with a copy of it, so several threads may call one pipeline.
 
     Args:
         pipe: what makes the images.
@@ -150,6 +187,7 @@ class MaskToImagePipeline:
         self.pipe.to(*where, **named)
         return self
 
+    @explained()
     def __call__(
         self,
         mask: Any,
@@ -182,20 +220,20 @@ class MaskToImagePipeline:
                 returns are gone on with.
 
         Raises:
-            TypeError: the scheduler is of another kind.
+            TypeError: the scheduler is of another kind, or a generator is none.
             ValueError: latents of another shape, or what `MaskToImage` refuses.
         """
 
         def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
             if callback_on_step_end is None:
                 return x
-            return callback_on_step_end(self, step, timestep, {"latents": x}).get("latents", x)
+            return (callback_on_step_end(self, step, timestep, {"latents": x}) or {}).get("latents", x)
 
         count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
         images = self.pipe(
             mask,
             steps=num_inference_steps,
-            solver=SchedulerSolver(self.scheduler, after_step),
+            solver=self._solver(after_step),
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
             shift=1.0,  # the scheduler's own is the one that counts
@@ -208,11 +246,23 @@ class MaskToImagePipeline:
         )
         return ImageOutput(images) if return_dict else (images,)
 
+    def _solver(self, after_step: Callable[[int, Tensor, Tensor], Tensor]) -> SchedulerSolver:
+        _, height, width = self.pipe.latent_size
+        tokens = height * width // getattr(self.pipe.model, "patch_size", 1) ** 2
+        mu = dynamic_shift(self.scheduler, tokens) if _is_dynamic(self.scheduler) else None
+        return SchedulerSolver(self.scheduler, after_step, mu)
+
     def _drawn(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor | None:
         if generator is None:
             return None
         from diffusers.utils.torch_utils import randn_tensor
 
+        for one in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(one, torch.Generator):
+                raise TypeError(
+                    "generator is a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them, got "
+                    f"{one!r}"
+                )
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"give one generator, or one per image: got {len(generator)} for {count} image(s)")
         drawn: Tensor = randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmgen.data.labels import LabelSet
+from ssmgen.model_folder import SAMPLING
 from ssmgen.objectives import FlowMatching
 from ssmgen.pipeline import MaskToImage, check_output_type, to_output
-from ssmgen.sampling import initial_noise
+from ssmgen.registry import explained, keywords
+from ssmgen.sampling import checked_seed, image_seeds, initial_noise
 from ssmgen.solvers import shifted_grid
 
 STARTS = ("inversion", "noise")
 
 
+@explained(*SAMPLING)
 def edit(
     pipe: MaskToImage,
     image: Any,
@@ -65,12 +68,12 @@ def edit(
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
     check_output_type(output_type, ("pil", "np", "pt"))
+    noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     old = pipe.labels_of(mask, palette=palette, remap=remap, name="the mask")
     new = pipe.labels_of(new_mask, palette=palette, remap=remap, name="the new mask")
     widened = _region(old, new, region, margin).to(pipe.device)
     chosen = pipe.sampling(**settings)
     data = pipe.encode(image)
-    noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     if start == "inversion":
         back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen["solver"])}
         times = shifted_grid(back.pop("steps"), back.pop("shift")).flip(0)
@@ -81,6 +84,7 @@ def edit(
     return _paste(pipe, latents, image, widened, output_type)
 
 
+@explained(*SAMPLING)
 def variations(
     pipe: MaskToImage,
     image: Any,
@@ -116,18 +120,19 @@ def variations(
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     check_output_type(output_type)
+    noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, palette=palette, remap=remap)
     chosen = pipe.sampling(**settings)
     grid = shifted_grid(chosen.pop("steps"), chosen.pop("shift"))
     first = 1 - strength
     times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)
-    noise = initial_noise(range(seed, seed + num_images), pipe.latent_size).to(pipe.device)
     x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
     latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, progress=callback, **chosen)
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 
 
+@explained(*keywords(MaskToImage.__call__))
 def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int = 8, **settings: Any) -> Any:
     """``count`` images from that of one seed to that of another, their noise turned from one to the other (slerp).
 
@@ -143,7 +148,7 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
     """
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
-    if len(seeds) != 2 or seeds[0] == seeds[1]:
+    if not isinstance(seeds, Sequence) or len(seeds) != 2 or checked_seed(seeds[0]) == checked_seed(seeds[1]):
         raise ValueError(f"seeds must be two different ones, got {seeds}")
     first, last = initial_noise(list(seeds), pipe.latent_size)
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))

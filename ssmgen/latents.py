@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ssmgen.atomic import write_text
+from ssmgen.data.files import files_with
 from ssmgen.registry import register
+from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CLASSES = {"autoencoder-tiny": "AutoencoderTiny", "autoencoder-kl": "AutoencoderKL"}  # in diffusers
 
 
 class Autoencoder(Protocol):
@@ -90,31 +94,30 @@ class _DiffusersAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1] to latents ``(batch, channels, h / factor, w / factor)``."""
+        """Images ``(batch, 3, h, w)`` in [-1, 1] to contiguous latents ``(batch, channels, h/factor, w/factor)``."""
         _check_images(images, self.factor)
-        return (self._encode(images) - self.shift) * self.scale
+        # Convolutions may answer in channels-last, and do in an AutoencoderKL.
+        return ((self._encode(images) - self.shift) * self.scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to images in [-1, 1]."""
+        """Normalised latents to images in [-1, 1], contiguous."""
         if latents.dim() != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"latents must be (batch, {self.channels}, height, width), got {tuple(latents.shape)}")
-        return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
+        return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1).contiguous()
 
     def describe(self) -> dict[str, Any]:
         """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
     def save(self, folder: Path) -> None:
-        """Write it in diffusers' layout, with scale and shift, to be read back as ``source``."""
+        """Write it in diffusers' layout, with scale and shift, to be read back as ``source``.
+
+        Raises:
+            OSError: the disk is full or cannot be written; names the file.
+        """
         self.network.register_to_config(scaling_factor=self.scale, shift_factor=self.shift)
-        self.network.save_pretrained(folder, safe_serialization=True)
-        file = Path(folder, "config.json")
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # where it lay on the machine that saved it
-        if self.name == "autoencoder-tiny":
-            config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
-        file.write_text(json.dumps(config, indent=2) + "\n")
+        save_network(self.network, folder)
 
     def _encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
@@ -131,20 +134,15 @@ class TinyAutoencoder(_DiffusersAutoencoder):
 
     Raises:
         FileNotFoundError: a local path without the files, naming what was looked for.
+        ValueError: another class of autoencoder, or a weight that is missing, unknown or of another shape; names the
+            file.
     """
 
     name = "autoencoder-tiny"
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
-        import diffusers
-
-        folder = _local_folder(source)
-        pair = _taesd_files(folder) if folder is not None else None
-        if pair is not None:
-            network = _from_taesd_files(diffusers.AutoencoderTiny, *pair)
-        else:
-            network = _from_pretrained(diffusers.AutoencoderTiny, source, folder)
-        super().__init__(network, scale, shift)
+        pair = _taesd_files(source)
+        super().__init__(_from_taesd_files(*pair) if pair else _from_pretrained(self.name, source), scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latents
@@ -160,15 +158,14 @@ class KLAutoencoder(_DiffusersAutoencoder):
 
     Raises:
         FileNotFoundError: a local path without the files, naming what was looked for.
+        ValueError: another class of autoencoder, or a weight that is missing, unknown or of another shape; names the
+            file.
     """
 
     name = "autoencoder-kl"
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
-        import diffusers
-
-        network = _from_pretrained(diffusers.AutoencoderKL, source, _local_folder(source))
-        super().__init__(network, scale, shift)
+        super().__init__(_from_pretrained(self.name, source), scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latent_dist.mode()
@@ -197,37 +194,150 @@ def _local_folder(source: str) -> Path | None:
     return None
 
 
-def _from_pretrained(cls: Any, source: str, folder: Path | None) -> Any:
-    settings = {"use_safetensors": True, "low_cpu_mem_usage": False}  # the latter needs accelerate, for little here
+def autoencoder_at(source: str) -> str:
+    """The registered name of the autoencoder that a source holds, for `ssmgen.build`.
+
+    Args:
+        source: a folder or hub id, as `TinyAutoencoder` and `KLAutoencoder` take it.
+
+    Raises:
+        FileNotFoundError: a local path without the files, naming what was looked for.
+        ValueError: it is of a class that no autoencoder here reads.
+    """
+    if _taesd_files(source):
+        return TinyAutoencoder.name
+    kind = _class_at(source)
+    for name, known in _CLASSES.items():
+        if kind == known:
+            return name
+    raise ValueError(
+        f"{source}: its config.json names the class {kind}; there are autoencoders for {', '.join(_CLASSES.values())}"
+    )
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write an autoencoder of diffusers in its layout, without where it was read from.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the file.
+    """
+    network = unwrapped(network)
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)
+    if config["_class_name"] == "AutoencoderTiny":
+        config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder / "diffusion_pytorch_model.safetensors", tensors_of(network), {"format": "pt"})
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _from_pretrained(name: str, source: str) -> Any:
+    """The network of a source, every weight of it read and none made up."""
+    import diffusers
+
+    kind, found = _CLASSES[name], _class_at(source)
+    if found not in (kind, None):
+        other = next((other for other, known in _CLASSES.items() if known == found), None)
+        fix = f"give autoencoder={other}" if other else f"{name} cannot read it"
+        raise ValueError(f"{source}: its config.json names the class {found}, and {name} reads {kind}: {fix}")
+    folder = _local_folder(source)
+    settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     if folder is None:
         print(f"loading {source} from the hub (or its local cache)", file=sys.stderr)
-        return cls.from_pretrained(source, **settings)
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder}: expected config.json and *.safetensors as diffusers saves them"
-            + (", or *_encoder.safetensors and *_decoder.safetensors" if cls.__name__ == "AutoencoderTiny" else "")
+    else:
+        settings["local_files_only"] = True
+    try:
+        network, report = getattr(diffusers, kind).from_pretrained(
+            folder or source,
+            low_cpu_mem_usage=False,  # it needs accelerate, for little here
+            **settings,
         )
-    return cls.from_pretrained(folder, local_files_only=True, **settings)
-
-
-def _taesd_files(folder: Path) -> tuple[Path, Path] | None:
-    encoders, decoders = sorted(folder.glob("*_encoder.safetensors")), sorted(folder.glob("*_decoder.safetensors"))
-    return (encoders[0], decoders[0]) if encoders and decoders else None
-
-
-def _from_taesd_files(cls: Any, encoder: Path, decoder: Path) -> Any:
-    """TAESD's bare ``nn.Sequential`` weights in diffusers' class, which does not count the decoder's clamp."""
-    from safetensors.torch import load_file
-
-    encoder_weights, decoder_weights = load_file(encoder), load_file(decoder)
-    weights = {f"encoder.layers.{key}": value for key, value in encoder_weights.items()}
-    for key, value in decoder_weights.items():
-        index, _, rest = key.partition(".")
-        weights[f"decoder.layers.{int(index) - 1}.{rest}"] = value
-    last = max(int(key.partition(".")[0]) for key in encoder_weights)
-    network = cls(latent_channels=encoder_weights[f"{last}.weight"].shape[0])
-    network.load_state_dict({key: value.float() for key, value in weights.items()})
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{_weights_at(source)}: cannot be loaded into {kind} ({reason})") from error
+    _check_report(report, kind, source)
     return network
+
+
+def _check_report(report: Any, kind: str, source: str) -> None:
+    """diffusers makes up weights that a file lacks, and drops those it does not know."""
+    lacking, unknown = report["missing_keys"], report["unexpected_keys"]
+    if lacking or unknown:
+        told = f"lacks {len(lacking)} weight(s) of {kind}" if lacking else f"holds {len(unknown)} weight(s) too many"
+        raise ValueError(
+            f"{_weights_at(source)}: {told}, the first {min(lacking or unknown)}: it is damaged, or its config.json is "
+            "another's"
+        )
+
+
+def _class_at(source: str) -> str | None:
+    """The class that a source's config.json names; None where it names none."""
+    folder = _local_folder(source)
+    file = folder / "config.json" if folder else _config_on_hub(source)
+    if folder and not (file.is_file() and files_with(folder, {".safetensors"})):
+        raise FileNotFoundError(
+            f"{folder}: expected config.json and *.safetensors as diffusers saves them, or TAESD's own pair of "
+            "*_encoder.safetensors and *_decoder.safetensors"
+        )
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig")).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: is no configuration of an autoencoder ({error})") from error
+
+
+def _config_on_hub(source: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(source, "config.json"))
+    except Exception as error:  # the hub, the HTTP library and the file system each have their own
+        raise FileNotFoundError(
+            f"{source}: no such folder here, and could not be fetched from the hub: {error}"
+        ) from error
+
+
+def _weights_at(source: str) -> Path | str:
+    """What to call the weights of a source: their file, where it is one."""
+    folder = _local_folder(source)
+    files = files_with(folder, {".safetensors"}) if folder else []
+    return files[0] if len(files) == 1 else source
+
+
+def _taesd_files(source: str) -> tuple[Path, Path] | None:
+    """TAESD's own pair of files in a folder, if there is one."""
+    folder = _local_folder(source)
+    files = {file.stem: file for file in files_with(folder, {".safetensors"})} if folder else {}
+    names = [stem.removesuffix("_encoder") for stem in files if stem.endswith("_encoder")]
+    pairs = [(files[f"{name}_encoder"], files[f"{name}_decoder"]) for name in names if f"{name}_decoder" in files]
+    if len(pairs) > 1:
+        held = ", ".join(encoder.name for encoder, _ in pairs)
+        raise ValueError(f"{source}: holds {len(pairs)} autoencoders ({held}): give each its own folder")
+    return pairs[0] if pairs else None
+
+
+def _from_taesd_files(encoder: Path, decoder: Path) -> Any:
+    """TAESD's bare ``nn.Sequential`` weights in diffusers' class, which does not count the decoder's clamp."""
+    import diffusers
+
+    encoder_weights, decoder_weights = _taesd_weights(encoder, 0), _taesd_weights(decoder, -1)
+    last = max((int(name.split(".")[1]) for name in encoder_weights), default=0)
+    bias = encoder_weights.get(f"layers.{last}.bias")
+    if bias is None:
+        raise ValueError(f"{encoder}: its last layer has no bias, as that of TAESD's encoder has")
+    network: Any = diffusers.AutoencoderTiny(latent_channels=len(bias))
+    load_weights(network.encoder, encoder, encoder_weights)
+    load_weights(network.decoder, decoder, decoder_weights)
+    return network
+
+
+def _taesd_weights(file: Path, offset: int) -> dict[str, Tensor]:
+    weights = {}
+    for name, value in read_weights(file).items():
+        index, _, rest = name.partition(".")
+        if not index.isdecimal():
+            raise ValueError(f"{file}: holds {name!r}; TAESD's own files hold names such as '0.weight'")
+        weights[f"layers.{int(index) + offset}.{rest}"] = value
+    return weights
 
 
 def _hash_weights(module: nn.Module) -> str:

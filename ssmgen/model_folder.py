@@ -16,15 +16,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.labels import LabelSet
 from ssmgen.registry import build, closest, find, names
+from ssmgen.weights import load_weights, tensors_of, write_weights
 
 _FORMAT = 1
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parent / "pretrained"
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "shift": ("above 0", lambda value: value > 0),
     "guidance_scale": ("at least 0", lambda value: value >= 0),
@@ -113,7 +115,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
                 f"revision={revision!r} is for repositories on the hub, and {source} is the folder {folder}"
             )
         return folder
-    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+    if isinstance(source, Path) or not HUB_ID.fullmatch(source):
         there = ", ".join(packaged()) or "none"
         raise FileNotFoundError(
             f"{source}: no such folder, no packaged model (there are: {there}), and not a hub id of the form owner/name"
@@ -151,40 +153,44 @@ def read(folder: Path) -> tuple[Any, Any, Recipe, str]:
         model = build(recipe.model, **recipe.model_args)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / _CONFIG}: {recipe.model} cannot be built with its model_args: {error}") from error
-    model.load_state_dict(_read_weights(folder / _WEIGHTS, model))
+    load_weights(model, folder / _WEIGHTS)
     where = {} if recipe.autoencoder == "identity" else {"source": str(folder / _AUTOENCODER)}
     card = folder / _CARD
-    return model, build(recipe.autoencoder, **where), recipe, card.read_text() if card.is_file() else ""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return model, build(recipe.autoencoder, **where), recipe, text
 
 
 def write(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
     """Write a folder, or replace what is in it of such a folder's files and leave all others.
 
     Everything is written in full aside before anything is replaced, and ``config.json`` is away while it is: what an
-    interruption leaves is refused by `read` and never a mixture of two models.
+    interruption leaves is refused by `read` and never a mixture of two models. A folder that is not there yet appears
+    when it is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names the folder.
     """
-    from safetensors.torch import save
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+    if not folder.exists():
+        with whole_folder(folder) as partial:
+            _write_parts(partial, model, autoencoder, recipe, card)
+        return
+    with TemporaryDirectory(prefix=".partial-", dir=folder) as name, written_for(folder, Path(name)):
         partial = Path(name)
-        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        partial.joinpath(_WEIGHTS).write_bytes(save(weights))
-        if recipe.autoencoder != "identity":
-            autoencoder.save(partial / _AUTOENCODER)
-            for file in (partial / _AUTOENCODER).iterdir():  # safetensors makes files that only their owner reads
-                shutil.copymode(partial / _WEIGHTS, file)
-        partial.joinpath(_CARD).write_text(card)
-        content = {"format": _FORMAT, **asdict(recipe)}
-        partial.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        _write_parts(partial, model, autoencoder, recipe, card)
         folder.joinpath(_CONFIG).unlink(missing_ok=True)
         shutil.rmtree(folder / _AUTOENCODER, ignore_errors=True)
         for part in (_WEIGHTS, _AUTOENCODER, _CARD, _CONFIG):
             if partial.joinpath(part).exists():
                 os.replace(partial / part, folder / part)
+
+
+def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
+    write_weights(folder / _WEIGHTS, tensors_of(model))
+    if recipe.autoencoder != "identity":
+        autoencoder.save(folder / _AUTOENCODER)
+    folder.joinpath(_CARD).write_text(card, encoding="utf-8")
+    content = {"format": _FORMAT, **asdict(recipe)}
+    folder.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_registered(name: Any, kind: str) -> None:
@@ -202,7 +208,7 @@ def _read_recipe(file: Path) -> Recipe:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {file.parent} was not written by MaskToImage.save_pretrained")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # an editor on Windows may add a byte-order mark
         if content.pop("format") > _FORMAT:
             raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
         labels = content.pop("labels")
@@ -211,25 +217,3 @@ def _read_recipe(file: Path) -> Recipe:
         return Recipe(labels=LabelSet(**labels), **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: is no configuration of a MaskToImage ({error})") from error
-
-
-def _read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: not found")
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: is no safetensors file, or damaged ({error})") from error
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if wrong:
-        key = wrong[0]
-        raise ValueError(
-            f"{file}: {len(wrong)} tensor(s) do not fit the model of {_CONFIG}, the first {key}: the file has "
-            f"{found.get(key)}, the model {wanted.get(key)}"
-        )
-    return weights

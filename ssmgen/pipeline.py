@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.model_card import NAME, model_card
 from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
-from ssmgen.sampling import Sampler, in_dtype, initial_noise
+from ssmgen.registry import explained
+from ssmgen.sampling import Sampler, image_seeds, in_dtype, initial_noise
 from ssmgen.solvers import Solver
 
 __all__ = ["SAVED_DTYPES", "MaskToImage", "Recipe", "packaged"]
@@ -58,6 +58,7 @@ class MaskToImage:
         return f"MaskToImage({self.recipe.model}, {size}, {len(self.recipe.labels)} classes, {self.device})"
 
     @classmethod
+    @explained()
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False
     ) -> MaskToImage:
@@ -106,16 +107,25 @@ class MaskToImage:
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ValueError: ``repository`` is no ``owner/name``.
+            OSError: it could not be written, or not be uploaded: no token, no permission, no network.
         """
         from tempfile import TemporaryDirectory
 
         import huggingface_hub
 
-        huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        if not model_folder.HUB_ID.fullmatch(repository):
+            raise ValueError(f"repository must be of the form owner/name, got {repository!r}")
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
-            Path(name, "README.md").write_text((card or self.card).replace(NAME, repository))
-            return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
+            Path(name, "README.md").write_text((card or self.card).replace(NAME, repository), encoding="utf-8")
+            try:
+                huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+                return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
+            except Exception as error:  # the hub, the HTTP library and the file system each have their own
+                raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +140,7 @@ class MaskToImage:
 
         Raises:
             TypeError: neither a device nor a floating-point dtype.
+            ValueError: torch has no such device here.
         """
         for one in where:
             if isinstance(one, torch.dtype):
@@ -139,12 +150,14 @@ class MaskToImage:
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         if device is not None:
+            check_device(device)
             self.model.to(torch.device(device))
             self.autoencoder.to(torch.device(device))
         dtype = dtype or self.sampler.dtype
         self.sampler = Sampler(self.model, dtype=None if dtype == torch.float32 else dtype)
         return self
 
+    @explained()
     def __call__(
         self,
         mask: Any,
@@ -169,7 +182,7 @@ class MaskToImage:
             mask: a path to a PNG, a PIL image, an array or a tensor, or a list of these; of square shape and any size,
                 brought to the model's by nearest neighbour. See `to_labels`.
             steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the model's own where None.
-            seed: of the first image; the next ones count up, mask by mask. Or one seed per image.
+            seed: of the first image, from 0 to 2**64 - 1; the next ones count up, mask by mask. Or one seed per image.
             num_images: images of each mask.
             noise: the noise itself ``(n, c, h, w)``, one for each image, instead of seeds.
             output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
@@ -194,7 +207,7 @@ class MaskToImage:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
         masks = [self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in _listed(mask)]
         count = len(masks) * num_images
-        x0 = initial_noise(_seeds(seed, count), self.latent_size) if noise is None else noise
+        x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
             raise ValueError(f"noise must be {(count, *self.latent_size)}, one for each image, got {tuple(x0.shape)}")
         settings = self.sampling(
@@ -281,14 +294,6 @@ def _listed(mask: Any) -> list[tuple[str, Any]]:
     return [(f"mask {i} of {len(mask)}", one) for i, one in enumerate(mask, 1)]
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if not isinstance(seed, Sequence):
-        return [operator.index(seed) + i for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"give one seed, or one per image: got {len(seed)} seeds for {count} image(s)")
-    return [operator.index(one) for one in seed]
-
-
 def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     """Refuse parts that do not belong together; a model of another family may lack an attribute."""
     wanted = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(recipe.labels)}
@@ -303,6 +308,21 @@ def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     side = autoencoder.factor * getattr(model, "patch_size", 1)
     if recipe.image_size % side:
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that torch cannot use here, before a part of a model is moved.
+
+    Raises:
+        ValueError: names it, and gives torch's reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:  # which of them depends on how torch was built
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0].partition(". ")[0]
+        raise ValueError(
+            f"device {str(device)!r}: torch cannot use it here ({reason}); 'ssmgen doctor' lists the devices it sees"
+        ) from error
 
 
 def check_output_type(output_type: str, outputs: Sequence[str] = _OUTPUTS) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 KINDS = ("model", "block", "objective", "solver", "autoencoder")
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,46 @@ def closest(name: str, candidates: Any) -> str:
     return f". Did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
 
 
+def check_keywords(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a keyword argument that ``name`` does not take.
+
+    Raises:
+        TypeError: says which, the closest ones, and all that there are.
+    """
+    takes = list(known)
+    for keyword in given:
+        if keyword not in takes:
+            raise TypeError(f"{name} takes no {keyword!r}{closest(keyword, takes)} It takes: {', '.join(takes)}.")
+
+
+def keywords(call: Callable[..., Any]) -> list[str]:
+    """The parameters of a function or a method, taken from its class or not, that may be given by name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(call).parameters.values()
+    return [p.name for p in parameters if p.kind in named and p.name not in ("self", "cls")]
+
+
+def explained(*more: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Decorator of a function whose settings people type: a misspelt one is answered with the closest name.
+
+    Args:
+        *more: what the function takes by name beside its own parameters, where it hands ``**settings`` on.
+    """
+
+    def decorate(call: Callable[Given, Result]) -> Callable[Given, Result]:
+        known = [*keywords(call), *more]
+        name = call.__qualname__.removesuffix(".__call__")
+
+        @functools.wraps(call)
+        def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+            check_keywords(name, kwargs, known)
+            return call(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
 def _parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What a builder takes; a class that hands ``**settings`` on to its parent takes the parent's arguments too."""
     own = dict(inspect.signature(builder).parameters)
@@ -133,11 +176,7 @@ def _check_arguments(name: str, builder: Callable[..., Any], arguments: dict[str
     parameters = _parameters(builder)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    for argument in arguments:
-        if argument not in parameters:
-            raise TypeError(
-                f"{name!r} takes no {argument!r}{closest(argument, parameters)} It takes: {', '.join(parameters)}."
-            )
+    check_keywords(repr(name), arguments, parameters)
 
 
 def _identity(builder: Callable[..., Any]) -> tuple[str, str]:

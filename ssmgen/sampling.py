@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ssmgen.registry import build, find
+from ssmgen.registry import build, explained, find, keywords
 from ssmgen.solvers.base import Solver
 from ssmgen.solvers.grid import shifted_grid
 
@@ -44,44 +47,76 @@ class Objective(Protocol):
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Noise ``(len(seeds), *shape)`` in which image i depends on ``seeds[i]`` alone, on any device and in any batch.
+    """Noise ``(len(seeds), *shape)``, float32 on the CPU, in which image i depends on ``seeds[i]`` alone.
+
+    Every bit of a seed counts. Seeds below 2**32 go to torch's CPU generator. It (mt19937) uses the lower 32 bits of a
+    seed only, so the noise of larger seeds is made from the output of SHAKE-128, a hash function whose output is as
+    long as one asks for.
+
+    Args:
+        seeds: one for each image, whole numbers from 0 to 2**64 - 1.
+        shape: of one image's noise, (channels, height, width).
 
     Raises:
-        TypeError: one seed instead of a list of them, or one number instead of (channels, height, width).
+        TypeError: one seed instead of a list of them, one number instead of (channels, height, width), or a seed that
+            is no whole number.
+        ValueError: no seeds, or one out of range.
     """
-    if isinstance(seeds, int) or isinstance(shape, int):
+    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
         raise TypeError(
             f"seeds is a list, one for each image, and shape is (channels, height, width): got {seeds!r} and {shape!r}"
         )
-    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    return torch.stack(rows)
+    wanted, size = [checked_seed(seed) for seed in seeds], tuple(shape)
+    if not wanted:
+        raise ValueError("seeds is empty: give one for each image")
+    return torch.stack([_drawn(seed, size) if seed < 2**32 else _hashed(seed, size) for seed in wanted])
 
 
-def sample(
-    model: MaskModel,
-    x0: Tensor,
-    mask: Tensor | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    compile: bool = False,
-    **settings: Any,
-) -> Tensor:
-    """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.
+def _drawn(seed: int, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    This is ``Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)``: hold a `Sampler` to sample often.
 
-    Args:
-        model: a mask-conditioned model.
-        x0, mask, settings: those of a `Sampler`'s call: ``solver``, ``steps``, ``guidance_scale``, ...
-        dtype, compile: those of `Sampler`.
+def _hashed(seed: int, shape: tuple[int, ...]) -> Tensor:
+    count = math.prod(shape)
+    stream = bytearray(hashlib.shake_128(seed.to_bytes(8, "little")).digest(8 * count))
+    bits = torch.frombuffer(stream, dtype=torch.int64)
+    # The midpoints of 2**52 equal intervals: never 0 or 1, and exact in float64.
+    uniform = ((bits >> 12 & 2**52 - 1).double() + 0.5) / 2**52
+    return torch.special.ndtri(uniform).float().view(shape)
 
-    Returns:
-        ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
+
+def checked_seed(seed: Any) -> int:
+    """A seed as an int.
 
     Raises:
-        ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
+        TypeError: no whole number; True and False are none.
+        ValueError: below 0, or 2**64 and above.
     """
-    return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
+    wanted = f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}"
+    if isinstance(seed, bool):
+        raise TypeError(wanted)
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(wanted) from None
+    if not 0 <= number < 2**64:
+        raise ValueError(wanted)
+    return number
+
+
+def image_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seeds of ``count`` images: those given, or ``seed`` and the next ones.
+
+    Raises:
+        TypeError, ValueError: see `checked_seed`; or a list of another length.
+    """
+    if isinstance(seed, str) or not isinstance(seed, Sequence):
+        first = checked_seed(seed)
+        return [checked_seed(first + i) for i in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"give one seed, or one per image: got {len(seed)} seeds for {count} image(s)")
+    return [checked_seed(one) for one in seed]
 
 
 class Sampler:
@@ -110,6 +145,7 @@ class Sampler:
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             self.step = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
 
+    @explained()
     def __call__(
         self,
         x0: Tensor,
@@ -220,6 +256,34 @@ class Sampler:
             evaluations += solver.evaluations
         solver.evaluations = evaluations
         return torch.cat(images)
+
+
+@explained(*keywords(Sampler.__call__))
+def sample(
+    model: MaskModel,
+    x0: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    **settings: Any,
+) -> Tensor:
+    """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.
+
+    This is ``Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)``: hold a `Sampler` to sample often.
+
+    Args:
+        model: a mask-conditioned model.
+        x0, mask, settings: those of a `Sampler`'s call: ``solver``, ``steps``, ``guidance_scale``, ...
+        dtype, compile: those of `Sampler`.
+
+    Returns:
+        ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
+
+    Raises:
+        ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
+    """
+    return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:

@@ -144,13 +144,18 @@ def test_export_halves_the_weights_of_a_folder(folder, tmp_path, capsys):
 
 
 def test_export_refuses_before_it_writes(folder, tmp_path, capsys):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for run in ("run", "my run"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
     out = tmp_path / "out"
     for words, message in (
         ([folder, folder], f"{folder} is there already: delete it or name another folder"),
         (
             [tmp_path / "run", out],
             f"is a training run: python -m recipes.sisma.export run={tmp_path / 'run'} out={out}",
+        ),
+        (
+            [tmp_path / "my run", out],
+            f"is a training run: python -m recipes.sisma.export 'run={tmp_path / 'my run'}' out={out}",
         ),
         ([folder, out, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ([tmp_path / "nowhere", out], "nowhere: no such folder"),

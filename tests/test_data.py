@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from ssmgen.atomic import whole_folder
 from ssmgen.data.balance import class_weights, repeats
 from ssmgen.data.crops import Crops
 from ssmgen.data.folder import (
@@ -24,7 +25,6 @@ from ssmgen.data.folder import (
     match_stems,
     write_pair,
     write_records,
-    written_at_once,
 )
 from ssmgen.data.images import read_image, read_mask, to_pil, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19
@@ -329,7 +329,7 @@ def test_flipping_swaps_left_and_right_and_twice_is_nothing(mask: Tensor) -> Non
 
 
 def make_prepared(root: Path, ids: tuple[str, ...] = ("a", "b.c", "10")) -> Path:
-    with written_at_once(root) as folder:
+    with whole_folder(root) as folder:
         hashes = {}
         for number, id in enumerate(ids):
             mask = torch.full((16, 16), number + 1, dtype=torch.uint8)
@@ -418,7 +418,7 @@ def test_split_files_are_checked(tmp_path: Path, content: str, message: str) -> 
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written_at_once(tmp_path / "p") as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "p") as folder:
         write_pair(folder, "a", photo(), torch.zeros(16, 16, dtype=torch.uint8))
         raise KeyboardInterrupt
     assert not any(tmp_path.iterdir())

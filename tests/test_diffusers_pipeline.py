@@ -1,5 +1,6 @@
 """diffusers' schedulers drive our models."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import diffusers
@@ -9,7 +10,7 @@ import torch
 import ssmgen
 from ssmgen import MaskToImage, initial_noise
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
-from ssmgen.diffusers_pipeline import MaskToImagePipeline, SchedulerSolver
+from ssmgen.diffusers_pipeline import MaskToImagePipeline, SchedulerSolver, dynamic_shift
 from ssmgen.pipeline import Recipe
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
@@ -136,6 +137,58 @@ def test_noise_comes_from_generator_or_latents(pipe):
         theirs(MASK, latents=torch.cat([noise, noise]), **settings)
     with pytest.raises(ValueError, match="one per image: got 2 for 1 image"):
         theirs(MASK, generator=two, **settings)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "unipc"])
+def test_several_threads_share_a_pipeline(pipe, name):
+    """A scheduler keeps the step it is at; each call has one of its own."""
+    theirs = MaskToImagePipeline(pipe, OTHERS.get(name))
+    shared = SchedulerSolver(theirs.scheduler)
+
+    def make(i):
+        ours = pipe(MASK, steps=2 + i, solver=shared, seed=i, output_type="latent")
+        found = theirs(MASK, num_inference_steps=2 + i, latents=initial_noise([i], (3, 32, 32)), output_type="latent")
+        return torch.cat([ours, found.images])
+
+    before = theirs.scheduler.timesteps.clone()
+    serial = [make(i) for i in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        for found, expected in zip(threads.map(make, range(6)), serial, strict=True):
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(theirs.scheduler.timesteps, before)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.2, max_shift=0.9),
+        diffusers.UniPCMultistepScheduler(**FLOW, use_dynamic_shifting=True, time_shift_type="exponential"),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_dynamic_shifting_goes_by_the_number_of_tokens(pipe, scheduler):
+    """64 tokens of 4 x 4 pixels; mu is the logarithm of a shift."""
+    mu = dynamic_shift(scheduler, 64)
+    low, high = (0.2, 0.9) if "base_shift" in scheduler.config else (0.5, 1.15)
+    assert mu == pytest.approx(low - (high - low) * 192 / 3840)
+    found = MaskToImagePipeline(pipe, scheduler)(MASK, num_inference_steps=5, output_type="latent").images
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        expected = pipe(MASK, steps=5, solver="euler", shift=float(torch.tensor(mu).exp()), output_type="latent")
+        times = SchedulerSolver(scheduler, mu=mu).times(torch.linspace(0, 1, 6))
+        assert torch.allclose(times, ssmgen.solvers.shifted_grid(5, float(torch.tensor(mu).exp()))[:-1], atol=1e-4)
+        assert torch.allclose(found, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="use_dynamic_shifting=True .* give mu=dynamic_shift"):
+        SchedulerSolver(scheduler)
+
+
+def test_calls_that_cannot_be_are_explained(pipe):
+    theirs = MaskToImagePipeline(pipe)
+    for settings, message in (
+        ({"generator": 3}, "generator is a torch.Generator, .* or a list of them, got 3"),
+        ({"num_inference_step": 3}, "MaskToImagePipeline takes no 'num_inference_step'. Did you mean 'num_inference_s"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            theirs(MASK, **settings)
 
 
 def test_a_scheduler_of_another_kind_is_refused(pipe):

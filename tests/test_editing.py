@@ -114,6 +114,10 @@ BAD = [
     (lambda p, i, m: edit(p, i[:, :16], m, m.flip(1)), r"must be uint8 \(3, 32, 32\)"),
     (lambda p, i, m: variations(p, i, m, strength=0), r"strength must be in \(0, 1\]"),
     (lambda p, i, m: interpolate(p, m, (1, 1)), "seeds must be two"),
+    (lambda p, i, m: interpolate(p, m, 5), "seeds must be two different ones, got 5"),
+    (lambda p, i, m: interpolate(p, m, (0, 2**64)), "a seed is a whole number from 0 to"),
+    (lambda p, i, m: edit(p, i, m, m.flip(1), seed=-1), "a seed is a whole number from 0 to .* got -1"),
+    (lambda p, i, m: variations(p, i, m, seed=2**64), "a seed is a whole number from 0 to"),
     (lambda p, i, m: interpolate(p, m, (1, 2), 1), "count must be at least 2"),
     (lambda p, i, m: p(m, noise=torch.zeros(1, 3, 8, 8)), r"noise must be \(1, 3, 32, 32\)"),
     (lambda p, i, m: p.sampler(torch.zeros(1, 3, 32, 32), m[None], times=torch.tensor([0.0, 2.0])), "times must be"),
@@ -164,6 +168,15 @@ def test_settings_that_make_no_image_are_refused(pipe, face):
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         variations(pipe, image, mask, num_images=0)
     assert len(variations(pipe, image, mask, strength=1e-5, steps=4)) == 1
+    for call, message in (
+        (lambda: edit(pipe, image, mask, mask, seed=None), "a seed is a whole number from 0 to .* got None"),
+        (lambda: variations(pipe, image, mask, seed=1.5), "a seed is a whole number from 0 to .* got 1.5"),
+        (lambda: edit(pipe, image, mask, mask, sed=3), "edit takes no 'sed'. Did you mean 'seed'"),
+        (lambda: variations(pipe, image, mask, step=3), "variations takes no 'step'. Did you mean 'steps'"),
+        (lambda: interpolate(pipe, mask, (0, 1), step=3), "interpolate takes no 'step'. Did you mean 'steps'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
     with pytest.raises(ValueError, match=r"seeds must be two different ones, got \(0, 1, 0\)"):
         interpolate(pipe, mask, seeds=(0, 1, 0))
 

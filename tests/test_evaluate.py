@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, generated, given, measure, report, train
+from recipes.sisma import evaluate, generated, given, measure, report, results, train
 from recipes.sisma.arguments import UsageError
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -158,6 +158,39 @@ def test_noise_belongs_to_an_id_not_to_a_place():
     assert first == again and len(set(first.values()) | set(other.values())) == 6
 
 
+def test_an_evaluation_that_says_less_replaces_none_that_says_more(run, whole, capsys):
+    """One that says less goes beside; where each says something that the other does not, the older one does."""
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    for file in run.glob("re*"):
+        file.unlink()
+    evaluate.evaluate_run(run, command="first", masks=3)
+    evaluate.evaluate_run(run, command="smaller", masks=2)
+    said = capsys.readouterr().out
+    assert "note: result.json stays, since it says more; this one is result-2-masks-mask_agreement.json" in said
+    assert f"report: {run / 'report-2-masks-mask_agreement.html'}" in said
+    evaluate.evaluate_run(run, command="blind", masks=3, parser="none")
+    assert "this one is result-3-masks.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="larger but blind", masks=4, parser="none")
+    assert "note: the result before is now result-3-masks-mask_agreement.json" in capsys.readouterr().out
+    evaluate.evaluate_run(run, command="all")
+    assert "note:" not in capsys.readouterr().out
+    two, three = "result-2-masks-mask_agreement", "result-3-masks-mask_agreement"
+    assert commands_of(run) == {"result": "all", "result-3-masks": "blind", two: "smaller", three: "first"}
+    assert (run / f"{two}.png").is_file() and (run / "report-3-masks-mask_agreement.html").is_file()
+
+
+def commands_of(run):
+    return {file.stem: json.loads(file.read_text())["command"] for file in run.glob("result*.json")}
+
+
+def test_results_of_other_images_are_kept_by_name(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"images": "ours", "masks": 3}))
+    files = results.place(tmp_path, {"images": "theirs", "masks": 2})
+    assert files.json.name == "result.json" and (tmp_path / "result-ours.json").is_file()
+    (tmp_path / "result.json").write_text("half a resu")
+    assert results.place(tmp_path, {"steps": 1, "masks": 2}).note == ""
+
+
 # A folder of images that somebody else made.
 
 
@@ -217,14 +250,14 @@ def test_images_under_other_ids_and_blurred_ones_agree_less(prepared, faces):
 
 def test_several_images_a_mask_count_for_the_diversity(prepared, faces):
     for file in list(faces.iterdir()):
-        shutil.copy(file, faces / f"{file.stem}-0.png")
-        write_png(faces / f"{file.stem}-1.png", 255 - read_image(file))
+        shutil.copy(file, faces / f"{file.stem}--0.png")
+        write_png(faces / f"{file.stem}--1.png", 255 - read_image(file))
         file.unlink()
     result = evaluate.evaluate_images(faces, str(prepared), command="test", masks=4)
     assert result["masks"] == 4 and result["diversity"]["same_mask"] > result["diversity"]["other_masks"] > 0
     files, groups = given.find_given(faces, [f"face{index}" for index in range(6)], 6)
-    assert [file.name for file in files] == [f"face{index}-0.png" for index in range(6)]
-    assert [[file.name for file in group] for group in groups][0] == ["face0-0.png", "face0-1.png"]
+    assert [file.name for file in files] == [f"face{index}--0.png" for index in range(6)]
+    assert [[file.name for file in group] for group in groups][0] == ["face0--0.png", "face0--1.png"]
 
 
 def test_the_images_of_a_run_measured_as_a_folder_give_the_runs_figures(run, whole, tmp_path):
@@ -274,7 +307,7 @@ def twice(folder):
 
 
 def uneven(folder):
-    for name in ("face0-0", "face0-1", "face1-0", "face1-1", "face1-2"):
+    for name in ("face0--0", "face0--1", "face1--0", "face1--1", "face1--2"):
         shutil.copy(folder / "face0.png", folder / f"{name}.png")
 
 

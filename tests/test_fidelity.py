@@ -106,6 +106,15 @@ def test_the_page_is_what_the_results_render_to():
     assert (report.DOCS / "fidelity.md").read_text() == report.page(report.FOLDER), "run benchmarks.fidelity.report"
 
 
+def test_the_finding_on_real_faces_is_what_its_table_says():
+    found = report.read(report.FOLDER / "faces", EXPERIMENTS["faces"])
+    without, beside = (report.stages(found[name][0])[-1] for name in ("no-gates-no-cross", "no-gates"))
+    assert report._proxy(without)["frechet"]["value"] < report._proxy(beside)["frechet"]["value"]
+    assert abs(without["mask_agreement"]["miou"] - beside["mask_agreement"]["miou"]) < 0.01
+    said = "Without the cross layer agreement is level too, and the proxy distance is lower"
+    assert said in EXPERIMENTS["faces"].finding
+
+
 @pytest.mark.parametrize("name", defaults.PRESETS)
 def test_every_setting_of_a_preset_says_what_it_stands_on(name):
     assert set(defaults.chosen(name)) <= set(defaults.STANDS_ON) <= set().union(*map(defaults.chosen, defaults.PRESETS))

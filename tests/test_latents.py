@@ -3,6 +3,7 @@
 import json
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ssmgen import build
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.latents import autoencoder_at
 
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 
@@ -68,6 +70,13 @@ def test_shapes_scale_and_shift(name, request):
     assert not any(p.requires_grad for p in ae.parameters())
 
 
+def test_latents_and_images_are_contiguous_whatever_format_the_convolutions_answer_in(kl):
+    ae = build("autoencoder-kl", source=str(kl))
+    ae.network.to(memory_format=torch.channels_last)
+    latents = ae.encode(images(2))
+    assert latents.is_contiguous() and ae.decode(latents).is_contiguous()
+
+
 def test_description_tells_weights_and_scale_apart(tiny, tmp_path):
     same = build("autoencoder-tiny", source=str(tiny)).describe()
     assert same == build("autoencoder-tiny", source=str(tiny)).describe()
@@ -113,6 +122,82 @@ def test_real_autoencoders_on_real_faces(shared, folder, least):
     assert psnr > least
 
 
+def test_the_class_of_a_source_is_found_and_another_is_refused(tiny, kl, tmp_path):
+    assert autoencoder_at(str(tiny)) == "autoencoder-tiny" and autoencoder_at(str(kl)) == "autoencoder-kl"
+    with pytest.raises(
+        ValueError, match="kl: its config.json names the class AutoencoderKL, .*: give autoencoder=autoenc"
+    ):
+        build("autoencoder-tiny", source=str(kl))
+    with pytest.raises(
+        ValueError, match="tiny: its config.json names the class AutoencoderTiny, .*: give autoencoder=auto"
+    ):
+        build("autoencoder-kl", source=str(tiny))
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"_class_name": "VQModel"}), encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="names the class VQModel; there are autoencoders for AutoencoderTiny, Auto"):
+        autoencoder_at(str(tiny))
+    with pytest.raises(ValueError, match="names the class VQModel, .*: autoencoder-tiny cannot read it"):
+        build("autoencoder-tiny", source=str(tiny))
+    (tiny / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json: is no configuration of an autoencoder"):
+        autoencoder_at(str(tiny))
+
+
+@pytest.mark.parametrize("name", ["autoencoder-tiny", "autoencoder-kl"])
+def test_every_weight_is_read_and_none_made_up(name, request):
+    folder = request.getfixturevalue("tiny" if name.endswith("tiny") else "kl")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    first = min(weights)
+    for changed, message in (
+        ({key: value for key, value in weights.items() if key != first}, f"lacks 1 weight.* the first {first}"),
+        (weights | {"zz.weight": torch.zeros(1)}, r"holds 1 weight\(s\) too many, the first zz.weight"),
+        (weights | {first: torch.zeros(3)}, "cannot be loaded into"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(ValueError, match=f"diffusion_pytorch_model.safetensors: {message}"):
+            build(name, source=str(folder))
+    file.write_bytes(b"damaged")
+    with pytest.raises((ValueError, OSError), match="diffusion_pytorch_model.safetensors"):
+        build(name, source=str(folder))
+
+
+def write_taesd(folder, name="taesd"):
+    """TAESD's own pair of files, which its authors ship."""
+    weights = diffusers.AutoencoderTiny(latent_channels=4).state_dict()
+    parts = {"encoder": {}, "decoder": {}}
+    for key, value in weights.items():
+        part, _, index, rest = key.split(".", 3)
+        parts[part][f"{int(index) + (part == 'decoder')}.{rest}"] = value
+    for part, content in parts.items():
+        save_file(content, folder / f"{name}_{part}.safetensors")
+    return parts
+
+
+def test_taesds_own_files_are_read_whole_or_refused(tmp_path):
+    parts = write_taesd(tmp_path)
+    for part in parts:
+        (tmp_path / f"._taesd_{part}.safetensors").write_bytes(b"left by macOS")
+    assert autoencoder_at(str(tmp_path)) == "autoencoder-tiny"
+    build("autoencoder-tiny", source=str(tmp_path))
+    for part, content in parts.items():
+        file = tmp_path / f"taesd_{part}.safetensors"
+        first = min(content)
+        for changed, message in (
+            ({key: value for key, value in content.items() if key != first}, r"1 tensor\(s\) do not fit"),
+            (content | {"0.extra": torch.zeros(1)}, r"1 tensor\(s\) do not fit the model, the first layers..*extra"),
+            (content | {"extra": torch.zeros(1)}, "holds 'extra'; TAESD's own files hold names such as"),
+            ({}, r"(has no bias|67 tensor\(s\) do not fit)"),
+        ):
+            save_file(changed, file)
+            with pytest.raises(ValueError, match=f"taesd_{part}.safetensors: (its last layer )?{message}"):
+                build("autoencoder-tiny", source=str(tmp_path))
+        save_file(content, file)
+    write_taesd(tmp_path, "taesd3")
+    with pytest.raises(ValueError, match="holds 2 autoencoders .taesd3_encoder.safetensors, taesd_enc"):
+        build("autoencoder-tiny", source=str(tmp_path))
+
+
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\./nowhere: no such folder"):
         build("autoencoder-tiny", source="./nowhere")
@@ -123,16 +208,28 @@ def test_a_missing_source_is_named(tmp_path):
         build("autoencoder-kl", source=str(tmp_path / "empty"))
 
 
-def test_a_hub_id_goes_to_the_hub(monkeypatch):
+def test_a_hub_id_goes_to_the_hub(tiny, monkeypatch):
     asked = []
 
     def from_pretrained(source, **options):
         asked.append((source, options))
-        return tiny_network()
+        return tiny_network(), {"missing_keys": [], "unexpected_keys": []}
 
+    def download(source, name):
+        if source != "madebyollin/taesd":
+            raise OSError("no network")
+        return str(tiny / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(diffusers.AutoencoderTiny, "from_pretrained", from_pretrained)
+    assert autoencoder_at("madebyollin/taesd") == "autoencoder-tiny"
     build("autoencoder-tiny", source="madebyollin/taesd")
-    assert asked == [("madebyollin/taesd", {"use_safetensors": True, "low_cpu_mem_usage": False})]
+    settings = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    assert asked == [("madebyollin/taesd", settings)]
+    with pytest.raises(ValueError, match="names the class AutoencoderTiny, and autoencoder-kl reads AutoencoderKL"):
+        build("autoencoder-kl", source="madebyollin/taesd")
+    with pytest.raises(FileNotFoundError, match="no/one: no such folder here, .* from the hub: no network"):
+        autoencoder_at("no/one")
 
 
 def test_bad_images_are_explained(tiny):
@@ -181,6 +278,24 @@ def test_cache_holds_latents_masks_and_flips(tiny, tmp_path):
         assert torch.equal(swapped == 1, mask.flip(-1) == 2) and torch.equal(swapped == 0, mask.flip(-1) == 0)
 
 
+def test_channels_last_latents_are_cached(kl, tmp_path):
+    """An `AutoencoderKL` gives them from two images on."""
+    ae = build("autoencoder-kl", source=str(kl))
+    x = torch.stack([Pairs()[index][0] for index in range(4)]).float() / 127.5 - 1
+    assert not ae.encode(x).is_contiguous()
+    write_latent_cache(Pairs(4), ae, tmp_path / "cache", flip=True, batch_size=4)
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    torch.testing.assert_close(torch.stack([cache[index][0] for index in range(4)]), ae.encode(x))
+
+
+def test_latents_that_are_no_numbers_are_refused(tiny, tmp_path):
+    ae = build("autoencoder-tiny", source=str(tiny))
+    next(ae.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="autoencoder-tiny: its latents of the images are not finite"):
+        write_latent_cache(Pairs(), ae, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_cache_spans_shards(tmp_path, monkeypatch):
     from ssmgen.data import latent_cache
 
@@ -221,7 +336,7 @@ def test_an_interrupted_cache_leaves_nothing(tmp_path):
 
 
 def test_two_processes_may_make_the_same_cache(tmp_path, monkeypatch):
-    from ssmgen.data import latent_cache
+    from ssmgen import atomic
 
     class Overtaken(Pairs):
         """While this one encodes, another process finishes the same cache."""
@@ -229,7 +344,7 @@ def test_two_processes_may_make_the_same_cache(tmp_path, monkeypatch):
         def __getitem__(self, index):
             if index == 4 and not (tmp_path / "cache").exists():
                 with monkeypatch.context() as patch:
-                    patch.setattr(latent_cache.os, "getpid", lambda: 1)
+                    patch.setattr(atomic.os, "getpid", lambda: 1)
                     write_latent_cache(Pairs(), build("identity"), tmp_path / "cache")
             return super().__getitem__(index)
 

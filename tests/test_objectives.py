@@ -79,16 +79,55 @@ def test_class_weights_count_a_latent_as_its_heaviest_label():
     assert torch.isclose(*losses)
 
 
+@pytest.mark.parametrize("side", [1, 4, 8, 12, 64])
+def test_class_weights_take_masks_of_any_size(side):
+    """Coarser than the latent, as fine, finer, and of a size that does not divide: a rare class counts where it is."""
+    objective, x1 = build("flow-matching", class_weights=[1.0, 3.0]), data()
+    mask = torch.zeros(1, side, side, dtype=torch.int64)
+    mask[0, 0, 0] = 1
+    found = objective.loss(lambda x, t, mask: torch.zeros_like(x), x1, torch.zeros_like(x1), torch.rand(4), mask=mask)
+    reached = -(-8 // side)  # latents along a side that the first label touches
+    by_hand = torch.ones(8, 8)
+    by_hand[:reached, :reached] = 3.0
+    assert torch.isclose(found, (x1.square() * by_hand).mean())
+
+
+def test_a_misspelt_argument_is_answered_with_the_closest_name():
+    def model(x, t, mask=None, *, cond=None):
+        pytest.fail("the model has worked for a loss that cannot be")
+
+    objective = build("flow-matching")
+    with pytest.raises(TypeError, match="loss takes no 'nois'. Did you mean 'noise'.*noise, t, generator, mask, cond"):
+        objective.loss(model, data(), nois=data())
+    with pytest.raises(TypeError, match="loss takes no 'masks'. Did you mean 'mask'"):
+        objective.loss(torch.compile(build("sisma-debug")), data(), masks=torch.zeros(4, 8, 8).long())
+
+
+def test_an_empty_batch_is_called_one():
+    model = build("sisma-debug")
+    for call in (
+        lambda: build("flow-matching").loss(model, torch.zeros(0, 3, 8, 8), mask=torch.zeros(0, 8, 8).long()),
+        lambda: model(torch.zeros(0, 3, 8, 8), torch.zeros(1), torch.zeros(1, 8, 8).long()),
+        lambda: model.condition(torch.zeros(0, 8, 8).long()),
+    ):
+        with pytest.raises(ValueError, match="the batch is empty"):
+            call()
+
+
 def test_class_weights_without_a_fitting_mask_are_explained():
     objective = build("flow-matching", class_weights=[1.0, 2.0])
 
     def model(x, t, mask=None):
         pytest.fail("the model has worked for a loss that cannot be")
 
-    with pytest.raises(ValueError, match=r"need mask=, integer labels .* got none"):
-        objective.loss(model, data())
-    with pytest.raises(ValueError, match="got one of shape"):
-        objective.loss(model, data(), mask=torch.zeros(2, 3, 3, dtype=torch.uint8))
+    for bad, said in (
+        (None, "got None"),
+        (torch.zeros(2, 3, 3, dtype=torch.uint8), r"labels \(4, H, W\) or \(1, H, W\); got torch.uint8 \(2, 3, 3\)"),
+        (torch.zeros(4, 2, 8, 8), r"got torch.float32 \(4, 2, 8, 8\)"),
+        (torch.full((4, 8, 8), -1), "there are 2 class_weights, and the mask has a label -1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            objective.loss(model, data(), mask=bad)
     with pytest.raises(ValueError, match="there are 2 class_weights, and the mask has a label 2"):
         objective.loss(model, data(), mask=torch.full((len(data()), *data().shape[-2:]), 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="class_weights must be positive"):

@@ -232,7 +232,7 @@ def test_an_unknown_instruction_set_is_explained():
 
 def test_operator_registration():
     args = arguments(dtype=torch.float32, grad=True)
-    inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")]
+    inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
     torch.library.opcheck(torch.ops.ssmgen.cpu_scan, (*inputs, None, True, True))
 
 
@@ -245,7 +245,7 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_library_serves_every_python():
-    assert Path(cpu.__file__).with_name("_cpu_scan.so").is_file(), "its name must not carry the tag of one Python"
+    assert Path(cpu.__file__).with_name("_cpu_kernels.so").is_file(), "its name must not carry the tag of one Python"
 
 
 def test_compiles_as_one_graph():

@@ -108,7 +108,7 @@ def test_large_steps_stay_finite():
 def test_operator_registration():
     args = on_device(arguments(dtype=torch.float32, grad=True))
     inputs = [args[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")]
-    torch.library.opcheck(torch.ops.ssmgen.triton_scan, (*inputs, None, True, True))
+    torch.library.opcheck(torch.ops.ssmgen.triton_scan, (*inputs[:6], None, *inputs[6:], None, True, True))
 
 
 def test_float64_is_refused():

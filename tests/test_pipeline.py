@@ -1,7 +1,9 @@
 """MaskToImage: what goes in, what comes out, and what is written and read back."""
 
+import hashlib
 import itertools
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -18,6 +20,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap, write_png
 from ssmgen.data.images import to_pil
 from ssmgen.pipeline import Recipe, packaged
+from ssmgen.training import derived_seed
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 
@@ -134,6 +137,32 @@ def test_what_is_saved_is_read_back(pipe, face, tmp_path):
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_compiled_model_is_saved_as_the_model(pipe, tmp_path, dtype):
+    compiled = MaskToImage(torch.compile(pipe.model, backend="eager"), pipe.autoencoder, pipe.recipe)
+    for one, name in ((compiled, "compiled"), (pipe, "plain")):
+        one.save_pretrained(tmp_path / name, dtype=dtype)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("compiled", "plain")]
+    assert weights[0] == weights[1]
+    MaskToImage.from_pretrained(tmp_path / "compiled")
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert MaskToImage.from_pretrained(tmp_path).recipe == pipe.recipe
+
+
+def test_home_is_found_in_every_path(pipe, face, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipe.save_pretrained("~/saved")
+    assert (tmp_path / "saved/config.json").is_file()
+    write_png("~/mask.png", face)
+    again = MaskToImage.from_pretrained("~/saved")
+    assert torch.equal(again("~/mask.png", output_type="pt"), pipe(face, output_type="pt"))
+
+
 def test_saving_again_replaces_its_own_files_alone(pipe, face, tmp_path):
     other = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe, card="# Mine")
     other.save_pretrained(tmp_path)
@@ -152,8 +181,12 @@ def test_an_interrupted_save_is_never_a_mixture(pipe, tmp_path, monkeypatch, whe
     pipe.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
-    def stop(*_):
-        raise OSError("disk full")
+    original = os.replace
+
+    def stop(source="", target=""):
+        if when == "write" or Path(target).parent == tmp_path:  # its files, not those of the folder beside them
+            raise OSError("disk full")
+        original(source, target)
 
     if when == "write":
         monkeypatch.setattr(MaskToImage, "card", property(lambda self: stop(), lambda self, card: None), raising=False)
@@ -226,6 +259,9 @@ BAD_CALLS = [
     ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, latent, got 'jpg'"),
     ({"num_images": 0}, "num_images and batch_size must be at least 1, got 0"),
     ({"seed": [1, 2]}, "got 2 seeds for 1 image"),
+    *(({"seed": seed}, "a seed is a whole number from 0 to 2") for seed in (None, -1, 2**64, 0.0, True, "1", [1.5])),
+    ({"seed": 2**64 - 1, "num_images": 2}, "a seed is .* got 18446744073709551616"),
+    ({"step": 3}, "MaskToImage takes no 'step'. Did you mean 'steps'"),
     ({"steps": 0}, "steps must be a positive whole number, got 0"),
     ({"steps": 2.5}, "steps must be a positive whole number, got 2.5"),
     ({"shift": 0}, "shift must be a number above 0, got 0"),
@@ -241,7 +277,7 @@ BAD_CALLS = [
 
 @pytest.mark.parametrize(("settings", "message"), BAD_CALLS)
 def test_bad_settings_are_refused(pipe, face, settings, message):
-    with pytest.raises((ValueError, KeyError), match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         pipe(face, **settings)
 
 
@@ -260,7 +296,18 @@ BAD_MASKS = [
     (Image.new("I;16", (8, 8)), ValueError, "I;16 image with more than 8 bits; expected L or P"),
     (Image.new("RGBA", (8, 8)), ValueError, "RGBA image with transparent pixels"),
     (torch.zeros(8, 8).numpy(), TypeError, "ids are integers, got float32"),
-    (torch.zeros(8, 8).bool().numpy(), TypeError, "ids are integers, got bool"),
+    (
+        torch.zeros(8, 8).bool().numpy(),
+        TypeError,
+        r"got bool \(8, 8\): give mask.astype\('int64'\), where True becomes",
+    ),
+    (torch.zeros(8, 8).bool(), TypeError, r"got torch.bool \(8, 8\): give mask.long\(\), where True becomes class 1"),
+    (torch.zeros(8, 8), TypeError, r"give mask.long\(\) if its values are ids"),
+    (torch.zeros(19, 8, 8), TypeError, r"give mask.argmax\(0\) of one-hot classes or logits"),
+    (torch.zeros(19, 8, 8).bool(), TypeError, r"give mask.long\(\).argmax\(0\) of one-hot classes"),
+    (torch.zeros(0, 8, 8, dtype=torch.uint8), ValueError, "the mask: the batch is empty"),
+    (torch.eye(8).byte() * 255, ValueError, "label 255 is outside .* as a binary mask does: divide it by 255"),
+    (torch.eye(8).byte() * 255 + 1 - torch.eye(8).byte(), ValueError, r"label 255 \(255 is often an ignore label\)"),
 ]
 
 
@@ -268,6 +315,70 @@ BAD_MASKS = [
 def test_what_is_no_mask_is_refused(pipe, mask, kind, message):
     with pytest.raises(kind, match=message):
         pipe(mask)
+
+
+def test_noise_of_small_seeds_is_what_it_was():
+    """Figures and pictures of the docs rest on it; torch's default dtype and device do not matter."""
+    expected = {
+        0: "a25207107225c7f610397660248fee8c2aac455439e6b113fdf5cfea11eff662",
+        7: "df1f2643101fd18998697a13646d2397d4810f69f30336576c8e5b87043472de",
+        2**32 - 1: "4181534d1bf44f1d9c94f748867b35360e28963cb58c3d1b5ac5c22c36bb496c",
+    }
+    try:
+        for dtype, device in ((torch.float32, "cpu"), (torch.float64, "meta"), (torch.bfloat16, "cpu")):
+            torch.set_default_dtype(dtype)
+            torch.set_default_device(device)
+            noise = ssmgen.initial_noise([*expected, 2**40], (4, 32, 32))
+            assert noise.dtype == torch.float32 and noise.device.type == "cpu"
+            found = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in noise]
+            assert found[:3] == list(expected.values())
+            assert found[3] == "875b1e14f90cd98bb105f84575597a94e03cadee6f62c375338bb177aa7f4922", (
+                "noise of a large seed is fixed too"
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def test_every_bit_of_a_seed_counts():
+    seeds = [5, *(5 + 2**bit for bit in range(3, 64)), derived_seed(0, "a"), derived_seed(0, "a") ^ 2**62]
+    noise = ssmgen.initial_noise(seeds, (3, 64, 64)).flatten(1)
+    assert (torch.corrcoef(noise) - torch.eye(len(seeds))).abs().max() < 0.06, "5 of the standard deviations"
+    large = noise[-20:].double()
+    assert abs(large.mean()) < 0.01 and abs(large.std() - 1) < 0.01 and abs((large**4).mean() - 3) < 0.1
+    assert 3.5 < large.abs().max() < 6
+
+
+def test_a_default_of_float64_changes_no_image(pipe, face):
+    expected = pipe(face, output_type="pt", seed=2**63)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.allclose(pipe(face, output_type="pt", seed=2**63), expected, atol=1e-5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_noise_that_cannot_be_is_explained():
+    for seeds, kind, message in (
+        (3, TypeError, "seeds is a list, one for each image"),
+        (None, TypeError, "seeds is a list, one for each image"),
+        ([], ValueError, "seeds is empty"),
+        ([None], TypeError, "a seed is a whole number from 0 to .* got None"),
+        ([2**64], ValueError, "a seed is a whole number from 0 to .* got 18446744073709551616"),
+    ):
+        with pytest.raises(kind, match=message):
+            ssmgen.initial_noise(seeds, (3, 4, 4))
+    with pytest.raises(TypeError, match="sample takes no 'step'. Did you mean 'steps'"):
+        ssmgen.sample(None, torch.zeros(1), step=3)
+
+
+def test_a_device_that_is_not_there_is_named(pipe):
+    for device in ("xpu", "cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=f"device '{device}': torch cannot use it here .*'ssmgen doctor'"):
+            pipe.to(device)
+    assert pipe.device.type == "cpu"
+    with pytest.raises(TypeError, match="from_pretrained takes no 'local_file_only'. Did you mean 'local_files_only'"):
+        MaskToImage.from_pretrained("drawn-faces", local_file_only=True)
 
 
 def damage_config(folder):

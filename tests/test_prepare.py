@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from recipes.sisma import prepare
+from recipes.sisma.arguments import UsageError
 from recipes.sisma.prepare import main, paint_parts, read_mapping
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, to_pil, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, remap
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SSMGEN_SHARED", ROOT.parent / "shared"))
 IMAGES, PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
@@ -76,7 +79,7 @@ def splits_of(target: Path) -> dict[str, list[str]]:
 # --- layouts and splits ---
 
 
-def test_the_official_layout_is_merged_and_split_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_official_layout_is_merged_and_split_by_number(tmp_path: Path, capsys: Capture) -> None:
     source = make_official(tmp_path / "CelebAMask-HQ")
     run(tmp_path, tmp_path / "out")
     assert splits_of(tmp_path / "out") == {"train": ["0", "1999", "2000"], "test": ["28000"]}
@@ -130,7 +133,7 @@ def test_pairs_beside_each_other_need_no_subfolders(tmp_path: Path) -> None:
     assert len(PreparedFolder(tmp_path / "out", "train")) == 3
 
 
-def test_a_split_file_decides_and_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_file_decides_and_must_fit(tmp_path: Path, capsys: Capture) -> None:
     source, file = make_folder(tmp_path / "src"), tmp_path / "mine.json"
     file.write_text('{"train": ["bob"], "test": ["ann"]}')
     run(source, tmp_path / "out", f"split={file}")
@@ -142,15 +145,65 @@ def test_a_split_file_decides_and_must_fit(tmp_path: Path, capsys: pytest.Captur
         run(source, tmp_path / "new", f"split={file}")
 
 
+def test_a_part_of_the_archive_on_one_side_of_28000_is_split_by_name(tmp_path: Path, capsys: Capture) -> None:
+    """Split by number its test split would be empty, and no training that evaluates could follow."""
+    source = make_official(tmp_path / "src", tuple(range(12)))
+    run(source, tmp_path / "out", "test_share=0.4")
+    printed = capsys.readouterr().out
+    assert "all its ids are below 28000, so that it is split by name, not by number" in printed
+    splits = splits_of(tmp_path / "out")
+    assert len(splits["test"]) >= 2 and sorted(sum(splits.values(), []), key=int) == [str(id) for id in range(12)]
+    about = json.loads((tmp_path / "out/prepared.json").read_text())["source"]
+    assert (about["split"], about["test_share"]) == ("by-name", 0.4)
+
+
+def test_a_split_by_number_without_its_numbers_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    source = make_official(tmp_path / "src", (1, 2))
+    (source / IMAGES / "1.jpg").write_bytes(b"not read")
+    with pytest.raises(ValueError, match="split=first28k leaves no pair for test: this part .* Use split=by-name"):
+        run(source, tmp_path / "out", "split=first28k")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_too_few_pairs_are_told_what_to_do_and_not_to_train(tmp_path: Path, capsys: Capture, count: int) -> None:
+    """What is advised works: either to prepare again in that way, or to train without an evaluation."""
+    source = make_folder(tmp_path / "src", tuple(f"p{number}" for number in range(count)))
+    run(source, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert splits_of(tmp_path / "out")["test"] == [] and "Next:" not in printed
+    assert "Before training: there is no test pair, and an evaluation needs 2." in printed
+    assert f"data={tmp_path / 'out'} evaluate=false sample_every=0" in printed
+    if count < 3:
+        assert "Add pairs and prepare again: it takes 3, one to train on and 2 to evaluate." in printed
+        return
+    (advised,) = re.findall(
+        rf"Prepare again with (split=by-name test_share=\S+): (?:\d) test pairs of {count}", printed
+    )
+    run(source, tmp_path / "again", *advised.split())
+    assert len(splits_of(tmp_path / "again")["test"]) >= 2 and splits_of(tmp_path / "again")["train"]
+    assert "Next: python -m recipes.sisma.train" in capsys.readouterr().out
+
+
+def test_a_file_of_splits_that_are_too_small_is_named(tmp_path: Path, capsys: Capture) -> None:
+    source, file = make_folder(tmp_path / "src"), tmp_path / "mine.json"
+    file.write_text('{"train": ["bob", "cy"], "test": ["ann"]}')
+    run(source, tmp_path / "out", f"split={file}")
+    printed = capsys.readouterr().out
+    assert "there is 1 test pair, and an evaluation needs 2. Name some in" in printed and "sample_every" not in printed
+    file.write_text('{"test": ["ann", "bob", "cy"]}')
+    run(source, tmp_path / "none", f"split={file}")
+    printed = capsys.readouterr().out
+    assert "Before training: there is no pair to train on." in printed and "recipes.sisma.train" not in printed
+
+
 def test_size_stores_both_at_that_size(tmp_path: Path) -> None:
     run(make_official(tmp_path / "src"), tmp_path / "out", "size=8")
     assert read_image(tmp_path / "out/images/0.png").shape == (3, 8, 8)
     assert read_mask(tmp_path / "out/masks/0.png", CELEBAMASK19).shape == (8, 8)
 
 
-def test_the_other_class_order_is_remapped_and_a_wrong_one_is_suspected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_other_class_order_is_remapped_and_a_wrong_one_is_suspected(tmp_path: Path, capsys: Capture) -> None:
     source = make_folder(tmp_path / "src")
     for file in source.glob("masks/*"):
         write_png(file, remap(face_mask(), CELEBAMASK19, BISENET19))
@@ -211,7 +264,7 @@ def test_every_fault_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
-def test_bad_pairs_are_left_out_and_named_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_pairs_are_left_out_and_named_on_request(tmp_path: Path, capsys: Capture) -> None:
     source = make_folder(tmp_path / "src", NAMES)
     faults = damage(source)
     run(source, tmp_path / "out", "on_bad=skip")
@@ -262,9 +315,7 @@ def test_a_renamed_mask_folder_is_named_and_not_read_as_blank_masks(tmp_path: Pa
         run(source, tmp_path / "out")
 
 
-def test_known_faults_and_identical_images_are_reported_and_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_known_faults_and_identical_images_are_reported_and_kept(tmp_path: Path, capsys: Capture) -> None:
     source = make_official(tmp_path / "src", (3, 404, 28001))
     (source / IMAGES / "28001.jpg").write_bytes((source / IMAGES / "3.jpg").read_bytes())
     run(source, tmp_path / "out")
@@ -291,6 +342,11 @@ def test_a_mapping_is_needed_in_full_for_the_celeba_split(tmp_path: Path) -> Non
     mapping.unlink()
     with pytest.raises(FileNotFoundError, match="split=celeba needs it"):
         run(source, tmp_path / "out", "split=celeba")
+
+
+def test_a_share_of_test_pairs_is_for_a_split_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="test_share= has no effect with split=first28k: leave it out, or give split="):
+        run(make_official(tmp_path / "src"), tmp_path / "out", "test_share=0.5")
 
 
 def test_a_split_by_number_refuses_names(tmp_path: Path) -> None:
@@ -322,6 +378,8 @@ def test_sources_without_pairs_say_what_was_expected(tmp_path: Path) -> None:
         (["source=x", "target=y", "size=0"], "size=0: expected at least 1"),
         (["source=x", "target=y", "count=3"], "count= has no effect with source=x"),
         (["source=drawn", "target=y", "on_bad=skip"], "on_bad= has no effect with source=drawn"),
+        (["source=x", "target=y", "test_share=8"], "test_share=8.0: expected a number between 0 and 1"),
+        (["source=drawn", "target=y", "layout=official", "test_share=0.5"], "test_share= has no effect with layout="),
     ],
 )
 def test_mistaken_settings_are_refused(words: list[str], message: str) -> None:
@@ -359,9 +417,7 @@ def test_a_full_disk_is_noticed_before_and_during_the_work(tmp_path: Path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
-def test_ctrl_c_leaves_nothing_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -6,28 +6,34 @@ import hashlib
 import importlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, export, parser, provenance, sample, train
+from recipes.sisma import evaluate, export, parser, prepare, provenance, sample, train
 from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
+from recipes.sisma.given import find_given
+from recipes.sisma.names import check_distinct
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
-from recipes.sisma.runs import find_run, load_config, load_run
+from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
+from ssmgen.data.folder import PreparedFolder, write_pair, write_records
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
-from ssmgen.training import CheckpointError, TrainResult, checkpoints
+from ssmgen.training import CheckpointError, TrainResult, checkpoints, verify_checkpoint
+from ssmgen.weights import write_weights
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -85,6 +91,88 @@ def test_a_complete_run_is_not_trained_again(trained, capsys):
     assert digests(trained) == before and "to step 6" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_prolonged_and_says_so(tmp_path, capsys):
+    """What the error advises works, and the results of the shorter run stay."""
+    common = words(tmp_path, "parser=none", "evaluate_masks=2")
+    train.main([*common, "steps=2", "lr_decay_steps=2"])
+    with pytest.raises(ValueError, match="lr_decay_steps=2 ends before steps=4.* Set lr_decay_steps=4, or 0"):
+        train.main([*common, "steps=4", "lr_decay_steps=2", "resume=auto"])
+    capsys.readouterr()
+    train.main([*common, "steps=4", "lr_decay_steps=4", "resume=auto"])
+    printed = capsys.readouterr()
+    said = "earning-rate schedule changed at step 2: lr_decay_steps=4, 2 until then"
+    assert f"l{said}\n" in printed.err and "note: the result before is now result-step-2.json" in printed.out
+    run = tmp_path / "run"
+    result, before = (json.loads((run / name).read_text()) for name in ("result.json", "result-step-2.json"))
+    assert (result["steps"], before["steps"]) == (4, 2)
+    assert result["schedule"] == [{"step": 0, "lr_decay_steps": 2}, {"step": 2, "lr_decay_steps": 4}]
+    assert (run / "result-step-2.png").is_file() and (run / "report-step-2.html").is_file()
+    assert load_config(run).lr_decay_steps == 4
+    with pytest.raises(CheckpointError, match="lr_decay_steps: 4 there, 3 now, which may only grow or become 0"):
+        train.main([*common, "steps=3", "lr_decay_steps=3", "resume=auto"])
+    export.main([f"run={run}", f"out={tmp_path / 'exported'}"])
+    assert f"L{said}." in (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def four_pairs(tmp_path_factory):
+    """Four pairs, written as a prepared folder, and its maker for other splits and classes."""
+    folder, faces, hashes = tmp_path_factory.mktemp("few"), DrawnFaces(4, size=32), {}
+    for index in range(4):
+        hashes |= write_pair(folder, f"p{index}", *faces[index])
+
+    def write(splits, labels=CELEBAMASK19):
+        write_records(folder, labels, splits, hashes, {"split": "by-name"})
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("test", "more", "message"),
+    [
+        (
+            1,
+            [],
+            r"there is 1 test pair, and an evaluation needs 2\. Prepare again .* Or train without: evaluate=false\.",
+        ),
+        (0, [], "there is no test pair.* Or train without: evaluate=false sample_every=0"),
+        (0, ["evaluate=false", "sample_every=1"], "evaluate=false sample_every=0"),
+        (4, [], "split 'train' of .* is empty"),
+    ],
+)
+def test_data_without_enough_pairs_is_refused_before_training(tmp_path, four_pairs, test, more, message):
+    data = four_pairs({"train": [f"p{i}" for i in range(test, 4)], "test": [f"p{i}" for i in range(test)]})
+    with pytest.raises(ValueError, match=message):
+        train.main(["quick", *words(tmp_path, f"data={data}", "image_size=32", "steps=1", *more)])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_what_such_a_refusal_advises_trains(tmp_path, four_pairs):
+    data = four_pairs({"train": ["p0"], "test": []})
+    small = words(tmp_path, f"data={data}", "image_size=32", "steps=1", "batch_size=2")
+    train.main(["quick", *small, "evaluate=false", "sample_every=0"])
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]})
+    again = words(tmp_path / "two", f"data={data}", "image_size=32", "steps=1", "batch_size=2", "sample_every=1")
+    train.main(["quick", *again])
+    assert json.loads((tmp_path / "two/run/result.json").read_text())["masks"] == 2, "two are enough for all of it"
+
+
+def test_masks_of_other_classes_are_refused_before_training(tmp_path, four_pairs):
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]}, BISENET19)
+    with pytest.raises(ValueError, match="has masks of bisenet19, the recipe trains on those of celebamask19"):
+        train.main(["quick", *words(tmp_path, f"data={data}", "image_size=32", "steps=1")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_solver_whose_package_is_missing_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"ssmgen\[adaptive\]"):
+        train.main(words(tmp_path, "steps=1", "solver=dopri5", "sample_every=0"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_run_is_not_overwritten(trained, tmp_path):
     with pytest.raises(FileExistsError, match="already holds a run; continue it with resume=auto"):
         train.main(words(trained.parent, "steps=2"))
@@ -114,6 +202,7 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "preset=paper"], "name the preset as the first word"),
         (["faces"], "needs data=FOLDER"),
         (["quick", "steps=0"], "steps must be positive"),
+        (["quick", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
         (["quick", "model=sisma-xxl"], "unknown name 'sisma-xxl'"),
         (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
@@ -128,6 +217,10 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "balance=5"], r"balance is a share of the masks, in \[0, 1\], got 5"),
         (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
         (["quick", "parser=nothing"], "nothing: no such parser"),
+        (
+            ["quick", "image_size=72"],
+            "drawn-parser.safetensors: needs images with sides that are multiples of 16, got 72",
+        ),
     ],
 )
 def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):
@@ -208,12 +301,97 @@ def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
     out = tmp_path / "out"
     common = [f"run={trained}", f"out={out}", "steps=2", "solver=euler"]
     sample.main([*common, f"mask={tmp_path / 'masks'}", "num_images=2", "seed=5"])
-    assert sorted(p.name for p in out.iterdir()) == ["m0-5.png", "m0-6.png", "m1-5.png", "m1-6.png"]
-    first = read_image(out / "m0-6.png")
-    assert first.shape == (3, 64, 64) and not torch.equal(first, read_image(out / "m0-5.png"))
+    assert sorted(p.name for p in out.iterdir()) == ["m0--5.png", "m0--6.png", "m1--5.png", "m1--6.png"]
+    first = read_image(out / "m0--6.png")
+    assert first.shape == (3, 64, 64) and not torch.equal(first, read_image(out / "m0--5.png"))
     sample.main([*common, f"mask={tmp_path / 'masks' / 'm0.png'}", "seed=6"])
-    difference = (read_image(out / "m0-6.png").int() - first.int()).abs().max()
+    difference = (read_image(out / "m0--6.png").int() - first.int()).abs().max()
     assert difference <= 1, "an image depends on what else was sampled with it"
+
+
+def test_sample_reads_masks_as_the_pipeline_does(trained, tmp_path):
+    """The other order is warned about and renamed, and what is not square is refused, not cropped."""
+    mask = draw_face(2, size=96)[1]
+    theirs = remap(mask, CELEBAMASK19, BISENET19)
+    for name, pixels in (("own", mask), ("theirs", theirs), ("colours", BISENET19.colorize(theirs))):
+        write_png(tmp_path / f"{name}.png", pixels)
+    out = tmp_path / "out"
+    common = [f"run={trained}", f"out={out}", "steps=2", "solver=euler"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample.main([*common, f"mask={tmp_path / 'own.png'}"])
+        sample.main([*common, f"mask={tmp_path / 'theirs.png'}", "remap=bisenet19"])
+        sample.main([*common, f"mask={tmp_path / 'colours.png'}", "palette=bisenet19"])
+    own, renamed, coloured = (read_image(out / f"{name}--0.png") for name in ("own", "theirs", "colours"))
+    assert torch.equal(own, renamed) and torch.equal(own, coloured)
+    with pytest.warns(UserWarning, match="theirs.png: .* look like the order bisenet19.*say remap='bisenet19'"):
+        sample.main([*common, f"mask={tmp_path / 'theirs.png'}"])
+    write_png(tmp_path / "wide.png", mask[:48])
+    with pytest.raises(ValueError, match="wide.png is 48 x 96 .height x width.: crop it to a square"):
+        sample.main([*common, f"mask={tmp_path / 'wide.png'}"])
+    with pytest.raises(ValueError, match="unknown label set 'bisenet'. Did you mean 'bisenet19'"):
+        sample.main([*common, f"mask={tmp_path / 'own.png'}", "remap=bisenet"])
+    assert not (out / "wide--0.png").exists()
+
+
+def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
+    """Masks p and p-1 have images of their own; where names would meet, nothing is written."""
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks.mkdir()
+    for name in ("p", "p-1"):
+        write_png(masks / f"{name}.png", draw_face(2, size=64)[1])
+    common = [f"run={trained}", f"mask={masks}", f"out={out}", "steps=1", "num_images=2"]
+    sample.main(common)
+    images = {"p--0.png", "p--1.png", "p-1--0.png", "p-1--1.png"}
+    assert {file.name for file in out.iterdir()} == images
+    one, groups = find_given(out, ["p", "p-1"], 2)
+    assert [file.name for file in one] == ["p--0.png", "p-1--0.png"]
+    assert [[file.name for file in group] for group in groups] == [
+        ["p--0.png", "p--1.png"],
+        ["p-1--0.png", "p-1--1.png"],
+    ]
+    write_png(masks / "p--1.png", draw_face(3, size=64)[1])
+    shutil.rmtree(out)
+    with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image of the mask p.*: rename the mask"):
+        sample.main(common)
+    assert not out.exists()
+    for other in ("a.jpg", "a.PNG"):
+        with pytest.raises(ValueError, match=f"masks/{other} and a.png would both be sampled into a--5.png: rename"):
+            sample.check_names([masks / "a.png", masks / other], [5])
+    write_png(tmp_path / "p--1.png", draw_face(3, size=64)[1][None].expand(3, -1, -1))
+    with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image"):
+        find_given(tmp_path, ["p", "p--1"], 2)
+    with pytest.raises(ValueError, match="p--2 is the name of a mask and of an image"):
+        check_distinct(["p", "q", "p--2"], range(1, 3))
+    check_distinct(["p", "q", "p--3", "p--02"], range(1, 3))
+
+
+def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
+    words = ["quick", "run=my runs/a;b", "model_args={depth: 1}", "resume=no"]
+    expected = ["python", "-m", "recipes.sisma.train", *words[:3], "resume=auto"]
+    assert shlex.split(train._continue(words)) == expected
+    config = dataclasses.replace(preset("quick"), tracker="a b")
+    assert shlex.split(export.training_command(config))[3:] == ["quick", "tracker=a b"]
+    target = tmp_path / "my faces"
+    prepare.main(["source=drawn", f"target={target}", "count=24", "size=32"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    assert shlex.split(line)[-1] == f"data={target}"
+    with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
+        PreparedFolder(tmp_path / "no folder", "train")
+    with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
+        parser.load_parser(tmp_path / "my parser")
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, *, command, **_: asked.append(command))
+    evaluate.main(["run=my run", "masks=2"])
+    assert shlex.split(asked[0]) == ["python", "-m", "recipes.sisma.evaluate", "run=my run", "masks=2"]
+
+
+def test_a_model_without_mask_dropout_is_sampled_without_guidance():
+    """One of somebody's own need not have the attribute."""
+    config = dataclasses.replace(preset("quick"), guidance_scale=1.0)
+    assert sampling_settings(config, torch.nn.Identity(), {})["guidance_scale"] == 1.0
+    with pytest.raises(ValueError, match="guidance_scale=2.0 needs a run trained with model_args.mask_dropout"):
+        sampling_settings(config, torch.nn.Identity(), {"guidance_scale": 2.0})
 
 
 def test_sampling_mistakes_are_explained(trained, tmp_path):
@@ -225,6 +403,10 @@ def test_sampling_mistakes_are_explained(trained, tmp_path):
         (["mask=nowhere.png"], "nowhere.png: no such file"),
         ([], "mask= is missing"),
         ([f"mask={bad}", "num_images=0"], "num_images must be"),
+        ([f"mask={bad}", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
+        ([f"mask={bad}", f"seed={2**64}"], "a seed is a whole number from 0 to .* got 18446744073709551616"),
+        ([f"mask={bad}", f"seed={2**64 - 1}", "num_images=2"], "a seed is a whole number from 0 to"),
+        ([f"mask={bad}", "seed=None"], "seed"),
         ([f"mask={bad}", "shift=-1"], "shift must be a number above 0, got -1.0"),
         ([f"mask={bad}", "guidance_start=-0.5"], r"guidance_start must be a number in \[0, 1\], got -0.5"),
         ([f"mask={bad}", "solver=eular"], "unknown solver 'eular'. Did you mean 'euler'"),
@@ -242,9 +424,56 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("autoencoder: autoencoder-tiny", "autoencoder: identity"))
+    (run / "config.yaml").write_text(config.replace("autoencoder: auto\n", "autoencoder: identity\n"))
     with pytest.raises(CheckpointError, match="trained on latents of"):
         load_run(run)
+
+
+def test_a_run_takes_the_class_of_its_autoencoder_from_the_source(tmp_path):
+    """The natural slip, ``faces autoencoder_source=stabilityai/sd-vae-ft-mse``, is none: the folder names its class."""
+    kl = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    kl.save_pretrained(tmp_path / "kl")
+    settings = [f"autoencoder_source={tmp_path / 'kl'}", "steps=2", "evaluate=false"]
+    with pytest.raises(ValueError, match="kl: its config.json names the class AutoencoderKL.*give autoencoder=autoenc"):
+        train.main(words(tmp_path, *settings, "autoencoder=autoencoder-tiny"))
+    assert not (tmp_path / "run").exists()
+    train.main(words(tmp_path, *settings))
+    record = verify_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["record"]
+    assert record["autoencoder"]["name"] == "autoencoder-kl"
+    export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'exported'}"])
+    assert MaskToImage.from_pretrained(tmp_path / "exported").recipe.autoencoder == "autoencoder-kl"
+
+
+def test_skipped_steps_are_counted_in_the_last_line(tmp_path, monkeypatch, capsys):
+    result = TrainResult(6, 1.0, torch.nn.Identity(), False, skipped=2)
+    monkeypatch.setattr(train, "train", lambda *_, **__: result)
+    train.main(words(tmp_path, "steps=6", "evaluate=false"))
+    assert re.search(r"to step 6 in 1 s; 2 of its steps were skipped", capsys.readouterr().out)
+
+
+def test_a_failed_upload_leaves_nothing_in_the_way_of_the_next_try(trained, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: None)
+    words = [f"run={trained}", f"out={tmp_path / 'out'}", "hub=me/faces"]
+
+    def upload(**_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    with pytest.raises(OSError, match="me/faces: could not be uploaded to the hub: no network"):
+        export.main(words)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **_: "https://hub/me/faces")
+    export.main(words)
+    assert capsys.readouterr().out.endswith("https://hub/me/faces\n") and (tmp_path / "out/config.json").is_file()
+    with pytest.raises(ValueError, match="repository must be of the form owner/name, got 'faces'"):
+        export.main([f"run={trained}", f"out={tmp_path / 'other'}", "hub=faces"])
 
 
 def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monkeypatch):
@@ -445,8 +674,23 @@ def test_train_parser_on_drawn_faces(tmp_path):
     _, card = parser.load_parser(out)
     assert card["width"] == 8 and "miou" in card["held_out"]
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="is not a parser"):
+    with pytest.raises(ValueError, match="broken.safetensors: is no safetensors file"):
         parser.load_parser(tmp_path / "broken.safetensors")
+    write_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="other.safetensors: is not a parser"):
+        parser.load_parser(tmp_path / "other.safetensors")
+    write_weights(tmp_path / "cut.safetensors", {"a": torch.zeros(1)}, {"card": json.dumps(card)})
+    with pytest.raises(ValueError, match="cut.safetensors: .* do not fit"):
+        parser.load_parser(tmp_path / "cut.safetensors")
+
+
+def test_a_training_whose_loss_is_no_number_saves_nothing(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan: lower lr"):
+        parser.main(
+            [f"out={tmp_path / 'p.safetensors'}", "steps=3", "lr=1e30", "batch_size=2", "image_size=32", "width=8"]
+            + ["held_out=4", "faces=8"]
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

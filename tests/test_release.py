@@ -107,7 +107,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(archives):
     tree |= {str(file.relative_to(ROOT)) for file in (ROOT / "ssmgen/pretrained").rglob("*") if file.is_file()}
     assert tree <= set(names)
     if shutil.which("cc"):
-        assert "ssmgen/ops/_cpu_scan.so" in names, "there is a C compiler: the library must be in it"
+        assert "ssmgen/ops/_cpu_kernels.so" in names, "there is a C compiler: the library must be in it"
     assert {"ssmgen/py.typed", f"ssmgen-{ssmgen.__version__}.dist-info/licenses/LICENSE"} <= set(names)
     assert archives[1].stat().st_size < 10e6
 
@@ -116,7 +116,10 @@ def test_the_wheel_holds_the_library_and_nothing_else(archives):
 def test_the_sdist_holds_the_sources_and_no_build(archives):
     with tarfile.open(archives[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"ssmgen/ops/csrc/{name}" for name in ("cpu_scan.c", "cpu_scan_kernel.h")} <= names
+    assert {
+        f"ssmgen/ops/csrc/{name}"
+        for name in ("cpu_kernels.c", "cpu_vectors.h", "cpu_scan_kernel.h", "cpu_layers_kernel.h")
+    } <= names
     assert {"LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "setup.py", "ssmgen/py.typed"} <= names
     assert not [name for name in names if name.endswith(".so") or name.split("/")[0] in ("tests", "recipes", "runs")]
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,15 @@ from ssmgen.training import (
     checkpoints,
     derived_seed,
     load_checkpoint,
+    loader_processes,
     loop,
     make_optimizer,
     moving_average,
+    on_cpu,
     parameter_groups,
     save_checkpoint,
+    schedule_changes,
+    schedule_of,
     train,
     verify_checkpoint,
 )
@@ -69,6 +74,20 @@ def digests(checkpoint: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.glob("*.safetensors")}
 
 
+def forget_accelerate():
+    """So that the next training reads the environment, as the first one of a process does."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def environment_free():
+    forget_accelerate()
+    yield
+    forget_accelerate()
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "run").mkdir()
@@ -90,6 +109,101 @@ def test_resuming_is_exact_to_the_bit(tmp_path, options):
     logs = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("whole", "cut")]
     whole, cut = ({line["step"]: line["loss"] for line in map(json.loads, lines)} for lines in logs)
     assert {step: loss for step, loss in cut.items() if step in whole} == whole
+
+
+def lrs(folder):
+    return [json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_schedule_may_be_prolonged(folder, capsys):
+    """The rate follows the new cosine, the state says when it changed, and from then on a resume is exact."""
+    short, long = ({"lr_decay_steps": steps, "model": "m"} for steps in (4, 8))
+    run(folder, steps=4, lr_decay_steps=4, record=short)
+    assert "schedule changed" not in capsys.readouterr().err
+    shutil.copytree(folder, folder.with_name("cut"))
+    run(folder, steps=8, lr_decay_steps=8, record=long, resume="auto")
+    said = "learning-rate schedule changed at step 4: lr_decay_steps=8, 4 until then\n"
+    assert capsys.readouterr().err.count(said) == 1
+    before, after = (TrainSettings(steps=n, batch_size=4, lr=1e-3, warmup=2, lr_decay_steps=n).lr_at for n in (4, 8))
+    assert lrs(folder) == pytest.approx([*map(before, range(4)), *map(after, range(4, 8))]) and lrs(folder)[4] > 4e-4
+    newest = checkpoints(folder / "checkpoints")[-1]
+    state = verify_checkpoint(newest)
+    assert state["schedule"] == [{"step": 0, "lr_decay_steps": 4}, {"step": 4, "lr_decay_steps": 8}]
+    assert state["record"] == long and schedule_changes(schedule_of(state)) == [said.strip()]
+
+    cut = folder.with_name("cut")
+    run(cut, steps=6, lr_decay_steps=8, record=long, resume="auto")
+    run(cut, steps=8, lr_decay_steps=8, record=long, resume="auto")
+    assert capsys.readouterr().err.count(said) == 1, "said when it changes, and not again"
+    again = checkpoints(cut / "checkpoints")[-1]
+    assert digests(again) == digests(newest) and verify_checkpoint(again)["schedule"] == state["schedule"]
+
+
+@pytest.mark.parametrize(("before", "after", "accepted"), [(4, 0, True), (0, 8, True), (9, 8, False)])
+def test_a_cosine_may_end_or_begin_but_not_become_shorter(folder, before, after, accepted):
+    run(folder, steps=4, lr_decay_steps=before, record={"lr_decay_steps": before})
+    settings = dict(steps=8, lr_decay_steps=after, record={"lr_decay_steps": after}, resume="auto")
+    if accepted:
+        assert run(folder, **settings)[1].step == 8
+        return
+    with pytest.raises(CheckpointError, match="lr_decay_steps: 9 there, 8 now, which may only grow or become 0"):
+        run(folder, **settings)
+
+
+def test_a_checkpoint_without_a_schedule_has_that_of_its_record(folder):
+    assert schedule_of({"record": {"lr_decay_steps": 7}}, 9) == [{"step": 0, "lr_decay_steps": 7}]
+    assert schedule_of({}, 9) == [{"step": 0, "lr_decay_steps": 9}]
+
+
+def test_a_warm_up_longer_than_the_training_is_said(folder, capsys):
+    run(folder, steps=2, warmup=2)
+    assert "warmup=2 is not over when steps=2 are done" in capsys.readouterr().err
+    run(folder, steps=3, warmup=2, resume="auto")
+    assert "warmup" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulate=2 of the run decides"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "precision=no of the run decides"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "training does not compile the model"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "0.001", ""),
+    ],
+)
+def test_the_environment_changes_no_weight(tmp_path, environment_free, monkeypatch, capsys, variable, value, said):
+    """accelerate would scale the gradients, round or compile by it, and no record would tell."""
+    for name in ("without", "with"):
+        (tmp_path / name).mkdir()
+        # Plain gradient descent in effect: Adam would hide a factor, clipping too.
+        run(tmp_path / name, steps=2, accumulate=2, clip=0)
+        monkeypatch.setenv(variable, value)
+        forget_accelerate()
+    assert (f"{variable}={value} has no effect: {said}" in capsys.readouterr().err) == bool(said)
+    first, second = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("without", "with"))
+    assert digests(first) == digests(second)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()[-1] for name in ("without", "with")]
+    assert len({json.loads(line)["grad_norm"] for line in logs}) == 1
+
+
+@pytest.mark.parametrize("variable", ["USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"])
+def test_an_environment_that_would_shard_the_model_is_refused(folder, monkeypatch, variable):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", "true")
+    with pytest.raises(ValueError, match=f"ACCELERATE_{variable}=true: .* is not supported, every process holds"):
+        run(folder)
+    assert not list(folder.iterdir())
+
+
+def test_the_cpu_may_be_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not on_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert on_cpu()
+
+
+def test_no_more_loader_processes_than_cores():
+    assert loader_processes(0) == 0 and loader_processes(1) == 1
+    assert 1 <= loader_processes(10_000) <= (os.cpu_count() or 1)
 
 
 def test_the_digest_would_notice_a_difference(tmp_path):
@@ -343,23 +457,64 @@ def test_a_step_that_is_not_finite_changes_nothing(folder, capsys):
     assert "step 2: loss nan" in capsys.readouterr().err
 
 
+def test_skipped_steps_are_counted_over_the_whole_run(folder):
+    assert run(folder, data=Poisoned(1, 2), steps=4, batch_size=5)[1].skipped == 2
+    _, result = run(folder, resume="auto", steps=6, batch_size=5)
+    assert (result.step, result.skipped) == (6, 2)
+    assert run(folder, resume="auto", steps=6, batch_size=5)[1].skipped == 2
+
+
+def test_a_run_whose_every_step_was_skipped_is_no_success(folder):
+    for resume in (None, "auto"):  # step 3 has a checkpoint
+        with pytest.raises(FloatingPointError, match="none of the 6 steps had a finite loss and gradient"):
+            run(folder, data=Poisoned(), resume=resume)
+    with pytest.raises(FloatingPointError, match="none of the 3 steps"):
+        run(folder, data=Poisoned(), steps=3, resume="auto")
+
+
+def test_a_compiled_model_is_trained_and_resumed_as_a_plain_one(tmp_path, monkeypatch):
+    """Checkpoints hold the model's own names, so that either goes on with what the other began."""
+    plain = tmp_path / "plain"
+    run(plain)
+    built = build
+    monkeypatch.setattr(sys.modules[__name__], "build", lambda name, **sizes: maybe_compiled(built(name, **sizes)))
+    with torch.compiler.set_stance("force_eager"):  # wrapped all the same, without the seconds of compiling
+        run(tmp_path / "mixed", steps=3)
+    monkeypatch.undo()
+    assert digests(checkpoints(tmp_path / "mixed/checkpoints")[-1]) == digests(checkpoints(plain / "checkpoints")[0])
+    run(tmp_path / "mixed", resume="auto")
+    assert digests(checkpoints(tmp_path / "mixed/checkpoints")[-1]) == digests(checkpoints(plain / "checkpoints")[-1])
+
+
+def maybe_compiled(built):
+    return torch.compile(built, backend="eager") if isinstance(built, torch.nn.Module) else built
+
+
 def test_training_gives_up_after_many_such_steps(folder):
     with pytest.raises(FloatingPointError, match="10 steps in a row were not finite"):
         run(folder, data=Poisoned(), steps=50)
 
 
 def test_sigterm_saves_and_stops(tmp_path):
+    """Sent to every process of the run, as a scheduler sends it, and a terminal Ctrl-C."""
     code = (
         "import sys, os, signal; from pathlib import Path; sys.path.insert(0, 'tests')\n"
         "import test_training as t\n"
-        "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None\n"
-        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop)\n"
+        "stop = lambda step, ema: os.killpg(0, signal.SIGTERM) if step == 4 else None\n"
+        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop, num_workers=1)\n"
         "print(result.step, result.interrupted)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stopping after this step") == 1, (
+        "the loader process, which has inherited the handler, is silent"
+    )
     step, interrupted = done.stdout.split()
     assert interrupted == "True" and int(step) <= 5
     assert verify_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])["step"] == int(step)

@@ -136,8 +136,8 @@ EXPERIMENTS = {
         stages=(1400,),
         paces={"a-third": 1 / 3, "thrice": 3.0},
         finding=(
-            "Agreement still rises where `make demo` stops (`quick` has 1,300 steps since, see the README): by 0.012 for "
-            "three times the steps, with smoother hair and irises of one colour, seen by eye. One seed."
+            "Agreement still rises where `make demo` stops (`quick` has 1,300 steps since, see the README): by 0.012 "
+            "for three times the steps, with smoother hair and irises of one colour, seen by eye. One seed."
         ),
     ),
     "sampling": Experiment(
@@ -175,7 +175,7 @@ EXPERIMENTS = {
         finding=(
             "One seed, so small differences mean nothing. *gates* is the preset as it is. Without gates agreement "
             "is level, unlike in `design`, and the preset keeps the paper's; balancing rare classes fully gives "
-            "no more; and so it is without the cross layer, whose model has the higher proxy distance here, as in "
+            "no more. Without the cross layer agreement is level too, and the proxy distance is lower, as it was in "
             "an earlier pair (commit `d3b0dab`). The proxy distances are of 75 images, fewer than they have "
             "features, and the halves of the real ones are smaller still: they can only be compared with one "
             "another. An earlier preset with guidance throughout, and the optimizer as it was then, had 0.585 and "

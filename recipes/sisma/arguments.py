@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from ssmgen.extras import require
 from ssmgen.registry import closest
+from ssmgen.sampling import checked_seed
 
 Schema = TypeVar("Schema")
 
@@ -29,7 +32,7 @@ class Help(Exception):
 
 
 def from_command_line(schema: Schema, argv: list[str]) -> Schema:
-    """Fill a dataclass from ``key=value`` words; nested keys are written with dots.
+    """Fill a dataclass from ``key=value`` words; nested keys are written with dots, ``~`` is the home folder.
 
     Args:
         schema: an instance whose values are the defaults.
@@ -37,6 +40,7 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
 
     Raises:
         UsageError: a word that is no ``key=value``, an unknown key (with the closest ones), or a value of another type.
+        ValueError: a ``seed`` outside 0 to 2**64 - 1.
         Help: one of the words is ``--help`` or ``-h``.
     """
     if {"-h", "--help"} & set(argv):
@@ -53,12 +57,16 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     try:
         for word in argv:
             key, _, value = word.partition("=")
+            if value.startswith("~"):  # not every shell does this behind a "="
+                value = os.path.expanduser(value)
             # A plain value is converted by its field's type alone: as YAML, run=007 would become 7.
             given = omegaconf.OmegaConf.from_dotlist([word]) if "." in key else {key: value}
             structured = omegaconf.OmegaConf.merge(structured, given)
-        return cast(Schema, omegaconf.OmegaConf.to_object(structured))
+        filled = cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
+    checked_seed(getattr(filled, "seed", 0))
+    return filled
 
 
 def keys_help(schema: Any) -> str:
@@ -83,6 +91,11 @@ def _attributes(doc: str) -> dict[str, str]:
         heading, _, text = entry.strip().partition(": ")
         found |= dict.fromkeys(re.split(r", | and ", heading), text)
     return found
+
+
+def command_line(command: str, *words: str) -> str:
+    """``python -m recipes.sisma.COMMAND`` with its words, quoted so that it can be pasted into a shell."""
+    return shlex.join(["python", "-m", f"recipes.sisma.{command}", *words])
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:

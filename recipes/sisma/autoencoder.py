@@ -25,14 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recipes.sisma.arguments import from_command_line, run_command
+from recipes.sisma.arguments import command_line, from_command_line, run_command
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.latents import save_network
 from ssmgen.training import (
     StepOrder,
     checkpoints,
     derived_seed,
     load_checkpoint,
+    loader_processes,
     prune_checkpoints,
     save_checkpoint,
     verify_checkpoint,
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
     _train(network, settings)
     score, mean, std = measure(network, settings.image_size, settings.held_out)
     network.register_to_config(scaling_factor=1 / std, shift_factor=mean)
-    command = f"python -m recipes.sisma.autoencoder {' '.join(argv)}".strip()
+    command = command_line("autoencoder", *argv)
     save(network, Path(settings.out), {"command": command, "steps": settings.steps, "held_out_psnr": score})
     print(f"held-out round trip {score:.2f} dB; saved {settings.out}")
 
@@ -123,6 +126,7 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             noise = settings.noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
             decoded = network.decode(latents + noise).sample.float()
         loss = _reconstruction(decoded, images, importance) + 0.01 * _unit_moments(latents)
+        check_finite(loss, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -132,6 +136,16 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             _checkpoint(network, optimizer, settings, step + 1)
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Stop a training whose loss is no number, which no later step would mend.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"step {step}: the loss is {loss.item()}: lower lr or look at the data")
 
 
 def _rate(progress: float) -> float:
@@ -158,7 +172,7 @@ def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings
 def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
     """Drawn faces as two uint8 tensors, images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
     print(f"drawing {count} faces", file=sys.stderr)
-    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=2)
+    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=loader_processes(2))
     images, masks = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(masks)
 
@@ -206,11 +220,8 @@ def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
 
 def save(network: Any, out: Path, card: dict[str, object]) -> None:
     """Save in diffusers' layout, in 16 bits to be small, with a card of how it was made."""
-    network.half().save_pretrained(out)
-    config = json.loads((out / "config.json").read_text())
-    config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    save_network(network.half(), out)
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

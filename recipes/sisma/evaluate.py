@@ -5,7 +5,8 @@
     python -m recipes.sisma.evaluate images=faces data=prepared parser=runs/parser.safetensors
     torchrun --nproc-per-node 2 -m recipes.sisma.evaluate run=runs/quick
 
-Writes ``result.json``, ``result.png`` and ``report.html`` into the run. A parser labels the generated images; their
+Writes ``result.json``, ``result.png`` and ``report.html`` into the run, beside those that say more of the same weights
+(`recipes.sisma.results`). A parser labels the generated images; their
 agreement with the masks they were made from stands between a floor (the same images against other images' masks) and a
 ceiling (the parser on real held-out images).
 
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.distances import DistanceSettings
 from recipes.sisma.generated import (
     Groups,
@@ -37,12 +38,15 @@ from recipes.sisma.generated import (
 )
 from recipes.sisma.given import common_side, find_given
 from recipes.sisma.measure import Images, Judge, load_gauges, load_judge, measure_images
+from recipes.sisma.names import check_distinct, parted
 from recipes.sisma.pairs import held_out_pairs, training_pairs
 from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
 from recipes.sisma.report import write_report
+from recipes.sisma.results import place
 from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_run, load_run, sampling_settings
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS
 from ssmgen.model_folder import SAMPLING
@@ -91,7 +95,7 @@ class Settings(DistanceSettings):
 def main(argv: list[str]) -> None:
     """Evaluate a run or a folder of images from the command line."""
     settings = from_command_line(Settings(), argv)
-    command = f"python -m recipes.sisma.evaluate {' '.join(argv)}".strip()
+    command = command_line("evaluate", *argv)
     given = [word.partition("=")[0] for word in argv]
     processes = all_processes()
     if settings.images:
@@ -137,7 +141,7 @@ def evaluate_run(
     processes: Any = None,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Sample unseen masks, measure, and write ``result.json``, ``result.png`` and ``report.html``.
+    """Sample unseen masks, measure, and write result, picture and report into the run, as `recipes.sisma.results` says.
 
     Args:
         run: the run's folder.
@@ -178,7 +182,9 @@ def evaluate_run(
     count = _count(pairs, masks or config.evaluate_masks, asked=masks is not None)
     gauges = load_gauges(judge, distances, CELEBAMASK19, count, config.image_size)
     real, true = _read_pairs(pairs, count)
-    single = one_each(pair_ids(pairs)[:count], true, seed)
+    ids = pair_ids(pairs)[:count]
+    check_distinct(ids, range(1, samples + 1))
+    single = one_each(ids, true, seed)
     repeated = some_more(single[:diversity_masks], samples)
     folder = evaluation_folder(loaded, run, chosen, seed, micro_batch)
     rank, ranks = (processes.process_index, processes.num_processes) if processes else (0, 1)
@@ -203,7 +209,6 @@ def evaluate_run(
     if rank:
         return {}
     files = [[folder / f"{image.name}.png" for image in wanted] for wanted in (single, repeated)]
-    ids = [image.name for image in single]
     groups = Groups([files[1][i : i + samples] for i in range(0, len(repeated), samples)])
     images = Images(ids, true, real, read_images(files[0]), groups, ids[: len(groups)], CELEBAMASK19, f"seed={seed}")
     train = training_pairs(config) if gauges.measures else []
@@ -213,6 +218,7 @@ def evaluate_run(
         "sampling_seed": seed,
         "seconds": round(loaded.seconds if seconds is None else seconds, 1),
         "steps": loaded.step,
+        "schedule": loaded.schedule,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         **_about(config, command),
     }
@@ -233,7 +239,8 @@ def evaluate_images(
     """Measure images that are there already against the real ones of the same ids, whoever made them.
 
     Args:
-        folder: holds ``<id>.png`` for every test mask, or several ``<id>-<number>.png``, which count for the diversity.
+        folder: holds ``<id>.png`` for every test mask, or several ``<id>--<number>.png``, which count for the
+            diversity.
         data: the prepared folder the masks are from, or ``drawn``. Real images are cut and resized to the generated
             ones' size.
         command: what to record as the command.
@@ -261,12 +268,12 @@ def evaluate_images(
     judge = parser if isinstance(parser, Judge) else load_judge(parser, labels)
     gauges = load_gauges(judge, distances, labels, count, config.image_size)
     if gauges.lpips is not None and not groups:
-        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>-1.png, <id>-2.png and so on")
+        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>--1.png, <id>--2.png and so on")
     target = Path(out) if out else folder.with_name(f"{folder.name}-evaluation")
     check_writable(target)
     generated = read_images(files)
     real, true = _read_pairs(pairs, count)
-    names = [group[0].stem.rpartition("-")[0] for group in groups]
+    names = [found[0] for group in groups if (found := parted(group[0].stem))]
     images = Images(ids[:count], true, real, generated, Groups(groups), names, labels, "given")
     result, parsed = measure_images(images, gauges, training_pairs(config) if gauges.measures else [])
     result |= {"images": folder.name, **_about(config, command)}
@@ -344,13 +351,16 @@ def _about(config: Config, command: str) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
-    """``result.json``, ``result.png`` and ``report.html``, and what a person reads first."""
-    _write_json(folder / "result.json", result)
-    _save_sheet(folder / "result.png", images)
-    report = write_report(folder, result, images, parsed)
+    """The files of the result, as `place` names them, and what a person reads first."""
+    files = place(folder, result)
+    write_text(files.json, json.dumps(result, indent=2) + "\n")
+    _save_sheet(files.picture, images)
+    write_report(files.report, result, images, parsed)
     print(summary(result))
-    print(f"report: {report}")
-    print(f"picture: {folder / 'result.png'}")
+    if files.note:
+        print(f"note: {files.note}")
+    print(f"report: {files.report}")
+    print(f"picture: {files.picture}")
 
 
 def _save_sheet(file: Path, images: Images) -> None:
@@ -360,12 +370,6 @@ def _save_sheet(file: Path, images: Images) -> None:
     shown = [place[name] for name in (images.names or images.ids)[:_SHEET_ROWS]]
     groups = [group[:_SHEET_SAMPLES] for group in several[: len(shown)]]
     save_mask_sheet(file, images.true[shown], groups, images.real[shown], images.labels)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(file)
 
 
 if __name__ == "__main__":

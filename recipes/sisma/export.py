@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run, model_arguments, sampling_settings
+from recipes.sisma.runs import LoadedRun, as_pipeline, check_writable, find_run, load_run
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
 from ssmgen.model_card import NAME, model_card
-from ssmgen.pipeline import SAVED_DTYPES, Recipe
+from ssmgen.pipeline import SAVED_DTYPES
+from ssmgen.training import schedule_changes
 
 # License lines of a card's metadata, and what it says of the data.
 _TERMS = {
@@ -57,7 +57,7 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load the run, write the folder, upload it if asked to."""
+    """Load the run, upload it if asked to, write the folder."""
     settings = from_command_line(Settings(), argv)
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
@@ -68,25 +68,13 @@ def main(argv: list[str]) -> None:
     check_writable(out.parent)
     pipe = as_pipeline(loaded, settings.about or _about(loaded))
     pipe.card = run_card(loaded, pipe, _result(run, loaded.step)).replace(NAME, settings.name or settings.hub or NAME)
-    pipe.save_pretrained(out, dtype=SAVED_DTYPES[settings.dtype])
+    dtype = SAVED_DTYPES[settings.dtype]
+    # First, as it may fail for many a reason, and the folder would then be in the way of the next try.
+    address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
+    pipe.save_pretrained(out, dtype=dtype)
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
-    if settings.hub:
-        print(pipe.push_to_hub(settings.hub, dtype=SAVED_DTYPES[settings.dtype]))
-
-
-def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
-    """A run as the pipeline that serves it."""
-    config = loaded.config
-    recipe = Recipe(
-        model=config.model,
-        model_args=model_arguments(config, loaded.autoencoder),
-        autoencoder=config.autoencoder,
-        image_size=config.image_size,
-        labels=CELEBAMASK19,
-        sampling=sampling_settings(config, loaded.model, {}),
-        about=about,
-    )
-    return MaskToImage(loaded.model, loaded.autoencoder, recipe)
+    if address:
+        print(address)
 
 
 def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
@@ -100,8 +88,13 @@ def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> st
         license=license,
         sections={
             "Data": data,
-            "Training": f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
-            "averaged.",
+            "Training": " ".join(
+                [
+                    f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
+                    "averaged.",
+                    *(f"{change.capitalize()}." for change in schedule_changes(loaded.schedule)),
+                ]
+            ),
             "Evaluation": _evaluation(result),
         },
     )
@@ -120,7 +113,7 @@ def training_command(config: Config) -> str:
             words.append(f"{key}=...")
         else:
             words.append(f"{key}={value}")
-    return " ".join(["python -m recipes.sisma.train", config.preset, *words])
+    return command_line("train", config.preset, *words)
 
 
 def _evaluation(result: dict[str, Any]) -> str:
@@ -137,10 +130,10 @@ def _evaluation(result: dict[str, Any]) -> str:
         for key, name in names.items()
         if key in result
     ]
-    words = " ".join(f"{key}={value}" for key, value in result["sampling"].items())
+    words = [f"masks={result['masks']}", *(f"{key}={value}" for key, value in result["sampling"].items())]
     return "\n".join(
         [
-            f"`python -m recipes.sisma.evaluate run=RUN masks={result['masks']} {words}`, unseen masks, commit "
+            f"`{command_line('evaluate', 'run=RUN', *words)}`, unseen masks, commit "
             f"`{result['commit']}`, seed {result['seed']}, {result['hardware']['processor']}, torch "
             f"{result['versions']['torch']}:",
             "",

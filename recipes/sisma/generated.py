@@ -1,6 +1,6 @@
 """The images of an evaluation, kept as PNGs, so that one that was stopped goes on where it was.
 
-``RUN/evaluation/<key>/`` holds ``<id>.png``, ``<id>-<k>.png`` and ``record.json``. The key is a hash of all that an
+``RUN/evaluation/<key>/`` holds ``<id>.png``, ``<id>--<k>.png`` and ``record.json``. The key is a hash of all that an
 image depends on: the weights, the sampling settings and the masks' source; what was made with others is never mixed
 in. Every number of an evaluation is computed from the files, so that it does not matter when or by whom they were made.
 """
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.sisma.names import numbered
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.runs import LoadedRun, check_writable
+from ssmgen.atomic import write_text
 from ssmgen.data.images import read_image, write_png
 from ssmgen.training import derived_seed, progress_bar
 
@@ -67,7 +69,7 @@ def one_each(ids: Sequence[str], masks: Tensor, seed: int) -> list[Wanted]:
 def some_more(images: Sequence[Wanted], samples: int) -> list[Wanted]:
     """Several images of each mask, with noise that no other image has, however many are asked for."""
     return [
-        Wanted(f"{image.name}-{k + 1}", image.mask, derived_seed(image.seed, "diversity", k))
+        Wanted(numbered(image.name, k + 1), image.mask, derived_seed(image.seed, "diversity", k))
         for image in images
         for k in range(samples)
     ]
@@ -77,10 +79,10 @@ def evaluation_folder(loaded: LoadedRun, run: Path, sampling: dict[str, Any], se
     """The folder of these weights, masks and settings, made if need be."""
     source = held_out_pairs(loaded.config, 1).fingerprint()
     record = {"weights": loaded.weights, "source": source, "sampling": sampling, "micro_batch": micro_batch}
-    text = json.dumps(record | {"noise": f"by id, seed {seed}"}, indent=2, sort_keys=True)
+    text = json.dumps(record | {"noise": f"by id, seed {seed}, 64 bits"}, indent=2, sort_keys=True)
     folder = run / "evaluation" / hashlib.sha256(text.encode()).hexdigest()[:12]
     check_writable(folder)
-    (folder / "record.json").write_text(text + "\n")
+    write_text(folder / "record.json", text + "\n")
     return folder
 
 

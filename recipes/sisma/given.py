@@ -1,6 +1,6 @@
 """Images that somebody else made, found in a folder by the ids of the masks they were made from.
 
-``<id>.png`` is the image of a mask; ``<id>-<number>.png`` are more of it, as ``recipes.sisma.sample`` and
+``<id>.png`` is the image of a mask; ``<id>--<number>.png`` are more of it, as ``recipes.sisma.sample`` and
 ``recipes.sisma.evaluate`` call them. Everything is looked at before anything is measured.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmgen.data.images import IMAGE_SUFFIXES
+from recipes.sisma.names import ambiguous, parted
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of
 
 _LISTED = 5
 
@@ -29,17 +30,21 @@ def find_given(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path]
 
     Raises:
         FileNotFoundError: no such folder, or no images in it.
-        ValueError: ids without an image, images without an id, a name given twice, or groups of different sizes.
+        ValueError: ids without an image, images without an id, a name given twice or that could be of two ids, or
+            groups of different sizes.
     """
     single: dict[str, Path] = {}
     numbered: dict[str, dict[int, Path]] = {}
     known, strangers = set(ids), []
     for file in _image_files(folder):
-        stem, _, number = file.stem.rpartition("-")
-        if file.stem in known:
-            _take(single, file.stem, file)
-        elif stem in known and number.isdecimal():
-            _take(numbered.setdefault(stem, {}), int(number), file)
+        name = stem_of(file)
+        id, number = parted(name) or ("", 0)
+        if name in known and id in known:
+            raise ambiguous(name)
+        if name in known:
+            _take(single, name, file)
+        elif id in known:
+            _take(numbered.setdefault(id, {}), number, file)
         else:
             strangers.append(file.name)
     chosen = list(ids)[:count]
@@ -92,14 +97,14 @@ def _take(found: dict[Any, Path], key: Any, file: Path) -> None:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    files = files_with(folder, IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
 def _mismatch(folder: Path, ids: Sequence[str], missing: Sequence[str], strangers: Sequence[str]) -> str:
-    lines = [f"{folder}: the images and the masks do not match, one <id>.png or several <id>-<number>.png a mask"]
+    lines = [f"{folder}: the images and the masks do not match, one <id>.png or several <id>--<number>.png a mask"]
     if missing:
         lines.append(f"  masks without an image, {len(missing)} of {len(ids)}: {_some(missing)}")
     if strangers:

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.presets import ASSETS, Config
+from recipes.sisma.split_check import EVALUATED, remedy, shortfall
 from ssmgen import build
-from ssmgen.data import Crops, class_weights, repeats
+from ssmgen.data import CELEBAMASK19, Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
-from ssmgen.data.folder import PreparedFolder
+from ssmgen.data.folder import PreparedFolder, load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
-from ssmgen.training import derived_seed, progress_bar
+from ssmgen.latents import autoencoder_at
+from ssmgen.training import derived_seed, loader_processes, progress_bar
 
 
 def training_pairs(config: Config) -> Any:
@@ -37,12 +39,41 @@ def held_out_pairs(config: Config, count: int) -> Any:
     return PreparedFolder(_folder(config), "test", config.image_size)
 
 
+def check_pairs(config: Config) -> None:
+    """Refuse data that a run could not be trained on, or not be evaluated or shown with when it is trained.
+
+    Raises:
+        ValueError: masks of other classes, or too few test pairs; says what to change.
+        OSError: no prepared folder, or files that are missing from it.
+    """
+    pairs = training_pairs(config)
+    labels = pairs.labels
+    if labels.classes != CELEBAMASK19.classes:
+        raise ValueError(
+            f"{config.data}: has masks of {labels.name}, the recipe trains on those of {CELEBAMASK19.name}; for other "
+            "classes see docs/tutorials/your-own-masks.md"
+        )
+    if config.data == "drawn":
+        return
+    splits = load_splits(Path(config.data) / "splits.json")
+    found = len(splits.get("test", ()))
+    if found < (EVALUATED if config.evaluate else 1 if config.sample_every else 0):
+        instead = "evaluate=false" + ("" if found else " sample_every=0")
+        advice = remedy(splits, pairs.record["source"].get("split", ""))
+        raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")
+
+
 def load_autoencoder(config: Config) -> Any:
-    """The autoencoder of a run."""
+    """The autoencoder of a run; where its class is ``auto``, the one that its source names.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: the source is of another class than asked for, or damaged.
+    """
     if config.autoencoder == "identity":
         return build("identity")
     source = str(ASSETS / "drawn-autoencoder") if config.autoencoder_source == "drawn" else config.autoencoder_source
-    return build(config.autoencoder, source=source)
+    return build(autoencoder_at(source) if config.autoencoder == "auto" else config.autoencoder, source=source)
 
 
 class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
@@ -97,7 +128,13 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
     with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
         write_latent_cache(
-            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=2, progress=bar.update
+            pairs,
+            autoencoder,
+            target,
+            flip=config.flip,
+            device=device,
+            num_workers=loader_processes(2),
+            progress=bar.update,
         )
 
 

@@ -20,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.autoencoder import HELD_OUT, class_weights, draw_pool
+from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
+from recipes.sisma.autoencoder import HELD_OUT, check_finite, class_weights, draw_pool
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.transforms import flip_pair
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import StepOrder, derived_seed
+from ssmgen.weights import load_weights, open_weights, tensors_of, write_weights
 
 SHIPPED = Path(__file__).parent / "assets" / "drawn-parser.safetensors"
 
@@ -115,30 +116,26 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a parser's file.
+        ValueError: not a parser's file, or a damaged one.
     """
-    from safetensors import safe_open
-
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such parser; train one with python -m recipes.sisma.parser out={path}")
+        raise FileNotFoundError(f"{path}: no such parser; train one with {command_line('parser', f'out={path}')}")
+    with open_weights(path) as file:
+        header = file.metadata() or {}
     try:
-        with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
-            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error})") from error
-    parser = FaceParser(card["num_classes"], card["width"])
-    parser.load_state_dict(weights)
+        card = json.loads(header["card"])
+        parser = FaceParser(card["num_classes"], card["width"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error!r})") from error
+    load_weights(parser, path)
     return parser.eval(), card
 
 
 def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
     """Write weights (in 16 bits) and card into one file."""
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().half().contiguous() for key, value in parser.state_dict().items()}
-    save_file(weights, path, metadata={"card": json.dumps(card)})
+    weights = {name: value.half() for name, value in tensors_of(parser).items()}
+    write_weights(path, weights, {"card": json.dumps(card)})
 
 
 def main(argv: list[str]) -> None:
@@ -162,7 +159,7 @@ def main(argv: list[str]) -> None:
         "width": settings.width,
         "image_size": settings.image_size,
         "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
-        "command": "python -m recipes.sisma.parser " + " ".join(argv),
+        "command": command_line("parser", *argv),
         "seconds": round(time.monotonic() - started),
         "held_out": score,
     }
@@ -201,6 +198,7 @@ def _train(parser: FaceParser, settings: Settings) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = parser(images).float()
         loss = F.cross_entropy(logits, masks.long(), weights) + 0.5 * _dice_loss(logits, masks.long())
+        check_finite(loss, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parser.parameters(), 1.0)

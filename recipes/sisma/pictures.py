@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssmgen.atomic import whole_file
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 
@@ -65,4 +66,5 @@ def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[
         for line, row in enumerate(rows):
             sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * (height + _GAP)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with whole_file(path) as partial:
+        sheet.save(partial, format="PNG")

@@ -10,7 +10,6 @@ Every pair is read in full. What is wrong is listed file by file, all of it, and
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -26,9 +25,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
-from ssmgen.data.folder import check_target, load_splits, match_stems, write_pair, write_records, written_at_once
-from ssmgen.data.images import IMAGE_SUFFIXES, read_image, read_mask
+from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
+from recipes.sisma.split_check import TEST_SHARE, is_test, remedy, shortfall
+from ssmgen.atomic import whole_folder
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, stem_of
+from ssmgen.data.folder import NO_PNG, OTHER_KIND, check_target, load_splits, match_stems, write_pair, write_records
+from ssmgen.data.images import read_image, read_mask
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
 from ssmgen.data.transforms import center_crop_resize, check_same_shape
 from ssmgen.registry import closest
@@ -38,6 +40,7 @@ IMAGES = "CelebA-HQ-img"
 PARTS = "CelebAMask-HQ-mask-anno"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 ARCHIVE_SIZE = 30_000
+_FIRST_TEST = 28_000  # of first28k
 LABEL_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
 
 #: What users of CelebAMask-HQ found in it (its issues 5, 84 and 109). Reported where present, and kept.
@@ -65,6 +68,7 @@ class Settings:
         target: folder to write; must not exist or be empty.
         layout: of the source: auto, official, folder; with source=drawn: what is written.
         split: auto, first28k, celeba, by-name, or a JSON file such as ``{"train": [...], "test": [...]}``.
+        test_share: by-name only: the share of the pairs that are test pairs.
         labels: class order of the source's masks; the target always has celebamask19.
         size: store images and masks at this size; without it, image files are copied unchanged.
         on_bad: stop: write nothing where a pair is bad; skip: leave bad pairs out.
@@ -76,6 +80,7 @@ class Settings:
     target: str = ""
     layout: str = "auto"
     split: str = "auto"
+    test_share: float = TEST_SHARE
     labels: str = "celebamask19"
     size: int | None = None
     on_bad: str = "stop"
@@ -152,12 +157,13 @@ def main(argv: list[str]) -> int | None:
 
 def _prepare_files(settings: Settings, target: Path) -> None:
     source = find_source(Path(settings.source), settings.layout)
-    settings.split = _default_split(source.layout) if settings.split == "auto" else settings.split
-    splits = split_pairs(settings.split, source)
+    asked, settings.split = settings.split, _chosen_split(settings, source)
+    splits = split_pairs(settings.split, source, settings.test_share)
+    _check_splits(asked, splits)
     in_a_split = {id for ids in splits.values() for id in ids}
     pairs = [pair for pair in source.pairs if pair.id in in_a_split]
     _check_space(target, pairs)
-    with written_at_once(target) as folder:
+    with whole_folder(target) as folder:
         checked = _check_and_write(pairs, source, settings, folder)
         problems = source.problems + [problem for one in checked for problem in one.problems]
         good = _good_ones(checked, problems, settings.on_bad, folder)
@@ -166,7 +172,7 @@ def _prepare_files(settings: Settings, target: Path) -> None:
         notes = _notes(source, good, splits, LABEL_ORDERS[settings.labels])
         hashes = {name: value for one in good for name, value in one.hashes.items()}
         write_records(folder, CELEBAMASK19, splits, hashes, _about(source, settings, notes, problems))
-    _summarize(settings.target, splits, notes, problems)
+    _summarize(settings, splits, notes, problems)
 
 
 def _check_and_write(pairs: list[Pair], source: Source, settings: Settings, folder: Path) -> list[Checked]:
@@ -205,6 +211,7 @@ def _about(source: Source, settings: Settings, notes: list[str], problems: list[
         "folder": source.root.resolve().name,
         "label_order": settings.labels,
         "split": Path(settings.split).name,
+        "test_share": settings.test_share if settings.split == "by-name" else None,
         "size": settings.size,
         "notes": notes,
         "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
@@ -217,33 +224,43 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
 
     count = settings.count or 64
     if settings.layout == "official":
-        with written_at_once(target) as folder:
+        with whole_folder(target) as folder:
             write_official_layout(folder, count, settings.size or 512, settings.seed)
         print(f"Wrote {count} drawn faces in the official layout to {settings.target}")
-        print(f"Next: python -m recipes.sisma.prepare source={settings.target} target=DIR")
+        print(f"Next: {command_line('prepare', f'source={settings.target}', 'target=DIR')}")
         return
 
     def work(index: int) -> dict[str, str]:
         image, mask = draw_face(index, settings.size or 256, settings.seed)
         return write_pair(folder, f"{index:05d}", image, mask)
 
-    with written_at_once(target) as folder:
+    with whole_folder(target) as folder:
         written = list(_in_threads(work, range(count), "drawing"))
         hashes = {name: value for files in written for name, value in files.items()}
-        splits = _by_name([f"{index:05d}" for index in range(count)])
-        about = {"layout": "drawn", "split": "by-name", "size": settings.size or 256, "seed": settings.seed}
+        splits = _by_name([f"{index:05d}" for index in range(count)], settings.test_share)
+        about = {"layout": "drawn", "split": "by-name", "test_share": settings.test_share}
+        about |= {"size": settings.size or 256, "seed": settings.seed}
         write_records(folder, CELEBAMASK19, splits, hashes, about)
-    _summarize(settings.target, splits, [], [])
+    settings.split = "by-name"
+    _summarize(settings, splits, [], [])
 
 
-def _summarize(target: str, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
+def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
     if problems:
         print(f"Left out for {len(problems)} problem(s):\n{_lines(problems)}", file=sys.stderr)
     if notes:
         print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
-    print(f"Wrote {sum(map(len, splits.values()))} pairs to {target}: {counts}")
-    print(f"Next: python -m recipes.sisma.train faces data={target}")
+    print(f"Wrote {sum(map(len, splits.values()))} pairs to {settings.target}: {counts}")
+    words = "faces", f"data={settings.target}"
+    missing = shortfall(splits)
+    if not missing:
+        print(f"Next: {command_line('train', *words)}")
+        return
+    print(f"Before training: there is {missing}. {remedy(splits, settings.split)}")
+    if splits.get("train"):
+        shown = () if splits.get("test") else ("sample_every=0",)
+        print(f"Or train without an evaluation: {command_line('train', *words, 'evaluate=false', *shown)}")
 
 
 # --- before the work: settings, target, space ---
@@ -271,10 +288,19 @@ def _check_settings(settings: Settings) -> None:
 def _check_unused(settings: Settings) -> None:
     """Refuse a key that would do nothing."""
     drawn = settings.source == "drawn"
+    if not 0 < settings.test_share < 1:
+        raise UsageError(f"test_share={settings.test_share}: expected a number between 0 and 1")
+    if drawn and settings.layout == "official":
+        _refuse_test_share(settings, "layout=official, which has no splits")
     idle = ("split", "labels", "on_bad") if drawn else ("count", "seed")
     for key in idle:
         if getattr(settings, key) != getattr(Settings, key):
             raise UsageError(f"{key}= has no effect with source={settings.source}: leave it out")
+
+
+def _refuse_test_share(settings: Settings, beside: str) -> None:
+    if settings.test_share != TEST_SHARE:
+        raise UsageError(f"test_share= has no effect with {beside}: leave it out, or give split=by-name")
 
 
 def _check_space(target: Path, pairs: list[Pair]) -> None:
@@ -318,7 +344,7 @@ def find_folder(root: Path) -> Source:
         images = masks = root
     matched, problems = match_stems(images, masks)
     source = Source(root, "folder", [Pair(stem, *paths) for stem, paths in matched.items()])
-    source.problems = [Problem(source.name_of(path), reason, path.stem) for path, reason in problems]
+    source.problems = [Problem(source.name_of(path), reason, stem_of(path)) for path, reason in problems]
     if not matched and not problems:
         raise ValueError(
             f"{root}: no images in it; it holds {_contents(root)}. Expected {IMAGES}/ and {PARTS}/ (the official "
@@ -361,9 +387,10 @@ def find_official(root: Path) -> Source:
 
 def _official_images(source: Source) -> dict[int, Path]:
     images: dict[int, Path] = {}
-    for path in sorted((source.root / IMAGES).iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    folder = source.root / IMAGES
+    for path in other_images(folder, IMAGE_SUFFIXES):
+        source.problems.append(Problem(source.name_of(path), OTHER_KIND, path.stem))
+    for path in files_with(folder, IMAGE_SUFFIXES):
         if not re.fullmatch(r"0|[1-9][0-9]*", path.stem):
             source.problems.append(Problem(source.name_of(path), "is not named <id>.jpg, e.g. 0.jpg or 28000.jpg"))
         elif int(path.stem) in images:
@@ -378,7 +405,9 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
     """Part files by id and class name; every file that does not fit the scheme is a problem."""
     parts: dict[int, dict[str, Path]] = defaultdict(dict)
     known = CELEBAMASK19.classes[1:]
-    for path in sorted((source.root / PARTS).glob("*/[!.]*.png")):
+    folders = [path for path in listing(source.root / PARTS) if path.is_dir()]
+    places = (source.root / PARTS, *folders)
+    for path in (path for at in places for path in (*files_with(at, {".png"}), *other_images(at, {".png"}))):
         name = re.fullmatch(r"(\d{5})_(.+)", path.stem)
         if name is None:
             source.problems.append(Problem(source.name_of(path), "is not named <id, 5 digits>_<part>.png"))
@@ -387,8 +416,13 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
         if part not in known:
             reason = f"unknown part {part!r}{closest(part, known)} The parts are {', '.join(known)}."
             source.problems.append(Problem(source.name_of(path), reason, str(id)))
+        elif path.suffix.lower() != ".png":
+            source.problems.append(Problem(source.name_of(path), NO_PNG, str(id)))
         elif path.parent.name != str(id // 2000):
             reason = f"is in the wrong folder, expected {PARTS}/{id // 2000}"
+            source.problems.append(Problem(source.name_of(path), reason, str(id)))
+        elif part in parts[id]:
+            reason = f"is the same part as {parts[id][part].name}"
             source.problems.append(Problem(source.name_of(path), reason, str(id)))
         else:
             parts[id][part] = path
@@ -403,7 +437,7 @@ def _note_partial(source: Source, without_image: int) -> None:
 
 
 def _contents(folder: Path) -> str:
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    names = [path.name + ("/" if path.is_dir() else "") for path in listing(folder)]
     if not names:
         return "nothing"
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -412,14 +446,16 @@ def _contents(folder: Path) -> str:
 # --- splits ---
 
 
-def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
+def split_pairs(split: str, source: Source, test_share: float = TEST_SHARE) -> dict[str, list[str]]:
     """Distribute the pairs; each split keeps the order of the source.
 
     Args:
         split: ``first28k`` (ids below 28000 train, the rest test; the default of the official layout), ``celeba`` (the
-            partition of CelebA, through the mapping file), ``by-name`` (about 8 % test by a hash of the name, so that a
-            pair stays where it is when others come; the default of a folder), or a JSON file.
+            partition of CelebA, through the mapping file), ``by-name`` (test or not by a hash of the name, so that a
+            pair stays where it is when others come; the default of a folder, and of a part of the archive that has
+            pairs on one side of id 28000 only), or a JSON file.
         source: the pairs.
+        test_share: of ``by-name``.
 
     Raises:
         FileNotFoundError: the mapping or the JSON file is missing.
@@ -427,7 +463,7 @@ def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
     """
     ids = [pair.id for pair in source.pairs]
     if split == "by-name":
-        return _by_name(ids)
+        return _by_name(ids, test_share)
     if split.endswith(".json"):
         return _from_file(Path(split), ids, source)
     names = [id for id in ids if not id.isdecimal()]
@@ -438,18 +474,38 @@ def split_pairs(split: str, source: Source) -> dict[str, list[str]]:
         )
     if split == "celeba":
         return _celeba(ids, source.root / MAPPING)
-    return {"train": [id for id in ids if int(id) < 28_000], "test": [id for id in ids if int(id) >= 28_000]}
+    train = [id for id in ids if int(id) < _FIRST_TEST]
+    return {"train": train, "test": [id for id in ids if int(id) >= _FIRST_TEST]}
 
 
-def _default_split(layout: str) -> str:
-    return "first28k" if layout == "official" else "by-name"
+def _chosen_split(settings: Settings, source: Source) -> str:
+    """What ``split=auto`` stands for; a part of the archive need not have pairs on both sides of ``first28k``."""
+    split = settings.split
+    if split == "auto":
+        split = "first28k" if source.layout == "official" else "by-name"
+        if split == "first28k" and len({int(pair.id) < _FIRST_TEST for pair in source.pairs}) == 1:
+            split = "by-name"
+            side = "below" if int(source.pairs[0].id) < _FIRST_TEST else "from"
+            source.notes.append(f"all its ids are {side} {_FIRST_TEST}, so that it is split by name, not by number")
+    if split != "by-name":
+        _refuse_test_share(settings, f"split={split}")
+    return split
 
 
-def _by_name(ids: list[str]) -> dict[str, list[str]]:
+def _check_splits(asked: str, splits: dict[str, list[str]]) -> None:
+    """Refuse, before 30,000 pairs are read, a split by number that asks for pairs which are not there."""
+    empty = [name for name in ("train", "test") if not splits.get(name)]
+    if asked in ("first28k", "celeba") and empty:
+        raise ValueError(
+            f"split={asked} leaves no pair for {' and '.join(empty)}: this part of the archive has none of its ids. "
+            "Use split=by-name or a JSON file."
+        )
+
+
+def _by_name(ids: list[str], test_share: float) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {"train": [], "test": []}
     for id in ids:
-        draw = int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) % 100
-        splits["test" if draw < 8 else "train"].append(id)
+        splits["test" if is_test(id, test_share) else "train"].append(id)
     return splits
 
 
@@ -600,7 +656,7 @@ def _notes(source: Source, good: list[Checked], splits: dict[str, list[str]], or
     else:
         notes += _order_warning(good, order)
     notes += _identical_images(good, splits)
-    notes += [f"split {name!r} is empty; split=FILE.json can set another" for name, ids in splits.items() if not ids]
+    notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
     return notes
 
 

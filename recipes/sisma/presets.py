@@ -34,7 +34,8 @@ class Config:
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
         cache: folder for encoded images.
-        autoencoder: ``identity``, ``autoencoder-tiny`` or ``autoencoder-kl``.
+        autoencoder: ``auto`` (the one that ``autoencoder_source`` holds), ``identity``, ``autoencoder-tiny`` or
+            ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
         model: a registered model, see ``ssmgen list``.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
@@ -61,7 +62,7 @@ class Config:
     balance: float = 0.0
     class_weighting: float = 0.0
     cache: str = "runs/cache"
-    autoencoder: str = "autoencoder-tiny"
+    autoencoder: str = "auto"
     autoencoder_source: str = "drawn"
     model: str = "sisma-s"
     model_args: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.measure import Images
+from ssmgen.atomic import write_text
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
@@ -59,11 +60,11 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> Path:
+def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
     """Write the page.
 
     Args:
-        folder: where; the losses in its ``log.jsonl``, if there is one, are drawn.
+        file: the page; the losses in ``log.jsonl`` beside it, if there is one, are drawn.
         result: what goes into ``result.json``.
         images: what was measured.
         parsed: the labels a parser gave the generated images; None where there is none.
@@ -72,21 +73,17 @@ def write_report(folder: Path, result: dict[str, Any], images: Images, parsed: T
 
     loader = FileSystemLoader(_TEMPLATE.parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    file = folder / "report.html"
     page = environment.get_template(_TEMPLATE.name).render(
-        name=result.get("images", folder.name),
+        name=result.get("images", file.parent.name),
         result=result,
-        curves=curves(folder),
+        curves=curves(file.parent),
         classes=_by_class(result),
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
         published=[(row, differences(row, result)) for row in PUBLISHED],
         own=_own(result),
     )
-    temporary = file.with_suffix(".html.tmp")
-    temporary.write_text(page)
-    temporary.rename(file)
-    return file
+    write_text(file, page)
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:

@@ -17,18 +17,21 @@ from torch import Tensor, nn
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.pictures import to_uint8
 from recipes.sisma.presets import Config
-from ssmgen import build, initial_noise, sample
+from ssmgen import MaskToImage, build, initial_noise, sample
+from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
-from ssmgen.model_folder import SAMPLING, check_sampling
-from ssmgen.training import CheckpointError, checkpoints, verify_checkpoint
+from ssmgen.model_folder import SAMPLING, Recipe, check_sampling
+from ssmgen.training import CheckpointError, check_launch, checkpoints, on_cpu, schedule_of, verify_checkpoint
+from ssmgen.weights import load_weights
 
 
 @dataclass
 class LoadedRun:
     """A trained run: its settings, averaged weights and autoencoder, and after how many steps and seconds they are.
 
-    ``weights`` is the SHA-256 of the file the averaged weights are read from.
+    ``weights`` is the SHA-256 of the file the averaged weights are read from, ``schedule`` which ``lr_decay_steps`` the
+    learning rate followed from which step on (`ssmgen.training.schedule_of`).
     """
 
     config: Config
@@ -37,6 +40,7 @@ class LoadedRun:
     step: int
     seconds: float
     weights: str
+    schedule: list[dict[str, int]]
 
     @torch.no_grad()
     def generate(self, masks: Tensor, seeds: list[int], **settings: Any) -> Tensor:
@@ -82,11 +86,26 @@ def sampling_settings(config: Config, model: nn.Module, given: Mapping[str, Any]
     own = {name: getattr(config, "solver_steps" if name == "steps" else name) for name in SAMPLING}
     chosen = own | {name: value for name, value in given.items() if value is not None}
     check_sampling(chosen)
-    if chosen["guidance_scale"] != 1 and not model.mask_dropout:
+    if chosen["guidance_scale"] != 1 and not getattr(model, "mask_dropout", 0):
         raise ValueError(
             f"guidance_scale={chosen['guidance_scale']} needs a run trained with model_args.mask_dropout, e.g. 0.1"
         )
     return chosen
+
+
+def as_pipeline(loaded: LoadedRun, about: str) -> MaskToImage:
+    """A run as the pipeline that serves it."""
+    config = loaded.config
+    recipe = Recipe(
+        model=config.model,
+        model_args=model_arguments(config, loaded.autoencoder),
+        autoencoder=loaded.autoencoder.name,
+        image_size=config.image_size,
+        labels=CELEBAMASK19,
+        sampling=sampling_settings(config, loaded.model, {}),
+        about=about,
+    )
+    return MaskToImage(loaded.model, loaded.autoencoder, recipe)
 
 
 def generate(
@@ -132,7 +151,7 @@ def check_writable(folder: Path) -> None:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved settings as YAML."""
-    file.write_text(require("omegaconf", extra="train").OmegaConf.to_yaml(config))
+    write_text(file, require("omegaconf", extra="train").OmegaConf.to_yaml(config))
 
 
 def load_config(run: Path) -> Config:
@@ -180,9 +199,12 @@ def all_processes() -> Any:
 
     Without being told that the CPU is meant, it takes each process of a machine without GPU for the only one. The
     others wait up to a day, as the first one may encode images for hours.
+
+    Raises:
+        ValueError: the environment asks for a model in shards.
     """
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    return require("accelerate", extra="train").PartialState(cpu=cpu, timeout=timedelta(days=1))
+    check_launch()
+    return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=timedelta(days=1))
 
 
 def load_run(run: Path) -> LoadedRun:
@@ -192,8 +214,6 @@ def load_run(run: Path) -> LoadedRun:
         FileNotFoundError: no run folder, or it has no checkpoint yet.
         CheckpointError: the checkpoint is damaged, or belongs to another autoencoder.
     """
-    from safetensors.torch import load_file
-
     config = load_config(run)
     found = checkpoints(run / "checkpoints")
     if not found:
@@ -207,8 +227,10 @@ def load_run(run: Path) -> LoadedRun:
             f"{autoencoder.describe()}: give back the autoencoder it was trained with"
         )
     model = new_model(config, autoencoder)
-    weights = load_file(found[-1] / "ema.safetensors")
-    model.load_state_dict({key.removeprefix("module."): v for key, v in weights.items() if key != "n_averaged"})
+    load_weights(model, found[-1] / "ema.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
-    return LoadedRun(config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest)
+    schedule = schedule_of(state, config.lr_decay_steps)
+    return LoadedRun(
+        config, model.eval().to(device), autoencoder.to(device), state["step"], state["seconds"], digest, schedule
+    )

@@ -2,6 +2,10 @@
 
 python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
 python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
+python -m recipes.sisma.sample run=runs/quick mask=parsed.png remap=bisenet19
+
+Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and those that look like the other order of the
+classes are warned about.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.runs import check_writable, find_run, load_run, sampling_settings
-from ssmgen.data import CELEBAMASK19
-from ssmgen.data.images import read_mask, write_png
-from ssmgen.data.transforms import center_crop_resize_mask
+from recipes.sisma.names import check_distinct, numbered
+from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, sampling_settings
+from ssmgen.data.files import files_with, stem_of
+from ssmgen.data.images import write_png
 from ssmgen.model_folder import SAMPLING
+from ssmgen.sampling import image_seeds
 
 
 @dataclass
@@ -24,15 +29,19 @@ class Settings:
     Attributes:
         run: folder of a trained run, or ``hf://OWNER/NAME`` for one on the hub.
         mask: a label PNG, or a folder of them.
-        out: folder for the images, ``<mask's name>-<seed>.png``.
+        out: folder for the images, ``<mask's name>--<seed>.png``.
+        palette: the label set whose colours an RGB mask has, where it is not the run's: ``bisenet19``.
+        remap: the label set whose ids a mask has, where it is not the run's: ``bisenet19``.
         solver, steps, shift, guidance_scale, guidance_start: of `ssmgen.Sampler`; the run's own where not given.
-        seed: of the first image of each mask; the next ones count up.
+        seed: of the first image of each mask, from 0 to 2**64 - 1; the next ones count up.
         num_images: images per mask.
     """
 
     run: str = "runs/quick"
     mask: str = ""
     out: str = "out"
+    palette: str = ""
+    remap: str = ""
     solver: str | None = None
     steps: int | None = None
     shift: float | None = None
@@ -47,21 +56,38 @@ def main(argv: list[str]) -> None:
     settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
+    seeds = image_seeds(settings.seed, settings.num_images)
     files = mask_files(settings.mask)
+    check_names(files, seeds)
     loaded = load_run(find_run(settings.run))
     given = {name: getattr(settings, name) for name in SAMPLING}
     sampling = sampling_settings(loaded.config, loaded.model, given)
-    size = loaded.config.image_size
-    masks = [center_crop_resize_mask(read_mask(file, CELEBAMASK19), size) for file in files]
+    pipe = as_pipeline(loaded, "")
+    masks = [pipe.labels_of(file, palette=settings.palette, remap=settings.remap) for file in files]
     out = Path(settings.out)
     check_writable(out)
-    seeds = [settings.seed + i for i in range(settings.num_images)]
     for file, mask in zip(files, masks, strict=True):
         images = loaded.generate(mask.unsqueeze(0), seeds, **sampling)
         for seed, image in zip(seeds, images, strict=True):
-            target = out / f"{file.stem}-{seed}.png"
+            target = out / f"{numbered(stem_of(file), seed)}.png"
             write_png(target, image)
             print(target)
+
+
+def check_names(files: list[Path], seeds: list[int]) -> None:
+    """Refuse masks whose images would have one name, before anything is sampled.
+
+    Raises:
+        ValueError: two masks of one name, or a mask that is called as an image of another will be.
+    """
+    stems: dict[str, Path] = {}
+    for file in files:
+        stem = stem_of(file)
+        if stem in stems:
+            name = f"{numbered(stem, seeds[0])}.png"
+            raise ValueError(f"{file} and {stems[stem].name} would both be sampled into {name}: rename one of them")
+        stems[stem] = file
+    check_distinct(list(stems), seeds)
 
 
 def mask_files(mask: str) -> list[Path]:
@@ -78,7 +104,7 @@ def mask_files(mask: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = sorted(path.glob("*.png"))
+    files = files_with(path, {".png"})
     if not files:
         raise FileNotFoundError(f"{path}: holds no .png files")
     return files

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.sisma.arguments import STOPPED, UsageError, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
 from recipes.sisma.evaluate import evaluate_run, load_judge
-from recipes.sisma.pairs import encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
+from recipes.sisma.pairs import check_pairs, encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_mask_sheet
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import all_processes, check_writable, generate, new_model, sampling_settings, save_config
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int | None:
     config = parse(argv)
     settings = config.train_settings()
     run = Path(config.run)
-    shown = held_out_pairs(config, _SHEET_MASKS)
+    check_pairs(config)
     autoencoder = load_autoencoder(config)
     torch.manual_seed(config.seed)
     model = new_model(config, autoencoder)
@@ -68,17 +68,18 @@ def main(argv: list[str]) -> int | None:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
-    draw = _sheets(run, config, autoencoder, shown) if config.sample_every else None
+    draw = _sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
-            print(f"stopped at step {result.step}; continue with: python -m recipes.sisma.train {_continue(argv)}")
+            print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
         return STOPPED
     if not processes.is_main_process:
         return None
-    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s")
+    skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
+    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
     if config.evaluate:
-        evaluate_run(run, seconds=result.seconds, command=f"python -m recipes.sisma.train {' '.join(argv)}".strip())
+        evaluate_run(run, seconds=result.seconds, command=command_line("train", *argv))
     return None
 
 
@@ -96,8 +97,10 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
     """What would otherwise fail only after training.
 
     Raises:
-        ValueError: an image size the patches do not fill, an unknown solver, or guidance without mask dropout.
+        ValueError: an image size that the patches do not fill or the parser does not take, an unknown solver, or
+            guidance without mask dropout.
         FileNotFoundError: no such parser.
+        ImportError: the solver needs a package that is missing; names the extra.
     """
     multiple = autoencoder.factor * model.patch_size
     if config.image_size % multiple:
@@ -116,11 +119,11 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
             f"solver_steps must be at least 1 and evaluate_masks at least 2, got {config.solver_steps} and "
             f"{config.evaluate_masks}"
         )
-    if config.evaluate and config.parser != "none" and config.image_size % 16:
-        raise ValueError(f"the parser needs image_size to be a multiple of 16, got {config.image_size}; or parser=none")
     sampling_settings(config, model, {})
-    if config.evaluate:
-        load_judge(config.parser)
+    build(config.solver)  # which may need a package
+    judge = load_judge(config.parser) if config.evaluate else None
+    if judge is not None:
+        judge.check(CELEBAMASK19, config.image_size)
 
 
 def check_run_folder(run: Path, resume: str) -> None:
@@ -156,8 +159,9 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     )
 
 
-def _sheets(run: Path, config: Config, autoencoder: Any, pairs: Any) -> Callable[[int, nn.Module], Path | None]:
+def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:
     """A callback that draws the same masks with the same seeds every ``sample_every`` steps."""
+    pairs = held_out_pairs(config, _SHEET_MASKS)
     items = [pairs[i] for i in range(min(_SHEET_MASKS, len(pairs)))]
     masks = torch.stack([mask for _, mask in items])
 
@@ -182,7 +186,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _continue(argv: list[str]) -> str:
-    return " ".join([*(word for word in argv if not word.startswith("resume=")), "resume=auto"])
+    return command_line("train", *(word for word in argv if not word.startswith("resume=")), "resume=auto")
 
 
 if __name__ == "__main__":

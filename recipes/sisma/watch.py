@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import glob
+import os
 import re
 import sys
 import time
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.curves import chart, points_of, read_log, smoothed
+from ssmgen.atomic import write_text
 from ssmgen.extras import require
 
 QUANTITIES = {
@@ -82,9 +84,7 @@ def main(argv: list[str]) -> None:
     runs = find_runs(settings.run)
     if settings.once:
         file = runs[0] / "watch.html"
-        temporary = file.with_suffix(f".html.tmp-{time.monotonic_ns()}")
-        temporary.write_text(page(runs, settings.smoothing, embed=True))
-        temporary.rename(file)
+        write_text(file, page(runs, settings.smoothing, embed=True))
         print(f"wrote {file}")
         return
     with serve(runs, settings) as server:
@@ -105,7 +105,7 @@ def find_runs(words: str) -> list[Path]:
         FileNotFoundError: a name that is no folder.
     """
     found: list[Path] = []
-    for word in filter(None, (word.strip() for word in words.split(","))):
+    for word in filter(None, (os.path.expanduser(word.strip()) for word in words.split(","))):
         if "*" in word:
             matches = [Path(name) for name in sorted(glob.glob(word)) if Path(name, "config.yaml").is_file()]
             if not matches:

@@ -5,7 +5,8 @@
     splits.json          {"train": [ids], "test": [ids], ...}
     prepared.json        where it came from, the label set, counts, SHA-256 of every file, what was skipped
 
-`PreparedFolder` reads it. It is written inside `written_at_once`: `write_pair` for every pair, then `write_records`.
+`PreparedFolder` reads it. It is written inside `ssmgen.atomic.whole_folder`: `write_pair` for every pair, then
+`write_records`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssmgen.data.images import IMAGE_SUFFIXES, read_image, read_mask, write_png
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, plain_text, stem_of
+from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.transforms import center_crop_resize
 from ssmgen.registry import closest
@@ -30,6 +31,8 @@ from ssmgen.registry import closest
 _FORMAT = 1
 _RECORD = "prepared.json"
 _SPLITS = "splits.json"
+OTHER_KIND = f"is an image of a kind that is not read; save it as one of {', '.join(IMAGE_SUFFIXES)}"
+NO_PNG = "is not a PNG file; masks must be PNG, since lossy formats alter labels"
 
 
 class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
@@ -51,13 +54,13 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, root: str | Path, split: str, size: int | tuple[int, int] | None = None) -> None:
-        self.root, self.split, self.size = Path(root), split, size
+        self.root, self.split, self.size = Path(root).expanduser(), split, size
         self.record = _read_record(self.root)
         self.labels = _labels_from(self.record, self.root / _RECORD)
         self.ids = _ids_of(self.root, split)
         recorded = {Path(name).stem: name for name in self.record["files"] if name.startswith("images/")}
         self._images = {id: recorded.get(id, f"images/{id}.jpg") for id in self.ids}
-        self._check_files()
+        self._files = self._find_files()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,8 +72,8 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
             ValueError: a file is damaged, or the mask has a label outside the set; names the file.
         """
         id = self.ids[index]
-        image = read_image(self.root / self._images[id])
-        mask = read_mask(self.root / f"masks/{id}.png", self.labels)
+        image = read_image(self._files[self._images[id]])
+        mask = read_mask(self._files[f"masks/{id}.png"], self.labels)
         return center_crop_resize(image, mask, self.size)
 
     def fingerprint(self) -> str:
@@ -81,12 +84,14 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         what = [_FORMAT, self.split, size, list(self.labels.classes), pairs]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
-    def _check_files(self) -> None:
+    def _find_files(self) -> dict[str, Path]:
+        """The split's files by their recorded names."""
         # Two listings are faster than a look at each of 60,000 files, and an id such as "../x" is in neither.
-        present = {f"{part}/{file.name}" for part in ("images", "masks") for file in _listing(self.root / part)}
+        parts = [(part, listing(self.root / part)) for part in ("images", "masks")]
+        present = {plain_text(f"{part}/{file.name}"): file for part, files in parts for file in files}
         wanted = {name for id in self.ids for name in (self._images[id], f"masks/{id}.png")}
-        missing = sorted(wanted - present)
-        unrecorded = sorted((wanted & present) - self.record["files"].keys())
+        missing = sorted(wanted - present.keys())
+        unrecorded = sorted((wanted & present.keys()) - self.record["files"].keys())
         if missing or unrecorded:
             lines = [f"  {name}: missing" for name in missing]
             lines += [f"  {name}: not recorded in {_RECORD}" for name in unrecorded]
@@ -95,6 +100,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
                 + "\n".join(lines)
                 + "\nPrepare the folder again."
             )
+        return {name: present[name] for name in wanted}
 
 
 def load_splits(path: str | Path) -> dict[str, list[str]]:
@@ -104,10 +110,10 @@ def load_splits(path: str | Path) -> dict[str, list[str]]:
         FileNotFoundError: no such file.
         ValueError: not that form, or an id that occurs twice.
     """
-    splits = _read_json(Path(path))
+    splits = _read_json(Path(path).expanduser())
     if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()) or not splits:
         raise ValueError(f'{path}: expected names with lists of ids, such as {{"train": ["a", "b"], "test": ["c"]}}')
-    result = {name: [str(id) for id in ids] for name, ids in splits.items()}
+    result = {name: [plain_text(str(id)) for id in ids] for name, ids in splits.items()}
     seen: dict[str, str] = {}
     for name, ids in result.items():
         for id in ids:
@@ -134,27 +140,6 @@ def check_target(target: Path) -> None:
         raise NotADirectoryError(f"{target}: cannot be made, since {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{target}: cannot be made, no permission to write in {parent}")
-
-
-@contextmanager
-def written_at_once(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong.
-
-    Raises:
-        OSError: the disk is full or refuses to be written; names ``target``.
-    """
-    partial = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{target}: writing failed ({error}); nothing of it was kept") from error
-        raise
 
 
 def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[str, str]:
@@ -214,6 +199,8 @@ def _file_hash(path: Path) -> str:
 def match_stems(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]], list[tuple[Path, str]]]:
     """Pair the files of two folders by stem; the two may be one folder, where masks are its PNG files.
 
+    Accents may be written either way (NFC or NFD), suffixes in upper or lower case; see `ssmgen.data.files`.
+
     Args:
         images: folder of photos.
         masks: folder of PNG masks.
@@ -225,11 +212,9 @@ def match_stems(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]]
     photos, problems = _by_stem(images, suffixes)
     labels, more = _by_stem(masks, {".png"})
     problems += more
+    problems += [(file, OTHER_KIND) for file in other_images(images, IMAGE_SUFFIXES)]
     if images != masks:
-        others = [file for file in _listing(masks) if file.suffix.lower() in set(IMAGE_SUFFIXES) - {".png"}]
-        problems += [
-            (file, "is not a PNG file; masks must be PNG, since lossy formats alter labels") for file in others
-        ]
+        problems += [(file, NO_PNG) for file in other_images(masks, {".png"})]
     problems += [(photos[stem], f"has no mask {stem}.png") for stem in sorted(photos.keys() - labels.keys())]
     problems += [
         (labels[stem], f"has no image {stem} ({', '.join(IMAGE_SUFFIXES)})")
@@ -241,20 +226,12 @@ def match_stems(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]]
 def _by_stem(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     found: dict[str, Path] = {}
     problems = []
-    for file in _listing(folder):
-        if file.suffix.lower() not in suffixes:
-            continue
-        if file.stem in found:
-            problems.append((file, f"has the same stem as {found[file.stem].name}; stems name the pairs"))
-        found.setdefault(file.stem, file)
+    for file in files_with(folder, suffixes):
+        stem = stem_of(file)
+        if stem in found:
+            problems.append((file, f"has the same stem as {found[stem].name}; stems name the pairs"))
+        found.setdefault(stem, file)
     return found, problems
-
-
-def _listing(folder: Path) -> list[Path]:
-    """Files of a folder that are not hidden, sorted; none where the folder does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _read_record(root: Path) -> dict[str, Any]:
@@ -263,11 +240,12 @@ def _read_record(root: Path) -> dict[str, Any]:
         state = "is not a prepared folder" if root.is_dir() else "no such folder"
         raise FileNotFoundError(
             f"{root}: {state} (expected {_RECORD} in it); make one with "
-            f"python -m recipes.sisma.prepare source=DIR target={root}"
+            f"python -m recipes.sisma.prepare source=DIR {shlex.quote(f'target={root}')}"
         )
     record = _read_json(path)
     if not isinstance(record, dict) or record.get("format") != _FORMAT or not isinstance(record.get("files"), dict):
         raise ValueError(f"{path}: is no record of format {_FORMAT}; prepare the folder again")
+    record["files"] = {plain_text(name): digest for name, digest in record["files"].items()}
     return record
 
 
@@ -293,7 +271,7 @@ def _ids_of(root: Path, split: str) -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # an editor on Windows may add a byte-order mark
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ A file from outside is decoded in full or refused: nothing is padded, truncated,
 
 from __future__ import annotations
 
-import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmgen.atomic import whole_file
+from ssmgen.data.files import IMAGE_SUFFIXES
 from ssmgen.data.labels import LabelSet, check_labels
-
-#: Suffixes of the files `read_image` takes, with their formats as Pillow calls them.
-IMAGE_SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -70,15 +68,10 @@ def write_png(path: str | Path, pixels: Tensor) -> None:
     Raises:
         TypeError: not uint8.
         ValueError: another shape.
+        OSError: the disk is full or cannot be written; names the file.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
+    with whole_file(Path(path).expanduser()) as partial:
         to_pil(pixels).save(partial, format="PNG")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def to_pil(pixels: Tensor) -> Any:
@@ -115,7 +108,7 @@ def _to_tensor(image: Any) -> Tensor:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        data = Path(path).expanduser().read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:

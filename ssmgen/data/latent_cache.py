@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ssmgen.atomic import whole_folder
 from ssmgen.data.labels import LabelSet
+from ssmgen.weights import open_weights, write_weights
 
 _SHARD = 1024
 _RECORD = "cache.json"
@@ -58,37 +58,25 @@ def write_latent_cache(
 
     Raises:
         FileExistsError: ``target`` exists.
+        OSError: the disk is full or cannot be written; names ``target``.
+        ValueError: the autoencoder makes latents that are not finite.
     """
-    from safetensors.torch import save_file
-
     if target.exists():
         raise FileExistsError(f"{target}: exists already; a cache is written once")
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
     try:
-        for shard, start in enumerate(range(0, len(pairs), _SHARD)):
-            stop = min(start + _SHARD, len(pairs))
-            part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
-            loader: Any = DataLoader(part, batch_size, num_workers=num_workers)
-            batches = list(_encoded(loader, autoencoder, flip, device, progress))
-            tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-            save_file(tensors, temporary / f"shard-{shard:05d}.safetensors")
-        record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
-        (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _publish(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Give the finished cache its name; where another process was faster, its equal stays."""
-    try:
-        temporary.rename(target)
+        with whole_folder(target) as temporary:
+            for shard, start in enumerate(range(0, len(pairs), _SHARD)):
+                stop = min(start + _SHARD, len(pairs))
+                part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
+                loader: Any = DataLoader(part, batch_size, num_workers=num_workers)
+                batches = list(_encoded(loader, autoencoder, flip, device, progress))
+                tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+                write_weights(temporary / f"shard-{shard:05d}.safetensors", tensors)
+            record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
+            (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
     except OSError:
         if not (target / _RECORD).is_file():
-            raise
-        shutil.rmtree(temporary)
+            raise  # else another process was faster, and its equal stays
 
 
 def cache_record(pairs: PairDataset, autoencoder: Any, flip: bool) -> dict[str, Any]:
@@ -147,10 +135,8 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
         return self._read("latents_flipped", index), self._swap[self.mask(index).flip(-1).long()]
 
     def _read(self, key: str, index: int) -> Tensor:
-        from safetensors import safe_open
-
         if not self._open:
-            self._open = [safe_open(file, "pt") for file in self._files]
+            self._open = [open_weights(file) for file in self._files]
         shard, row = divmod(index, _SHARD)
         return self._open[shard].get_slice(key)[row]
 
@@ -170,6 +156,10 @@ def _encoded(
         batch = {"latents": autoencoder.encode(images).float().cpu(), "masks": masks}
         if flip:
             batch["latents_flipped"] = autoencoder.encode(images.flip(-1)).float().cpu()
+        if not all(bool(batch[key].isfinite().all()) for key in batch if key != "masks"):
+            raise ValueError(
+                f"{autoencoder.name}: its latents of the images are not finite: its weights are damaged, or not its own"
+            )
         if progress is not None:
             progress(len(masks))
         yield batch

@@ -85,7 +85,7 @@ def _read(mask: Any, labels: LabelSet, name: str) -> Tensor:
 
 def _from_array(mask: Any, name: str) -> Tensor:
     if mask.dtype.kind not in "iu":
-        raise TypeError(f"{name}: ids are integers, got {mask.dtype}: give mask.argmax(0) of one-hot or logits")
+        raise TypeError(_no_ids(name, mask.dtype, mask.shape, mask.dtype.kind == "b", "mask.astype('int64')"))
     # A copy in the machine's own byte order; torch knows 16-bit ids by half.
     return torch.from_numpy(mask.astype("uint8" if mask.dtype == "uint8" else "int64", order="C"))
 
@@ -110,12 +110,25 @@ def _from_image(image: Any, labels: LabelSet, name: str) -> Tensor:
 
 def _from_tensor(mask: Tensor, labels: LabelSet, name: str) -> Tensor:
     if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
-        raise TypeError(f"{name}: ids are integers, got {mask.dtype}: give mask.argmax(0) of one-hot or logits")
+        raise TypeError(_no_ids(name, mask.dtype, mask.shape, mask.dtype == torch.bool, "mask.long()"))
     if mask.dim() == 2 and mask.numel():
         return mask if mask.dtype == torch.uint8 else mask.long()
     if mask.dim() == 3 and 3 in (mask.shape[0], mask.shape[-1]) and mask.dtype == torch.uint8 and mask.numel():
         return colours_to_labels(name, mask if mask.shape[0] == 3 else mask.movedim(-1, 0), labels)
+    if mask.dim() == 3 and not mask.shape[0]:
+        raise ValueError(f"{name}: the batch is empty, got {tuple(mask.shape)}: give one mask or a list of them")
     raise ValueError(
         f"{name}: a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} "
         f"{mask.dtype}. Several masks go into a list."
     )
+
+
+def _no_ids(name: str, dtype: Any, shape: Any, is_bool: bool, integers: str) -> str:
+    """What to do with an array or a tensor that is not of integers, which depends on what it may hold."""
+    fault = f"{name}: ids are integers, got {dtype} {tuple(shape)}"
+    if len(shape) != 2:
+        scores = f"{integers}.argmax(0)" if is_bool else "mask.argmax(0)"
+        return f"{fault}: give {scores} of one-hot classes or logits (classes, height, width), or uint8 colours"
+    if is_bool:
+        return f"{fault}: give {integers}, where True becomes class 1"
+    return f"{fault}: give {integers} if its values are ids; they must be whole numbers"

@@ -33,7 +33,7 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, root: str | Path, labels: LabelSet, size: int | tuple[int, int] | None = None) -> None:
-        self.root, self.labels, self.size = Path(root), labels, size
+        self.root, self.labels, self.size = Path(root).expanduser(), labels, size
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder")
         images, masks = self.root / "images", self.root / "masks"

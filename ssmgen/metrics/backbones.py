@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import urllib.request
 import warnings
@@ -20,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmgen.atomic import whole_file
 from ssmgen.extras import require
+from ssmgen.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Weights:
                 file and its address.
             ValueError: its content is not the published one.
         """
-        path = Path(folder) / self.file
+        path = Path(folder).expanduser() / self.file
         if not path.is_file() and not download:
             raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or ask for it with download=true.")
         if not path.is_file():
@@ -50,16 +51,13 @@ class Weights:
     def _fetch(self, path: Path) -> None:
         """Under its name only what is whole and right; a second process may do the same."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.part-{os.getpid()}")
         try:
-            with urllib.request.urlopen(self.url, timeout=60) as answer, partial.open("wb") as out:
-                shutil.copyfileobj(answer, out, 1 << 20)
-            self._check(partial, path)
-            partial.rename(path)
+            with whole_file(path) as partial:
+                with urllib.request.urlopen(self.url, timeout=60) as answer, partial.open("wb") as out:
+                    shutil.copyfileobj(answer, out, 1 << 20)
+                self._check(partial, path)
         except OSError as error:
             raise FileNotFoundError(f"{path}: could not be fetched ({error}). Put {self.url} there.") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _check(self, file: Path, path: Path) -> None:
         found = sha256_of(file)
@@ -193,13 +191,11 @@ class SqueezeNetTrunk(nn.Module):
 
     def __init__(self, file: Path | str) -> None:
         super().__init__()
-        from safetensors.torch import load_file
-
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file}: not found; it should hold SqueezeNet 1.1's features as safetensors")
         models = require("torchvision.models", extra="metrics")
         self.network = models.squeezenet1_1().features.eval().requires_grad_(False)
-        self.network.load_state_dict(load_file(file))
+        load_weights(self.network, Path(file))
         self.weights = sha256_of(Path(file))
         self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1))
 

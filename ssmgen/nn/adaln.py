@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmgen.ops import norm
 from ssmgen.registry import register
 
 
@@ -20,9 +20,7 @@ class Modulation(NamedTuple):
 
     def norm(self, x: Tensor) -> Tensor:
         """``LayerNorm(x) (1 + scale) + shift``, the norm without weights of its own and in float32."""
-        exact = x if x.dtype == torch.float64 else x.float()
-        normed = F.layer_norm(exact, x.shape[-1:], eps=1e-6).to(x.dtype)
-        return normed * (1 + self.scale) + self.shift
+        return norm(x, 1 + self.scale, self.shift, eps=1e-6)
 
     def residual(self, x: Tensor, update: Tensor) -> Tensor:
         """``x + gate * update``."""

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.ops import scan_order, selective_scan
+from ssmgen.ops import conv_silu, norm, scan_order, selective_scan
 from ssmgen.registry import closest, register
 
 _SCANNED = ("mask", "image")
@@ -79,8 +78,8 @@ class SelectiveSSM(nn.Module):
 
     def mix_locally(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Depthwise convolution over the grid and SiLU; ``(b, l, e)`` in row-major order, in and out."""
-        grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
-        return F.silu(rearrange(self.conv(grid), "b e h w -> b (h w) e"))
+        bias: Tensor = self.conv.bias  # type: ignore[assignment]
+        return conv_silu(x, self.conv.weight, bias, size)
 
     def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
         """`selective_scan` in this layer's order with its A, D and step-size bias; all row-major ``(b, l, ...)``."""
@@ -105,7 +104,7 @@ class SelectiveSSM(nn.Module):
 
     def finish(self, y: Tensor, z: Tensor) -> Tensor:
         """Scan output ``(b, l, e)`` normalised, gated by ``z`` and projected to ``(b, l, d)``."""
-        return self.out_proj(self.out_norm(y) * F.silu(z))
+        return self.out_proj(norm(y, self.out_norm.weight, self.out_norm.bias, z, eps=self.out_norm.eps))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

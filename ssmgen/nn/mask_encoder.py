@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.ops import check_labels
+from ssmgen.ops import check_labels, sum_rows
 from ssmgen.registry import register
 
 
@@ -78,11 +78,13 @@ class MaskEncoder(nn.Module):
         if keep is not None:
             labels = torch.where(keep.view(-1, 1, 1), labels, self.num_classes)
         rows = labels + count * torch.arange(p * p, device=mask.device)
-        tokens = F.embedding_bag(rows.flatten(0, 1), table, mode="sum").unflatten(0, rows.shape[:2])
+        tokens = sum_rows(table, rows.flatten(0, 1), count).unflatten(0, rows.shape[:2])
         return tokens + self.proj.bias
 
     def _check(self, mask: Tensor) -> None:
         one_hot = f"(batch, {self.num_classes}, height, width)"
+        if mask.dim() in (3, 4) and not mask.shape[0]:
+            raise ValueError(f"the batch is empty: give at least one mask, got {tuple(mask.shape)}")
         if mask.dim() not in (3, 4) or 0 in mask.shape:
             raise ValueError(
                 f"mask must be integer labels (batch, height, width) or one-hot {one_hot}, got {tuple(mask.shape)}"

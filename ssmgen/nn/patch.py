@@ -70,5 +70,7 @@ def check_image(x: Tensor, channels: int, multiple: int) -> None:
     """Refuse an image batch with other channels or with sides that the patches do not fill."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (batch, {channels}, height, width), got {tuple(x.shape)}")
+    if not x.shape[0]:
+        raise ValueError(f"the batch is empty: x must hold at least one image, got {tuple(x.shape)}")
     if x.shape[2] % multiple or x.shape[3] % multiple or 0 in x.shape:
         raise ValueError(f"height and width must be positive multiples of patch_size {multiple}, got {tuple(x.shape)}")

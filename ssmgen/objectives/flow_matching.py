@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssmgen.registry import closest, register
+from ssmgen.registry import check_keywords, closest, register
 
 _T_SAMPLINGS = ("uniform", "logit-normal")
+_OWN = ("noise", "t", "generator")
 
 
 @register("objective", "flow-matching")
@@ -55,17 +57,20 @@ class FlowMatching:
             t: ``(batch,)`` in [0, 1]; drawn where None.
             generator: where noise and t are drawn from, on the device of ``data``.
             **condition: passed to the model, e.g. ``mask=...``; with ``class_weights`` there must be a ``mask`` of
-                integer labels ``(batch, H, W)``, H and W multiples of height and width.
+                integer labels ``(batch, H, W)``, or ``(1, H, W)`` for all; H and W may differ from height and width.
 
         Raises:
-            TypeError: data that are not floating point.
-            ValueError: noise or t of another shape than data asks for, or no such mask for the class weights.
+            TypeError: data that are not floating point, or a condition that the model does not take.
+            ValueError: no data, noise or t of another shape than data asks for, or no such mask for the class weights.
         """
+        check_keywords("loss", condition, [*_OWN, *_conditions(model, condition)])
         if not data.is_floating_point():
             raise TypeError(
                 f"data must be floating point, latents or images in [-1, 1], got {data.dtype}: uint8 images become "
                 "that by images / 127.5 - 1"
             )
+        if not data.shape[0]:
+            raise ValueError(f"the batch is empty: data must hold at least one image, got {tuple(data.shape)}")
         if noise is None:
             noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
         if t is None:
@@ -81,21 +86,20 @@ class FlowMatching:
         return error.mean() if weights is None else (error * weights).mean()
 
     def _weights(self, condition: dict[str, Any], data: Tensor) -> Tensor:
-        """What each place counts, ``(batch, 1, height, width)``."""
-        mask, (height, width) = condition.get("mask"), data.shape[-2:]
-        if mask is None or mask.dim() != 3 or mask.shape[1] % height or mask.shape[2] % width:
-            given = "none" if mask is None else f"one of shape {tuple(mask.shape)}"
-            raise ValueError(
-                f"class_weights need mask=, integer labels (batch, H, W) with sides that are multiples of {height} and "
-                f"{width}; got {given}"
-            )
+        """What each place counts, ``(batch or 1, 1, height, width)``."""
+        mask, batch = condition.get("mask"), data.shape[0]
+        wanted = f"class_weights need mask=, integer labels ({batch}, H, W) or (1, H, W)"
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"{wanted}; got {mask!r}")
+        if mask.is_floating_point() or mask.dim() != 3 or mask.shape[0] not in (1, batch) or not mask.numel():
+            raise ValueError(f"{wanted}; got {mask.dtype} {tuple(mask.shape)}")
         assert self.class_weights is not None
-        if int(mask.max()) >= len(self.class_weights):
-            raise ValueError(
-                f"there are {len(self.class_weights)} class_weights, and the mask has a label {int(mask.max())}"
-            )
+        low, high = torch.stack(mask.aminmax()).tolist()
+        count = len(self.class_weights)
+        if low < 0 or high >= count:
+            raise ValueError(f"there are {count} class_weights, and the mask has a label {low if low < 0 else high}")
         weights = self.class_weights.to(data.device)[mask.long()].unsqueeze(1)
-        return F.max_pool2d(weights, (mask.shape[1] // height, mask.shape[2] // width))
+        return F.adaptive_max_pool2d(weights, data.shape[-2:])
 
     def interpolate(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
         """The point at time t of the line from noise to data (SISMA eq. 1)."""
@@ -105,9 +109,21 @@ class FlowMatching:
     def sample_t(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """``(count,)`` times for training."""
         if self.t_sampling == "uniform":
-            return torch.rand(count, device=device, generator=generator)
-        return torch.randn(count, device=device, generator=generator).sigmoid()
+            return torch.rand(count, device=device, generator=generator, dtype=torch.float32)
+        return torch.randn(count, device=device, generator=generator, dtype=torch.float32).sigmoid()
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity dx/dt that a prediction stands for: itself (SISMA eq. 2)."""
         return prediction
+
+
+def _conditions(model: Callable[..., Tensor], given: dict[str, Any]) -> list[str]:
+    """What a model takes by name after x and t; all that is given where it does not say, as with ``**condition``."""
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    try:
+        parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters
+    except ValueError:  # code that was compiled from another language has no signature
+        return list(given)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return list(given)
+    return list(parameters)[2:]

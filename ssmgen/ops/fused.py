@@ -1,4 +1,4 @@
-"""What the fused scans share: `torch.library` operators around a forward and a backward, and the gate outside of them.
+"""What the fused scans share: `torch.library` operators around a forward and a backward.
 
 An operator is one node to `torch.compile`, whatever runs inside.
 """
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("ssmgen", "FRAGMENT")
 _TENSORS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, Tensor? order, "
-    "bool softplus"
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
+    "Tensor? initial, Tensor? order, bool softplus"
 )
 
-#: (u, delta, A, B, C, D, bias, initial, order): what a kernel reads.
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+#: (u, delta, A, B, C, D, z, bias, initial, order): what a kernel reads.
+_Maybe = Tensor | None
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe, _Maybe]
 
 
 def define_scan(
@@ -36,7 +36,7 @@ def define_scan(
         name: of the operator.
         backend: as `selective_scan` names it, for messages.
         forward: ``(inputs, softplus, save)`` to y, the last state, and what backward needs (empty unless ``save``).
-        backward: ``(dy, dlast, saved, inputs, softplus)`` to the gradients of u, delta, A, B, C, D, bias, initial.
+        backward: ``(dy, dlast, saved, inputs, softplus)`` to the gradients of u, delta, A, B, C, D, z, bias, initial.
         saved_shape: shape of what is saved, from u and A; float32.
         dispatch_key: torch's, for the devices it runs on.
     """
@@ -48,6 +48,7 @@ def define_scan(
         B: Tensor,
         C: Tensor,
         D: Any,
+        z: Any,
         bias: Any,
         initial: Any,
         order: Any,
@@ -58,11 +59,22 @@ def define_scan(
         return u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape), saved
 
     def fake_backward(
-        dy: Tensor, dlast: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any
+        dy: Tensor,
+        dlast: Tensor,
+        saved: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Any,
+        z: Any,
+        *rest: Any,
     ) -> tuple[Tensor, ...]:
-        vectors = A.new_empty(u.shape[2]), A.new_empty(u.shape[2])
         made = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
-        return *made, *vectors, A.new_empty(u.shape[0], *A.shape)
+        dD, dbias = A.new_empty(u.shape[2]), A.new_empty(u.shape[2])
+        dz = u.new_empty(u.shape if z is not None else (0,))
+        return *made, dD, dz, dbias, A.new_empty(u.shape[0], *A.shape)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         *tensors, ctx.softplus, _ = inputs
@@ -92,7 +104,7 @@ def define_scan(
         *inputs, softplus = arguments
         return backward(dy, dlast, saved, tuple(inputs), softplus)
 
-    gradients = ", ".join(["Tensor"] * 8)
+    gradients = ", ".join(["Tensor"] * 9)
     _LIBRARY.define(f"{name}({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)")
     _LIBRARY.define(f"{name}_backward(Tensor dy, Tensor dlast, Tensor saved, {_TENSORS}) -> ({gradients})")
     _LIBRARY.impl(name, run_forward, dispatch_key)
@@ -104,8 +116,8 @@ def define_scan(
     torch.library.register_autograd(operator, differentiate, setup_context=setup_context, lib=_LIBRARY)
 
 
-def run_scan(name: str, inputs: Inputs, softplus: bool, z: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Call an operator made by `define_scan`, saving for backward only where a gradient is asked for, then the gate."""
+def run_scan(name: str, inputs: Inputs, softplus: bool) -> tuple[Tensor, Tensor]:
+    """Call an operator made by `define_scan`, saving for backward only where a gradient is asked for."""
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y, last, _ = getattr(torch.ops.ssmgen, name)(*inputs, softplus, save)
-    return (y if z is None else (y.float() * F.silu(z.float())).to(y.dtype)), last
+    return y, last

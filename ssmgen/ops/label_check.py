@@ -28,9 +28,13 @@ def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
     spot = f"(row, column) = ({first[-2]}, {first[-1]})" if len(first) >= 2 else f"position {first[0]}"
     if len(first) > 2:
         spot += f" of item {first[0]}"
-    hint = " (255 is often an ignore label)" if value == 255 else ""
+    hint, fix = "", "Remap or relabel the mask, or build the model with the right num_classes."
+    if value == 255:
+        binary = bool((bad == (mask == 255)).all()) and bool((mask[~bad] == 0).all()) and not bool(bad.all())
+        hint = " (255 is often an ignore label)"
+        if binary:
+            hint, fix = "", "It holds 0 and 255 alone, as a binary mask does: divide it by 255 for the labels 0 and 1."
     raise ValueError(
         f"{where}: label {value}{hint} is outside 0..{num_classes - 1}; it covers {count} pixel(s), "
-        f"the first at {spot}. "
-        "Remap or relabel the mask, or build the model with the right num_classes."
+        f"the first at {spot}. {fix}"
     )

@@ -16,6 +16,7 @@ import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssmgen.ops.fused import Inputs, define_scan, run_scan
@@ -70,8 +71,8 @@ def scan(
     Args:
         order: ``(length,)`` int64, the token of each step; None is 0, 1, 2, ...
     """
-    inputs = (u, delta, A, B, C, D, delta_bias, initial_state, order)
-    return run_scan("triton_scan", inputs, delta_softplus, z)
+    y, last = run_scan("triton_scan", (u, delta, A, B, C, D, None, delta_bias, initial_state, order), delta_softplus)
+    return (y if z is None else (y.float() * F.silu(z.float())).to(y.dtype)), last
 
 
 def _kernels() -> Any:
@@ -84,7 +85,7 @@ class _Plan:
     """How a call is cut up, and the arguments that all its kernels share."""
 
     def __init__(self, inputs: Inputs, softplus: bool, channels: int, warps: int) -> None:
-        u, delta, A, B, C, D, bias, initial, order = inputs
+        u, delta, A, B, C, D, _, bias, initial, order = inputs
         self.u, self.delta, self.B, self.C = (_dense_rows(x) for x in (u, delta, B, C))
         self.A = A.contiguous()
         self.D, self.bias, self.initial, self.order = (
@@ -193,7 +194,8 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus
         **plan.flags,
     )
     maps = (sums.sum(1).to(plan.B.dtype) for sums in (dB, dC))
-    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), dbias.sum((0, 1)), dinitial
+    no_gate = du.new_empty(0)
+    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), no_gate, dbias.sum((0, 1)), dinitial
 
 
 define_scan("triton_scan", "triton", _forward, _backward, _saved_shape, "CompositeExplicitAutograd")

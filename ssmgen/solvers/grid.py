@@ -15,5 +15,5 @@ def shifted_grid(steps: int, shift: float = 1.0) -> Tensor:
     """
     if steps < 1 or not shift > 0:
         raise ValueError(f"steps must be at least 1 and shift positive, got steps={steps}, shift={shift}")
-    noise = torch.linspace(1, 0, steps + 1)
+    noise = torch.linspace(1, 0, steps + 1, dtype=torch.float32)
     return 1 - shift * noise / (1 + (shift - 1) * noise)

@@ -9,10 +9,12 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
+from ssmgen.training.launch import check_launch, loader_processes, on_cpu
 from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, train
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.progress import progress_bar
+from ssmgen.training.schedule import schedule_changes, schedule_of
 
 __all__ = [
     "CheckpointError",
@@ -20,16 +22,21 @@ __all__ = [
     "StepOrder",
     "TrainResult",
     "TrainSettings",
+    "check_launch",
     "checkpoints",
     "derived_seed",
     "find_checkpoint",
     "load_checkpoint",
+    "loader_processes",
     "make_optimizer",
     "moving_average",
+    "on_cpu",
     "parameter_groups",
     "progress_bar",
     "prune_checkpoints",
     "save_checkpoint",
+    "schedule_changes",
+    "schedule_of",
     "train",
     "verify_checkpoint",
 ]

@@ -17,9 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ssmgen.atomic import whole_folder
+from ssmgen.weights import load_weights, plain_name, read_weights, tensors_of, unwrapped, write_weights
 
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
+_AVERAGED = "averaged"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -41,33 +46,25 @@ def save_checkpoint(
     Args:
         folder: where checkpoints live, e.g. ``RUN/checkpoints``.
         step: optimiser steps done.
-        model: the trained weights.
+        model: the trained weights; wrapped or not, they are written under the model's own names.
         ema: their moving average, a module with the same parameters.
         optimizer: its state is stored under the names of the model's parameters.
         state: what else belongs to it (configuration, counters); must be JSON.
 
     Raises:
-        OSError: no space or no permission. The checkpoints already there stay as they are.
+        OSError: no space or no permission; names the checkpoint. Those already there stay as they are.
     """
-    from safetensors.torch import save_file
-
     final = folder / f"step-{step:08d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save_file(_tensors(model.state_dict()), temporary / "model.safetensors")
-        save_file(_tensors(ema.state_dict()), temporary / "ema.safetensors")
-        save_file(_optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
-        _write_text(temporary / _STATE, json.dumps({"step": step, **state}, indent=2))
+    content = {"step": step, _AVERAGED: _averaged(ema), **state}
+    with whole_folder(final) as temporary:
+        write_weights(temporary / "model.safetensors", tensors_of(model))
+        write_weights(temporary / "ema.safetensors", tensors_of(ema))
+        write_weights(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
+        _write_text(temporary / _STATE, json.dumps(content, indent=2))
         _write_text(temporary / _MANIFEST, json.dumps(_manifest(temporary), indent=2))
         if final.exists():
             shutil.rmtree(final)  # the same step, saved again
-        temporary.rename(final)
-        _sync(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _sync(folder)
     return final
 
 
@@ -85,15 +82,19 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing, truncated or altered, or does not fit the module; names the file.
     """
-    from safetensors.torch import load_file
-
     state = verify_checkpoint(path)
-    for module, name in ((model, "model.safetensors"), (ema, "ema.safetensors")):
-        if module is not None:
-            _load_weights(module, path / name)
-    if optimizer is not None:
-        assert model is not None, "the optimiser's state is keyed by the model's parameter names"
-        _load_optimizer(optimizer, model, load_file(path / "optimizer.safetensors"), path / "optimizer.safetensors")
+    try:
+        for module, name in ((model, "model.safetensors"), (ema, "ema.safetensors")):
+            if module is not None:
+                load_weights(module, path / name)
+        if isinstance(ema, AveragedModel):
+            ema.n_averaged.fill_(state[_AVERAGED])
+        if optimizer is not None:
+            assert model is not None, "the optimiser's state is keyed by the model's parameter names"
+            file = path / "optimizer.safetensors"
+            _load_optimizer(optimizer, model, read_weights(file), file)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     return state
 
 
@@ -126,21 +127,26 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _tensors(state_dict: dict[str, Any]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+def _averaged(ema: nn.Module) -> int:
+    """How many updates a moving average has had, which its ramp depends on; 0 where it is a plain module."""
+    return int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    named: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    named: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model).items()}
     return {
-        f"{named[parameter]}:{slot}": value.detach().cpu().contiguous()
+        f"{named[parameter]}:{slot}": value
         for parameter, slots in optimizer.state.items()
         for slot, value in slots.items()
     }
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    named = dict(model.named_parameters())
+    named = _parameters(model)
     for key, value in tensors.items():
         name, _, slot = key.rpartition(":")
         if name not in named:
@@ -149,15 +155,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
         # Adam keeps its step counter on the CPU whatever the device of the weights.
         device = value.device if slot == "step" else parameter.device
         optimizer.state[parameter][slot] = value.to(device)
-
-
-def _load_weights(module: nn.Module, file: Path) -> None:
-    from safetensors.torch import load_file
-
-    try:
-        module.load_state_dict(load_file(file))
-    except RuntimeError as error:
-        raise CheckpointError(f"{file}: does not fit the model: {error}") from error
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssmgen.atomic import write_text
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.trackers import TRACKERS, Tracker
 
@@ -94,9 +94,7 @@ def _forget_after(file: Path, step: int) -> int:
     if not file.exists():
         return 0
     lines = [(logged, line) for line in file.read_text().splitlines() if (logged := _logged_step(line)) is not None]
-    temporary = file.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text("".join(line + "\n" for logged, line in lines if logged <= step))
-    temporary.rename(file)
+    write_text(file, "".join(line + "\n" for logged, line in lines if logged <= step))
     return max((logged for logged, _ in lines), default=0)
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ssmgen.extras import require
 from ssmgen.training.checkpoint import (
     CheckpointError,
     checkpoints,
@@ -30,10 +29,12 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
+from ssmgen.training.launch import loader_processes, make_accelerator
 from ssmgen.training.log import RunLog
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import OPTIMIZERS, make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.schedule import History, continued, may_follow, schedule_changes, schedule_of
 from ssmgen.training.trackers import check_tracker
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
@@ -52,8 +53,8 @@ class TrainSettings:
             of ``lr``.
         lr: learning rate after the warm-up.
         warmup: steps of linear warm-up.
-        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``,
-            so that a run may be prolonged.
+        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``.
+            A run that goes on may have another, but no shorter cosine: from there on the rate follows the new one.
         weight_decay: on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
@@ -64,7 +65,7 @@ class TrainSettings:
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many stay.
         log_every: steps between lines of the log.
-        num_workers: loader processes.
+        num_workers: loader processes, of which no more than there are cores are started.
         tracker: where curves and samples go besides ``log.jsonl``: ``"tensorboard"``, ``"trackio"``, ``"wandb"`` or
             ``"none"``, see `ssmgen.training.trackers`.
     """
@@ -120,12 +121,21 @@ class TrainSettings:
 
 @dataclass
 class TrainResult:
-    """What training ended with: the step reached, the run's seconds of training, and the averaged weights."""
+    """What training ended with.
+
+    Attributes:
+        step: the step reached.
+        seconds: of training, of the whole run.
+        ema: the averaged weights.
+        interrupted: it was asked to stop.
+        skipped: steps of the whole run that changed no weight, since loss or gradient were not finite.
+    """
 
     step: int
     seconds: float
     ema: nn.Module
     interrupted: bool
+    skipped: int = 0
 
 
 def train(
@@ -150,18 +160,18 @@ def train(
         data: the examples.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``.
-        record: what a checkpoint must agree on to be resumed; JSON.
+        record: what a checkpoint must agree on to be resumed; JSON. An ``lr_decay_steps`` in it may grow or become 0.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return a picture of samples, which goes to the tracker.
 
     Raises:
         CheckpointError: nothing usable to resume from, or it belongs to another configuration.
-        FloatingPointError: the loss or its gradient was not finite ten steps in a row.
+        FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: a checkpoint cannot be written; the older ones are intact.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
-    accelerator = _accelerator()
+    accelerator = make_accelerator(settings)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -178,17 +188,28 @@ def train(
 
     found = find_checkpoint(run, resume, record or {})
     state = load_checkpoint(found, model=model, ema=ema, optimizer=inner_optimizer) if found else {}
-    first, seconds = int(state.get("step", 0)), float(state.get("seconds", 0.0))
+    first, seconds, skipped = (state.get(key, 0) for key in ("step", "seconds", "skipped"))
     if first >= settings.steps:
-        return TrainResult(first, seconds, ema.module, False)
+        _check_trained(skipped, first)
+        return TrainResult(first, seconds, ema.module, False, skipped)
+    history = continued(schedule_of(state, settings.lr_decay_steps), first, settings.lr_decay_steps)
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
-    loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
+    workers = loader_processes(settings.num_workers)
+    loader = DataLoader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_ignore_stop_requests,
+    )
     main = accelerator.is_main_process
     log = _open_log(run, first, settings, record or {}, state.get("pending", [])) if main else None
+    if main:
+        _say_of_the_rate(settings, first, history)
     if main and on_step is not None:
         on_step(first, ema.module)
 
-    started, step, skipped = time.monotonic() - seconds, first, 0
+    started, step, in_a_row = time.monotonic() - seconds, first, 0
     trained.train()
     with log or nullcontext(), _stop_requests() as stop:
         for x, mask in loader:
@@ -196,16 +217,19 @@ def train(
             loss, norm, asked = _step(accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop))
             if math.isfinite(loss) and math.isfinite(norm):
                 ema.update_parameters(model)
-                skipped = 0
+                in_a_row = 0
             else:
-                skipped += 1
-                _give_up_after(skipped, step, loss, norm)
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                _give_up_after(in_a_row, step, loss, norm)
             step += 1
             if log is not None:
                 log.step(step, loss, norm, settings.lr_at(step - 1))
+            if step >= settings.steps:
+                _check_trained(skipped, step)
             ending = step >= settings.steps or asked
             if log is not None and (ending or step % settings.checkpoint_every == 0):
-                state = {"record": record or {}, "seconds": time.monotonic() - started, "pending": log.pending}
+                state = {"seconds": time.monotonic() - started, "pending": log.pending, "schedule": history}
+                state |= {"record": record or {}, "skipped": skipped}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -214,7 +238,7 @@ def train(
             if ending:
                 break
     accelerator.wait_for_everyone()
-    return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps)
+    return TrainResult(step, time.monotonic() - started, ema.module, step < settings.steps, skipped)
 
 
 def _open_log(
@@ -224,12 +248,16 @@ def _open_log(
     return RunLog(run, first, config=asdict(settings) | record, pending=pending, **named)
 
 
-def _accelerator() -> Any:
-    accelerate = require("accelerate", extra="train")
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    # Autocast is entered in _step: Accelerate's own setting cannot change within a process, so a second run with
-    # another precision in one notebook would fail.
-    return accelerate.Accelerator(mixed_precision="no", cpu=cpu)
+def _say_of_the_rate(settings: TrainSettings, first: int, history: History) -> None:
+    """What nobody may have meant: a warm-up that training ends in, and a schedule that changes here."""
+    if settings.warmup >= settings.steps:
+        print(
+            f"warmup={settings.warmup} is not over when steps={settings.steps} are done: the learning rate never "
+            f"reaches lr={settings.lr:g}",
+            file=sys.stderr,
+        )
+    if history[-1]["step"] == first > 0:
+        print(schedule_changes(history)[-1], file=sys.stderr)
 
 
 def _step(
@@ -285,6 +313,14 @@ def _give_up_after(skipped: int, step: int, loss: float, norm: float) -> None:
         )
 
 
+def _check_trained(skipped: int, step: int) -> None:
+    if skipped == step:
+        raise FloatingPointError(
+            f"none of the {step} steps had a finite loss and gradient, so nothing was trained: lower lr, or look at "
+            "the data and the autoencoder"
+        )
+
+
 def _set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -327,14 +363,25 @@ def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
     current = json.loads(json.dumps(current))
     differences = [
         f"{key}: {saved.get(key)!r} there, {current.get(key)!r} now"
+        + (", which may only grow or become 0" if key == "lr_decay_steps" else "")
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
+        and not (key == "lr_decay_steps" and may_follow(saved.get(key) or 0, current.get(key) or 0))
     ]
     if differences:
         raise CheckpointError(
             f"{path}: belongs to another configuration ({'; '.join(differences)}). Resume with the same settings, or "
             "start a new run in another folder."
         )
+
+
+def _ignore_stop_requests(worker: int) -> None:
+    """For a loader process, which a terminal's Ctrl-C and a scheduler's SIGTERM reach as well.
+
+    The step that is being finished needs its batches; it is ended with the loop.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

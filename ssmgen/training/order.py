@@ -10,7 +10,12 @@ from torch.utils.data import Sampler
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any number of parts, e.g. ``derived_seed(seed, "step", step)``."""
+    """A 63-bit seed from any number of parts, e.g. ``derived_seed(seed, "step", step)``.
+
+    torch's CPU generator uses the lower 32 bits of a seed. Passed to ``torch.manual_seed``, two of 100,000 steps share
+    their noise with a probability of about 70 %. They still see different examples, so training does not suffer. Where
+    every seed must give noise of its own, use `ssmgen.initial_noise`, in which all bits count.
+    """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -74,8 +74,7 @@ def load_pipe(settings: Settings) -> MaskToImage:
     import torch
 
     if settings.run:
-        from recipes.sisma.export import as_pipeline
-        from recipes.sisma.runs import find_run, load_run
+        from recipes.sisma.runs import as_pipeline, find_run, load_run
 
         loaded = load_run(find_run(settings.run))
         pipe = as_pipeline(loaded, f"A run after {loaded.step} steps of training.")

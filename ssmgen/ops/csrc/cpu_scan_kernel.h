@@ -1,5 +1,4 @@
-/* One copy of the scan for one vector width. Included several times by cpu_scan.c with VL (floats per vector) and
- * NAME(x) (a suffix for its functions) defined.
+/* One copy of the scan for one vector width, over the vectors of cpu_vectors.h.
  *
  * Lanes are channels. A task is one image and one tile of TILE channels; it walks over the length in chunks of CHUNK
  * steps. A chunk is copied into a dense block first, row by row: its rows lie a power of two apart, where they would push
@@ -9,124 +8,6 @@
  * same order.
  */
 #define GROUPS (TILE / VL)
-
-typedef float NAME(vec) __attribute__((vector_size(4 * VL)));
-typedef int32_t NAME(ivec) __attribute__((vector_size(4 * VL)));
-typedef float NAME(loose) __attribute__((vector_size(4 * VL), aligned(4), may_alias));
-#define vec NAME(vec)
-#define ivec NAME(ivec)
-
-/* The first lanes of a vector, for the end of a row: by mask, or lane by lane (a call to memcpy would push the states out
- * of their registers). bfloat16 is the upper half of a float; to it we round to the nearest, ties to even. */
-typedef uint16_t NAME(halves) __attribute__((vector_size(2 * VL)));
-typedef uint16_t NAME(loose_halves) __attribute__((vector_size(2 * VL), aligned(2), may_alias));
-
-static inline NAME(halves) NAME(to_bf16)(vec v) {
-    const ivec bits = (ivec)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
-    const ivec number = v == v;
-    return __builtin_convertvector((rounded & number) | (quiet & ~number), NAME(halves));
-}
-
-#if VL == 16
-#define MASK(lanes) ((__mmask16)((1u << (lanes)) - 1))
-static inline vec NAME(load)(const float *p, int lanes) { return (vec)_mm512_maskz_loadu_ps(MASK(lanes), p); }
-static inline void NAME(store)(float *p, vec v, int lanes) { _mm512_mask_storeu_ps(p, MASK(lanes), (__m512)v); }
-static inline vec NAME(load_bf16)(const uint16_t *p, int lanes) {
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(MASK(lanes), p)), 16);
-}
-static inline void NAME(store_bf16)(uint16_t *p, vec v, int lanes) {
-    _mm256_mask_storeu_epi16(p, MASK(lanes), (__m256i)NAME(to_bf16)(v));
-}
-#undef MASK
-#else
-static inline vec NAME(load)(const float *p, int lanes) {
-    if (lanes >= VL) return *(const NAME(loose) *)p;
-    vec v = {0};
-    for (int i = 0; i < VL; i++) v[i] = i < lanes ? p[i] : 0.0f;
-    return v;
-}
-static inline void NAME(store)(float *p, vec v, int lanes) {
-    if (lanes >= VL) *(NAME(loose) *)p = v;
-    else for (int i = 0; i < VL; i++)
-        if (i < lanes) p[i] = v[i];
-}
-static inline vec NAME(load_bf16)(const uint16_t *p, int lanes) {
-    NAME(halves) half = {0};
-    if (lanes >= VL) half = *(const NAME(loose_halves) *)p;
-    else for (int i = 0; i < VL; i++) half[i] = i < lanes ? p[i] : 0;
-    return (vec)(__builtin_convertvector(half, ivec) << 16);
-}
-static inline void NAME(store_bf16)(uint16_t *p, vec v, int lanes) {
-    const NAME(halves) half = NAME(to_bf16)(v);
-    if (lanes >= VL) *(NAME(loose_halves) *)p = half;
-    else for (int i = 0; i < VL; i++)
-        if (i < lanes) p[i] = half[i];
-}
-#endif
-
-static inline vec NAME(read)(const scan_args *a, const void *p, int64_t at, int lanes) {
-    return a->bf16 ? NAME(load_bf16)((const uint16_t *)p + at, lanes) : NAME(load)((const float *)p + at, lanes);
-}
-
-static inline void NAME(write)(const scan_args *a, void *p, int64_t at, vec v, int lanes) {
-    if (a->bf16) NAME(store_bf16)((uint16_t *)p + at, v, lanes);
-    else NAME(store)((float *)p + at, v, lanes);
-}
-
-static inline vec NAME(select)(ivec mask, vec yes, vec no) {
-    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
-}
-
-/* 2^(x * y), relative error under 2e-7. The exponent is split into its nearest integer and a rest in [-1/2, 1/2], whose
- * polynomial is 1 at 0 exactly: a decay near 1 is applied at every step, and a bias would grow with the length. */
-static inline vec NAME(polynomial)(vec f) {
-    const vec zero = {0};
-    vec p = zero + 1.326471878e-3f;
-    p = p * f + 9.671513313e-3f;
-    p = p * f + 5.550733771e-2f;
-    p = p * f + 2.402224207e-1f;
-    p = p * f + 6.931469776e-1f;
-    return p * f + 1.0f;
-}
-
-static inline vec NAME(exp2)(vec x, vec y) {
-    x = x * y;
-#if VL == 16
-    /* Both instructions take any exponent, so nothing needs to be clamped. */
-    const vec f = (vec)_mm512_reduce_ps((__m512)x, 0);
-    return (vec)_mm512_scalef_ps((__m512)NAME(polynomial)(f), (__m512)(x - f));
-#else
-#if VL == 8
-    x = (vec)_mm256_min_ps(_mm256_max_ps((__m256)x, _mm256_set1_ps(-126.0f)), _mm256_set1_ps(126.0f));
-#else
-    const vec zero = {0};
-    x = NAME(select)(x < zero - 126.0f, zero - 126.0f, x);
-    x = NAME(select)(x > zero + 126.0f, zero + 126.0f, x);
-#endif
-    /* Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from where it is shifted into the exponent. */
-    const vec shifted = x + 12582912.0f;
-    return (vec)((ivec)NAME(polynomial)(x - (shifted - 12582912.0f)) + ((ivec)shifted << 23));
-#endif
-}
-
-/* softplus(x) = max(x, 0) + log(1 + e) with e = exp(-|x|), and its derivative. log(1 + e) = 2 atanh(s), s = e / (2 + e)
- * <= 1/3, by its series: exact for tiny e, where softplus is a small step that must not be rounded away. */
-static inline vec NAME(softplus)(vec x, vec *slope) {
-    const vec zero = {0};
-    vec magnitude = NAME(select)(x < zero, -x, x);
-    vec e = NAME(exp2)(magnitude, zero - LOG2E);
-    vec s = e / (e + 2.0f), q = s * s;
-    vec series = zero + 1.0f / 13.0f;
-    series = series * q + 1.0f / 11.0f;
-    series = series * q + 1.0f / 9.0f;
-    series = series * q + 1.0f / 7.0f;
-    series = series * q + 1.0f / 5.0f;
-    series = series * q + 1.0f / 3.0f;
-    series = series * q + 1.0f;
-    vec inverse = 1.0f / (e + 1.0f);
-    *slope = NAME(select)(x < zero, e * inverse, inverse);
-    return NAME(select)(x > zero, x, zero) + 2.0f * s * series;
-}
 
 /* Rows d..d+lanes of a (dim, n) array to n vectors over channels, and back. */
 static void NAME(gather)(const float *p, int64_t n, int lanes, float scale, vec *out) {
@@ -140,18 +21,6 @@ static void NAME(gather)(const float *p, int64_t n, int lanes, float scale, vec 
 static void NAME(scatter)(const vec *in, int64_t n, int lanes, float *p) {
     for (int64_t i = 0; i < n; i++)
         for (int lane = 0; lane < lanes; lane++) p[lane * n + i] = in[i][lane];
-}
-
-static inline float NAME(sum)(vec v) {
-#if VL == 16
-    return _mm512_reduce_add_ps((__m512)v);
-#elif VL == 8
-    __m128 q = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
-#else
-    return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
 }
 
 /* Token of step k, and where its row of each array begins. */
@@ -185,8 +54,8 @@ static void NAME(read_steps)(const scan_args *a, NAME(place) at, int64_t k0, int
         for (int64_t g = 0; g < at.groups; g++) {
             const int lanes = NAME(lanes)(a, at, g);
             const int64_t to = g * CHUNK + k - k0;
-            x[to] = NAME(read)(a, a->u, u_row + g * VL, lanes);
-            const vec step = NAME(read)(a, a->delta, delta_row + g * VL, lanes) + NAME(vector)(a->bias, a, at, g);
+            x[to] = NAME(read)(a->bf16, a->u, u_row + g * VL, lanes);
+            const vec step = NAME(read)(a->bf16, a->delta, delta_row + g * VL, lanes) + NAME(vector)(a->bias, a, at, g);
             if (a->softplus) {
                 delta[to] = NAME(softplus)(step, &slope[to]);
             } else {
@@ -201,7 +70,17 @@ static void NAME(read_block)(const scan_args *a, NAME(place) at, int64_t k0, int
     for (int64_t k = k0; k < k1; k++) {
         const int64_t row = (at.b * a->length + TOKEN(k)) * a->dim + at.d0;
         for (int64_t g = 0; g < at.groups; g++)
-            to[g * CHUNK + k - k0] = NAME(read)(a, from, row + g * VL, NAME(lanes)(a, at, g));
+            to[g * CHUNK + k - k0] = NAME(read)(a->bf16, from, row + g * VL, NAME(lanes)(a, at, g));
+    }
+}
+
+/* The gate's inputs of a chunk; z may be strided. */
+static void NAME(read_gate)(const scan_args *a, NAME(place) at, int64_t k0, int64_t k1, vec *to) {
+    const int64_t b = at.b;
+    for (int64_t k = k0; k < k1; k++) {
+        const int64_t row = AT(z, TOKEN(k)) + at.d0;
+        for (int64_t g = 0; g < at.groups; g++)
+            to[g * CHUNK + k - k0] = NAME(read)(a->bf16, a->z, row + g * VL, NAME(lanes)(a, at, g));
     }
 }
 
@@ -209,7 +88,7 @@ static void NAME(write_block)(const scan_args *a, NAME(place) at, int64_t k0, in
     for (int64_t k = k0; k < k1; k++) {
         const int64_t row = (at.b * a->length + TOKEN(k)) * a->dim + at.d0;
         for (int64_t g = 0; g < at.groups; g++)
-            NAME(write)(a, to, row + g * VL, from[g * CHUNK + k - k0], NAME(lanes)(a, at, g));
+            NAME(write)(a->bf16, to, row + g * VL, from[g * CHUNK + k - k0], NAME(lanes)(a, at, g));
     }
 }
 
@@ -244,11 +123,12 @@ static void NAME(forward_any)(FORWARD_ARGS) {
 }
 #undef UNROLL
 
-static void NAME(forward_task)(const scan_args *a, int64_t task, void *scratch) {
+static void NAME(scan_forward)(const void *args, int64_t task, void *scratch) {
+    const scan_args *a = args;
     const NAME(place) at = NAME(place_of)(a, task);
     const int64_t n = a->n, chunks = (a->length + CHUNK - 1) / CHUNK, all_groups = (a->dim + VL - 1) / VL;
     vec *A = scratch, *state = A + GROUPS * n, *x = state + GROUPS * n, *delta = x + GROUPS * CHUNK;
-    vec *slope = delta + GROUPS * CHUNK;
+    vec *slope = delta + GROUPS * CHUNK, unused;
     for (int64_t g = 0; g < at.groups; g++) {
         const int64_t d = at.d0 + g * VL;
         const int lanes = NAME(lanes)(a, at, g);
@@ -265,6 +145,11 @@ static void NAME(forward_task)(const scan_args *a, int64_t task, void *scratch) 
         for (int64_t g = 0; g < at.groups; g++)
             (n == 16 ? NAME(forward_16) : NAME(forward_any))(a, at.b, k0, k1, A + g * n, NAME(vector)(a->D, a, at, g),
                                                              x + g * CHUNK, delta + g * CHUNK, state + g * n);
+        if (a->z) { /* the slopes have been used, so that z may lie in their place */
+            NAME(read_gate)(a, at, k0, k1, slope);
+            for (int64_t i = 0; i < at.groups * CHUNK; i++)
+                if (i % CHUNK < k1 - k0) x[i] *= NAME(silu)(slope[i], &unused);
+        }
         NAME(write_block)(a, at, k0, k1, x, a->y);
     }
     for (int64_t g = 0; g < at.groups; g++)
@@ -278,7 +163,7 @@ typedef struct {
 } NAME(gradients);
 
 /* Backward over the steps of a chunk for one group, from the states saved at its start. The gradient of u takes the place
- * of x, and that of delta the place of dy. */
+ * of x, that of delta the place of dy, and that of z, where there is a gate, the place of z. */
 #define BACKWARD_BODY(N)                                                                                               \
     const int64_t steps = k1 - k0;                                                                                     \
     vec r[N], skipped = {0}, biased = {0};                                                                             \
@@ -293,6 +178,18 @@ typedef struct {
             r[i] = w * r[i] + input * Bk[i];                                                                           \
             states[i + (N)] = r[i];                                                                                    \
         }                                                                                                              \
+    }                                                                                                                  \
+    for (int64_t k = 0; z && k < steps; k++) {                                                                         \
+        vec total = skip * x[k], other = {0}, rise;                                                                    \
+        const float *Ck = a->C + AT(C, TOKEN(k0 + k));                                                                 \
+        const vec *states = to.states + (k + 1) * (N);                                                                 \
+        UNROLL for (int64_t i = 0; i < (N); i++) {                                                                     \
+            if (i & 1) other += states[i] * Ck[i];                                                                     \
+            else total += states[i] * Ck[i];                                                                           \
+        }                                                                                                              \
+        const vec gate = NAME(silu)(z[k], &rise);                                                                      \
+        z[k] = dy[k] * (total + other) * rise;                                                                         \
+        dy[k] *= gate;                                                                                                 \
     }                                                                                                                  \
     UNROLL for (int64_t i = 0; i < (N); i++) r[i] = to.g[i];                                                           \
     for (int64_t k = steps - 1; k >= 0; k--) {                                                                         \
@@ -324,7 +221,7 @@ typedef struct {
 
 #define BACKWARD_ARGS                                                                                                  \
     const scan_args *a, int64_t b, int64_t k0, int64_t k1, const vec *A, vec skip, vec *x, const vec *delta,           \
-        const vec *slope, vec *dy, NAME(gradients) to
+        const vec *slope, vec *dy, vec *z, NAME(gradients) to
 #define UNROLL _Pragma("GCC unroll 16")
 static void NAME(backward_16)(BACKWARD_ARGS) { BACKWARD_BODY(16) }
 #undef UNROLL
@@ -335,13 +232,14 @@ static void NAME(backward_any)(BACKWARD_ARGS) {
 }
 #undef UNROLL
 
-static void NAME(backward_task)(const scan_args *a, int64_t task, void *scratch) {
+static void NAME(scan_backward)(const void *args, int64_t task, void *scratch) {
+    const scan_args *a = args;
     const NAME(place) at = NAME(place_of)(a, task);
     const int64_t n = a->n, chunks = (a->length + CHUNK - 1) / CHUNK, all_groups = (a->dim + VL - 1) / VL;
     const size_t block = GROUPS * CHUNK;
     vec *A = scratch, *g = A + GROUPS * n, *dA = g + GROUPS * n, *dB = dA + GROUPS * n, *dC = dB + CHUNK * n;
     vec *decays = dC + CHUNK * n, *states = decays + CHUNK * n, *sums = states + (CHUNK + 1) * n;
-    vec *x = sums + 2 * GROUPS, *delta = x + block, *slope = delta + block, *dy = slope + block;
+    vec *x = sums + 2 * GROUPS, *delta = x + block, *slope = delta + block, *dy = slope + block, *z = dy + block;
     memset(dA, 0, sizeof(vec) * (size_t)(GROUPS * n));
     memset(sums, 0, sizeof(vec) * 2 * GROUPS);
     for (int64_t i = 0; i < at.groups; i++) {
@@ -355,16 +253,19 @@ static void NAME(backward_task)(const scan_args *a, int64_t task, void *scratch)
         const float *saved = a->saved + ((at.b * chunks + c) * all_groups + at.d0 / VL) * n * VL;
         NAME(read_steps)(a, at, k0, k1, x, delta, slope);
         NAME(read_block)(a, at, k0, k1, a->dy, dy);
+        if (a->z) NAME(read_gate)(a, at, k0, k1, z);
         memset(dB, 0, sizeof(vec) * (size_t)(2 * CHUNK * n)); /* dC lies behind dB */
         for (int64_t i = 0; i < at.groups; i++) {
             memcpy(states, saved + i * n * VL, sizeof(vec) * (size_t)n);
             const int64_t first = i * CHUNK;
             const NAME(gradients) to = {g + i * n, dA + i * n, dB, dC, sums + 2 * i, states, decays};
             (n == 16 ? NAME(backward_16) : NAME(backward_any))(a, at.b, k0, k1, A + i * n, NAME(vector)(a->D, a, at, i),
-                                                               x + first, delta + first, slope + first, dy + first, to);
+                                                               x + first, delta + first, slope + first, dy + first,
+                                                               a->z ? z + first : 0, to);
         }
         NAME(write_block)(a, at, k0, k1, x, a->du);
         NAME(write_block)(a, at, k0, k1, dy, a->ddelta);
+        if (a->z) NAME(write_block)(a, at, k0, k1, z, a->dz);
         for (int64_t k = k0; k < k1; k++) {
             const int64_t row = (task * a->length + TOKEN(k)) * n;
             for (int64_t i = 0; i < n; i++) {
@@ -383,12 +284,11 @@ static void NAME(backward_task)(const scan_args *a, int64_t task, void *scratch)
     }
 }
 
-static size_t NAME(scratch_bytes)(int64_t n) {
-    return sizeof(vec) * (size_t)(3 * GROUPS * n + (4 * CHUNK + 1) * n + 2 * GROUPS + 4 * GROUPS * CHUNK);
+static size_t NAME(scan_scratch)(const void *args) {
+    const int64_t n = ((const scan_args *)args)->n;
+    return sizeof(vec) * (size_t)(3 * GROUPS * n + (4 * CHUNK + 1) * n + 2 * GROUPS + 5 * GROUPS * CHUNK);
 }
 
-#undef vec
-#undef ivec
 #undef GROUPS
 #undef TOKEN
 #undef AT

@@ -1,8 +1,12 @@
-/* Selective scan on a CPU, forward and backward (ssmgen.ops.cpu).
+/* Kernels for a CPU, forward and backward: the selective scan and the pointwise work around it.
  *
  * Plain C with vector extensions, compiled for several instruction sets in one file and chosen among at run time. It
- * needs no headers of Python or torch; ssmgen/ops/cpu.py calls it through ctypes with raw pointers.
+ * needs no headers of Python or torch; ssmgen/ops/cpu_library.py calls it through ctypes with raw pointers.
+ *
+ * A kernel is cut into tasks in a way that does not depend on the threads, and sums have a fixed order: results repeat to
+ * the bit for any number of threads.
  */
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -14,24 +18,70 @@
 
 #define LOG2E 1.44269504088896340736f
 #define LN2 0.69314718055994530942f
-#define TILE 128 /* channels of one task; fixes the order of sums, so results do not depend on the threads */
+#define TILE 128 /* channels of a task of the scan */
 #define CHUNK 8  /* steps whose states and decays are kept at once: they fit the first-level cache */
+#define ROWS 32  /* tokens of a task of the norm */
+#define STRIP 32 /* channels of a task of the convolution */
+#define PLACES 8 /* places of a task of the embedding */
+#define SPAN 8192 /* values of a task of an elementwise function */
 
-/* Layout must agree with _Args in ssmgen/ops/cpu.py. u, delta, B, C may be strided in batch and length (in elements).
- * With bf16 set, u, delta, y, dy, du and ddelta are bfloat16. order, where given, is the token of each step. */
+/* The layout of the arguments must agree with the structures of ssmgen/ops/cpu.py and ssmgen/ops/cpu_layers.py. Strides
+ * count elements. With bf16 set, what is declared void is bfloat16, else float32. */
+
+/* u, delta, z, B, C may be strided in batch and length. order, where given, is the token of each step. */
 typedef struct {
     int64_t batch, length, dim, n, softplus, bf16;
-    int64_t u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step;
+    int64_t u_batch, u_step, delta_batch, delta_step, z_batch, z_step, B_batch, B_step, C_batch, C_step;
     const int64_t *order;
-    const void *u, *delta;
+    const void *u, *delta, *z;
     const float *A, *B, *C, *D, *bias, *initial;
     void *y;
     float *last, *saved;
     const void *dy;
     const float *dlast;
-    void *du, *ddelta;
+    void *du, *ddelta, *dz;
     float *dA, *dB, *dC, *dD, *dbias, *dinitial;
 } scan_args;
+
+/* Weight and bias of the norm are those of an image, or of all with a stride of 0. Their gradients are partial sums, one
+ * for each image and ROWS tokens. */
+typedef struct {
+    int64_t batch, length, dim, bf16, x_batch, x_step, z_batch, z_step, weight_batch;
+    double eps;
+    const void *x, *z;
+    const float *weight, *bias;
+    void *out;
+    const void *dout;
+    void *dx, *dz;
+    float *dweight, *dbias;
+} norm_args;
+
+/* Weights lie as (k * k, dim); their gradients and the bias's are partial sums, one for each image. */
+typedef struct {
+    int64_t batch, height, width, dim, k, bf16, x_batch, x_step;
+    const void *x;
+    const float *weight, *bias;
+    void *out;
+    const void *dout;
+    void *dx;
+    float *dweight, *dbias;
+} conv_args;
+
+typedef struct {
+    int64_t count, bf16;
+    const void *x;
+    void *out;
+    const void *dout;
+    void *dx;
+} gelu_args;
+
+/* Token i is the sum of the table's rows rows[i, 0..places), of which place p takes one of p * classes .. (p + 1) * classes. */
+typedef struct {
+    int64_t tokens, places, classes, dim, bf16;
+    const int64_t *rows;
+    const void *dout;
+    float *dtable;
+} embed_args;
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -51,7 +101,9 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 #endif
 #define VL 16
 #define NAME(x) PASTE(x, _avx512)
+#include "cpu_vectors.h"
 #include "cpu_scan_kernel.h"
+#include "cpu_layers_kernel.h"
 #undef VL
 #undef NAME
 #if defined(__clang__)
@@ -64,7 +116,9 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 #endif
 #define VL 8
 #define NAME(x) PASTE(x, _avx2)
+#include "cpu_vectors.h"
 #include "cpu_scan_kernel.h"
+#include "cpu_layers_kernel.h"
 #undef VL
 #undef NAME
 #if defined(__clang__)
@@ -77,24 +131,65 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Four lanes: NEON on arm, SSE2 on old x86, plain code elsewhere. */
 #define VL 4
 #define NAME(x) PASTE(x, _generic)
+#include "cpu_vectors.h"
 #include "cpu_scan_kernel.h"
+#include "cpu_layers_kernel.h"
 #undef VL
 #undef NAME
 
+static int64_t tiles(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+static int64_t scan_tasks(const void *args) {
+    const scan_args *a = args;
+    return a->batch * tiles(a->dim, TILE);
+}
+
+static int64_t norm_tasks(const void *args) {
+    const norm_args *a = args;
+    return a->batch * tiles(a->length, ROWS);
+}
+
+static int64_t conv_tasks(const void *args) {
+    const conv_args *a = args;
+    return a->batch * tiles(a->dim, STRIP);
+}
+
+static int64_t gelu_tasks(const void *args) { return tiles(((const gelu_args *)args)->count, SPAN); }
+static int64_t embed_tasks(const void *args) { return tiles(((const embed_args *)args)->places, PLACES); }
+
+/* A kernel: how many tasks its arguments make, what each needs to work in, and a task for each instruction set. */
+typedef void (*task_of)(const void *, int64_t, void *);
+typedef struct {
+    int64_t (*tasks)(const void *);
+    size_t (*scratch[3])(const void *);
+    task_of run[3];
+} kernel;
+
+#if defined(__x86_64__)
+#define EACH(x) {x##_avx512, x##_avx2, x##_generic}
+#else
+#define EACH(x) {x##_generic, x##_generic, x##_generic}
+#endif
+/* In the order of KERNELS in ssmgen/ops/cpu_library.py. */
+static const kernel kernels[] = {
+    {scan_tasks, EACH(scan_scratch), EACH(scan_forward)},   {scan_tasks, EACH(scan_scratch), EACH(scan_backward)},
+    {norm_tasks, EACH(norm_scratch), EACH(norm_forward)},   {norm_tasks, EACH(norm_scratch), EACH(norm_backward)},
+    {conv_tasks, EACH(conv_scratch), EACH(conv_forward)},   {conv_tasks, EACH(conv_scratch), EACH(conv_backward)},
+    {gelu_tasks, EACH(no_scratch), EACH(gelu_forward)},     {gelu_tasks, EACH(no_scratch), EACH(gelu_backward)},
+    {embed_tasks, EACH(no_scratch), EACH(embed_backward)},
+};
+
 typedef struct {
     const char *name;
-    int64_t lanes;
-    void (*forward)(const scan_args *, int64_t, void *);
-    void (*backward)(const scan_args *, int64_t, void *);
-    size_t (*scratch_bytes)(int64_t);
+    int64_t lanes, column; /* column of the arrays of a kernel */
 } variant;
 
 static const variant variants[] = {
 #if defined(__x86_64__)
-    {"avx512", 16, forward_task_avx512, backward_task_avx512, scratch_bytes_avx512},
-    {"avx2", 8, forward_task_avx2, backward_task_avx2, scratch_bytes_avx2},
+    {"avx512", 16, 0},
+    {"avx2", 8, 1},
 #endif
-    {"generic", 4, forward_task_generic, backward_task_generic, scratch_bytes_generic},
+    {"generic", 4, 2},
 };
 static const variant *chosen;
 
@@ -109,7 +204,7 @@ static int supported(const variant *v) {
 }
 
 /* Take the widest instruction set this machine has, or the one named. Returns its vector width, 0 if it has none such. */
-int64_t ssmgen_scan_choose(const char *name) {
+int64_t ssmgen_cpu_choose(const char *name) {
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
         if (supported(&variants[i]) && (!name || !strcmp(name, variants[i].name))) {
             chosen = &variants[i];
@@ -128,11 +223,11 @@ int64_t ssmgen_is_permutation(const int64_t *order, int64_t length) {
     return good;
 }
 
-const char *ssmgen_scan_chosen(void) { return chosen->name; }
+const char *ssmgen_cpu_chosen(void) { return chosen->name; }
 
 typedef struct {
-    const scan_args *args;
-    void (*run)(const scan_args *, int64_t, void *);
+    const void *args;
+    task_of run;
     int64_t tasks;
     size_t scratch;
     atomic_int_fast64_t next;
@@ -185,9 +280,9 @@ static void *thread_main(void *data) {
  * of our own are started for the call. */
 typedef void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 
-int64_t ssmgen_scan_run(const scan_args *args, int64_t backward, int64_t threads, gomp_parallel team) {
-    work w = {args, backward ? chosen->backward : chosen->forward, 0, chosen->scratch_bytes(args->n), 0, 0};
-    w.tasks = args->batch * ((args->dim + TILE - 1) / TILE);
+int64_t ssmgen_cpu_run(int64_t which, const void *args, int64_t threads, gomp_parallel team) {
+    const kernel *k = &kernels[which];
+    work w = {args, k->run[chosen->column], k->tasks(args), k->scratch[chosen->column](args), 0, 0};
     threads = min64(threads, min64(w.tasks, 256));
     if (threads > 1 && team) {
         team(worker, &w, (unsigned)threads, 0);

@@ -1,0 +1,121 @@
+"""Files of weights: safetensors under a model's own names, with every fault said by file name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ssmgen.atomic import whole_file
+
+_COMPILED = "_orig_mod"
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside of what `torch.compile`, data parallelism and `AveragedModel` put around it."""
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+    while True:
+        if isinstance(module, parallel):
+            module = module.module
+        elif _COMPILED in module._modules:
+            module = getattr(module, _COMPILED)
+        else:
+            return module
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor without what `torch.compile` of a part of the model adds to it."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by its own names, whatever it is wrapped in; they share its memory."""
+    return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device and memory layout as a safetensors file, which is complete or absent.
+
+    Args:
+        file: its name; a file that is there is replaced.
+        tensors: by name. Those that share memory are written once each.
+        metadata: text for the file's header.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    plain = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if storage in seen else value  # safetensors refuses two names of one memory
+        seen.add(storage)
+    with whole_file(file) as partial:
+        partial.touch()  # safetensors makes files that only their owner reads; this one has the user's permissions
+        mode = partial.stat().st_mode
+        try:
+            save_file(plain, partial, metadata=metadata)
+        except SafetensorError as error:  # whatever the disk says comes as one of these
+            raise OSError(f"{partial}: cannot be written ({error})") from error
+        partial.chmod(mode)
+
+
+def open_weights(file: Path) -> Any:
+    """A safetensors file to read tensors and metadata from, as `safetensors.safe_open` gives it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or damaged.
+        OSError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found")
+    try:
+        return safe_open(file, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file}: is no safetensors file, or damaged ({error})") from error
+    except OSError as error:
+        raise OSError(f"{file}: cannot be read ({error})") from error
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; raises what `open_weights` does."""
+    with open_weights(file) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Copy weights into a model, all of it or nothing; the model may be wrapped.
+
+    Args:
+        module: the model.
+        file: a safetensors file.
+        tensors: what was read from it, where the file's names are not the model's; read from the file where None.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape; names the file and the first such tensor.
+        FileNotFoundError, OSError: see `open_weights`.
+    """
+    given = read_weights(file) if tensors is None else tensors
+    own = tensors_of(module)
+    found, wanted = ({name: tuple(value.shape) for name, value in part.items()} for part in (given, own))
+    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if wrong:
+        first = wrong[0]
+        raise ValueError(
+            f"{file}: {len(wrong)} tensor(s) do not fit the model, the first {first}: the file has "
+            f"{found.get(first)}, the model {wanted.get(first)}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])
