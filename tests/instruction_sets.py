@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_ops.py", "tests/test_ops_cpu.py", "tests/test_nn.py", "tests/test_training.py")
+TESTS = [f"tests/test_{name}.py" for name in ("ops", "ops_cpu", "ops_layers", "nn", "models", "training")]
 #: As SSMGEN_CPU_ISA, ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA name them.
 SETS = (("generic", "default", "SSE41"), ("avx2", "avx2", "AVX2"), ("avx512", "avx512", "DEFAULT"))
 
