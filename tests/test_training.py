@@ -15,7 +15,7 @@ import torch
 from conftest import randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssmgen import build
 from ssmgen.training import (
@@ -109,6 +109,33 @@ def test_resuming_is_exact_to_the_bit(tmp_path, options):
     logs = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("whole", "cut")]
     whole, cut = ({line["step"]: line["loss"] for line in map(json.loads, lines)} for lines in logs)
     assert {step: loss for step, loss in cut.items() if step in whole} == whole
+
+
+def as_written_before(checkpoint):
+    """A checkpoint as it was when the average was saved with what it is wrapped in, and its count among the weights."""
+    weights, state = load_file(checkpoint / "ema.safetensors"), json.loads((checkpoint / "state.json").read_text())
+    count = torch.tensor(state.pop("averaged"))
+    save_file(
+        {f"module.{name}": x for name, x in weights.items()} | {"n_averaged": count}, checkpoint / "ema.safetensors"
+    )
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    files = [file for file in checkpoint.iterdir() if file.name != "MANIFEST.json"]
+    manifest = {
+        f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in files
+    }
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_the_first_format_is_resumed_to_the_bit(tmp_path):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", steps=6)
+    run(tmp_path / "cut", steps=3)
+    as_written_before(checkpoints(tmp_path / "cut" / "checkpoints")[-1])
+    run(tmp_path / "cut", steps=6, resume="auto")
+    whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
+    assert digests(whole) == digests(cut)
+    assert json.loads((whole / "state.json").read_text())["averaged"] == 6
 
 
 def lrs(folder):

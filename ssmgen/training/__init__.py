@@ -5,6 +5,7 @@ from ssmgen.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    read_average,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "parameter_groups",
     "progress_bar",
     "prune_checkpoints",
+    "read_average",
     "save_checkpoint",
     "schedule_changes",
     "schedule_of",
