@@ -1,5 +1,7 @@
 # make demo   trains the quick preset on drawn faces and shows what came out, beside the packaged model's
 # make test   runs the tests
+# make test-isa     the operators' tests under every instruction set of this processor
+# make test-lowest  the fast tests with the lowest versions that pyproject.toml declares, in an environment of their own
 # make check  lint, format, types, docs
 # make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
 # make bench-gpu [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no install
@@ -7,8 +9,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 STAMP := .venv/installed
+LOWEST := .venv-lowest
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry ops ops_cpu ops_layers nn models objectives solvers training pipeline)
+# A test file goes to one process as a whole, since its tests share what it trains.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: install demo test check docs bench bench-gpu clean
+.PHONY: install demo test test-isa test-lowest check docs bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -22,7 +28,20 @@ demo: install
 	$(BIN)/python -m recipes.sisma.compare run=$(DEMO)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
+
+test-isa: install
+	$(BIN)/python tests/instruction_sets.py
+
+test-lowest: install $(LOWEST)/installed
+	$(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
+
+$(LOWEST)/installed: constraints-lowest.txt
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --requirement constraints-lowest.txt
+	touch $@
 
 check: install
 	$(BIN)/ruff check .

@@ -1,14 +1,19 @@
 """Fixtures shared by all tests."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # `make test` runs two processes
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run in Python; read when they are defined
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    # Inductor's cache does not know instruction sets: what it compiled for another one gives numbers that are none.
+    cache = f"{tempfile.gettempdir()}/torchinductor-{os.getuid()}-{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
 
 
 @pytest.fixture(autouse=True)

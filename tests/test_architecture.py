@@ -88,10 +88,15 @@ def run_python(code: str) -> str:
 def test_import_needs_torch_and_einops_only():
     code = (
         "import sys\n"
-        "class Refuse:\n"
+        "from importlib.machinery import ModuleSpec\n"
+        "class Refuse:\n"  # what can be found and not imported
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] in {(*HEAVY, 'PIL', 'safetensors', 'tqdm')!r}:\n"
-        "            raise ModuleNotFoundError(name)\n"
+        "            return ModuleSpec(name, self)\n"
+        "    def create_module(self, spec):\n"
+        "        raise ModuleNotFoundError(spec.name)\n"
+        "    def exec_module(self, module):\n"
+        "        pass\n"
         "import torch, einops\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import ssmgen\n"
@@ -101,8 +106,9 @@ def test_import_needs_torch_and_einops_only():
 
 
 def test_import_adds_little_to_torch():
-    code = "import time, torch, einops\nstart = time.perf_counter()\nimport ssmgen\nprint(time.perf_counter() - start)"
-    assert min(float(run_python(code)) for _ in range(5)) < 0.2
+    """Processor time, which other work on the machine leaves as it is."""
+    code = "import time, torch, einops\nstart = time.process_time()\nimport ssmgen\nprint(time.process_time() - start)"
+    assert any(float(run_python(code)) < 0.2 for _ in range(5))
 
 
 def test_gpu_tests_live_in_their_own_file():

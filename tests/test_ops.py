@@ -375,3 +375,23 @@ def test_an_order_of_another_length_is_refused():
     args = arguments(length=7)
     with pytest.raises(ValueError, match=r"two int64 tensors \(7,\)"):
         selective_scan(**args, order=scan_order("column", 2, 4))
+
+
+@pytest.mark.parametrize("backend", scan_module._BACKENDS)
+def test_whether_a_backend_can_run_is_asked_within_one_graph(backend):
+    """Sampling and training compile the choice of a backend with everything else."""
+    unavailable = scan_module._BACKENDS[backend].unavailable
+
+    def choose(x):
+        return x + 1 if unavailable() is None else x - 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(choose, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.zeros(2)), choose(torch.zeros(2)))
+
+
+def test_the_portable_scan_compiles_as_one_graph():
+    args = arguments(length=9, dim=6, dtype=torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**args, backend="portable"), selective_scan(**args, backend="portable"))

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 def test_two_processes_are_one_run(tmp_path):
     words = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "image_size=64", "drawn_count=8", "steps=2"]
     words += ["batch_size=4", "lr_decay_steps=0", "warmup=0", "sample_every=0", "log_every=1", "evaluate=false"]
-    words += ["model_args.dim=64", "model_args.depth=1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29619"]
+    words += ["model_args.dim=64", "model_args.depth=1", "precision=no"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "recipes.sisma.train", "quick", *words],
         capture_output=True,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import ssmgen
 from ssmgen import MaskToImage
@@ -20,8 +24,22 @@ from ssmgen.data import CELEBAMASK19, draw_face, write_png
 from ssmgen.pipeline import Recipe
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.so", "*.egg-info", "runs", "build", "dist", "site", "exports")
+IGNORED = (".*", "__pycache__", "*.so", "*.egg-info", "runs", "build", "dist", "site", "exports")
+LEFT_OUT = shutil.ignore_patterns(*IGNORED)
+TESTS_AND_DATA = ("tests", "recipes", "benchmarks", "docs", "tutorials", "notebooks", "pretrained")
 SHIPPED = "drawn-faces"
+TORCH_INSIDE = (
+    "_dynamo",
+    "_inductor",
+    "_functorch",
+    "_export",
+    "distributed",
+    "export",
+    "fx",
+    "onnx",
+    "testing",
+    "utils",
+)
 
 #: Runs before the user's lines: whatever wants the network fails.
 OFFLINE = """
@@ -61,6 +79,24 @@ def run(python: Path, code: str, folder: Path) -> str:
     done = subprocess.run([python, "-I", "-c", OFFLINE + code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_clone_does_not_hide_the_editable_package(tmp_path):
+    """A script beside the clone sees a folder called ssmgen first: the package in it must win."""
+    clone, python = tmp_path / "ssmgen", tmp_path / "env" / "bin" / "python"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*TESTS_AND_DATA, *IGNORED))
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = tmp_path.glob("env/lib/python*/site-packages")
+    site.joinpath("dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
+    no_compiler = {**os.environ, "CC": "false"}  # the scan is optional, and takes most of the time
+    editable = [*command, "--ignore-installed", "--no-build-isolation", "--editable", str(clone)]
+    subprocess.run(editable, check=True, env=no_compiler, capture_output=True)
+    script = tmp_path / "script.py"
+    script.write_text("import importlib.util\nprint(importlib.util.find_spec('ssmgen').origin)\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([python, script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert found.stdout.strip() == str(clone / "ssmgen/__init__.py"), found.stdout + found.stderr
 
 
 @pytest.mark.slow
@@ -176,7 +212,10 @@ def test_a_strict_type_checker_sees_the_types(clean_python, tmp_path):
         "import ssmgen\npipe = ssmgen.MaskToImage.from_pretrained(3)\nwords: str = ssmgen.list_models()\n"
         "pipe('mask.png', num_images='four')\n"
     )
-    arguments = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "--config-file="]
+    # torch's inner packages take mypy ten seconds to read, and none of them is in a signature of ours.
+    parts = (f"torch.{part}.*" for part in TORCH_INSIDE)
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\n[mypy-{','.join(parts)},sympy.*]\nfollow_imports = skip\n")
+    arguments = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache")]
     arguments += ["--python-executable", str(clean_python)]
     done = subprocess.run([*arguments, "right.py", "wrong.py"], cwd=tmp_path, capture_output=True, text=True)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
@@ -190,6 +229,29 @@ def test_the_version_is_the_same_everywhere():
     assert cited["version"] == ssmgen.__version__ and cited["license"] == "Apache-2.0"
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_lowest_versions_that_are_tested_are_those_declared():
+    """``make test-lowest`` installs what constraints-lowest.txt pins."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [Requirement(each) for each in (*project["dependencies"], *extras["adaptive"], *extras["train"])]
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    pinned = {
+        canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines if line)
+    }
+    for requirement in declared:
+        (lowest,) = (part.version for part in requirement.specifier if part.operator == ">=")
+        assert pinned[canonicalize_name(requirement.name)] == Version(lowest), requirement
+
+
+def test_ci_tries_other_instruction_sets_and_the_lowest_versions():
+    script = (ROOT / ".ci/run").read_text()
+    called = {target for line in re.findall("^make (.*)", script, re.MULTILINE) for target in line.split()}
+    assert called == {"check", "test", "test-isa", "test-lowest"}
+    done = subprocess.run(["make", "--dry-run", "--always-make", *called], cwd=ROOT, capture_output=True, text=True)
+    for part in ("tests/instruction_sets.py", "--requirement constraints-lowest.txt", "tests/test_ops_cpu.py"):
+        assert part in done.stdout, done.stdout + done.stderr
 
 
 def test_github_does_what_ci_run_does():

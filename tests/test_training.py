@@ -559,7 +559,7 @@ def test_two_processes_train_as_one(tmp_path):
         "(Path(sys.argv[1]).parent / ('rank' + os.environ['RANK'])).write_text(said)\n"
     )
     (tmp_path / "run").mkdir()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, str(script), str(tmp_path / "run")],
         capture_output=True,

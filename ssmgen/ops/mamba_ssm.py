@@ -9,15 +9,17 @@ from torch import Tensor
 
 #: `selective_scan` hands over tokens in the order of the scan.
 TAKES_ORDER = False
+# Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
+_INSTALLED, _BUILT = (importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "selective_scan_cuda"))
 
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, or None."""
-    if importlib.util.find_spec("mamba_ssm") is None:
+    if not _INSTALLED:
         return "mamba-ssm is not installed: pip install 'ssmgen[mamba]' (needs a CUDA compiler)"
     if not torch.cuda.is_available():
         return "mamba-ssm's scan needs a CUDA device and none is visible"
-    if importlib.util.find_spec("selective_scan_cuda") is None:
+    if not _BUILT:
         return (
             "mamba-ssm was built without its Mamba-1 CUDA op: reinstall it with MAMBA_KEEP_CUDA_BUILD=TRUE and "
             "--no-build-isolation"

@@ -22,6 +22,8 @@ from torch import Tensor
 from ssmgen.ops.fused import Inputs, define_scan, run_scan
 
 TAKES_ORDER = True
+# Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
+_INSTALLED = importlib.util.find_spec("triton") is not None
 # Steps that are loaded together, and whose states backward rebuilds together.
 _STEPS = 8
 # Channels and warps of a program. Backward holds nine sets of states: with more to a thread the registers do not
@@ -34,7 +36,7 @@ _ENOUGH_PROGRAMS = 1024
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         return "triton is not installed: pip install triton (it comes with PyTorch's CUDA builds)"
     if not (torch.cuda.is_available() or interpreted()):
         return "Triton's kernels need a CUDA device and none is visible (TRITON_INTERPRET=1 runs them on a CPU, slowly)"

@@ -1,0 +1,50 @@
+"""The tests of the operators under every instruction set that this processor has: ``python tests/instruction_sets.py``.
+
+Three libraries choose theirs when they are loaded, each told by its own variable: the fused scan, torch and oneDNN.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = [f"tests/test_{name}.py" for name in ("ops", "ops_cpu", "ops_layers", "nn", "models", "training")]
+#: As SSMGEN_CPU_ISA, ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA name them.
+SETS = (("generic", "default", "SSE41"), ("avx2", "avx2", "AVX2"), ("avx512", "avx512", "DEFAULT"))
+
+
+def environment(scan: str, torch: str, onednn: str) -> dict[str, str]:
+    chosen = {"SSMGEN_CPU_ISA": scan, "ATEN_CPU_CAPABILITY": torch, "ONEDNN_MAX_CPU_ISA": onednn}
+    return os.environ | chosen | {"PYTHONPATH": str(ROOT)}
+
+
+def what_runs(chosen: dict[str, str]) -> str:
+    """What the scan and torch take under these variables, or that this processor lacks it."""
+    code = (
+        "import torch; from ssmgen.ops import cpu\n"
+        "print(cpu.unavailable() or cpu.describe(), '/ torch', torch.backends.cpu.get_cpu_capability())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=chosen, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def main() -> int:
+    failed = []
+    for names in SETS:
+        chosen = environment(*names)
+        found = what_runs(chosen)
+        print(f"== {names[0]}: {found}", end="", flush=True)
+        if "processor lacks it" in found:
+            continue
+        command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *TESTS]
+        if subprocess.run(command, cwd=ROOT, env=chosen).returncode:
+            failed.append(names[0])
+    if failed:
+        print(f"failed under {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
