@@ -5,6 +5,7 @@ from ssmgen.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    read_state,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -13,6 +14,7 @@ from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, tr
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.progress import progress_bar
+from ssmgen.training.settle import settle_precision
 
 __all__ = [
     "CheckpointError",
@@ -29,7 +31,9 @@ __all__ = [
     "parameter_groups",
     "progress_bar",
     "prune_checkpoints",
+    "read_state",
     "save_checkpoint",
+    "settle_precision",
     "train",
     "verify_checkpoint",
 ]

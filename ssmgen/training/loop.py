@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssmgen.extras import require
+from ssmgen.precision import PRECISIONS
 from ssmgen.training.checkpoint import (
     CheckpointError,
     checkpoints,
@@ -34,6 +35,7 @@ from ssmgen.training.log import RunLog
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import OPTIMIZERS, make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.settle import settle_precision
 from ssmgen.training.trackers import check_tracker
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
@@ -57,7 +59,8 @@ class TrainSettings:
         weight_decay: on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
-        precision: ``"no"`` (float32) or ``"bf16"`` autocast.
+        precision: ``"no"`` (float32), ``"bf16"`` autocast, or ``"auto"``: bf16 where its products are faster on this
+            machine, see `ssmgen.precision`. The run records which; Muon's products follow it.
         matmul_precision: how products of float32 matrices are rounded, torch's ``"highest"`` (float32), ``"high"``
             (TensorFloat32 on a GPU) or ``"medium"`` (bfloat16, also on a CPU that has it; sums stay float32).
         seed: of everything random.
@@ -97,8 +100,8 @@ class TrainSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"precision must be 'no' (float32) or 'bf16', got {self.precision!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
         if self.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}")
         if 0 < self.lr_decay_steps < self.steps:
@@ -150,7 +153,7 @@ def train(
         data: the examples.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``.
-        record: what a checkpoint must agree on to be resumed; JSON.
+        record: what a checkpoint must agree on to be resumed, besides the precision; JSON.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return a picture of samples, which goes to the tracker.
@@ -170,13 +173,17 @@ def train(
         raise ValueError(
             f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}"
         )
-    optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay)
+    settings = settle_precision(settings, run, resume, accelerator)
+    record = (record or {}) | {"precision": settings.precision}
+    optimizer = make_optimizer(
+        model, settings.optimizer, settings.lr, settings.weight_decay, precision=settings.precision
+    )
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     trained, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(trained)
     inner_optimizer = getattr(optimizer, "optimizer", optimizer)
 
-    found = find_checkpoint(run, resume, record or {})
+    found = find_checkpoint(run, resume, record)
     state = load_checkpoint(found, model=model, ema=ema, optimizer=inner_optimizer) if found else {}
     first, seconds = int(state.get("step", 0)), float(state.get("seconds", 0.0))
     if first >= settings.steps:
@@ -184,7 +191,7 @@ def train(
     order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
     loader = DataLoader(data, batch_sampler=order, num_workers=settings.num_workers, generator=torch.Generator())
     main = accelerator.is_main_process
-    log = _open_log(run, first, settings, record or {}, state.get("pending", [])) if main else None
+    log = _open_log(run, first, settings, record, state.get("pending", [])) if main else None
     if main and on_step is not None:
         on_step(first, ema.module)
 
@@ -205,7 +212,7 @@ def train(
                 log.step(step, loss, norm, settings.lr_at(step - 1))
             ending = step >= settings.steps or asked
             if log is not None and (ending or step % settings.checkpoint_every == 0):
-                state = {"record": record or {}, "seconds": time.monotonic() - started, "pending": log.pending}
+                state = {"record": record, "seconds": time.monotonic() - started, "pending": log.pending}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -328,7 +335,7 @@ def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
     differences = [
         f"{key}: {saved.get(key)!r} there, {current.get(key)!r} now"
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
+        if saved.get(key) != current.get(key) and (key != "precision" or key in saved.keys() & current.keys())
     ]
     if differences:
         raise CheckpointError(
