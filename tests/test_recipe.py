@@ -668,11 +668,21 @@ def test_config_survives_the_run_folder(trained):
     assert isinstance(config, Config) and config.steps == 6 and config.model_args["depth"] == 1
 
 
-def test_train_parser_on_drawn_faces(tmp_path):
+def test_a_run_records_the_precision_it_took_and_refuses_the_other(trained):
+    taken = load_config(trained).precision
+    assert preset("quick").precision == preset("faces").precision == "auto" and taken in ("no", "bf16")
+    assert verify_checkpoint(checkpoints(trained / "checkpoints")[-1])["record"]["precision"] == taken
+    other = {"no": "bf16", "bf16": "no"}[taken]
+    with pytest.raises(CheckpointError, match=rf"another configuration \(precision: '{taken}' there, '{other}' now"):
+        train.main(words(trained.parent, f"precision={other}", "resume=auto", "model_args.mask_dropout=0.1"))
+
+
+def test_train_parser_on_drawn_faces(tmp_path, capsys):
     out = tmp_path / "parser.safetensors"
     parser.main([f"out={out}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=4", "faces=8"])
     _, card = parser.load_parser(out)
-    assert card["width"] == 8 and "miou" in card["held_out"]
+    assert card["width"] == 8 and "miou" in card["held_out"] and card["precision"] in ("no", "bf16")
+    assert f"precision {card['precision']}: a layer's products take" in capsys.readouterr().err
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="broken.safetensors: is no safetensors file"):
         parser.load_parser(tmp_path / "broken.safetensors")
@@ -695,7 +705,8 @@ def test_a_training_whose_loss_is_no_number_saves_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("image_size=40", "must be a multiple of 16, got 40"), ("steps=0", "must be at least 1"), ("data=no", "no such")],
+    [("image_size=40", "must be a multiple of 16, got 40"), ("steps=0", "must be at least 1"), ("data=no", "no such")]
+    + [("precision=fp16", "precision must be 'auto', 'no' .float32. or 'bf16', got 'fp16'")],
 )
 def test_a_parser_that_cannot_be_trained_is_refused_before_training(tmp_path, word, message):
     with pytest.raises((ValueError, OSError), match=message):
@@ -713,6 +724,19 @@ def test_train_autoencoder_on_drawn_faces(tmp_path, factor):
         + [f"factor={factor}"]
     )
     assert build("autoencoder-tiny", source=str(tmp_path / "ae")).factor == factor
+    assert json.loads((tmp_path / "ae" / "card.json").read_text())["precision"] in ("no", "bf16")
+
+
+@pytest.mark.parametrize("began", ["no", "bf16"])
+def test_an_autoencoder_goes_on_in_the_precision_it_began_with(tmp_path, began):
+    from recipes.sisma import autoencoder
+
+    settings = autoencoder.Settings(out=str(tmp_path / "ae"), precision=began)
+    network = torch.nn.Linear(1, 1)
+    autoencoder._checkpoint(network, torch.optim.AdamW(network.parameters()), settings, 1000)
+    asked = dataclasses.replace(settings, precision="auto")
+    assert autoencoder._precision(asked) == (began, "as step-00001000 was made")
+    assert autoencoder._precision(dataclasses.replace(settings, precision="no")) == ("no", "as asked")
 
 
 def test_sheets_refuse_ragged_rows(tmp_path):

@@ -27,7 +27,7 @@ STANDS_ON = {
     "optimizer": "`design`",
     "lr": "`design`: half of it is lower, twice as much no better",
     "t_sampling": "`design`",
-    "precision": "speed; not compared",
+    "precision": "speed: bf16 where the machine is faster in it; not compared",
     "steps": "`training-time`; `quick` keeps to five minutes",
     "ema_decay": "not varied",
     "solver_steps": "`sampling`",

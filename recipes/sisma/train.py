@@ -29,7 +29,7 @@ from recipes.sisma.runs import all_processes, check_writable, generate, new_mode
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends
-from ssmgen.training import find_checkpoint, train
+from ssmgen.training import find_checkpoint, settle_precision, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int | None:
         The exit status: `STOPPED` where training was asked to stop.
     """
     config = parse(argv)
-    settings = config.train_settings()
+    config.train_settings()  # says what is wrong with them
     run = Path(config.run)
     check_pairs(config)
     autoencoder = load_autoencoder(config)
@@ -57,8 +57,10 @@ def main(argv: list[str]) -> int | None:
     model = new_model(config, autoencoder)
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
-    record = _record(config, autoencoder)
     processes = all_processes()
+    settings = settle_precision(config.train_settings(), run, resume, processes)
+    config.precision = settings.precision
+    record = _record(config, autoencoder)
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)

@@ -6,6 +6,7 @@ from ssmgen.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
     read_average,
+    read_state,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -16,6 +17,7 @@ from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_grou
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.schedule import schedule_changes, schedule_of
+from ssmgen.training.settle import settle_precision
 
 __all__ = [
     "CheckpointError",
@@ -36,9 +38,11 @@ __all__ = [
     "progress_bar",
     "prune_checkpoints",
     "read_average",
+    "read_state",
     "save_checkpoint",
     "schedule_changes",
     "schedule_of",
+    "settle_precision",
     "train",
     "verify_checkpoint",
 ]

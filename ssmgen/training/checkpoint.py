@@ -127,6 +127,15 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return _read_json(path / _STATE)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint as it is, without the check of `verify_checkpoint`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _read_json(path / _STATE)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in ``folder``, oldest first; unfinished ones are not counted."""
     if not folder.is_dir():
