@@ -44,10 +44,7 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     torch.manual_seed(0)
     settings = {"in_channels": CHANNELS[name], "mask_scale": FACTOR[name], "num_classes": 19}
     model = build(config.model, **settings, **config.model_args)
-    try:  # Muon's products follow the run's precision
-        optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay, precision)
-    except TypeError:
-        optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay, precision=precision)
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=[1.0] * 19)
     side = config.image_size // FACTOR[name]
     x = torch.randn(config.batch_size, CHANNELS[name], side, side)
