@@ -181,6 +181,7 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
 
     from ssmgen import __version__
     from ssmgen.ops import backends
+    from ssmgen.precision import Choice
 
     report = backends()
     precision = _precision()
@@ -202,7 +203,7 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads",
         *(_devices() or ["no CUDA device"]),
         f"compiled scan: {'loads' if extension['loads'] else 'does not load'} ({extension['detail']})",
-        f"precision=auto on {precision['device']}: {precision['auto']['precision']} ({precision['auto']['reason']})",
+        f"auto on {precision['device']} takes {Choice(**precision['auto'])}",
         "",
         "scan backends (selective_scan takes the one marked auto):",
     ]

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"precision {self.precision}: {self.reason}"
+        return f"precision {'no (float32)' if self.precision == 'no' else self.precision}: {self.reason}"
 
 
 class ProductTimes(NamedTuple):

@@ -16,6 +16,7 @@ from ssmgen.cli import main
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends, cpu
 from ssmgen.pipeline import Recipe
+from ssmgen.precision import Choice
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +69,7 @@ def test_doctor_names_the_backend_that_runs(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["backends"]["reference"]["available"] and facts["compiled_scan"]["loads"] == cpu_scan_loads()
     taken = facts["precision"]
-    assert f"precision=auto on {taken['device']}: {taken['auto']['precision']} ({taken['auto']['reason']})\n" in out
+    assert f"auto on {taken['device']} takes {Choice(**taken['auto'])}\n" in out
     assert set(taken["cpu_seconds"]) == {"float32", "bfloat16"} and min(taken["cpu_seconds"].values()) > 0
     for package, version in facts["packages"].items():
         line = next(line for line in out.splitlines() if line.split()[:1] == [package])

@@ -21,7 +21,7 @@ def test_auto_takes_what_is_faster_by_enough_and_gives_both_times(monkeypatch, f
     monkeypatch.setattr(precision, "product_times", lambda: ProductTimes(float32 / 1e3, bfloat16 / 1e3))
     choice = choose_precision("auto", "cpu")
     assert choice.precision == taken
-    assert f"{float32:.1f} ms in float32" in str(choice) and str(choice).startswith(f"precision {taken}: ")
+    assert f"{float32:.1f} ms in float32" in str(choice) and str(choice).startswith(f"precision {taken}")
     assert sampling_dtype("auto", "cpu") == (torch.bfloat16 if taken == "bf16" else None)
 
 
@@ -65,4 +65,4 @@ def test_a_processor_without_16_bit_products_is_found_out():
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("precision no: a layer's products take ")
+    assert done.stdout.startswith("precision no (float32): a layer's products take ")

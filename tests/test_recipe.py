@@ -682,7 +682,7 @@ def test_train_parser_on_drawn_faces(tmp_path, capsys):
     parser.main([f"out={out}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=4", "faces=8"])
     _, card = parser.load_parser(out)
     assert card["width"] == 8 and "miou" in card["held_out"] and card["precision"] in ("no", "bf16")
-    assert f"precision {card['precision']}: a layer's products take" in capsys.readouterr().err
+    assert f"precision {card['precision']}" in capsys.readouterr().err
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="broken.safetensors: is no safetensors file"):
         parser.load_parser(tmp_path / "broken.safetensors")

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from ssmgen.training import (
     loop,
     make_optimizer,
     moving_average,
+    muon,
     on_cpu,
     parameter_groups,
     save_checkpoint,
@@ -330,6 +332,21 @@ def test_muons_products_are_as_exact_as_the_run(rows, columns, smallest):
     alone = torch.cat([orthogonalize(each.unsqueeze(0), torch.float32) for each in x])
     torch.testing.assert_close(alone, high, rtol=1e-3, atol=1e-4)
     assert not orthogonalize(torch.zeros(1, 2, 3), torch.float32).any(), "no gradient, no step"
+
+
+def test_large_matrices_are_orthogonalised_a_few_at_a_time(monkeypatch):
+    found = []
+    for at_once in (muon._BATCH, 200, 1):
+        torch.manual_seed(0)
+        monkeypatch.setattr(muon, "_BATCH", at_once)
+        matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 12), (12, 8), (8, 12), (3, 4))]
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix)
+        group = {"params": matrices, "lr": 1.0, "weight_decay": 0.0, "momentum": 0.95}
+        muon.muon_step(group, defaultdict(dict), torch.float32)
+        found.append(matrices)
+    for matrices in found[1:]:
+        assert all(map(torch.allclose, matrices, found[0]))
 
 
 def test_muon_repeats_to_the_bit_for_any_number_of_threads():
