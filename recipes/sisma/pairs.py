@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.training import derived_seed, progress_bar
+
+_MOST_WORKERS = 16
 
 
 def training_pairs(config: Config) -> Any:
@@ -96,9 +99,16 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
     with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
+        # On a CPU each of them encodes on a core of its own, with the memory of one network's activations.
+        workers = min(_cores(), _MOST_WORKERS)
         write_latent_cache(
-            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=2, progress=bar.update
+            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=workers, progress=bar.update
         )
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cropped(config: Config) -> Crops:
