@@ -22,6 +22,7 @@ from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.training import derived_seed, progress_bar
+from ssmgen.training.memory import keep_freed_memory
 
 _MOST_WORKERS = 16
 
@@ -99,6 +100,8 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
     with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
+        if device.type == "cpu":
+            keep_freed_memory()
         # On a CPU each of them encodes on a core of its own, with the memory of one network's activations.
         workers = min(_cores(), _MOST_WORKERS)
         write_latent_cache(

@@ -12,6 +12,7 @@ from ssmgen.training.ema import moving_average
 from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, train
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.pace import seconds_per_step
 from ssmgen.training.progress import progress_bar
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "progress_bar",
     "prune_checkpoints",
     "save_checkpoint",
+    "seconds_per_step",
     "train",
     "verify_checkpoint",
 ]
