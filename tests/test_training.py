@@ -32,10 +32,12 @@ from ssmgen.training import (
     moving_average,
     muon,
     on_cpu,
+    pace,
     parameter_groups,
     save_checkpoint,
     schedule_changes,
     schedule_of,
+    seconds_per_step,
     settle,
     train,
     verify_checkpoint,
@@ -753,3 +755,29 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("ssmgen.training.loop.keep_freed_memory", lambda: calls.append(True))
     run(tmp_path, steps=1)
     assert calls == [True]
+
+
+def test_measuring_a_step_takes_those_of_training_and_leaves_no_trace(folder, monkeypatch):
+    torch.manual_seed(0)
+    model, clock = build("sisma-debug", dim=24, depth=1, mask_dropout=0.2), [0.0]
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    options = TrainSettings(steps=6, batch_size=4, warmup=2, log_every=1)
+    took, losses = [9.0, 3.0, 0.5, 0.4, 0.7, 0.4, 0.4, 0.4], []
+
+    def slow_step(*args):
+        losses.append(loop._step(*args)[0])
+        clock[0] += took[len(losses) - 1]
+
+    monkeypatch.setattr(pace, "_step", slow_step)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    arguments = (model, build("flow-matching"), Toy(), options)
+    assert seconds_per_step(*arguments, limit=5.0) == pytest.approx(3.0)  # the first step has used it up
+    assert len(losses) == 2
+    losses.clear()
+    assert seconds_per_step(*arguments, limit=13.5) == pytest.approx(0.5)  # median of 0.5, 0.4, 0.7
+    assert len(losses) == 5
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and not list(folder.iterdir())
+    train(*arguments, folder)
+    logged = [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
+    assert logged[:5] == losses

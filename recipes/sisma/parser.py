@@ -98,7 +98,7 @@ class FaceParser(nn.Module):
     @torch.no_grad()
     def parse(self, images: Tensor) -> Tensor:
         """Labels ``(batch, height, width)`` uint8 of images in [-1, 1]."""
-        return self(images).argmax(1).to(torch.uint8)
+        return self(images.contiguous(memory_format=torch.channels_last)).argmax(1).to(torch.uint8)
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -129,7 +129,7 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error!r})") from error
     load_weights(parser, path)
-    return parser.eval(), card
+    return parser.eval().to(memory_format=torch.channels_last), card  # as it was trained: convolutions need no copies
 
 
 def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
