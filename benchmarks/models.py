@@ -18,6 +18,7 @@ import torch
 from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen import Sampler, build
 from ssmgen.models.summary import summarize
+from ssmgen.precision import choose_precision
 
 STEPS = 200
 #: Dense bfloat16 matrix rate by device name, for the share of it that training reaches.
@@ -82,8 +83,9 @@ def sample_row(case: Case, batch: int, device: str, steps: int, rounds: int) -> 
 
 
 def train_row(case: Case, device: str, rounds: int, batch: int = 8) -> dict[str, Any]:
-    """Images a second of forward, backward and AdamW under bfloat16 autocast, and the share of the matrix rate."""
+    """Images a second of forward, backward and AdamW in the precision that pays, and the share of the matrix rate."""
     model = _model(case, device).train()
+    choice = choose_precision("auto", device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = build("flow-matching")
     x = torch.randn(batch, model.in_channels, case.side, case.side, device=device)
@@ -91,7 +93,7 @@ def train_row(case: Case, device: str, rounds: int, batch: int = 8) -> dict[str,
     step_model = torch.compile(model) if case.compile else model
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=choice.precision == "bf16"):
             loss = objective.loss(step_model, x, mask=mask)
         loss.backward()
         optimizer.step()
@@ -106,9 +108,16 @@ def train_row(case: Case, device: str, rounds: int, batch: int = 8) -> dict[str,
     )
     share = used / peak if peak else None
     print(
-        f"training {case.name}: {batch / seconds:.1f} images a second" + (f", {share:.0%} of the peak" if share else "")
+        f"training {case.name}, {choice}: {batch / seconds:.1f} images a second"
+        + (f", {share:.0%} of the peak" if share else "")
     )
-    return {"case": case.name, "milliseconds": times[case.name], "images_per_second": batch / seconds, "mfu": share}
+    return {
+        "case": case.name,
+        "precision": choice.precision,
+        "milliseconds": times[case.name],
+        "images_per_second": batch / seconds,
+        "mfu": share,
+    }
 
 
 def _model(case: Case, device: str) -> Any:

@@ -181,8 +181,10 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
 
     from ssmgen import __version__
     from ssmgen.ops import backends
+    from ssmgen.precision import Choice
 
     report = backends()
+    precision = _precision()
     extension = {"loads": report["cpu"].available, "detail": report["cpu"].detail}
     facts: dict[str, Any] = {
         "ssmgen": __version__,
@@ -192,6 +194,7 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         "threads": torch.get_num_threads(),
         "devices": _devices(),
         "compiled_scan": extension,
+        "precision": precision,
         "backends": {name: asdict(status) for name, status in report.items()},
         "packages": {package: _version(package) for package in OPTIONAL},
     }
@@ -200,6 +203,7 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads",
         *(_devices() or ["no CUDA device"]),
         f"compiled scan: {'loads' if extension['loads'] else 'does not load'} ({extension['detail']})",
+        f"auto on {precision['device']} takes {Choice(**precision['auto'])}",
         "",
         "scan backends (selective_scan takes the one marked auto):",
     ]
@@ -213,6 +217,15 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         fix = "" if version else f": pip install 'ssmgen[{extra}]'"
         lines.append(f"  {package:<15} {version or 'missing':<12} {purpose}{fix}")
     return facts, lines
+
+
+def _precision() -> dict[str, Any]:
+    """What ``precision=auto`` takes here and why, and the seconds of a layer's products on the CPU."""
+    from ssmgen.bench import default_device
+    from ssmgen.precision import choose_precision, product_times
+
+    device, times = default_device(), product_times()._asdict()
+    return {"device": device, "auto": choose_precision("auto", device)._asdict(), "cpu_seconds": times}
 
 
 def _devices() -> list[str]:

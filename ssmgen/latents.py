@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+# Pixels that a CPU encodes or decodes at a time, four images of 128 x 128: what one layer writes is then still in the
+# processor's cache when the next layer reads it.
+_PIXELS_AT_ONCE = 4 * 128 * 128
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CLASSES = {"autoencoder-tiny": "AutoencoderTiny", "autoencoder-kl": "AutoencoderKL"}  # in diffusers
@@ -78,7 +82,11 @@ class Identity(nn.Module):
 
 
 class _DiffusersAutoencoder(nn.Module):
-    """Frozen weights of a diffusers autoencoder behind one pair of calls."""
+    """Frozen weights of a diffusers autoencoder behind one pair of calls.
+
+    On a CPU the network computes channels last and a few images at a time, so that an image differs by rounding at most
+    from the same image in another batch. What both calls return is contiguous.
+    """
 
     name: str
     network: Any
@@ -91,20 +99,21 @@ class _DiffusersAutoencoder(nn.Module):
         self.factor = 2 ** (len(_stages(config)) - 1)
         self.scale = float(config.scaling_factor if scale is None else scale)
         self.shift = float((config.shift_factor or 0.0) if shift is None else shift)
+        self._lay_out()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images ``(batch, 3, h, w)`` in [-1, 1] to contiguous latents ``(batch, channels, h/factor, w/factor)``."""
         _check_images(images, self.factor)
-        # Convolutions may answer in channels-last, and do in an AutoencoderKL.
-        return ((self._encode(images) - self.shift) * self.scale).contiguous()
+        return (self._in_parts(self._encode, images, images[0, 0].numel()) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to images in [-1, 1], contiguous."""
         if latents.dim() != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"latents must be (batch, {self.channels}, height, width), got {tuple(latents.shape)}")
-        return self.network.decode(latents / self.scale + self.shift).sample.clamp(-1, 1).contiguous()
+        pixels = latents.shape[2] * latents.shape[3] * self.factor**2
+        return self._in_parts(self._decode, latents / self.scale + self.shift, pixels).clamp(-1, 1)
 
     def describe(self) -> dict[str, Any]:
         """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""
@@ -121,6 +130,30 @@ class _DiffusersAutoencoder(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents).sample
+
+    def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
+        """``run(x)``, in the layout and batches that the device computes fastest; ``pixels`` are those of one image."""
+        if x.device.type != "cpu":
+            return run(x).contiguous()
+        parts = x.contiguous(memory_format=torch.channels_last).split(max(1, _PIXELS_AT_ONCE // max(1, pixels)))
+        return torch.cat([run(part) for part in parts]).contiguous()
+
+    def _lay_out(self) -> None:
+        """Weights channels last on a CPU: each convolution would otherwise copy its input and output to reorder them.
+
+        Other devices have not been timed and keep torch's own layout.
+        """
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.network.parameters())
+        self.network.to(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``to``, ``cuda`` and the like are made of: the layout follows the device."""
+        super()._apply(fn, recurse)
+        self._lay_out()
+        return self
 
 
 @register("autoencoder", "autoencoder-tiny")

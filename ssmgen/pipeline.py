@@ -16,6 +16,7 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.model_card import NAME, model_card
 from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
+from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained
 from ssmgen.sampling import Sampler, image_seeds, in_dtype, initial_noise
 from ssmgen.solvers import Solver
@@ -132,27 +133,31 @@ class MaskToImage:
         """Where the model is."""
         return next(iter(self.model.parameters())).device
 
-    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | None = None) -> MaskToImage:
+    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | str | None = None) -> MaskToImage:
         """Move it, or set what it samples in: ``to("cuda")``, ``to(torch.bfloat16)``, ``to("cuda", torch.bfloat16)``.
 
         The dtype is that of the model's weights while sampling, see `Sampler`; the model itself and its autoencoder
-        stay in float32, so that nothing is lost by going back.
+        stay in float32, so that nothing is lost by going back. ``"auto"`` is bfloat16 where that is faster on the
+        device, and float32 otherwise.
 
         Raises:
             TypeError: neither a device nor a floating-point dtype.
-            ValueError: torch has no such device here.
+            ValueError: torch has no such device here, or another word as ``dtype``.
         """
         for one in where:
-            if isinstance(one, torch.dtype):
+            if isinstance(one, torch.dtype) or one == "auto":
                 dtype = one
             else:
                 device = one
+        place = self.device if device is None else torch.device(device)
+        if isinstance(dtype, str):
+            dtype = sampling_dtype(dtype, place) or torch.float32
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         if device is not None:
             check_device(device)
-            self.model.to(torch.device(device))
-            self.autoencoder.to(torch.device(device))
+            self.model.to(place)
+            self.autoencoder.to(place)
         dtype = dtype or self.sampler.dtype
         self.sampler = Sampler(self.model, dtype=None if dtype == torch.float32 else dtype)
         return self

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ssmgen.precision import sampling_dtype
 from ssmgen.registry import build, explained, find, keywords
 from ssmgen.solvers.base import Solver
 from ssmgen.solvers.grid import shifted_grid
@@ -129,16 +130,17 @@ class Sampler:
         model: a mask-conditioned model. It runs in evaluation mode and without gradients, and is put back as it was.
         dtype: run a copy of the model with its weights in this dtype (bfloat16 reads half the memory). Parameters
             marked ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the solver works in
-            that of x0. None runs the model itself.
+            that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products
+            are faster on this machine (`ssmgen.precision`).
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
             The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
             steps without guidance; needs a C++ compiler on a CPU.
     """
 
-    def __init__(self, model: MaskModel, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
-        self.model: Any = model if dtype is None else in_dtype(model, dtype)
-        self.dtype = dtype
+    def __init__(self, model: MaskModel, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
         self.device = next(iter(model.parameters())).device
+        self.dtype = sampling_dtype(dtype, self.device)
+        self.model: Any = model if self.dtype is None else in_dtype(model, self.dtype)
         self.compiled = compile
         self.step: Any = self.model
         if compile:
@@ -264,7 +266,7 @@ def sample(
     x0: Tensor,
     mask: Tensor | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     compile: bool = False,
     **settings: Any,
 ) -> Tensor:

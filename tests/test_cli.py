@@ -16,6 +16,7 @@ from ssmgen.cli import main
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends, cpu
 from ssmgen.pipeline import Recipe
+from ssmgen.precision import Choice
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +68,9 @@ def test_doctor_names_the_backend_that_runs(capsys):
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backends"]["reference"]["available"] and facts["compiled_scan"]["loads"] == cpu_scan_loads()
+    taken = facts["precision"]
+    assert f"auto on {taken['device']} takes {Choice(**taken['auto'])}\n" in out
+    assert set(taken["cpu_seconds"]) == {"float32", "bfloat16"} and min(taken["cpu_seconds"].values()) > 0
     for package, version in facts["packages"].items():
         line = next(line for line in out.splitlines() if line.split()[:1] == [package])
         assert version in line if version else f"pip install 'ssmgen[{cli.OPTIONAL[package][0]}]'" in line

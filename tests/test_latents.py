@@ -70,11 +70,31 @@ def test_shapes_scale_and_shift(name, request):
     assert not any(p.requires_grad for p in ae.parameters())
 
 
-def test_latents_and_images_are_contiguous_whatever_format_the_convolutions_answer_in(kl):
-    ae = build("autoencoder-kl", source=str(kl))
-    ae.network.to(memory_format=torch.channels_last)
-    latents = ae.encode(images(2))
-    assert latents.is_contiguous() and ae.decode(latents).is_contiguous()
+@pytest.mark.parametrize("name", ["autoencoder-tiny", "autoencoder-kl"])
+def test_latents_and_images_are_contiguous_and_do_not_depend_on_the_batch(name, request):
+    ae = build(name, source=str(request.getfixturevalue("tiny" if name.endswith("tiny") else "kl")))
+    x = images(5)
+    latents, decoded = ae.encode(x), ae.decode(ae.encode(x))
+    assert latents.is_contiguous() and decoded.is_contiguous()
+    torch.testing.assert_close(torch.cat([ae.encode(one) for one in x.split(1)]), latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat([ae.decode(one) for one in latents.split(1)]), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_computes_channels_last_a_few_images_at_a_time(tiny, tmp_path):
+    ae = build("autoencoder-tiny", source=str(tiny))
+    plain = diffusers.AutoencoderTiny.from_pretrained(tiny, low_cpu_mem_usage=False)
+    seen, x = [], images(5, size=128)
+    layers = [m for m in ae.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, out: seen.append((len(out), out.is_contiguous())))
+    latents = ae.encode(x)
+    ae.decode(latents)
+    assert {count for count, _ in seen} == {4, 1} and len(seen) == 2 * len(layers)
+    assert not any(contiguous for count, contiguous in seen if count > 1)
+    torch.testing.assert_close(latents, plain.encode(x).latents, rtol=1e-4, atol=1e-5)
+    before = ae.describe()
+    ae.to("cpu").save(tmp_path / "saved")  # contiguous in the file, whatever the layout in memory
+    assert build("autoencoder-tiny", source=str(tmp_path / "saved")).describe() == before
 
 
 def test_description_tells_weights_and_scale_apart(tiny, tmp_path):
@@ -278,11 +298,9 @@ def test_cache_holds_latents_masks_and_flips(tiny, tmp_path):
         assert torch.equal(swapped == 1, mask.flip(-1) == 2) and torch.equal(swapped == 0, mask.flip(-1) == 0)
 
 
-def test_channels_last_latents_are_cached(kl, tmp_path):
-    """An `AutoencoderKL` gives them from two images on."""
+def test_latents_of_a_network_that_answers_channels_last_are_cached(kl, tmp_path):
     ae = build("autoencoder-kl", source=str(kl))
     x = torch.stack([Pairs()[index][0] for index in range(4)]).float() / 127.5 - 1
-    assert not ae.encode(x).is_contiguous()
     write_latent_cache(Pairs(4), ae, tmp_path / "cache", flip=True, batch_size=4)
     cache = LatentCache(tmp_path / "cache", LABELS)
     torch.testing.assert_close(torch.stack([cache[index][0] for index in range(4)]), ae.encode(x))
@@ -294,6 +312,44 @@ def test_latents_that_are_no_numbers_are_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="autoencoder-tiny: its latents of the images are not finite"):
         write_latent_cache(Pairs(), ae, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+class Where:
+    """Says in its latents how many threads it has, and whether it is in a loader process."""
+
+    def encode(self, x):
+        loader = torch.utils.data.get_worker_info() is not None
+        return torch.tensor([[[[float(torch.get_num_threads()), float(loader)]]]]).expand(len(x), -1, -1, -1)
+
+    def describe(self):
+        return {}
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, [3.0, 0.0]), (2, [1.0, 1.0])])
+def test_loader_processes_encode_each_on_one_thread(tmp_path, workers, expected):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        write_latent_cache(
+            Pairs(), Where(), tmp_path / "cache", batch_size=2, num_workers=workers, progress=seen.append
+        )
+    finally:
+        torch.set_num_threads(before)
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    assert [cache[i][0].flatten().tolist() for i in range(5)] == [expected] * 5 and seen == [2, 2, 1]
+
+
+def test_a_cache_is_the_same_whoever_encodes(tiny, kl, tmp_path):
+    for name, source in (("autoencoder-tiny", tiny), ("autoencoder-kl", kl)):
+        ae, pairs = build(name, source=str(source)), Pairs(4)  # whole batches: a kl network's are channels last
+        for workers in (0, 2):
+            target = tmp_path / f"{name}-{workers}"
+            write_latent_cache(pairs, ae, target, flip=True, batch_size=2, num_workers=workers)
+        one, other = (LatentCache(tmp_path / f"{name}-{workers}", LABELS) for workers in (0, 2))
+        for index in range(4):
+            for mine, theirs in ((one[index], other[index]), (one.flipped(index), other.flipped(index))):
+                torch.testing.assert_close(mine[0], theirs[0], rtol=1e-4, atol=1e-5)
+                assert torch.equal(mine[1], theirs[1])
 
 
 def test_cache_spans_shards(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap, write_png
 from ssmgen.data.images import to_pil
 from ssmgen.pipeline import Recipe, packaged
+from ssmgen.precision import Choice
 from ssmgen.training import derived_seed
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
@@ -217,7 +218,7 @@ def test_labels_need_not_be_faces(tmp_path):
         again(torch.full((32, 32), 3, dtype=torch.uint8))
 
 
-def test_weights_in_bfloat16_give_nearly_the_same_and_nothing_is_lost(pipe, face):
+def test_weights_in_bfloat16_give_nearly_the_same_and_nothing_is_lost(pipe, face, monkeypatch):
     plain = pipe(face, output_type="pt")
     moved = MaskToImage(pipe.model, pipe.autoencoder, pipe.recipe)
     for how in ({"dtype": torch.bfloat16}, {"device": "cpu", "dtype": torch.bfloat16}):
@@ -227,6 +228,11 @@ def test_weights_in_bfloat16_give_nearly_the_same_and_nothing_is_lost(pipe, face
     assert torch.equal(moved.to("cpu", torch.float32)(face, output_type="pt"), plain)
     with pytest.raises(TypeError, match="floating-point one, got torch.int8"):
         moved.to(torch.int8)
+    with pytest.raises(ValueError, match="dtype must be a torch.dtype, 'auto' or None, got 'half'"):
+        moved.to(dtype="half")
+    for taken, dtype in (("bf16", torch.bfloat16), ("no", None)):
+        monkeypatch.setattr("ssmgen.precision.choose_precision", lambda asked, device, taken=taken: Choice(taken, ""))
+        assert moved.to("cpu", "auto").sampler.dtype == dtype == moved.to(dtype="auto").sampler.dtype
 
 
 def test_weights_saved_in_16_bits_are_half_as_large_and_nearly_the_same(pipe, face, tmp_path):

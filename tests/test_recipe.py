@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, export, parser, prepare, provenance, sample, train
+from recipes.sisma import budget, evaluate, export, parser, prepare, provenance, sample, train
 from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
 from recipes.sisma.given import find_given
 from recipes.sisma.names import check_distinct
@@ -38,7 +38,7 @@ from ssmgen.weights import write_weights
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *("image_size=64", "drawn_count=24", "batch_size=4", "model_args.dim=64", "model_args.depth=1", "log_every=1"),
-    *("sample_every=0", "evaluate_masks=4", "solver_steps=2", "checkpoint_every=5", "warmup=2"),
+    *("sample_every=0", "evaluate_masks=4", "solver_steps=2", "checkpoint_every=5", "warmup=2", "lr_decay_steps=1300"),
 ]
 
 
@@ -82,6 +82,56 @@ def test_ten_and_ten_make_twenty(tmp_path):
     train.main([*common, f"run={cut}", "steps=10"])
     train.main([*common, f"run={cut}", "steps=20", "resume=auto"])
     assert digests(whole) == digests(cut) and len(digests(whole)) == 3
+
+
+def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "LEAST", 2)
+    monkeypatch.setattr(budget, "MOST", 4)
+    chosen, given = tmp_path / "chosen", tmp_path / "given"
+    common = [word for word in SMALL if "lr_decay" not in word]
+    common += [f"cache={tmp_path / 'cache'}", "checkpoint_every=2", "evaluate=false"]
+    train.main([*common, f"run={chosen}"])
+    said = re.search(r"measured \d+\.\d\d s a step: 4 steps, the most that are chosen, take", capsys.readouterr().err)
+    assert said and load_config(chosen).steps == load_config(chosen).lr_decay_steps == 4
+    train.main([*common, f"run={given}", "steps=4"])
+    assert digests(chosen) == digests(given) and len(digests(chosen)) == 3
+    losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").open()] for run in (chosen, given)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+    def again(*_):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(train, "seconds_per_step", again)
+    monkeypatch.setattr(budget, "MOST", 9)
+    shutil.rmtree(checkpoints(chosen / "checkpoints")[-1])  # stopped after step 2
+    train.main([*common, f"run={chosen}", "resume=auto", "minutes=1"])
+    assert digests(chosen) == digests(given) and load_config(chosen).steps == 4
+    (chosen / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"config.yaml: not found, .*give steps="):
+        train.main([*common, f"run={chosen}", "resume=auto"])
+
+
+def test_steps_fill_the_minutes_within_bounds(capsys):
+    cases = [(0.5, "", 700), (0.512, "", 700), (0.1, "", 1300), (2.0, "", 400), (0.1, "lr_decay_steps=90", 90)]
+    for seconds, word, steps in cases:
+        config = budget.choose_steps(train.parse(["quick", "minutes=6", *filter(None, [word])]), lambda s=seconds: s)
+        assert (config.steps, config.lr_decay_steps, config.sample_every) == (steps, steps, steps // 2)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "measured 0.50 s a step: 700 steps fit in 6 minutes"
+    assert said[3] == "measured 2.00 s a step: 400 steps, the fewest that are chosen, take 13.3 of 6 minutes"
+    own = budget.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
+    assert (own.steps, own.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
+
+
+def test_the_cosine_ends_where_training_does_if_nothing_else_is_said():
+    for words, expected in (
+        (["quick", "steps=3000"], (3000, 3000, 1500)),
+        (["quick", "steps=7"], (7, 7, 4)),
+        (["faces", "data=x", "steps=500", "lr_decay_steps=0", "sample_every=9"], (500, 0, 9)),
+        (["paper", "data=x"], (150_000, 0, 5000)),
+    ):
+        config = budget.continued(train.parse(words))
+        assert (config.steps, config.lr_decay_steps, config.sample_every) == expected
 
 
 def test_a_complete_run_is_not_trained_again(trained, capsys):
@@ -201,14 +251,16 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
         (["quick", "steps=many"], "steps"),
         (["quick", "preset=paper"], "name the preset as the first word"),
         (["faces"], "needs data=FOLDER"),
-        (["quick", "steps=0"], "steps must be positive"),
+        (["quick", "steps=-1"], "steps must be positive"),
+        (["paper", "steps=0"], "steps must be positive, or 0 with minutes= to train for; got minutes=0"),
+        (["quick", "minutes=-1"], "got minutes=-1"),
         (["quick", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
         (["quick", "model=sisma-xxl"], "unknown name 'sisma-xxl'"),
         (["quick", "model_args.dept=3"], "takes no 'dept'.*'depth'"),
         (["quick", "model_args.num_classes=3"], "follows from the autoencoder and the labels"),
         (["quick", "autoencoder_source=./nowhere"], "nowhere: no such folder"),
         (["quick", "image_size=60"], "multiple of 8 \\(autoencoder"),
-        (["quick", "steps=3000"], "lr_decay_steps=1300 ends before steps=3000"),
+        (["quick", "steps=3000", "lr_decay_steps=1300"], "lr_decay_steps=1300 ends before steps=3000"),
         (["quick", "solver=flow-matching"], "'flow-matching' is of kind objective, not solver. All solvers: ab2"),
         (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
         (["quick", "shift=0"], "shift must be a number above 0, got 0"),
@@ -660,7 +712,8 @@ def test_presets_are_as_printed():
     assert stable.lr == 1e-4
     for name, make in PRESETS.items():
         assert make().preset == name
-        make().train_settings()
+        make().with_steps(make().steps or budget.MOST).train_settings()
+    assert preset("faces").train_settings().lr_decay_steps == preset("faces").steps
 
 
 def test_config_survives_the_run_folder(trained):
@@ -668,11 +721,21 @@ def test_config_survives_the_run_folder(trained):
     assert isinstance(config, Config) and config.steps == 6 and config.model_args["depth"] == 1
 
 
-def test_train_parser_on_drawn_faces(tmp_path):
+def test_a_run_records_the_precision_it_took_and_refuses_the_other(trained):
+    taken = load_config(trained).precision
+    assert preset("quick").precision == preset("faces").precision == "auto" and taken in ("no", "bf16")
+    assert verify_checkpoint(checkpoints(trained / "checkpoints")[-1])["record"]["precision"] == taken
+    other = {"no": "bf16", "bf16": "no"}[taken]
+    with pytest.raises(CheckpointError, match=rf"another configuration \(precision: '{taken}' there, '{other}' now"):
+        train.main(words(trained.parent, f"precision={other}", "resume=auto", "model_args.mask_dropout=0.1"))
+
+
+def test_train_parser_on_drawn_faces(tmp_path, capsys):
     out = tmp_path / "parser.safetensors"
     parser.main([f"out={out}", "steps=2", "batch_size=2", "image_size=32", "width=8", "held_out=4", "faces=8"])
     _, card = parser.load_parser(out)
-    assert card["width"] == 8 and "miou" in card["held_out"]
+    assert card["width"] == 8 and "miou" in card["held_out"] and card["precision"] in ("no", "bf16")
+    assert f"precision {card['precision']}" in capsys.readouterr().err
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="broken.safetensors: is no safetensors file"):
         parser.load_parser(tmp_path / "broken.safetensors")
@@ -695,7 +758,8 @@ def test_a_training_whose_loss_is_no_number_saves_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("image_size=40", "must be a multiple of 16, got 40"), ("steps=0", "must be at least 1"), ("data=no", "no such")],
+    [("image_size=40", "must be a multiple of 16, got 40"), ("steps=0", "must be at least 1"), ("data=no", "no such")]
+    + [("precision=fp16", "precision must be 'auto', 'no' .float32. or 'bf16', got 'fp16'")],
 )
 def test_a_parser_that_cannot_be_trained_is_refused_before_training(tmp_path, word, message):
     with pytest.raises((ValueError, OSError), match=message):
@@ -713,6 +777,19 @@ def test_train_autoencoder_on_drawn_faces(tmp_path, factor):
         + [f"factor={factor}"]
     )
     assert build("autoencoder-tiny", source=str(tmp_path / "ae")).factor == factor
+    assert json.loads((tmp_path / "ae" / "card.json").read_text())["precision"] in ("no", "bf16")
+
+
+@pytest.mark.parametrize("began", ["no", "bf16"])
+def test_an_autoencoder_goes_on_in_the_precision_it_began_with(tmp_path, began):
+    from recipes.sisma import autoencoder
+
+    settings = autoencoder.Settings(out=str(tmp_path / "ae"), precision=began)
+    network = torch.nn.Linear(1, 1)
+    autoencoder._checkpoint(network, torch.optim.AdamW(network.parameters()), settings, 1000)
+    asked = dataclasses.replace(settings, precision="auto")
+    assert autoencoder._precision(asked) == (began, "as step-00001000 was made")
+    assert autoencoder._precision(dataclasses.replace(settings, precision="no")) == ("no", "as asked")
 
 
 def test_sheets_refuse_ragged_rows(tmp_path):

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_two_processes_are_one_run(tmp_path):
-    words = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "image_size=64", "drawn_count=8", "steps=2"]
-    words += ["batch_size=4", "lr_decay_steps=0", "warmup=0", "sample_every=0", "log_every=1", "evaluate=false"]
+    words = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "image_size=64", "drawn_count=8"]
+    words += ["batch_size=4", "lr_decay_steps=2", "warmup=0", "sample_every=0", "log_every=1", "evaluate=false"]
     words += ["model_args.dim=64", "model_args.depth=1", "precision=no"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -24,6 +24,7 @@ def test_two_processes_are_one_run(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("s a step: 2 steps, the most that are chosen") == 1  # both measure and agree
     assert done.stderr.count("encoding 8 images once") == 1 and done.stdout.count("to step 2 in") == 1
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2

@@ -9,6 +9,7 @@ from conftest import randomize
 
 import ssmgen
 from ssmgen import Sampler, build, extras, initial_noise, sample
+from ssmgen.precision import Choice
 from ssmgen.solvers import Solver, shifted_grid
 from ssmgen.solvers.base import RungeKutta
 
@@ -313,6 +314,16 @@ def test_a_sampler_in_bfloat16_stays_close_and_leaves_the_model_alone():
     out, expected = sampler(x0, mask, steps=4), sample(model, x0, mask, steps=4)
     assert out.dtype == torch.float32
     assert 0 < (out - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("taken", ["no", "bf16"])
+def test_a_sampler_takes_the_dtype_that_pays(monkeypatch, taken):
+    monkeypatch.setattr("ssmgen.precision.choose_precision", lambda asked, device: Choice(taken, ""))
+    model = randomize(build("sisma-debug"), std=0.05)
+    x0 = torch.randn(1, 3, 8, 8)
+    out = sample(model, x0, None, steps=2, dtype="auto")
+    assert torch.equal(out, sample(model, x0, None, steps=2, dtype=torch.bfloat16 if taken == "bf16" else None))
+    assert (Sampler(model, dtype="auto").model is model) == (taken == "no")
 
 
 @pytest.mark.slow

@@ -8,16 +8,17 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssmgen import build
+from ssmgen.precision import Choice
 from ssmgen.training import (
     CheckpointError,
     StepOrder,
@@ -29,16 +30,21 @@ from ssmgen.training import (
     loop,
     make_optimizer,
     moving_average,
+    muon,
     on_cpu,
+    pace,
     parameter_groups,
     save_checkpoint,
     schedule_changes,
     schedule_of,
+    seconds_per_step,
+    settle,
     train,
     verify_checkpoint,
 )
 from ssmgen.training.log import RunLog
 from ssmgen.training.memory import keep_freed_memory
+from ssmgen.training.muon import orthogonalize
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -109,6 +115,33 @@ def test_resuming_is_exact_to_the_bit(tmp_path, options):
     logs = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("whole", "cut")]
     whole, cut = ({line["step"]: line["loss"] for line in map(json.loads, lines)} for lines in logs)
     assert {step: loss for step, loss in cut.items() if step in whole} == whole
+
+
+def as_written_before(checkpoint):
+    """A checkpoint as it was when the average was saved with what it is wrapped in, and its count among the weights."""
+    weights, state = load_file(checkpoint / "ema.safetensors"), json.loads((checkpoint / "state.json").read_text())
+    count = torch.tensor(state.pop("averaged"))
+    save_file(
+        {f"module.{name}": x for name, x in weights.items()} | {"n_averaged": count}, checkpoint / "ema.safetensors"
+    )
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    files = [file for file in checkpoint.iterdir() if file.name != "MANIFEST.json"]
+    manifest = {
+        f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in files
+    }
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_the_first_format_is_resumed_to_the_bit(tmp_path):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", steps=6)
+    run(tmp_path / "cut", steps=3)
+    as_written_before(checkpoints(tmp_path / "cut" / "checkpoints")[-1])
+    run(tmp_path / "cut", steps=6, resume="auto")
+    whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
+    assert digests(whole) == digests(cut)
+    assert json.loads((whole / "state.json").read_text())["averaged"] == 6
 
 
 def lrs(folder):
@@ -248,11 +281,12 @@ def test_weight_decay_spares_vectors_and_state_matrices():
     assert "blocks.0.self_mamba.in_proj.weight" not in spared
 
 
-def test_muon_steps_the_blocks_matrices_and_adamw_the_rest():
-    first, second = (randomize(build("sisma-debug", dim=24, depth=1)) for _ in range(2))  # gradients that are not zero
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_muon_steps_the_blocks_matrices_and_adamw_the_rest(precision):
+    first, second = (build("sisma-debug", dim=24, depth=1) for _ in range(2))
     second.load_state_dict(first.state_dict())
-    ours = make_optimizer(first, "muon", lr=0.01, weight_decay=0.1)
-    named = dict(second.named_parameters())
+    ours = make_optimizer(first, "muon", lr=0.01, weight_decay=0.1, precision=precision)
+    named, before = dict(second.named_parameters()), {n: p.detach().clone() for n, p in first.named_parameters()}
     matrices = [n for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2 and not n.endswith("A_log")]
     assert "blocks.0.self_mamba.in_proj.weight" in matrices
     rest = [{**group, "params": [p for p in group["params"]]} for group in parameter_groups(second, 0.1)]
@@ -261,19 +295,74 @@ def test_muon_steps_the_blocks_matrices_and_adamw_the_rest():
         torch.optim.Muon([named[n] for n in matrices], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=0.01 / 3, betas=(0.9, 0.95), fused=True),
     ]
-    x, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 19, (2, 4, 4), dtype=torch.uint8)
     for _ in range(3):
-        for model, optimizers in ((first, [ours]), (second, theirs)):
-            model(x, torch.tensor([0.2, 0.7]), mask).square().sum().backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        for name, parameter in first.named_parameters():
+            parameter.grad = named[name].grad = torch.randn_like(parameter)
+        for optimizer in (ours, *theirs):
+            optimizer.step()
     for name, parameter in first.named_parameters():
-        torch.testing.assert_close(parameter, named[name], msg=name)
+        if name in matrices:  # theirs multiplies in bfloat16
+            assert (parameter - named[name]).norm() < 0.03 * (named[name] - before[name]).norm(), name
+            torch.testing.assert_close(ours.state[parameter], theirs[0].state[named[name]])
+        else:
+            assert torch.equal(parameter, named[name]), name
     loop._set_lr(ours, 0.3)
     assert [group["lr"] for group in ours.param_groups] == [0.3, *[pytest.approx(0.1)] * (len(ours.param_groups) - 1)]
     slots = {name: set(ours.state[p]) for name, p in first.named_parameters()}
-    assert all(("momentum_buffer" in slots[name]) == (name in matrices) for name in slots)
+    assert all((slots[name] == {"momentum_buffer"}) == (name in matrices) for name in slots)
+
+
+def newton_schulz(x):
+    """The iteration as it is written, in float64."""
+    x = x.double() / x.double().norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 96), (40, 40), (3, 50), (1, 7)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-4])
+def test_muons_products_are_as_exact_as_the_run(rows, columns, smallest):
+    u, _, v = torch.linalg.svd(torch.randn(3, rows, columns, dtype=torch.float64), full_matrices=False)
+    x = (u * torch.logspace(0, math.log10(smallest), rows, dtype=torch.float64) @ v).float()
+    exact = torch.stack([newton_schulz(each) for each in x])
+    high, low = (orthogonalize(x, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert high.dtype == torch.float32 and low.dtype == torch.bfloat16
+    errors = [((each - exact).norm() / exact.norm()).item() for each in (high, low)]
+    assert errors[0] < 1e-3 and errors[0] < 0.1 * errors[1] and errors[1] < 0.5
+    alone = torch.cat([orthogonalize(each.unsqueeze(0), torch.float32) for each in x])
+    torch.testing.assert_close(alone, high, rtol=1e-3, atol=1e-4)
+    assert not orthogonalize(torch.zeros(1, 2, 3), torch.float32).any(), "no gradient, no step"
+
+
+def test_large_matrices_are_orthogonalised_a_few_at_a_time(monkeypatch):
+    found = []
+    for at_once in (muon._BATCH, 200, 1):
+        torch.manual_seed(0)
+        monkeypatch.setattr(muon, "_BATCH", at_once)
+        matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 12), (12, 8), (8, 12), (3, 4))]
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix)
+        group = {"params": matrices, "lr": 1.0, "weight_decay": 0.0, "momentum": 0.95}
+        muon.muon_step(group, defaultdict(dict), torch.float32)
+        found.append(matrices)
+    for matrices in found[1:]:
+        assert all(map(torch.allclose, matrices, found[0]))
+
+
+def test_muon_repeats_to_the_bit_for_any_number_of_threads():
+    x = torch.randn(3, 96, 384)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append([orthogonalize(x, torch.float32), orthogonalize(x[:1], torch.bfloat16)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
 
 
 def test_an_unknown_optimizer_is_refused():
@@ -521,14 +610,18 @@ def test_sigterm_saves_and_stops(tmp_path):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Under torchrun: one checkpoint, and a stop asked of one process stops both at the same step."""
+    """Under torchrun: one checkpoint, one precision, and a stop asked of one stops both at the same step."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
         "import test_training as t\n"
         "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None\n"
-        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop)\n"
-        "said = f'{result.step} {result.interrupted}'\n"
+        "found = t.Choice(('bf16', 'no')[int(os.environ['RANK'])], 'each by itself')\n"
+        "t.settle.choose_precision = lambda *_: found\n"
+        "taken, step = set(), t.loop._step\n"
+        "t.loop._step = lambda *args: (taken.add(args[6].precision), step(*args))[1]\n"
+        "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop, precision='auto')\n"
+        "said = f'{result.step} {result.interrupted} {taken}'\n"
         "(Path(sys.argv[1]).parent / ('rank' + os.environ['RANK'])).write_text(said)\n"
     )
     (tmp_path / "run").mkdir()
@@ -544,9 +637,10 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (tmp_path / f"rank{rank}" for rank in range(2))
     assert first.read_text() == second.read_text()
-    step, interrupted = first.read_text().split()
-    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    assert interrupted == "True" and verify_checkpoint(newest)["step"] == int(step)
+    step, interrupted, taken = first.read_text().split()
+    newest = verify_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert interrupted == "True" and newest["step"] == int(step)
+    assert taken == "{'bf16'}" and newest["record"]["precision"] == "bf16", "the first process decides"
 
 
 BAD = {"steps": 0, "batch_size": 0, "lr": 0.0, "warmup": -1, "precision": "fp16", "lr_decay_steps": 3, "accumulate": 3}
@@ -576,8 +670,54 @@ def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
     assert last["bf16"] != last["no"] and abs(last["bf16"] - last["no"]) < 0.05 * last["no"]
 
 
+@pytest.fixture
+def found(monkeypatch):
+    """Say what measuring finds."""
+
+    def find(precision):
+        monkeypatch.setattr(settle, "choose_precision", lambda asked, device: Choice(precision, "it was measured"))
+
+    return find
+
+
+def test_a_resumed_run_keeps_the_precision_it_began_with(tmp_path, found, capsys):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", precision="bf16", optimizer="muon")
+    assert not capsys.readouterr().err
+    found("bf16")
+    run(tmp_path / "cut", steps=3, precision="auto", optimizer="muon")
+    assert capsys.readouterr().err == "precision bf16: it was measured\n"
+    found("no")
+    run(tmp_path / "cut", resume="auto", precision="auto", optimizer="muon")
+    assert capsys.readouterr().err == "precision bf16: as step-00000003 was made\n"
+    whole, cut = (checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "cut"))
+    assert digests(whole) == digests(cut) and verify_checkpoint(cut)["record"] == {"precision": "bf16"}
+    with pytest.raises(CheckpointError, match="precision: 'bf16' there, 'no' now"):
+        run(tmp_path / "cut", steps=9, resume="auto", precision="no", optimizer="muon")
+
+
+def test_a_checkpoint_that_records_no_precision_is_resumed(tmp_path):
+    loop._check_record(tmp_path, {"lr": 1}, {"lr": 1, "precision": "no"})
+    with pytest.raises(CheckpointError, match="lr: 1 there, 2 now"):
+        loop._check_record(tmp_path, {"lr": 1}, {"lr": 2, "precision": "no"})
+
+
+def test_the_products_are_measured_as_the_run_rounds_them(folder, monkeypatch):
+    rounding = []
+    choice = Choice("no", "")
+    monkeypatch.setattr(
+        settle, "choose_precision", lambda *_: rounding.append(torch.get_float32_matmul_precision()) or choice
+    )
+    settings = TrainSettings(steps=1, batch_size=1, precision="auto", matmul_precision="medium")
+    accelerator = loop._accelerator()
+    assert settle.settle_precision(settings, folder, None, accelerator).precision == "no"
+    assert rounding == ["medium"] and torch.get_float32_matmul_precision() == "highest"
+
+
 FREED = """
 import ctypes
+from ssmgen.training.muon import orthogonalize
 from ssmgen.training.memory import keep_freed_memory
 
 class Info(ctypes.Structure):
@@ -615,3 +755,29 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("ssmgen.training.loop.keep_freed_memory", lambda: calls.append(True))
     run(tmp_path, steps=1)
     assert calls == [True]
+
+
+def test_measuring_a_step_takes_those_of_training_and_leaves_no_trace(folder, monkeypatch):
+    torch.manual_seed(0)
+    model, clock = build("sisma-debug", dim=24, depth=1, mask_dropout=0.2), [0.0]
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    options = TrainSettings(steps=6, batch_size=4, warmup=2, log_every=1)
+    took, losses = [9.0, 3.0, 0.5, 0.4, 0.7, 0.4, 0.4, 0.4], []
+
+    def slow_step(*args):
+        losses.append(loop._step(*args)[0])
+        clock[0] += took[len(losses) - 1]
+
+    monkeypatch.setattr(pace, "_step", slow_step)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    arguments = (model, build("flow-matching"), Toy(), options)
+    assert seconds_per_step(*arguments, limit=5.0) == pytest.approx(3.0)  # the first step has used it up
+    assert len(losses) == 2
+    losses.clear()
+    assert seconds_per_step(*arguments, limit=13.5) == pytest.approx(0.5)  # median of 0.5, 0.4, 0.7
+    assert len(losses) == 5
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and not list(folder.iterdir())
+    train(*arguments, folder)
+    logged = [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
+    assert logged[:5] == losses

@@ -40,7 +40,7 @@ def main() -> None:
     if not cache.exists():
         write_latent_cache(SepiaFaces(options.faces, size), pipe.autoencoder, cache)
     model = pipe.model.requires_grad_(True)  # a pipeline freezes its model
-    settings = TrainSettings(steps=options.steps, batch_size=16, lr=3e-4, warmup=20, ema_decay=0.98, precision="bf16")
+    settings = TrainSettings(steps=options.steps, batch_size=16, lr=3e-4, warmup=20, ema_decay=0.98, precision="auto")
     objective = ssmgen.build("flow-matching", t_sampling="logit-normal")
     result = train(model, objective, LatentCache(cache, CELEBAMASK19), settings, options.out / "run", resume="auto")
 

@@ -53,7 +53,7 @@ def main() -> None:
         warmup=50,
         lr_decay_steps=options.steps,
         ema_decay=0.995,
-        precision="bf16",
+        precision="auto",
     )
     objective = ssmgen.build("flow-matching", t_sampling="logit-normal")
     result = train(model, objective, LatentCache(work / "cache", STREET), settings, work / "run", resume="auto")

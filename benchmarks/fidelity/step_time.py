@@ -18,6 +18,7 @@ from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.runs import new_model
 from ssmgen import build
+from ssmgen.precision import choose_precision
 
 
 def main() -> None:
@@ -43,12 +44,13 @@ def training_step(words: list[str]) -> Callable[[], None]:
     autoencoder = load_autoencoder(config)
     model = new_model(config, autoencoder).train()
     objective = build("flow-matching", t_sampling=config.t_sampling)
+    bf16 = choose_precision(config.precision).precision == "bf16"
     side = config.image_size // autoencoder.factor
     latents = torch.randn(config.batch_size, autoencoder.channels, side, side)
     masks = torch.randint(0, 19, (config.batch_size, config.image_size, config.image_size), dtype=torch.uint8)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective.loss(model, latents, mask=masks)
         loss.backward()
 

@@ -23,6 +23,9 @@ from ssmgen.data.folder import PreparedFolder, load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, loader_processes, progress_bar
+from ssmgen.training.memory import keep_freed_memory
+
+_MOST_WORKERS = 16
 
 
 def training_pairs(config: Config) -> Any:
@@ -127,14 +130,12 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
     with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
+        if device.type == "cpu":
+            keep_freed_memory()
+        # On a CPU each of them encodes on a core of its own, with the memory of one network's activations.
+        workers = loader_processes(_MOST_WORKERS)
         write_latent_cache(
-            pairs,
-            autoencoder,
-            target,
-            flip=config.flip,
-            device=device,
-            num_workers=loader_processes(2),
-            progress=bar.update,
+            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=workers, progress=bar.update
         )
 
 

@@ -22,7 +22,15 @@ from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.model_folder import SAMPLING, Recipe, check_sampling
-from ssmgen.training import CheckpointError, check_launch, checkpoints, on_cpu, schedule_of, verify_checkpoint
+from ssmgen.training import (
+    CheckpointError,
+    check_launch,
+    checkpoints,
+    on_cpu,
+    read_average,
+    schedule_of,
+    verify_checkpoint,
+)
 from ssmgen.weights import load_weights
 
 
@@ -227,7 +235,7 @@ def load_run(run: Path) -> LoadedRun:
             f"{autoencoder.describe()}: give back the autoencoder it was trained with"
         )
     model = new_model(config, autoencoder)
-    load_weights(model, found[-1] / "ema.safetensors")
+    load_weights(model, found[-1] / "ema.safetensors", read_average(found[-1])[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
     schedule = schedule_of(state, config.lr_decay_steps)

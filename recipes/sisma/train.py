@@ -1,8 +1,8 @@
 """Train SISMA: ``python -m recipes.sisma.train [preset] [key=value ...]``.
 
-    python -m recipes.sisma.train                                   # quick: drawn faces, minutes on two cores
+    python -m recipes.sisma.train                                   # quick: drawn faces, steps for 6 minutes
     python -m recipes.sisma.train faces data=PREPARED
-    python -m recipes.sisma.train quick run=runs/mine steps=3000 lr_decay_steps=3000 seed=1
+    python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
 The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``, ``result.json`` and
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
+from recipes.sisma.budget import choose_steps, continued, most_steps
 from recipes.sisma.evaluate import evaluate_run, load_judge
 from recipes.sisma.pairs import check_pairs, encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
 from recipes.sisma.pictures import save_mask_sheet
@@ -29,12 +30,12 @@ from recipes.sisma.runs import all_processes, check_writable, generate, new_mode
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends
-from ssmgen.training import find_checkpoint, train
+from ssmgen.training import find_checkpoint, seconds_per_step, settle_precision, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
-    *("preset", "run", "resume", "steps", "cache", "checkpoint_every", "keep_checkpoints", "log_every", "num_workers"),
-    "tracker",
+    *("preset", "run", "resume", "steps", "minutes", "cache", "checkpoint_every", "keep_checkpoints", "log_every"),
+    *("num_workers", "tracker"),
     *("sample_every", "evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int | None:
     Returns:
         The exit status: `STOPPED` where training was asked to stop.
     """
-    config = parse(argv)
-    settings = config.train_settings()
+    config = continued(parse(argv))
+    settings = config.with_steps(config.steps or most_steps(config)).train_settings()
     run = Path(config.run)
     check_pairs(config)
     autoencoder = load_autoencoder(config)
@@ -57,17 +58,24 @@ def main(argv: list[str]) -> int | None:
     model = new_model(config, autoencoder)
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
-    record = _record(config, autoencoder)
     processes = all_processes()
+    settings = settle_precision(settings, run, resume, processes)
+    config.precision = settings.precision
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
-            find_checkpoint(run, resume, record)
+            find_checkpoint(run, resume, _record(config, autoencoder))
         data = encoded_pairs(config, autoencoder.to(processes.device))
+    objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
+    config = choose_steps(
+        config,
+        lambda: seconds_per_step(model, objective, data, settings),
+        quiet=not processes.is_main_process,
+    )
+    settings, record = config.train_settings(), _record(config, autoencoder)
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
-    objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     draw = _sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
@@ -151,8 +159,9 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    changed = f" {config.model_args}" if config.model_args else ""
     print(
-        f"preset {config.preset}: {config.model} {config.model_args or ''}, {millions:.2f} M parameters, "
+        f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
         f"{examples} examples an epoch, {config.steps} steps of {config.batch_size}, run {config.run}\n"
         f"scan backend on {device}: {scan}",
         file=sys.stderr,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from ssmgen.atomic import whole_folder
 from ssmgen.data.labels import LabelSet
@@ -52,7 +52,9 @@ def write_latent_cache(
         target: folder to make; must not exist.
         flip: also encode every image mirrored, for training with horizontal flips.
         batch_size: images encoded at a time.
-        num_workers: processes that read (or draw) images.
+        num_workers: processes that read (or draw) images. Where ``device`` is a CPU they encode them too, each on one
+            thread: beside an encoder that uses all cores they would take turns with its threads, which wait for each
+            other. 0 does everything in this process, with all its threads.
         device: where to encode.
         progress: called with the number of images just encoded.
 
@@ -68,8 +70,7 @@ def write_latent_cache(
             for shard, start in enumerate(range(0, len(pairs), _SHARD)):
                 stop = min(start + _SHARD, len(pairs))
                 part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
-                loader: Any = DataLoader(part, batch_size, num_workers=num_workers)
-                batches = list(_encoded(loader, autoencoder, flip, device, progress))
+                batches = list(_encoded(part, _Encoder(autoencoder, flip, device), batch_size, num_workers, progress))
                 tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
                 write_weights(temporary / f"shard-{shard:05d}.safetensors", tensors)
             record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
@@ -144,22 +145,43 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
         return self.__dict__ | {"_open": []}  # each loader process opens the files itself
 
 
+class _Encoder:
+    """A batch of pairs to what the cache keeps of it; loader processes may call it."""
+
+    def __init__(self, autoencoder: Any, flip: bool, device: torch.device | str) -> None:
+        self.autoencoder, self.flip, self.device = autoencoder, flip, torch.device(device)
+
+    def __call__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        pixels, masks = default_collate(list(pairs))
+        return self.encode(pixels, masks)
+
+    def encode(self, pixels: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Images uint8 ``(batch, 3, h, w)`` with their masks to latents and masks."""
+        images = pixels.to(self.device).float() / 127.5 - 1
+        batch = {"latents": self._latents(images), "masks": masks}
+        if self.flip:
+            batch["latents_flipped"] = self._latents(images.flip(-1))
+        return batch
+
+    def _latents(self, images: Tensor) -> Tensor:
+        return self.autoencoder.encode(images).float().cpu().contiguous()
+
+
 def _encoded(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    autoencoder: Any,
-    flip: bool,
-    device: torch.device | str,
-    progress: Callable[[int], None] | None,
+    pairs: Any, encoder: _Encoder, batch_size: int, num_workers: int, progress: Callable[[int], None] | None
 ) -> Iterator[dict[str, Tensor]]:
-    for pixels, masks in batches:
-        images = pixels.to(device).float() / 127.5 - 1
-        batch = {"latents": autoencoder.encode(images).float().cpu(), "masks": masks}
-        if flip:
-            batch["latents_flipped"] = autoencoder.encode(images.flip(-1)).float().cpu()
+    """The encoded batches in order; on a CPU the loader's processes encode what they read."""
+    in_loader = encoder.device.type == "cpu"
+    loader: Any = DataLoader(
+        pairs, batch_size, num_workers=num_workers, collate_fn=encoder if in_loader else default_collate
+    )
+    for found in loader:
+        batch = found if in_loader else encoder.encode(*found)
         if not all(bool(batch[key].isfinite().all()) for key in batch if key != "masks"):
             raise ValueError(
-                f"{autoencoder.name}: its latents of the images are not finite: its weights are damaged, or not its own"
+                f"{encoder.autoencoder.name}: its latents of the images are not finite: "
+                "its weights are damaged, or not its own"
             )
         if progress is not None:
-            progress(len(masks))
+            progress(len(batch["masks"]))
         yield batch

@@ -5,6 +5,8 @@ from ssmgen.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    read_average,
+    read_state,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -13,8 +15,10 @@ from ssmgen.training.launch import check_launch, loader_processes, on_cpu
 from ssmgen.training.loop import TrainResult, TrainSettings, find_checkpoint, train
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.pace import seconds_per_step
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.schedule import schedule_changes, schedule_of
+from ssmgen.training.settle import settle_precision
 
 __all__ = [
     "CheckpointError",
@@ -34,9 +38,13 @@ __all__ = [
     "parameter_groups",
     "progress_bar",
     "prune_checkpoints",
+    "read_average",
+    "read_state",
     "save_checkpoint",
     "schedule_changes",
     "schedule_of",
+    "seconds_per_step",
+    "settle_precision",
     "train",
     "verify_checkpoint",
 ]

@@ -24,6 +24,7 @@ from ssmgen.weights import load_weights, plain_name, read_weights, tensors_of, u
 
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
+_EMA = "ema.safetensors"
 _AVERAGED = "averaged"
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -58,7 +59,7 @@ def save_checkpoint(
     content = {"step": step, _AVERAGED: _averaged(ema), **state}
     with whole_folder(final) as temporary:
         write_weights(temporary / "model.safetensors", tensors_of(model))
-        write_weights(temporary / "ema.safetensors", tensors_of(ema))
+        write_weights(temporary / _EMA, tensors_of(ema))
         write_weights(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
         _write_text(temporary / _STATE, json.dumps(content, indent=2))
         _write_text(temporary / _MANIFEST, json.dumps(_manifest(temporary), indent=2))
@@ -84,11 +85,12 @@ def load_checkpoint(
     """
     state = verify_checkpoint(path)
     try:
-        for module, name in ((model, "model.safetensors"), (ema, "ema.safetensors")):
-            if module is not None:
-                load_weights(module, path / name)
+        if model is not None:
+            load_weights(model, path / "model.safetensors")
+        if ema is not None:
+            load_weights(ema, path / _EMA, read_average(path)[0])
         if isinstance(ema, AveragedModel):
-            ema.n_averaged.fill_(state[_AVERAGED])
+            ema.n_averaged.fill_(state.get(_AVERAGED, read_average(path)[1]))
         if optimizer is not None:
             assert model is not None, "the optimiser's state is keyed by the model's parameter names"
             file = path / "optimizer.safetensors"
@@ -96,6 +98,19 @@ def load_checkpoint(
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return state
+
+
+def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights of a checkpoint under the model's names, and after how many updates they are.
+
+    The count is 0 where the checkpoint's state has it, as it does since weights are written without the names of what
+    they are wrapped in; before, it stood among them.
+    """
+    tensors = read_weights(path / _EMA)
+    count = tensors.pop("n_averaged", None)
+    if count is None:
+        return tensors, 0
+    return {name.removeprefix("module."): value for name, value in tensors.items()}, int(count)
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -109,6 +124,15 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}")
         if _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{file}: its SHA-256 is not the manifest's; the file was altered or damaged")
+    return _read_json(path / _STATE)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint as it is, without the check of `verify_checkpoint`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     return _read_json(path / _STATE)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ssmgen.precision import PRECISIONS
 from ssmgen.training.checkpoint import (
     CheckpointError,
     checkpoints,
@@ -35,6 +36,7 @@ from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import OPTIMIZERS, make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.schedule import History, continued, may_follow, schedule_changes, schedule_of
+from ssmgen.training.settle import settle_precision
 from ssmgen.training.trackers import check_tracker
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
@@ -58,7 +60,8 @@ class TrainSettings:
         weight_decay: on matrices only (never on A_log, D, norms and biases).
         clip: largest gradient norm; 0 does not clip.
         ema_decay: of the moving average of the weights.
-        precision: ``"no"`` (float32) or ``"bf16"`` autocast.
+        precision: ``"no"`` (float32), ``"bf16"`` autocast, or ``"auto"``: bf16 where its products are faster on this
+            machine, see `ssmgen.precision`. The run records which; Muon's products follow it.
         matmul_precision: how products of float32 matrices are rounded, torch's ``"highest"`` (float32), ``"high"``
             (TensorFloat32 on a GPU) or ``"medium"`` (bfloat16, also on a CPU that has it; sums stay float32).
         seed: of everything random.
@@ -98,8 +101,8 @@ class TrainSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"precision must be 'no' (float32) or 'bf16', got {self.precision!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
         if self.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}")
         if 0 < self.lr_decay_steps < self.steps:
@@ -160,7 +163,8 @@ def train(
         data: the examples.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``.
-        record: what a checkpoint must agree on to be resumed; JSON. An ``lr_decay_steps`` in it may grow or become 0.
+        record: what a checkpoint must agree on to be resumed, besides the precision; JSON. An ``lr_decay_steps`` in it
+            may grow or become 0.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return a picture of samples, which goes to the tracker.
@@ -180,13 +184,17 @@ def train(
         raise ValueError(
             f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {world * parts}"
         )
-    optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay)
+    settings = settle_precision(settings, run, resume, accelerator)
+    record = (record or {}) | {"precision": settings.precision}
+    optimizer = make_optimizer(
+        model, settings.optimizer, settings.lr, settings.weight_decay, precision=settings.precision
+    )
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     trained, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(trained)
     inner_optimizer = getattr(optimizer, "optimizer", optimizer)
 
-    found = find_checkpoint(run, resume, record or {})
+    found = find_checkpoint(run, resume, record)
     state = load_checkpoint(found, model=model, ema=ema, optimizer=inner_optimizer) if found else {}
     first, seconds, skipped = (state.get(key, 0) for key in ("step", "seconds", "skipped"))
     if first >= settings.steps:
@@ -203,7 +211,7 @@ def train(
         worker_init_fn=_ignore_stop_requests,
     )
     main = accelerator.is_main_process
-    log = _open_log(run, first, settings, record or {}, state.get("pending", [])) if main else None
+    log = _open_log(run, first, settings, record, state.get("pending", [])) if main else None
     if main:
         _say_of_the_rate(settings, first, history)
     if main and on_step is not None:
@@ -229,7 +237,7 @@ def train(
             ending = step >= settings.steps or asked
             if log is not None and (ending or step % settings.checkpoint_every == 0):
                 state = {"seconds": time.monotonic() - started, "pending": log.pending, "schedule": history}
-                state |= {"record": record or {}, "skipped": skipped}
+                state |= {"record": record, "skipped": skipped}
                 save_checkpoint(run / "checkpoints", step, model=model, ema=ema, optimizer=inner_optimizer, state=state)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
@@ -367,6 +375,7 @@ def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
         and not (key == "lr_decay_steps" and may_follow(saved.get(key) or 0, current.get(key) or 0))
+        and (key != "precision" or key in saved.keys() & current.keys())
     ]
     if differences:
         raise CheckpointError(

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmgen.training.muon import muon_step
+
 OPTIMIZERS = ("adamw", "muon")
 _ADAMW_SHARE = 1 / 3  # of the learning rate, where Muon takes the matrices
+_MOMENTUM = 0.95
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, name: str, lr: float, weight_decay: float, precision: str = "no"
+) -> torch.optim.Optimizer:
     """The optimiser of a run over the parameters of ``model`` that are trained.
 
     Args:
@@ -19,6 +24,7 @@ def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) 
         name: ``"adamw"``, or ``"muon"`` (`MuonAdamW`).
         lr: learning rate.
         weight_decay: see `parameter_groups`.
+        precision: of Muon's products, ``"no"`` (float32) or ``"bf16"``.
 
     Raises:
         ValueError: no such optimiser.
@@ -29,7 +35,7 @@ def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) 
     if name == "muon":
         inside = {id(p) for p in getattr(model, "blocks", model).parameters()}
         matrices = [p for p in groups[0]["params"] if p.dim() == 2 and id(p) in inside]
-        return MuonAdamW(matrices, groups, lr=lr)
+        return MuonAdamW(matrices, groups, lr=lr, bfloat16=precision == "bf16")
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
 
 
@@ -47,29 +53,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (K. Jordan, 2024) steps some matrices, AdamW the other parameters at a third of the learning rate.
 
-    Muon's update is orthogonalised by Newton-Schulz iterations and scaled by ``0.2 sqrt(max(rows, columns))``, the size
-    of AdamW's (Liu et al., arXiv 2502.16982). At the whole of a rate that suits Muon, AdamW sometimes threw the time
-    embedding off, and the loss was a hundred times as large for a step or two; hence the third, and the second moment
-    that forgets sooner (0.95).
+    See `ssmgen.training.muon`. At the whole of a rate that suits Muon, AdamW sometimes threw the time embedding off,
+    and the loss was a hundred times as large for a step or two; hence the third, and the second moment that forgets
+    sooner (0.95).
 
     Args:
         matrices: two-dimensional parameters for Muon.
         groups: parameter groups as in `parameter_groups`, ``matrices`` among those of the first.
         lr: learning rate of Muon. Groups of AdamW carry ``lr_scale``, by which whoever sets their rate multiplies it.
+        bfloat16: Muon's products are in bfloat16, otherwise in float32.
     """
 
-    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], lr: float) -> None:
+    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], lr: float, bfloat16: bool = False) -> None:
         held = {id(p) for p in matrices}
         rest = [{**group, "params": [p for p in group["params"] if id(p) not in held]} for group in groups]
-        decay = groups[0]["weight_decay"]
-        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        muon = {"params": matrices, "weight_decay": groups[0]["weight_decay"], "momentum": _MOMENTUM}
         scaled = [{**group, "lr_scale": _ADAMW_SHARE} for group in rest if group["params"]]
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._adamw = torch.optim.AdamW(scaled, lr=lr * _ADAMW_SHARE, betas=(0.9, 0.95), fused=True)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
+        super().__init__([muon, *self._adamw.param_groups], {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of both. State and groups live here, so that saving and loading see one optimiser."""
-        self._muon.state = self._adamw.state = self.state
-        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self._muon.step()
+        self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[1:]
+        muon_step(self.param_groups[0], self.state, self._dtype)
         self._adamw.step()

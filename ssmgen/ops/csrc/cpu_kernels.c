@@ -21,7 +21,7 @@
 #define TILE 128 /* channels of a task of the scan */
 #define CHUNK 8  /* steps whose states and decays are kept at once: they fit the first-level cache */
 #define ROWS 32  /* tokens of a task of the norm */
-#define STRIP 32 /* channels of a task of the convolution */
+#define STRIP 16 /* channels of a task of the convolution */
 #define PLACES 8 /* places of a task of the embedding */
 #define SPAN 8192 /* values of a task of an elementwise function */
 
