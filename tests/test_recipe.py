@@ -483,7 +483,8 @@ def test_presets_are_as_printed():
     assert stable.lr == 1e-4
     for name, make in PRESETS.items():
         assert make().preset == name
-        make().train_settings()
+        make().with_steps(make().steps or budget.MOST).train_settings()
+    assert preset("faces").train_settings().lr_decay_steps == preset("faces").steps
 
 
 def test_config_survives_the_run_folder(trained):

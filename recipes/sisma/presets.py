@@ -101,7 +101,8 @@ class Config:
 
     def train_settings(self) -> TrainSettings:
         """The part the training loop takes."""
-        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.__dataclass_fields__})
+        settings = self.with_steps(self.steps)
+        return TrainSettings(**{name: getattr(settings, name) for name in TrainSettings.__dataclass_fields__})
 
     def with_steps(self, steps: int) -> Config:
         """A copy for so many steps, with what was left to follow from their number."""
