@@ -717,7 +717,6 @@ def test_the_products_are_measured_as_the_run_rounds_them(folder, monkeypatch):
 
 
 FREED = """
-import ctypes
 from ssmgen.training.muon import orthogonalize
 from ssmgen.training.memory import keep_freed_memory
 
