@@ -717,7 +717,7 @@ def test_the_products_are_measured_as_the_run_rounds_them(folder, monkeypatch):
 
 
 FREED = """
-from ssmgen.training.muon import orthogonalize
+import ctypes
 from ssmgen.training.memory import keep_freed_memory
 
 class Info(ctypes.Structure):
