@@ -149,13 +149,14 @@ class MaskToImage:
                 dtype = one
             else:
                 device = one
+        if device is not None:
+            check_device(device)
         place = self.device if device is None else torch.device(device)
         if isinstance(dtype, str):
             dtype = sampling_dtype(dtype, place) or torch.float32
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         if device is not None:
-            check_device(device)
             self.model.to(place)
             self.autoencoder.to(place)
         dtype = dtype or self.sampler.dtype

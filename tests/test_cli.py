@@ -14,7 +14,7 @@ import torch
 from ssmgen import MaskToImage, bench, build, cli
 from ssmgen.cli import main
 from ssmgen.data import CELEBAMASK19
-from ssmgen.ops import backends, cpu
+from ssmgen.ops import backends, cpu, cpu_library
 from ssmgen.pipeline import Recipe
 from ssmgen.precision import Choice
 
@@ -81,7 +81,7 @@ def cpu_scan_loads():
 
 
 def test_doctor_says_why_the_compiled_scan_does_not_load(capsys, monkeypatch):
-    monkeypatch.setattr(cpu, "_REASON", "it was eaten")
+    monkeypatch.setattr(cpu_library, "_REASON", "it was eaten")
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "compiled scan: does not load (it was eaten)" in out and "portable   auto on cpu" in out

@@ -77,7 +77,7 @@ def test_from_the_archive_to_a_loaded_export(name, words, data, tmp_path, capsys
 
     mask = data / "masks" / "28000.png"
     sample.main([f"run={run}", f"mask={mask}", f"out={tmp_path / 'out'}", "seed=3"])
-    sampled = read_image(tmp_path / "out" / "28000-3.png")
+    sampled = read_image(tmp_path / "out" / "28000--3.png")
 
     export.main([f"run={run}", f"out={tmp_path / 'exported'}"])
     pipe = MaskToImage.from_pretrained(tmp_path / "exported")

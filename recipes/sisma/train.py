@@ -1,6 +1,6 @@
 """Train SISMA: ``python -m recipes.sisma.train [preset] [key=value ...]``.
 
-    python -m recipes.sisma.train                                   # quick: drawn faces, steps for 6 minutes
+    python -m recipes.sisma.train                                   # quick: drawn faces, what fits in 6 minutes
     python -m recipes.sisma.train faces data=PREPARED
     python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from ssmgen.extras import require
 from ssmgen.training.ema import moving_average
 from ssmgen.training.launch import loader_processes, make_accelerator
-from ssmgen.training.loop import TrainSettings, _set_lr, _step
+from ssmgen.training.loop import _set_lr, _step
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import make_optimizer
 from ssmgen.training.order import StepOrder
+from ssmgen.training.settings import TrainSettings
 
 # The first steps allocate memory and choose kernels. Of the others a few are enough: they differ by some percent.
 _WARM_UP, _MOST = 2, 14

@@ -14,7 +14,7 @@ from ssmgen.precision import Choice, choose_precision
 from ssmgen.training.checkpoint import CheckpointError, checkpoints, read_state
 
 if TYPE_CHECKING:
-    from ssmgen.training.loop import TrainSettings
+    from ssmgen.training.settings import TrainSettings
 
 
 def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | None, processes: Any) -> TrainSettings:
