@@ -243,6 +243,10 @@ def autoencoder_at(source: str) -> str:
     for name, known in _CLASSES.items():
         if kind == known:
             return name
+    if kind is None:
+        raise ValueError(
+            f"{source}: its config.json names no class: say which it is by autoencoder={' or '.join(_CLASSES)}"
+        )
     raise ValueError(
         f"{source}: its config.json names the class {kind}; there are autoencoders for {', '.join(_CLASSES.values())}"
     )

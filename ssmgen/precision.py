@@ -101,7 +101,7 @@ def _product_times(threads: int, rounding: str) -> ProductTimes:
             layer()
         rounds: list[list[float]] = []
         started = time.perf_counter()
-        while len(rounds) < 2 or time.perf_counter() - started < _SECONDS:
+        while len(rounds) < 4 or time.perf_counter() - started < _SECONDS:
             rounds.append([_seconds(layer) for layer in layers])
     return ProductTimes(*map(min, zip(*rounds, strict=True)))
 

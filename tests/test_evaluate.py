@@ -166,17 +166,17 @@ def test_an_evaluation_that_says_less_replaces_none_that_says_more(run, whole, c
     evaluate.evaluate_run(run, command="first", masks=3)
     evaluate.evaluate_run(run, command="smaller", masks=2)
     said = capsys.readouterr().out
-    assert "note: result.json stays, since it says more; this one is result-2-masks-mask_agreement.json" in said
-    assert f"report: {run / 'report-2-masks-mask_agreement.html'}" in said
+    assert "note: result.json stays, since it says more; this one is result-step-1-2-masks-mask_agreement.json" in said
+    assert f"report: {run / 'report-step-1-2-masks-mask_agreement.html'}" in said
     evaluate.evaluate_run(run, command="blind", masks=3, parser="none")
-    assert "this one is result-3-masks.json" in capsys.readouterr().out
+    assert "this one is result-step-1-3-masks.json" in capsys.readouterr().out
     evaluate.evaluate_run(run, command="larger but blind", masks=4, parser="none")
-    assert "note: the result before is now result-3-masks-mask_agreement.json" in capsys.readouterr().out
+    assert "note: the result before is now result-step-1-3-masks-mask_agreement.json" in capsys.readouterr().out
     evaluate.evaluate_run(run, command="all")
     assert "note:" not in capsys.readouterr().out
-    two, three = "result-2-masks-mask_agreement", "result-3-masks-mask_agreement"
-    assert commands_of(run) == {"result": "all", "result-3-masks": "blind", two: "smaller", three: "first"}
-    assert (run / f"{two}.png").is_file() and (run / "report-3-masks-mask_agreement.html").is_file()
+    two, three = "result-step-1-2-masks-mask_agreement", "result-step-1-3-masks-mask_agreement"
+    assert commands_of(run) == {"result": "all", "result-step-1-3-masks": "blind", two: "smaller", three: "first"}
+    assert (run / f"{two}.png").is_file() and (run / "report-step-1-3-masks-mask_agreement.html").is_file()
 
 
 def commands_of(run):
@@ -187,6 +187,10 @@ def test_results_of_other_images_are_kept_by_name(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"images": "ours", "masks": 3}))
     files = results.place(tmp_path, {"images": "theirs", "masks": 2})
     assert files.json.name == "result.json" and (tmp_path / "result-ours.json").is_file()
+    (tmp_path / "result.json").write_text(json.dumps({"images": "ours", "masks": 4, "lpips": 1}))
+    (tmp_path / "result-ours.json").write_text(json.dumps({"images": "ours", "masks": 5}))
+    results.place(tmp_path, {"images": "theirs", "masks": 2})
+    assert (tmp_path / "result-ours-2.json").is_file(), "each says something that the other does not"
     (tmp_path / "result.json").write_text("half a resu")
     assert results.place(tmp_path, {"steps": 1, "masks": 2}).note == ""
 

@@ -209,6 +209,47 @@ def test_operator_registration():
 
 
 @needs_kernels
+def test_backward_operators_are_what_their_fakes_say():
+    """Inductor relies on it, strides included."""
+    operators, out = torch.ops.ssmgen, torch.randn
+    _, (x, weight, bias, z) = norm_case(2, 5, 6)
+    plain = [each.detach() for each in (x, weight, bias, z)]
+    grid = [each.detach() for each in conv_case(2, 3, 4, 6)[1]]
+    table, rows = torch.randn(12, 5), torch.arange(4).expand(3, 4) * 3
+    for operator, arguments in (
+        (operators.cpu_norm_backward, (out(2, 5, 6), *plain, 1e-5)),
+        (operators.cpu_conv_silu_backward, (out(2, 12, 6), *grid, 3, 4)),
+        (operators.cpu_gelu_backward, (out(2, 5, 6), plain[0])),
+        (operators.cpu_sum_rows_backward, (out(3, 5), table, rows, 3)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+BAD = {
+    "tokens that do not fill the grid": (lambda x: conv(x, 4, 3, (2, 2)), r"\(batch, 4, dim\)"),
+    "weights of other channels": (lambda x: conv(x, 3, 3, (2, 3)), r"\(4, 1, k, k\)"),
+    "an even kernel": (lambda x: conv(x, 4, 2, (2, 3)), "odd k"),
+    "rows for another batch": (lambda x: norm(x, torch.ones(3, 4), torch.ones(3, 4)), r"\(2, 4\) for x"),
+    "another bias": (lambda x: norm(x, torch.ones(4), torch.ones(2, 4)), "both be"),
+    "another gate": (lambda x: norm(x, torch.ones(4), torch.ones(4), x[:1]), "z of its shape"),
+    "int32 rows": (lambda x: sum_rows(x[0], torch.zeros(2, 3, dtype=torch.int32), 2), "int64"),
+    "another table": (lambda x: sum_rows(x[0], torch.zeros(2, 2, dtype=torch.int64), 2), r"\(places \* 2, dim\)"),
+}
+
+
+def conv(x, dim, k, size):
+    return conv_silu(x, torch.ones(dim, 1, k, k), torch.ones(4), size)
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_does_not_fit_never_reaches_a_kernel(case, dtype):
+    call, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(2, 6, 4, dtype=dtype))
+
+
+@needs_kernels
 def test_a_second_derivative_is_refused():
     x = normal(4, 4)
     (gradient,) = torch.autograd.grad(gelu(x).square().sum(), x, create_graph=True)

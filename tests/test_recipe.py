@@ -25,7 +25,7 @@ from recipes.sisma.given import find_given
 from recipes.sisma.names import check_distinct
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
-from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings
+from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings, save_config
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
@@ -118,7 +118,8 @@ def test_steps_fill_the_minutes_within_bounds(capsys):
         assert (config.steps, config.lr_decay_steps, config.sample_every) == (steps, steps, steps // 2)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "measured 0.50 s a step: 700 steps fit in 6 minutes"
-    assert said[3] == "measured 2.00 s a step: 400 steps, the fewest that are chosen, take 13.3 of 6 minutes"
+    assert said[3].endswith("400 steps, the fewest that are chosen, take about 13.3 minutes (6 were asked for)")
+    assert "90 steps, as many as the cosine of the learning rate has, take about 0.1 minutes" in said[4]
     own = budget.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
     assert (own.steps, own.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
 
@@ -818,3 +819,22 @@ def test_a_commit_is_marked_where_code_differs_from_it(tmp_path, monkeypatch):
     assert provenance.provenance("command", 0)["commit"] == clean
     code.write_text("2")
     assert provenance.provenance("command", 0)["commit"] == f"{clean}-dirty"
+
+
+def test_a_run_continued_for_fewer_steps_keeps_its_cosine(tmp_path):
+    """Whoever wants to end sooner names steps= alone; a cosine that follows them would be another schedule."""
+    save_config(preset("quick").with_steps(1300), tmp_path / "config.yaml")
+    asked = dataclasses.replace(preset("quick"), run=str(tmp_path), resume="auto", steps=800)
+    assert budget.continued(asked).lr_decay_steps == 1300
+    assert budget.continued(dataclasses.replace(asked, steps=2000)).lr_decay_steps == 2000
+    assert budget.continued(dataclasses.replace(asked, lr_decay_steps=0)).lr_decay_steps == 0
+    assert budget.continued(dataclasses.replace(asked, resume="no")).lr_decay_steps == 800
+
+
+def test_open_steps_need_a_test_split_for_their_sheets(tmp_path):
+    """``quick`` leaves sample_every to the number of steps, which is not known when the data are checked."""
+    image, mask = draw_face(0, size=32)
+    hashes = write_pair(tmp_path, "a", image, mask)
+    write_records(tmp_path, CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {})
+    with pytest.raises(ValueError, match="there is no test pair"):
+        train.main(["quick", f"data={tmp_path}", "evaluate=false", f"run={tmp_path / 'run'}"])

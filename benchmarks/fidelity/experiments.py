@@ -136,8 +136,8 @@ EXPERIMENTS = {
         stages=(1400,),
         paces={"a-third": 1 / 3, "thrice": 3.0},
         finding=(
-            "Agreement still rises where `make demo` stops (`quick` has 1,300 steps since, see the README): by 0.012 "
-            "for three times the steps, with smoother hair and irises of one colour, seen by eye. One seed."
+            "Agreement still rises where `make demo` stops (`quick` takes up to 1,300 steps since, see the README): by "
+            "0.012 for three times the steps, with smoother hair and irises of one colour, seen by eye. One seed."
         ),
     ),
     "sampling": Experiment(

@@ -178,8 +178,9 @@ def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings
 def _precision(settings: Settings) -> Choice:
     """What the newest checkpoint was made in, or what is asked for."""
     for path in checkpoints(Path(f"{settings.out}-checkpoints"))[-1:]:
-        if settings.precision == "auto":
-            return Choice(read_state(path)["settings"]["precision"], f"as {path.name} was made")
+        recorded = read_state(path).get("settings", {}).get("precision")  # a fault of it is found by who resumes
+        if settings.precision == "auto" and recorded:
+            return Choice(recorded, f"as {path.name} was made")
     return choose_precision(settings.precision)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError
@@ -24,17 +25,31 @@ def continued(config: Config) -> Config:
         UsageError: ``steps`` is left open without ``minutes``, or the run to continue does not tell its number.
     """
     if config.steps:
-        return config.with_steps(config.steps)
+        return _with_its_cosine(config).with_steps(config.steps)
     if config.minutes <= 0:
         raise UsageError(f"steps must be positive, or 0 with minutes= to train for; got minutes={config.minutes:g}")
     if config.resume == "no":
         return config
-    run = Path(config.run) if config.resume == "auto" else Path(config.resume).parent.parent
+    run = _run_of(config)
     if (run / "config.yaml").is_file():
         return config.with_steps(load_config(run).steps)
     if config.resume != "auto" or checkpoints(run / "checkpoints"):
         raise UsageError(f"{run / 'config.yaml'}: not found, so the run's number of steps is not known: give steps=")
     return config
+
+
+def _with_its_cosine(config: Config) -> Config:
+    """Where a run is continued for fewer steps than its cosine has, and none is asked for: that cosine."""
+    file = _run_of(config) / "config.yaml"
+    if config.resume == "no" or config.lr_decay_steps is not None or not file.is_file():
+        return config
+    before = load_config(file.parent).lr_decay_steps or 0
+    return replace(config, lr_decay_steps=before) if before > config.steps else config
+
+
+def _run_of(config: Config) -> Path:
+    """The folder of the run that is begun or continued."""
+    return Path(config.run) if config.resume in ("no", "auto") else Path(config.resume).parent.parent
 
 
 def most_steps(config: Config) -> int:
@@ -57,9 +72,14 @@ def choose_steps(config: Config, seconds_per_step: Callable[[], float], *, quiet
     fitting = int(60 * config.minutes / seconds) // _MULTIPLE * _MULTIPLE
     steps = min(max(fitting, LEAST), most)
     if not quiet:
-        why = f"{steps} steps fit in {config.minutes:g} minutes" if steps == fitting else (
-            f"{steps} steps, {'the most' if steps < fitting else 'the fewest'} that are chosen, "
-            f"take {steps * seconds / 60:.1f} of {config.minutes:g} minutes"
-        )  # fmt: skip
-        print(f"measured {seconds:.2f} s a step: {why}", file=sys.stderr)
+        print(f"measured {seconds:.2f} s a step: {_why(config, steps, fitting, seconds)}", file=sys.stderr)
     return config.with_steps(steps)
+
+
+def _why(config: Config, steps: int, fitting: int, seconds: float) -> str:
+    if steps == fitting:
+        return f"{steps} steps fit in {config.minutes:g} minutes"
+    bound = "as many as the cosine of the learning rate has" if steps < MOST and steps == most_steps(config) else (
+        f"the {'most' if steps < fitting else 'fewest'} that are chosen"
+    )  # fmt: skip
+    return f"{steps} steps, {bound}, take about {steps * seconds / 60:.1f} minutes ({config.minutes:g} were asked for)"

@@ -60,7 +60,7 @@ def check_pairs(config: Config) -> None:
         return
     splits = load_splits(Path(config.data) / "splits.json")
     found = len(splits.get("test", ()))
-    if found < (EVALUATED if config.evaluate else 1 if config.sample_every else 0):
+    if found < (EVALUATED if config.evaluate else 1 if config.sample_every != 0 else 0):
         instead = "evaluate=false" + ("" if found else " sample_every=0")
         advice = remedy(splits, pairs.record["source"].get("split", ""))
         raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")

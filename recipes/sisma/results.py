@@ -2,12 +2,14 @@
 
 ``result.json``, ``result.png`` and ``report.html`` are those of the newest evaluation, unless the one before says more
 of the same weights: on more masks, or on as many with more that was measured. Then the newest goes beside it, as
-``result-16-masks-mask_agreement.json`` and so on. Where each says something that the other does not, the older one is
-renamed in this way, and that of earlier weights to ``result-step-<steps>.json``.
+``result-step-1300-16-masks-mask_agreement.json`` and so on. Where each says something that the other does not, the
+older one is renamed in this way, and that of earlier weights to ``result-step-<steps>.json``. A name that is taken by a
+result which is not repeated gets a number.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,10 +44,10 @@ def place(folder: Path, result: dict[str, Any]) -> Place:
     if not before or _covers(result, before):
         return Place(**usual)
     if _covers(before, result):
-        own = _files(folder, _extent(result))
+        own = _free(folder, _extent(result), result)
         return Place(**own, note=f"{usual['json'].name} stays, since it says more; this one is {own['json'].name}")
     other = _subject(before) != _subject(result)
-    kept = _files(folder, f"-{_subject(before)}" if other else _extent(before))
+    kept = _free(folder, f"-{_subject(before)}" if other else _extent(before), before)
     for name, file in usual.items():
         if file.exists():
             file.replace(kept[name])
@@ -59,7 +61,17 @@ def _covers(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _extent(result: dict[str, Any]) -> str:
-    return "-".join(["", str(result["masks"]), "masks", *sorted(_measured(result))])
+    return "-".join(["", _subject(result), str(result["masks"]), "masks", *sorted(_measured(result))])
+
+
+def _free(folder: Path, suffix: str, result: dict[str, Any]) -> dict[str, Path]:
+    """Files of these names, with a number where another result has them that this one does not repeat."""
+    for number in itertools.count(1):
+        files = _files(folder, suffix if number == 1 else f"{suffix}-{number}")
+        there = _read(files["json"])
+        if not there or _covers(result, there):
+            return files
+    raise AssertionError("numbers have no end")
 
 
 def _files(folder: Path, suffix: str = "") -> dict[str, Path]:

@@ -138,7 +138,7 @@ def _conv_silu_backward(
     }
     given = {"x": x, "weight": taps, "bias": bias.contiguous(), "dout": dout.contiguous()}
     cpu_library.run("conv_backward", _conv_args(x, weight, height, width), given | made)
-    return made["dx"], made["dweight"].sum(0).t().reshape(weight.shape), made["dbias"].sum(0)
+    return made["dx"], made["dweight"].sum(0).t().reshape(weight.shape).contiguous(), made["dbias"].sum(0)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
 def _sum_rows_backward(dout: Tensor, table: Tensor, rows: Tensor, classes: int) -> Tensor:
     args = _EmbedArgs(tokens=rows.shape[0], places=rows.shape[1], classes=classes, dim=table.shape[1])
     args.bf16 = dout.dtype == torch.bfloat16
-    dtable = torch.empty(table.shape, dtype=torch.float32)
+    dtable = table.new_empty(table.shape, dtype=torch.float32)
     tensors = {"rows": rows.contiguous(), "dout": dout.contiguous(), "dtable": dtable}
     cpu_library.run("embed_backward", args, tensors)
     return dtable.to(table.dtype)

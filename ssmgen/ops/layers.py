@@ -27,9 +27,22 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, ep
 
     Returns:
         Shape and dtype of ``x``.
+
+    Raises:
+        ValueError: shapes that do not fit one another.
     """
+    if x.dim() != 3 or (z is not None and z.shape != x.shape):
+        given = "" if z is None else f" and {tuple(z.shape)}"
+        raise ValueError(f"x must be (batch, length, dim), and z of its shape, got {tuple(x.shape)}{given}")
     precision = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = (p.to(precision).view(-1, x.shape[-1]) for p in (weight, bias))
+    rows = [p.to(precision).reshape(-1, p.shape[-1]) for p in (weight, bias)]
+    wanted = ((1, x.shape[2]), (x.shape[0], x.shape[2]))
+    if any(tuple(p.shape) not in wanted for p in rows) or rows[0].shape != rows[1].shape:
+        raise ValueError(
+            f"weight and bias must both be ({x.shape[2]},) or ({x.shape[0]}, {x.shape[2]}) for x {tuple(x.shape)}, got "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    weight, bias = rows
     if cpu_layers.runs(x):
         return cpu_layers.norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
     normed = F.layer_norm(x.to(precision), x.shape[-1:], eps=eps) * weight.unsqueeze(1) + bias.unsqueeze(1)
@@ -47,7 +60,19 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
 
     Returns:
         Shape and dtype of ``x``.
+
+    Raises:
+        ValueError: tokens that do not fill the grid, or weights for other channels.
     """
+    height, width = size
+    if x.dim() != 3 or x.shape[1] != height * width:
+        raise ValueError(f"x must be (batch, {height * width}, dim) for a grid of {size}, got {tuple(x.shape)}")
+    dim, k = x.shape[2], weight.shape[-1]
+    if tuple(weight.shape) != (dim, 1, k, k) or k % 2 == 0 or tuple(bias.shape) != (dim,):
+        raise ValueError(
+            f"weight must be ({dim}, 1, k, k) with an odd k, and bias ({dim},), for tokens of width {dim}, got "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
     if cpu_layers.runs(x):
         return cpu_layers.conv_silu(x, weight.float(), bias.float(), *size)
     grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
@@ -70,7 +95,15 @@ def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
 
     Returns:
         ``(tokens, dim)``, the table's dtype.
+
+    Raises:
+        ValueError: rows of another shape or dtype, or a table of another length.
     """
+    if rows.dim() != 2 or rows.dtype != torch.int64 or table.dim() != 2 or len(table) != rows.shape[1] * classes:
+        raise ValueError(
+            f"rows must be int64 (tokens, places) and table (places * {classes}, dim), got {rows.dtype} "
+            f"{tuple(rows.shape)} and {tuple(table.shape)}"
+        )
     if cpu_layers.runs(table):
         return cpu_layers.sum_rows(table, rows, classes)
     return F.embedding_bag(rows, table, mode="sum")

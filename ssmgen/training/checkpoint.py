@@ -88,9 +88,10 @@ def load_checkpoint(
         if model is not None:
             load_weights(model, path / "model.safetensors")
         if ema is not None:
-            load_weights(ema, path / _EMA, read_average(path)[0])
-        if isinstance(ema, AveragedModel):
-            ema.n_averaged.fill_(state.get(_AVERAGED, read_average(path)[1]))
+            averaged, count = read_average(path)
+            load_weights(ema, path / _EMA, averaged)
+            if isinstance(ema, AveragedModel):
+                ema.n_averaged.fill_(state.get(_AVERAGED, count))
         if optimizer is not None:
             assert model is not None, "the optimiser's state is keyed by the model's parameter names"
             file = path / "optimizer.safetensors"

@@ -28,11 +28,12 @@ _IGNORED = (
 )
 
 
-def make_accelerator(settings: Any) -> Any:
+def make_accelerator(settings: Any, *, quiet: bool = False) -> Any:
     """accelerate's `Accelerator` for a training, which scales, rounds and compiles nothing by itself.
 
     Args:
         settings: a `ssmgen.training.TrainSettings`, to say what decides in the place of a variable.
+        quiet: do not say it.
 
     Raises:
         ValueError: the environment asks for what `check_launch` refuses.
@@ -48,7 +49,7 @@ def make_accelerator(settings: Any) -> Any:
         # As a plugin: a plain number would give way to the variable.
         gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
     )
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not quiet:
         for name, nothing, instead in _IGNORED:
             value = os.environ.get(name, nothing)
             if value.lower() != nothing:

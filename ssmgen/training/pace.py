@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssmgen.extras import require
 from ssmgen.training.ema import moving_average
 from ssmgen.training.launch import loader_processes, make_accelerator
-from ssmgen.training.loop import _set_lr, _step
+from ssmgen.training.loop import _ignore_stop_requests, _set_lr, _step
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import make_optimizer
 from ssmgen.training.order import StepOrder
@@ -43,7 +43,7 @@ def seconds_per_step(
         The seconds, the same number in every process of a distributed training, where all must call this.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(settings, quiet=True)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     tried = copy.deepcopy(model)
@@ -60,7 +60,15 @@ def seconds_per_step(
         world_size=accelerator.num_processes,
     )
     workers = loader_processes(settings.num_workers)
-    batches = iter(DataLoader(data, batch_sampler=order, num_workers=workers, generator=torch.Generator()))
+    batches = iter(
+        DataLoader(
+            data,
+            batch_sampler=order,
+            num_workers=workers,
+            generator=torch.Generator(),
+            worker_init_fn=_ignore_stop_requests,
+        )
+    )
     trained.train()
     taken: list[float] = []
     with torch.random.fork_rng():
@@ -71,6 +79,7 @@ def seconds_per_step(
             _step(accelerator, trained, objective, optimizer, x, mask, settings, len(taken), False)
             ema.update_parameters(tried)
             taken.append(time.perf_counter() - started)
+    del batches  # its processes end before training starts its own
     return _agreed(accelerator, statistics.median(taken[min(_WARM_UP, len(taken) - 1) :]))
 
 
