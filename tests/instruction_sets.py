@@ -42,7 +42,7 @@ def main() -> int:
         print(f"== {names[0]}: {found}", end="", flush=True)
         if "processor lacks it" in found:
             continue
-        command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *TESTS]
+        command = [sys.executable, "-m", "pytest", *TESTS]
         if subprocess.run(command, cwd=ROOT, env=chosen).returncode:
             failed.append(names[0])
     if failed:
