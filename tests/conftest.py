@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,21 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["avx512", "avx2", "generic"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The CPU kernels of one instruction set for a test, chosen as they are where the library is loaded."""
+    from ssmgen.ops import cpu_library
+
+    before = cpu_library._LIBRARY.ssmgen_cpu_chosen()
+    monkeypatch.setenv("SSMGEN_CPU_ISA", request.param)
+    library, reason, lanes = cpu_library._load()
+    if library is None:
+        pytest.skip(reason)
+    monkeypatch.setattr(cpu_library, "LANES", lanes)
+    yield request.param
+    cpu_library._LIBRARY.ssmgen_cpu_choose(before)
 
 
 @pytest.fixture(scope="session")

