@@ -24,7 +24,8 @@ def test_two_processes_are_one_run(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("s a step: 2 steps, as many as the cosine of the learning rate has") == 1  # both measure and agree
+    # Both measure, and agree.
+    assert done.stderr.count("s a step: 2 steps, as many as the cosine of the learning rate has") == 1
     assert done.stderr.count("encoding 8 images once") == 1 and done.stdout.count("to step 2 in") == 1
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
