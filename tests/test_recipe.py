@@ -838,3 +838,30 @@ def test_open_steps_need_a_test_split_for_their_sheets(tmp_path):
     write_records(tmp_path, CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {})
     with pytest.raises(ValueError, match="there is no test pair"):
         train.main(["quick", f"data={tmp_path}", "evaluate=false", f"run={tmp_path / 'run'}"])
+
+
+def test_a_run_is_not_continued_for_fewer_steps_than_it_has(trained, capsys):
+    words = [
+        f"run={trained}",
+        f"cache={trained.parent / 'cache'}",
+        *SMALL,
+        "model_args.mask_dropout=0.1",
+        "resume=auto",
+    ]
+    before = (trained / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="is at step 6 already, beyond steps=4: give steps=6 or more"):
+        train.main([*words, "steps=4", "evaluate=false"])
+    assert (trained / "config.yaml").read_text() == before
+    train.main([*words, "steps=6", "evaluate=false"])
+    assert "is at step 6 already: nothing is trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["run=FILE"], "FILE: is a file; run= names a folder"), (["run=new", "resume=yes"], "resume=yes: is no folder")],
+)
+def test_folders_that_are_none_are_explained(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").touch()
+    with pytest.raises(OSError, match=message):
+        train.main([*SMALL, "steps=1", "evaluate=false", *words])

@@ -24,6 +24,8 @@ def continued(config: Config) -> Config:
     Raises:
         UsageError: ``steps`` is left open without ``minutes``, or the run to continue does not tell its number.
     """
+    if config.steps < 0:
+        raise UsageError(f"steps must be positive, or 0 for as many as fit in minutes=; got {config.steps}")
     if config.steps:
         return _with_its_cosine(config).with_steps(config.steps)
     if config.minutes <= 0:

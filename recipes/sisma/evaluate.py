@@ -288,7 +288,7 @@ def summary(result: dict[str, Any]) -> str:
         generated, ceiling, floor = (result[key]["miou"] for key in ("mask_agreement", "ceiling", "floor"))
         way = result["floor_to_ceiling"]
         between = "neither better nor worse than chance, as the parser fails on real images" if way is None else (
-            f"{100 * way:.0f} % of the way from shuffled masks ({floor:.3f}) to real images ({ceiling:.3f})"
+            f"{round(100 * way)} % of the way from shuffled masks ({floor:.3f}) to real images ({ceiling:.3f})"
         )  # fmt: skip
         lines.append(f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, {between}")
     else:

@@ -30,7 +30,7 @@ from recipes.sisma.runs import all_processes, check_writable, generate, new_mode
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends
-from ssmgen.training import find_checkpoint, seconds_per_step, settle_precision, train
+from ssmgen.training import find_checkpoint, read_state, seconds_per_step, settle_precision, train
 
 # What may differ between a run and its continuation: it does not change what a step computes.
 _FREE = {
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int | None:
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
-            find_checkpoint(run, resume, _record(config, autoencoder))
+            check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.steps)
         data = encoded_pairs(config, autoencoder.to(processes.device))
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     config = choose_steps(
@@ -138,15 +138,33 @@ def check_run_folder(run: Path, resume: str) -> None:
     """Make the run's folder, or refuse it before any work is done.
 
     Raises:
-        FileExistsError: it already holds a run and ``resume`` is ``no``.
+        FileExistsError: it is a file, or already holds a run and ``resume`` is ``no``.
+        FileNotFoundError: ``resume`` names no folder.
         OSError: it cannot be written.
     """
+    if run.is_file():
+        raise FileExistsError(f"{run}: is a file; run= names a folder")
     taken = (run / "log.jsonl").exists() or (run / "checkpoints").exists()
     if resume not in ("no", "auto") and taken and run.resolve() not in Path(resume).resolve().parents:
         raise FileExistsError(f"{run}: already holds a run, and {resume} is another's: choose another run=FOLDER")
     if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
+    if resume not in ("no", "auto") and not Path(resume).is_dir():
+        raise FileNotFoundError(f"resume={resume}: is no folder of a checkpoint, and not 'auto' or 'no'")
     check_writable(run)
+
+
+def check_steps(found: Path | None, steps: int) -> None:
+    """Refuse to go on with a run for fewer steps than it has, and say where it has them all.
+
+    Raises:
+        ValueError: it has more.
+    """
+    done = read_state(found)["step"] if found else 0
+    if done > steps:
+        raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
+    if found and done == steps:
+        print(f"{found.parent.parent} is at step {done} already: nothing is trained", file=sys.stderr)
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
