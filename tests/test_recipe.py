@@ -865,3 +865,15 @@ def test_folders_that_are_none_are_explained(tmp_path, monkeypatch, words, messa
     Path("FILE").touch()
     with pytest.raises(OSError, match=message):
         train.main([*SMALL, "steps=1", "evaluate=false", *words])
+
+
+def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):
+    config = preset("faces")
+    assert export.is_drawn(preset("quick")) and not export.is_drawn(config)
+    prepare.main(["source=drawn", f"target={tmp_path / 'drawn'}", "count=3", "size=32"])
+    assert export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "drawn")))
+    image, mask = draw_face(0, size=32)
+    (tmp_path / "own").mkdir()
+    hashes = write_pair(tmp_path / "own", "a", image, mask)
+    write_records(tmp_path / "own", CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {"layout": "folder"})
+    assert not export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "own")))

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
 
 def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
     """README.md of the folder: what it is, how to use it, what was measured, under which terms."""
-    license, data = _TERMS["drawn" if loaded.config.data == "drawn" else "CelebAMask-HQ"]
+    license, data = _TERMS["drawn" if is_drawn(loaded.config) else "CelebAMask-HQ"]
     size = pipe.recipe.image_size
     return model_card(
         f"{loaded.config.model}, {size} x {size}",
@@ -153,8 +153,17 @@ def _result(run: Path, step: int) -> dict[str, Any]:
     return result if result.get("steps") == step else {}
 
 
+def is_drawn(config: Config) -> bool:
+    """Whether a run was trained on drawn faces: drawn as it went, or prepared from them and still there to say so."""
+    file = Path(config.data) / "prepared.json"
+    if config.data == "drawn" or not file.is_file():
+        return config.data == "drawn"
+    return json.loads(file.read_text(encoding="utf-8-sig")).get("source", {}).get("layout") == "drawn"
+
+
 def _about(loaded: LoadedRun) -> str:
-    what = "faces drawn by a program, not photographs" if loaded.config.data == "drawn" else "real faces"
+    drawn = is_drawn(loaded.config)
+    what = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
     return f"Trained on {what}, {loaded.config.image_size} pixels, for {loaded.step} steps."
 
 
