@@ -307,7 +307,7 @@ def test_muon_steps_the_blocks_matrices_and_adamw_the_rest(precision):
             torch.testing.assert_close(ours.state[parameter], theirs[0].state[named[name]])
         else:
             assert torch.equal(parameter, named[name]), name
-    loop._set_lr(ours, 0.3)
+    loop.set_lr(ours, 0.3)
     assert [group["lr"] for group in ours.param_groups] == [0.3, *[pytest.approx(0.1)] * (len(ours.param_groups) - 1)]
     slots = {name: set(ours.state[p]) for name, p in first.named_parameters()}
     assert all((slots[name] == {"momentum_buffer"}) == (name in matrices) for name in slots)
@@ -619,8 +619,8 @@ def test_two_processes_train_as_one(tmp_path):
         "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None\n"
         "found = t.Choice(('bf16', 'no')[int(os.environ['RANK'])], 'each by itself')\n"
         "t.settle.choose_precision = lambda *_: found\n"
-        "taken, step = set(), t.loop._step\n"
-        "t.loop._step = lambda *args: (taken.add(args[6].precision), step(*args))[1]\n"
+        "taken, step = set(), t.loop.training_step\n"
+        "t.loop.training_step = lambda *args: (taken.add(args[6].precision), step(*args))[1]\n"
         "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop, precision='auto')\n"
         "said = f'{result.step} {result.interrupted} {taken}'\n"
         "(Path(sys.argv[1]).parent / ('rank' + os.environ['RANK'])).write_text(said)\n"
@@ -765,10 +765,10 @@ def test_measuring_a_step_takes_those_of_training_and_leaves_no_trace(folder, mo
     took, losses = [9.0, 3.0, 0.5, 0.4, 0.7, 0.4, 0.4, 0.4], []
 
     def slow_step(*args):
-        losses.append(loop._step(*args)[0])
+        losses.append(loop.training_step(*args)[0])
         clock[0] += took[len(losses) - 1]
 
-    monkeypatch.setattr(pace, "_step", slow_step)
+    monkeypatch.setattr(pace, "training_step", slow_step)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
     arguments = (model, build("flow-matching"), Toy(), options)
     assert seconds_per_step(*arguments, limit=5.0) == pytest.approx(3.0)  # the first step has used it up

@@ -61,10 +61,11 @@ def main(argv: list[str]) -> int | None:
     processes = all_processes()
     settings = settle_precision(settings, run, resume, processes)
     config.precision = settings.precision
+    done = 0
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
-            check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.steps)
+            done = check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.steps)
         data = encoded_pairs(config, autoencoder.to(processes.device))
     objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
     config = choose_steps(
@@ -85,7 +86,8 @@ def main(argv: list[str]) -> int | None:
     if not processes.is_main_process:
         return None
     skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
-    print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
+    if done < result.step:
+        print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
     if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=command_line("train", *argv))
     return None
@@ -154,8 +156,8 @@ def check_run_folder(run: Path, resume: str) -> None:
     check_writable(run)
 
 
-def check_steps(found: Path | None, steps: int) -> None:
-    """Refuse to go on with a run for fewer steps than it has, and say where it has them all.
+def check_steps(found: Path | None, steps: int) -> int:
+    """How many steps a run has. Refuses to go on with it for fewer, and says where it has them all.
 
     Raises:
         ValueError: it has more.
@@ -165,6 +167,7 @@ def check_steps(found: Path | None, steps: int) -> None:
         raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
     if found and done == steps:
         print(f"{found.parent.parent} is at step {done} already: nothing is trained", file=sys.stderr)
+    return done
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:

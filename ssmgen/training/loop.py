@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ssmgen.training.checkpoint import (
     CheckpointError,
@@ -29,14 +29,14 @@ from ssmgen.training.checkpoint import (
     verify_checkpoint,
 )
 from ssmgen.training.ema import moving_average
-from ssmgen.training.launch import loader_processes, make_accelerator
+from ssmgen.training.launch import make_accelerator
 from ssmgen.training.log import RunLog
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import make_optimizer
-from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.schedule import History, continued, may_follow, schedule_changes, schedule_of
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.settle import settle_precision
+from ssmgen.training.step import batches_from, set_lr, training_step
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
 _MAX_SKIPPED = 10
@@ -98,7 +98,7 @@ def train(
     accelerator = make_accelerator(settings)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    world, rank = accelerator.num_processes, accelerator.process_index
+    world = accelerator.num_processes
     parts = settings.accumulate
     if settings.batch_size % (world * parts):
         raise ValueError(
@@ -121,15 +121,7 @@ def train(
         _check_trained(skipped, first)
         return TrainResult(first, seconds, ema.module, False, skipped)
     history = continued(schedule_of(state, settings.lr_decay_steps), first, settings.lr_decay_steps)
-    order = StepOrder(len(data), settings.batch_size, settings.seed, first, rank, world)  # type: ignore[arg-type]
-    workers = loader_processes(settings.num_workers)
-    loader = DataLoader(
-        data,
-        batch_sampler=order,
-        num_workers=workers,
-        generator=torch.Generator(),
-        worker_init_fn=_ignore_stop_requests,
-    )
+    loader = batches_from(first, data, settings, accelerator)
     main = accelerator.is_main_process
     log = _open_log(run, first, settings, record, state.get("pending", [])) if main else None
     if main:
@@ -141,8 +133,10 @@ def train(
     trained.train()
     with log or nullcontext(), _stop_requests() as stop:
         for x, mask in loader:
-            _set_lr(optimizer, settings.lr_at(step))
-            loss, norm, asked = _step(accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop))
+            set_lr(optimizer, settings.lr_at(step))
+            loss, norm, asked = training_step(
+                accelerator, trained, objective, optimizer, x, mask, settings, step, bool(stop)
+            )
             if math.isfinite(loss) and math.isfinite(norm):
                 ema.update_parameters(model)
                 in_a_row = 0
@@ -188,50 +182,6 @@ def _say_of_the_rate(settings: TrainSettings, first: int, history: History) -> N
         print(schedule_changes(history)[-1], file=sys.stderr)
 
 
-def _step(
-    accelerator: Any,
-    model: nn.Module,
-    objective: Any,
-    optimizer: Any,
-    x: Tensor,
-    mask: Tensor,
-    settings: TrainSettings,
-    step: int,
-    stop: bool,
-) -> tuple[float, float, bool]:
-    """One optimiser step; returns the mean loss, the gradient norm, and whether any process was asked to stop.
-
-    A loss or norm that is not finite changes no weight. All processes get the same answers, so they decide alike.
-    """
-    parts = settings.accumulate
-    total = torch.zeros((), device=accelerator.device)
-    pieces = list(zip(x.chunk(parts), mask.chunk(parts), strict=True))
-    for part, (x_part, mask_part) in enumerate(pieces):
-        torch.manual_seed(derived_seed(settings.seed, "step", step, part, accelerator.process_index))
-        x_part, mask_part = x_part.to(accelerator.device), mask_part.to(accelerator.device)
-        with _sync_only_if(part == parts - 1, accelerator, model):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = objective.loss(model, x_part, mask=mask_part) / parts
-            accelerator.backward(loss)
-        total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-    shared = accelerator.reduce(torch.stack([total, torch.full_like(total, stop)]), reduction="mean").tolist()
-    loss_value, norm_value, asked = shared[0], float(norm), shared[1] > 0
-    if math.isfinite(loss_value) and math.isfinite(norm_value):
-        optimizer.step()
-    optimizer.zero_grad()
-    return loss_value, norm_value, asked
-
-
-@contextmanager
-def _sync_only_if(last: bool, accelerator: Any, model: nn.Module) -> Iterator[None]:
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(model):
-            yield
-
-
 def _give_up_after(skipped: int, step: int, loss: float, norm: float) -> None:
     print(f"step {step}: loss {loss}, gradient norm {norm}: not finite, the step is skipped", file=sys.stderr)
     if skipped >= _MAX_SKIPPED:
@@ -247,11 +197,6 @@ def _check_trained(skipped: int, step: int) -> None:
             f"none of the {step} steps had a finite loss and gradient, so nothing was trained: lower lr, or look at "
             "the data and the autoencoder"
         )
-
-
-def _set_lr(optimizer: Any, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]) -> Path | None:
@@ -302,15 +247,6 @@ def _check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
             f"{path}: belongs to another configuration ({'; '.join(differences)}). Resume with the same settings, or "
             "start a new run in another folder."
         )
-
-
-def _ignore_stop_requests(worker: int) -> None:
-    """For a loader process, which a terminal's Ctrl-C and a scheduler's SIGTERM reach as well.
-
-    The step that is being finished needs its batches; it is ended with the loop.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ssmgen.extras import require
 from ssmgen.training.ema import moving_average
-from ssmgen.training.launch import loader_processes, make_accelerator
-from ssmgen.training.loop import _ignore_stop_requests, _set_lr, _step
+from ssmgen.training.launch import make_accelerator
 from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.optimizers import make_optimizer
-from ssmgen.training.order import StepOrder
 from ssmgen.training.settings import TrainSettings
+from ssmgen.training.step import batches_from, set_lr, training_step
 
 # The first steps allocate memory and choose kernels. Of the others a few are enough: they differ by some percent.
 _WARM_UP, _MOST = 2, 14
@@ -52,31 +51,15 @@ def seconds_per_step(
         tried, settings.optimizer, settings.lr, settings.weight_decay, precision=settings.precision
     )
     trained, optimizer = accelerator.prepare(tried, optimizer)
-    order = StepOrder(
-        len(data),  # type: ignore[arg-type]
-        settings.batch_size,
-        settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    workers = loader_processes(settings.num_workers)
-    batches = iter(
-        DataLoader(
-            data,
-            batch_sampler=order,
-            num_workers=workers,
-            generator=torch.Generator(),
-            worker_init_fn=_ignore_stop_requests,
-        )
-    )
+    batches = iter(batches_from(0, data, settings, accelerator))
     trained.train()
     taken: list[float] = []
     with torch.random.fork_rng():
         while len(taken) < 2 or (len(taken) < _MOST and _agreed(accelerator, sum(taken)) < limit):
             started = time.perf_counter()
             x, mask = next(batches)
-            _set_lr(optimizer, settings.lr_at(len(taken)))
-            _step(accelerator, trained, objective, optimizer, x, mask, settings, len(taken), False)
+            set_lr(optimizer, settings.lr_at(len(taken)))
+            training_step(accelerator, trained, objective, optimizer, x, mask, settings, len(taken), False)
             ema.update_parameters(tried)
             taken.append(time.perf_counter() - started)
     del batches  # its processes end before training starts its own
