@@ -88,6 +88,8 @@ def main(argv: list[str]) -> int | None:
     skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
     if done < result.step:
         print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
+    else:
+        print(f"{run} is at step {result.step} already: nothing is trained{skipped}")
     if config.evaluate:
         evaluate_run(run, seconds=result.seconds, command=command_line("train", *argv))
     return None
@@ -157,7 +159,7 @@ def check_run_folder(run: Path, resume: str) -> None:
 
 
 def check_steps(found: Path | None, steps: int) -> int:
-    """How many steps a run has. Refuses to go on with it for fewer, and says where it has them all.
+    """How many steps a run has. Refuses to go on with it for fewer.
 
     Raises:
         ValueError: it has more.
@@ -165,8 +167,6 @@ def check_steps(found: Path | None, steps: int) -> int:
     done = read_state(found)["step"] if found else 0
     if done > steps:
         raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
-    if found and done == steps:
-        print(f"{found.parent.parent} is at step {done} already: nothing is trained", file=sys.stderr)
     return done
 
 
