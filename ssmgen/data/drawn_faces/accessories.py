@@ -1,0 +1,103 @@
+"""Shapes and painting of glasses, earrings and hats. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssmgen.data.drawn_faces.appearance import Appearance
+from ssmgen.data.drawn_faces.canvas import (
+    CLASS_ID,
+    Canvas,
+    box,
+    bump,
+    ellipse,
+    fabric_colours,
+    intersect,
+    rgb,
+    smooth_union,
+    union,
+)
+from ssmgen.data.drawn_faces.geometry import SIDES, Accessories, Geometry, ear_place, eye_place
+from ssmgen.data.drawn_faces.hair import skull_shape
+
+
+def paint_glasses(c: Canvas, g: Geometry, a: Appearance) -> None:
+    """Paint glasses. Behind clear lenses the eyes keep their labels; dark lenses hide them."""
+    if g.accessories.glasses is None:
+        return
+    shape, lenses = _glasses_shapes(c, g, g.accessories.glasses)
+    glare = 0.25 * torch.sigmoid(60.0 * (torch.sin(18.0 * (c.u + 0.6 * c.v)) - 0.75))
+    eyes = ((c.mask == CLASS_ID["l_eye"]) | (c.mask == CLASS_ID["r_eye"])) & (lenses < 0)
+    visible = c.mask[eyes]
+    c.paint(lenses, rgb(a.lens) + glare, opacity=0.9 if g.accessories.dark else 0.2)
+    c.paint(intersect(shape, -lenses), rgb(a.frame) + 0.6 * glare)
+    c.mask.masked_fill_(shape < 0, CLASS_ID["eye_g"])
+    if not g.accessories.dark:
+        c.mask[eyes] = visible
+
+
+def _glasses_shapes(c: Canvas, g: Geometry, lens: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
+    """The whole glasses, and the lenses within the rims."""
+    half, height, corner, rim = lens
+    outer, inner = [], []
+    for side, _ in SIDES:
+        u, narrow = eye_place(g.eyes, c.pose, side)
+        x, y = c.u - u * 1.04, c.v + 0.066
+        edge = box(x, y, half * narrow, height, corner * min(half * narrow, height))
+        outer.append(edge - rim)
+        inner.append(edge)
+    bars = intersect((c.v + 0.085).abs() - 0.9 * rim, (c.u - g.head.centre).abs() - g.head.half_width)
+    eyes_apart = union(c.u.abs() - 0.04, 0.12 - c.u.abs())
+    return union(union(*outer), intersect(bars, eyes_apart)), union(*inner)
+
+
+def paint_earrings(c: Canvas, g: Geometry, a: Appearance) -> None:
+    """Paint the earrings, except on an ear that is turned away."""
+    accessories = g.accessories
+    for (side, _), worn in zip(SIDES, accessories.earring_sides, strict=True):
+        if accessories.earring is None or not worn or side * c.pose.yaw > 0.55:
+            continue
+        u, v = ear_place(g.head, c.pose, side)
+        near = c.window(u, v + 0.25, (0.2, 0.3))
+        x = near.u - u - side * 0.01
+        shape = _earring_shape(x, near.v - v - g.head.ear[1] + 0.012, accessories)
+        shine = 0.8 + 0.5 * bump(x + 0.006, 0.008)
+        near.paint(shape, rgb(a.stone if accessories.earring == "drop" else a.metal) * shine, "ear_r")
+
+
+def _earring_shape(x: Tensor, y: Tensor, accessories: Accessories) -> Tensor:
+    size = accessories.earring_size
+    if accessories.earring == "stud":
+        return torch.hypot(x, y) - 0.017 * size
+    if accessories.earring == "hoop":
+        return (torch.hypot(x, y - 0.05 * size) - 0.045 * size).abs() - 0.0075
+    drop = ellipse(x, y - 0.06 * size, 0.02 * size, 0.045 * size)
+    return smooth_union(drop, intersect(x.abs() - 0.006, intersect(-y, y - 0.06 * size)), 0.012)
+
+
+def paint_hat(c: Canvas, g: Geometry, a: Appearance) -> None:
+    """Paint the hat, shaded at its band or brim."""
+    if g.accessories.hat is None:
+        return
+    shape, band = _hat_shape(c, g)
+    u = c.u - g.head.centre
+    shade = c.lit(u * 2.2, (c.v + 0.3) * 1.5, 0.35)
+    shade = shade - 0.22 * c.cover(band) - 0.15 * torch.exp(shape.clamp(max=0.0) / 0.01)
+    c.paint(shape, fabric_colours(c, a.hat, c.u, c.v) * shade, "hat")
+
+
+def _hat_shape(c: Canvas, g: Geometry) -> tuple[Tensor, Tensor]:
+    """The hat, and its band or brim. It always covers the hair above its line."""
+    e, head, u = g.accessories, g.head, c.u - g.head.centre
+    line = e.hat_line + 0.35 * u * u
+    cover = intersect(skull_shape(c, g.hair, head) - 0.035, c.v - line)
+    if e.hat == "beanie":
+        return cover, intersect(cover, line - 0.075 - c.v)
+    crown = intersect(u.abs() - 0.25 - 0.1 * e.hat_size - 0.15 * (c.v + 0.3), c.v - line)
+    if e.hat == "brim":
+        reach = 0.42 + 0.14 * e.hat_size
+        brim = ellipse(u, c.v - line + 0.02 - 0.25 * u.abs() * u.abs(), reach, 0.05)
+        return union(union(crown, cover), brim), brim
+    visor = ellipse(u - 0.1 * c.pose.yaw, c.v - line + 0.01, 0.27, 0.055)
+    return smooth_union(cover, visor, 0.02), visor
