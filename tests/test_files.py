@@ -1,4 +1,4 @@
-"""One lister for every command: case, hidden files, accents, kinds that are not read, home, byte-order marks."""
+"""One lister for every command: case, hidden files, accents, unsupported formats, home, byte-order marks."""
 
 import json
 import unicodedata
@@ -89,7 +89,7 @@ def test_parts_of_any_case_are_read_and_those_of_another_kind_are_named(official
     for line in (
         f"{prepare.PARTS}/0/00001_hat.jpg: is not a PNG file",
         f"{prepare.PARTS}/00001_hair.png: is in the wrong folder",
-        f"{prepare.IMAGES}/1.heic: is an image of a kind that is not read",
+        f"{prepare.IMAGES}/1.heic: has an unsupported image format",
         f"{prepare.PARTS}/0/00000_hair.png: is the same part as 00000_hair.PNG",
     ):
         assert line in str(raised.value)
@@ -120,7 +120,7 @@ def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
         write_png(tmp_path / part / "a.png", pixels)
     for name in ("images/b.tiff", "masks/b.gif"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="b.tiff: is an image of a kind that is not read(.|\n)*b.gif: is not a PNG"):
+    with pytest.raises(ValueError, match="b.tiff: has an unsupported image format(.|\n)*b.gif: is not a PNG"):
         PairFolder(tmp_path, CELEBAMASK19)
 
 

@@ -23,13 +23,14 @@ from recipes.sisma import budget, evaluate, export, parser, prepare, provenance,
 from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
 from recipes.sisma.given import find_given
 from recipes.sisma.names import check_distinct
+from recipes.sisma.pairs import prepared_pairs
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings, save_config
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
-from ssmgen.data.folder import PreparedFolder, write_pair, write_records
+from ssmgen.data.folder import write_pair, write_records
 from ssmgen.data.images import read_image, write_png
 from ssmgen.metrics import MaskAgreement
 from ssmgen.training import CheckpointError, TrainResult, checkpoints, verify_checkpoint
@@ -432,7 +433,7 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
     assert shlex.split(line)[-1] == f"data={target}"
     with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
-        PreparedFolder(tmp_path / "no folder", "train")
+        prepared_pairs(tmp_path / "no folder", "train")
     with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
         parser.load_parser(tmp_path / "my parser")
     asked = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipes.sisma.arguments import UsageError
+from recipes.sisma.arguments import UsageError, command_line
 from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.presets import ASSETS, Config
 from recipes.sisma.split_check import EVALUATED, remedy, shortfall
@@ -21,6 +21,7 @@ from ssmgen.data import CELEBAMASK19, Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder, load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.data.pairs import Pairs
 from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, loader_processes, progress_bar
 from ssmgen.training.memory import keep_freed_memory
@@ -28,18 +29,24 @@ from ssmgen.training.memory import keep_freed_memory
 _MOST_WORKERS = 16
 
 
-def training_pairs(config: Config) -> Any:
+def training_pairs(config: Config) -> Pairs:
     """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
     if config.data == "drawn":
         return DrawnFaces(config.drawn_count, size=config.image_size)
-    return PreparedFolder(_folder(config), "train", config.image_size)
+    return prepared_pairs(_folder(config), "train", config.image_size)
 
 
-def held_out_pairs(config: Config, count: int) -> Any:
+def held_out_pairs(config: Config, count: int) -> Pairs:
     """Up to ``count`` pairs that training does not see."""
     if config.data == "drawn":
         return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
-    return PreparedFolder(_folder(config), "test", config.image_size)
+    return prepared_pairs(_folder(config), "test", config.image_size)
+
+
+def prepared_pairs(folder: Path, split: str, size: int | None = None) -> PreparedFolder:
+    """A split of a prepared folder; the error names the command that prepares one."""
+    command = command_line("prepare", "source=DIR", f"target={folder}")
+    return PreparedFolder(folder, split, size, hint=f"prepare one with {command}")
 
 
 def check_pairs(config: Config) -> None:
@@ -126,7 +133,7 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     )
 
 
-def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> None:
+def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, config: Config) -> None:
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
     with progress_bar(len(pairs), "img") as bar:
         device = next(autoencoder.parameters(), torch.empty(0)).device
@@ -142,7 +149,7 @@ def _write_cache(pairs: Any, autoencoder: Any, target: Path, config: Config) -> 
 def _cropped(config: Config) -> Crops:
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces have no end: give drawn_count=")
-    return Crops(PreparedFolder(_folder(config), "train"), config.image_size, config.crops, seed=config.seed)
+    return Crops(prepared_pairs(_folder(config), "train"), config.image_size, config.crops, seed=config.seed)
 
 
 def _folder(config: Config) -> Path:

@@ -1,4 +1,4 @@
-"""Label maps, paired transforms, data sets of image-mask pairs, and drawn faces that need no download."""
+"""Data sets of image-mask pairs, label sets, paired transforms, and drawn faces that need no download."""
 
 from ssmgen.data.balance import class_weights, repeats
 from ssmgen.data.crops import Crops
@@ -9,6 +9,7 @@ from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, 
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.data.mask_input import LABEL_SETS, to_labels
 from ssmgen.data.pair_folder import PairFolder
+from ssmgen.data.pairs import Pairs
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LabelSet",
     "LatentCache",
     "PairFolder",
+    "Pairs",
     "PreparedFolder",
     "cache_record",
     "center_crop_resize",

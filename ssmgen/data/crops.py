@@ -1,4 +1,4 @@
-"""Several crops of every image, for small sets: encoded once like the images themselves."""
+"""Several crops of every image: more data from a small set, before it is encoded."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import random
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssmgen.data.latent_cache import PairDataset
+from ssmgen.data.pairs import Pairs
 from ssmgen.data.transforms import crop_resize
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Every pair ``count`` times: its centre, then parts of it chosen by ``seed``, the same of image and mask.
+    """``count`` crops of every pair: the centre, then random parts, the same part of image and mask.
 
-    Pair ``i`` of the source is items ``i * count`` to ``(i + 1) * count``.
+    Pair ``i`` of the source becomes items ``i * count`` to ``(i + 1) * count - 1``.
 
     Args:
-        pairs: image-mask pairs, larger than ``size`` for crops without loss.
+        pairs: image-mask pairs, larger than ``size`` so that no crop is enlarged.
         size: side of the square results in pixels.
-        count: crops of a pair.
-        smallest: the least share of the largest square's side that a crop covers, in (0, 1].
-        seed: of the choice.
+        count: crops per pair.
+        smallest: smallest side of a crop, as a share of the side of the largest square, in (0, 1].
+        seed: of the random crops.
 
     Raises:
         ValueError: ``count`` below 1, or ``smallest`` outside (0, 1].
     """
 
-    def __init__(self, pairs: PairDataset, size: int, count: int, smallest: float = 0.8, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, size: int, count: int, smallest: float = 0.8, seed: int = 0) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if not 0 < smallest <= 1:
@@ -46,10 +46,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         image, mask = self.pairs[pair]
         if crop == 0:
             return crop_resize(image, mask, self.size)
-        chance = random.Random(f"crop {self.seed} {pair} {crop}")
-        share = chance.uniform(self.smallest, 1)
-        return crop_resize(image, mask, self.size, share, (chance.random(), chance.random()))
+        rng = random.Random(f"crop {self.seed} {pair} {crop}")
+        share = rng.uniform(self.smallest, 1)
+        return crop_resize(image, mask, self.size, share, (rng.random(), rng.random()))
 
     def fingerprint(self) -> str:
-        """Names the exact crops, for caches."""
+        """Identifies the exact crops, for caches."""
         return f"{self.pairs.fingerprint()}-crops{self.count}-of{self.smallest}-size{self.size}-seed{self.seed}"

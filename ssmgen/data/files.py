@@ -1,4 +1,4 @@
-"""Which files of a folder count: one answer for every command, whatever system the folder comes from."""
+"""The one lister of files: the same rules for every command and for folders from any operating system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
-#: Suffixes of the files `ssmgen.data.images.read_image` takes, with their formats as Pillow calls them.
+#: Suffixes of the files that `ssmgen.data.images.read_image` reads, and Pillow's names of their formats.
 IMAGE_SUFFIXES = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -16,34 +16,34 @@ IMAGE_SUFFIXES = {
     ".bmp": "BMP",
 }
 _OTHER_IMAGES = {".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2"}
-# What macOS, Windows and network storage leave in folders and archives, besides what a dot hides.
-_LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+# Files that macOS, Windows and network storage add to folders and archives without hiding them by a leading dot.
+_SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
 
 
-def plain_text(name: str) -> str:
-    """A name in composed form (NFC): macOS writes an accent as a character of its own, most others do not."""
+def composed(name: str) -> str:
+    """A name in composed form (NFC): macOS stores accents as separate characters, most other systems do not."""
     return unicodedata.normalize("NFC", name)
 
 
 def stem_of(file: Path) -> str:
-    """The name without suffix that files are paired by."""
-    return plain_text(file.stem)
+    """The name without suffix, by which files are paired."""
+    return composed(file.stem)
 
 
 def listing(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without what is hidden or left behind by a system; [] if there is none."""
+    """Entries of a folder sorted by name, without hidden and system files; [] if there is no such folder."""
     if not folder.is_dir():
         return []
-    seen = (path for path in folder.iterdir() if not path.name.startswith("."))
-    kept = (path for path in seen if path.name.lower() not in _LEFT_BEHIND)
-    return sorted(kept, key=lambda path: plain_text(path.name))
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    entries = (path for path in visible if path.name.lower() not in _SYSTEM_FILES)
+    return sorted(entries, key=lambda path: composed(path.name))
 
 
 def files_with(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files of a `listing` with one of the suffixes, which are given as ``.png`` and found as ``.PNG`` too."""
+    """Files in a `listing` that have one of the suffixes; ``.png`` matches ``.PNG`` too."""
     return [path for path in listing(folder) if path.suffix.lower() in suffixes and path.is_file()]
 
 
 def other_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Pictures of a folder by their suffix that are none of ``suffixes``: whoever put them there expects them read."""
+    """Image files in a folder that have none of ``suffixes``, to be reported: their owner expects them to be read."""
     return files_with(folder, (IMAGE_SUFFIXES.keys() | _OTHER_IMAGES) - set(suffixes))

@@ -1,12 +1,12 @@
-"""The prepared folder: image-mask pairs that were checked once, with a record of what they are.
+"""The prepared folder: image-mask pairs that have been checked once, with a record of their contents.
 
-    images/<id>.jpg      the photos, in any format `read_image` takes
+    images/<id>.jpg      photos, in any format that `read_image` reads
     masks/<id>.png       8-bit labels
     splits.json          {"train": [ids], "test": [ids], ...}
-    prepared.json        where it came from, the label set, counts, SHA-256 of every file, what was skipped
+    prepared.json        the source, the label set, counts, SHA-256 of every file, what was left out
 
-`PreparedFolder` reads it. It is written inside `ssmgen.atomic.whole_folder`: `write_pair` for every pair, then
-`write_records`.
+`PreparedFolder` reads it. To write one, call `write_pair` for every pair and then `write_records`, inside
+`ssmgen.atomic.whole_folder`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, plain_text, stem_of
+from ssmgen.data.files import IMAGE_SUFFIXES, composed, files_with, listing, other_images, stem_of
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.transforms import center_crop_resize
@@ -31,31 +30,34 @@ from ssmgen.registry import closest
 _FORMAT = 1
 _RECORD = "prepared.json"
 _SPLITS = "splits.json"
-OTHER_KIND = f"is an image of a kind that is not read; save it as one of {', '.join(IMAGE_SUFFIXES)}"
-NO_PNG = "is not a PNG file; masks must be PNG, since lossy formats alter labels"
+OTHER_KIND = f"has an unsupported image format; save it as one of {', '.join(IMAGE_SUFFIXES)}"
+NO_PNG = "is not a PNG file; masks must be PNG files, because lossy formats alter labels"
 
 
 class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
-    """Image-mask pairs of one split, paired by id, never by position.
+    """Image-mask pairs of one split, matched by id, never by position.
 
     Args:
-        root: a folder that ``python -m recipes.sisma.prepare`` wrote.
+        root: a prepared folder.
         split: name of a split, e.g. ``"train"``.
-        size: side, or ``(height, width)``, that both are centre-cropped and resized to; None keeps the largest square
-            that image and mask both have pixels for, which may differ from pair to pair.
+        size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square
+            that image and mask both have pixels for, which may differ between pairs.
+        hint: what to do where ``root`` is not a prepared folder, e.g. the command that prepares one; ends the error.
 
     Attributes:
         labels: the classes of the masks.
-        ids: the pairs of the split, in the order of ``splits.json``.
+        ids: ids of the split's pairs, in the order of ``splits.json``.
 
     Raises:
-        FileNotFoundError: no prepared folder there, or files of the split are missing (all are listed).
+        FileNotFoundError: ``root`` is not a prepared folder, or files of the split are missing (all are listed).
         ValueError: unknown or empty split (the splits are listed), or damaged records.
     """
 
-    def __init__(self, root: str | Path, split: str, size: int | tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str, size: int | tuple[int, int] | None = None, *, hint: str = ""
+    ) -> None:
         self.root, self.split, self.size = Path(root).expanduser(), split, size
-        self.record = _read_record(self.root)
+        self.record = _read_record(self.root, hint)
         self.labels = _labels_from(self.record, self.root / _RECORD)
         self.ids = _ids_of(self.root, split)
         recorded = {Path(name).stem: name for name in self.record["files"] if name.startswith("images/")}
@@ -69,7 +71,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         """Image ``(3, h, w)`` uint8 RGB and mask ``(h, w)`` uint8.
 
         Raises:
-            ValueError: a file is damaged, or the mask has a label outside the set; names the file.
+            ValueError: a file is damaged or the mask has a label outside the set; the message names the file.
         """
         id = self.ids[index]
         image = read_image(self._files[self._images[id]])
@@ -77,21 +79,21 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         return center_crop_resize(image, mask, self.size)
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, recorded file hashes, label set, split and size: equal only for equal data."""
+        """SHA-256 of ids, recorded file hashes, classes, split and size: equal only for equal data."""
         files = self.record["files"]
         pairs = [[id, files[self._images[id]], files[f"masks/{id}.png"]] for id in self.ids]
         size = list(self.size) if isinstance(self.size, tuple) else self.size
-        what = [_FORMAT, self.split, size, list(self.labels.classes), pairs]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        content = [_FORMAT, self.split, size, list(self.labels.classes), pairs]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _find_files(self) -> dict[str, Path]:
-        """The split's files by their recorded names."""
-        # Two listings are faster than a look at each of 60,000 files, and an id such as "../x" is in neither.
+        """The split's files by recorded name."""
+        # Two listings are faster than checking 60,000 files one by one, and they never contain an id such as "../x".
         parts = [(part, listing(self.root / part)) for part in ("images", "masks")]
-        present = {plain_text(f"{part}/{file.name}"): file for part, files in parts for file in files}
-        wanted = {name for id in self.ids for name in (self._images[id], f"masks/{id}.png")}
-        missing = sorted(wanted - present.keys())
-        unrecorded = sorted((wanted & present.keys()) - self.record["files"].keys())
+        present = {composed(f"{part}/{file.name}"): file for part, files in parts for file in files}
+        needed = {name for id in self.ids for name in (self._images[id], f"masks/{id}.png")}
+        missing = sorted(needed - present.keys())
+        unrecorded = sorted((needed & present.keys()) - self.record["files"].keys())
         if missing or unrecorded:
             lines = [f"  {name}: missing" for name in missing]
             lines += [f"  {name}: not recorded in {_RECORD}" for name in unrecorded]
@@ -100,7 +102,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
                 + "\n".join(lines)
                 + "\nPrepare the folder again."
             )
-        return {name: present[name] for name in wanted}
+        return {name: present[name] for name in needed}
 
 
 def load_splits(path: str | Path) -> dict[str, list[str]]:
@@ -108,46 +110,46 @@ def load_splits(path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not that form, or an id that occurs twice.
+        ValueError: another form, or an id that occurs twice.
     """
     splits = _read_json(Path(path).expanduser())
     if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()) or not splits:
         raise ValueError(f'{path}: expected names with lists of ids, such as {{"train": ["a", "b"], "test": ["c"]}}')
-    result = {name: [plain_text(str(id)) for id in ids] for name, ids in splits.items()}
+    result = {name: [composed(str(id)) for id in ids] for name, ids in splits.items()}
     seen: dict[str, str] = {}
     for name, ids in result.items():
         for id in ids:
             if id in seen:
                 raise ValueError(
-                    f"{path}: id {id!r} is in {seen[id]!r} and again in {name!r}; each belongs to one split"
+                    f"{path}: id {id!r} is in {seen[id]!r} and again in {name!r}; an id belongs to one split"
                 )
             seen[id] = name
     return result
 
 
 def check_target(target: Path) -> None:
-    """Refuse, before any work, a folder that could not be written at the end.
+    """Reject a target folder that cannot be written, before any work is done.
 
     Raises:
-        OSError: ``target`` is a file or a folder with something in it, or its parent cannot be written; says which.
+        OSError: ``target`` is a file or a folder that is not empty, or its parent is not writable.
     """
     if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{target}: is a file; expected a new or an empty folder")
+        raise FileExistsError(f"{target}: is a file; expected a new or empty folder")
     if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(f"{target}: exists and is not empty; choose another folder or delete it first")
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir():
-        raise NotADirectoryError(f"{target}: cannot be made, since {parent} is a file")
+        raise NotADirectoryError(f"{target}: cannot be created: {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{target}: cannot be made, no permission to write in {parent}")
+        raise PermissionError(f"{target}: cannot be created: no permission to write in {parent}")
 
 
 def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[str, str]:
-    """Write one pair and return the SHA-256 of its files by name.
+    """Write one pair and return the SHA-256 of its two files by name.
 
     Args:
-        root: the folder.
-        id: the pair's name.
+        root: the folder to write in.
+        id: name of the pair.
         image: a file to copy unchanged, or ``(3, height, width)`` uint8 to write as PNG.
         mask: ``(height, width)`` uint8 labels.
     """
@@ -166,14 +168,14 @@ def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[
 def write_records(
     root: Path, labels: LabelSet, splits: dict[str, list[str]], hashes: dict[str, str], source: dict[str, Any]
 ) -> None:
-    """Complete a folder of ``images/`` and ``masks/`` with its records.
+    """Write the records that complete a folder of ``images/`` and ``masks/``.
 
     Args:
         root: the folder.
         labels: the classes of the masks.
-        splits: name to ids.
+        splits: ids by name of the split.
         hashes: SHA-256 by file name relative to ``root``.
-        source: what else is to be known about the data; no absolute path, since the folder may move.
+        source: further facts about the data, without absolute paths, since the folder may move.
     """
     record = {
         "format": _FORMAT,
@@ -197,21 +199,21 @@ def _file_hash(path: Path) -> str:
 
 
 def match_stems(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]], list[tuple[Path, str]]]:
-    """Pair the files of two folders by stem; the two may be one folder, where masks are its PNG files.
+    """Pair the files of two folders by stem. They may be the same folder: its PNG files are then the masks.
 
-    Accents may be written either way (NFC or NFD), suffixes in upper or lower case; see `ssmgen.data.files`.
+    Accents may be in either form (NFC or NFD) and suffixes in either case; see `ssmgen.data.files`.
 
     Args:
         images: folder of photos.
         masks: folder of PNG masks.
 
     Returns:
-        the pairs by stem, in sorted order, and what is wrong: every file without a partner, with the reason.
+        The pairs by stem, sorted, and the problems: every file that is in no pair, with the reason.
     """
     suffixes = set(IMAGE_SUFFIXES) - ({".png"} if images == masks else set())
     photos, problems = _by_stem(images, suffixes)
-    labels, more = _by_stem(masks, {".png"})
-    problems += more
+    labels, mask_problems = _by_stem(masks, {".png"})
+    problems += mask_problems
     problems += [(file, OTHER_KIND) for file in other_images(images, IMAGE_SUFFIXES)]
     if images != masks:
         problems += [(file, NO_PNG) for file in other_images(masks, {".png"})]
@@ -229,34 +231,31 @@ def _by_stem(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[tu
     for file in files_with(folder, suffixes):
         stem = stem_of(file)
         if stem in found:
-            problems.append((file, f"has the same stem as {found[stem].name}; stems name the pairs"))
+            problems.append((file, f"has the same stem as {found[stem].name}; a stem identifies one pair"))
         found.setdefault(stem, file)
     return found, problems
 
 
-def _read_record(root: Path) -> dict[str, Any]:
+def _read_record(root: Path, hint: str) -> dict[str, Any]:
     path = root / _RECORD
     if not path.is_file():
-        state = "is not a prepared folder" if root.is_dir() else "no such folder"
-        raise FileNotFoundError(
-            f"{root}: {state} (expected {_RECORD} in it); make one with "
-            f"python -m recipes.sisma.prepare source=DIR {shlex.quote(f'target={root}')}"
-        )
+        problem = f"not a prepared folder (it has no {_RECORD})" if root.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{root}: {problem}" + (f"; {hint}" if hint else ""))
     record = _read_json(path)
     if not isinstance(record, dict) or record.get("format") != _FORMAT or not isinstance(record.get("files"), dict):
-        raise ValueError(f"{path}: is no record of format {_FORMAT}; prepare the folder again")
-    record["files"] = {plain_text(name): digest for name, digest in record["files"].items()}
+        raise ValueError(f"{path}: not a record of format {_FORMAT}; prepare the folder again")
+    record["files"] = {composed(name): digest for name, digest in record["files"].items()}
     return record
 
 
 def _labels_from(record: dict[str, Any], path: Path) -> LabelSet:
     try:
-        given = record["labels"]
-        palette = tuple((int(r), int(g), int(b)) for r, g, b in given["palette"])
-        mirrored = tuple((int(left), int(right)) for left, right in given["mirrored"])
-        return LabelSet(str(given["name"]), tuple(map(str, given["classes"])), palette, mirrored)
+        stored = record["labels"]
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in stored["palette"])
+        mirrored = tuple((int(left), int(right)) for left, right in stored["mirrored"])
+        return LabelSet(str(stored["name"]), tuple(map(str, stored["classes"])), palette, mirrored)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its label set is damaged ({error!r}); prepare the folder again") from error
+        raise ValueError(f"{path}: the label set is damaged ({error!r}); prepare the folder again") from error
 
 
 def _ids_of(root: Path, split: str) -> list[str]:
@@ -275,7 +274,7 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is not readable JSON ({error})") from error
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

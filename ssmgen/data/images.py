@@ -1,6 +1,6 @@
-"""One image or mask file to a tensor and back, with every fault said by file name.
+"""Reading and writing image and mask files; every error names the file.
 
-A file from outside is decoded in full or refused: nothing is padded, truncated, rescaled or guessed.
+A file is decoded in full or rejected: nothing is padded, truncated, rescaled or guessed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Read a photo as ``(3, height, width)`` uint8 RGB, turned upright where its EXIF data says how.
+    """Read a photo as ``(3, height, width)`` uint8 RGB, rotated as its EXIF data says.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a JPEG, PNG, WebP or BMP image, damaged, cut off, animated, too large (Pillow's limit against
-            decompression bombs), or of a kind that has no exact 8-bit RGB form (16-bit, CMYK, transparent).
+        ValueError: not a JPEG, PNG, WebP or BMP image, damaged, truncated, animated, too large (Pillow's limit against
+            decompression bombs), or without an exact 8-bit RGB form (16-bit, CMYK, transparent).
     """
     from PIL import ImageOps
 
@@ -40,13 +40,13 @@ def read_image(path: str | Path) -> Tensor:
 def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
     """Read a mask as ``(height, width)`` uint8 class ids.
 
-    Taken as they are: 8-bit grey values, palette indices, and three equal channels. RGB colours are looked up in
+    8-bit grey values, palette indices and three equal channels are the ids themselves. RGB colours are looked up in
     ``labels.palette`` and must match exactly.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a readable PNG of these kinds, a colour that is not in the palette, or a label outside the set;
-            says the value, how often it occurs and where first.
+            the message gives the value, the number of its pixels and the first position.
     """
     data = _read_bytes(path)
     if data.startswith(b"\xff\xd8"):
@@ -63,19 +63,19 @@ def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
 def write_png(path: str | Path, pixels: Tensor) -> None:
     """Write ``(height, width)`` labels or a ``(3, height, width)`` RGB image, uint8, as a PNG file.
 
-    The file appears under its name only when it is complete; one that exists is replaced.
+    The file appears under its name only when it is complete; an existing file is replaced.
 
     Raises:
         TypeError: not uint8.
         ValueError: another shape.
-        OSError: the disk is full or cannot be written; names the file.
+        OSError: the disk is full or not writable; the message names the file.
     """
     with whole_file(Path(path).expanduser()) as partial:
         to_pil(pixels).save(partial, format="PNG")
 
 
 def to_pil(pixels: Tensor) -> Any:
-    """A PIL image of ``(height, width)`` labels or a ``(3, height, width)`` RGB image, uint8; numpy is not needed.
+    """A PIL image of ``(height, width)`` labels or a ``(3, height, width)`` RGB image, uint8, without numpy.
 
     Raises:
         TypeError: not uint8.
@@ -94,12 +94,12 @@ def to_pil(pixels: Tensor) -> Any:
 
 
 def from_pil(image: Any) -> Tensor:
-    """The reverse of `to_pil`: ``(height, width)`` of an ``L`` image, ``(3, height, width)`` of an ``RGB`` one."""
+    """The inverse of `to_pil`: ``(height, width)`` of an ``L`` image, ``(3, height, width)`` of an ``RGB`` image."""
     return _to_tensor(image)
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """Bytes of an ``L``, ``P`` or ``RGB`` image, without numpy."""
+    """Pixels of an ``L``, ``P`` or ``RGB`` image, without numpy."""
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     if image.mode == "RGB":
         return flat.view(image.height, image.width, 3).movedim(-1, 0).contiguous()
@@ -119,7 +119,7 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
-    """Open and decode in full, so that a damaged file shows here and not in a worker during training."""
+    """Open and decode in full, so that a damaged file fails here and not in a worker during training."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -134,14 +134,14 @@ def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
         raise ValueError(
             f"{path}: is not a {expected} image, or its header is damaged (starts with {data[:8]!r})"
         ) from None
-    # Pillow raises nearly every built-in exception on crafted files; all of them mean one thing here.
+    # On crafted files Pillow raises nearly every built-in exception; all of them mean the same here.
     except Exception as error:
         raise ValueError(f"{path}: cannot be decoded ({_reason(error)})") from error
     return image
 
 
 def _check_pixels(image: Any) -> None:
-    """Pillow only warns up to twice its limit; a warning inside a worker protects nobody."""
+    """Reject what exceeds Pillow's limit: up to twice the limit Pillow only warns, which is lost in a worker."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -156,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 def _png_depth(data: bytes) -> int:
-    """Bits per channel, read from the header: Pillow converts them away."""
+    """Bits per channel from the header: Pillow does not keep them."""
     return data[24]
 
 
@@ -187,26 +187,26 @@ def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> T
 
 
 def check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
-    """Refuse a colour map that holds the classes' own colours under other indices: which of the two is meant?"""
+    """Reject a palette that holds the colours of the classes at other indices: one of the two is wrong."""
     flat = image.getpalette("RGB") or []
     colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in mask.unique().tolist()}
     if not set(colours.values()) <= set(labels.palette):
         return
     for index, colour in colours.items():
-        own = labels.palette.index(colour)
-        if own != index:
+        id = labels.palette.index(colour)
+        if id != index:
             raise ValueError(
-                f"{path}: index {index} has the colour of class {own} ({labels.classes[own]}) in {labels.name}; "
+                f"{path}: index {index} has the colour of class {id} ({labels.classes[id]}) in {labels.name}; "
                 "the two disagree. Read it with the label set it was made with, or save it as 8-bit grey "
                 "labels, or as RGB if the colours are right."
             )
 
 
 def colours_to_labels(path: str | Path, pixels: Tensor, labels: LabelSet) -> Tensor:
-    """``(3, height, width)`` uint8 colours to ids; three equal channels that are no palette colours are ids themselves.
+    """Class ids ``(height, width)`` of colours ``(3, height, width)`` uint8; grey outside the palette is read as ids.
 
     Raises:
-        ValueError: a colour that is not in the palette; names ``path``.
+        ValueError: a colour that is not in the palette; the message names ``path``.
     """
     codes = _colour_codes(pixels)
     known, order = _colour_codes(torch.tensor(labels.palette).T).sort()

@@ -1,7 +1,7 @@
-"""Label maps: class names, colours, left/right pairs and the checks every mask goes through.
+"""Label sets: class names, colours and left/right pairs of the masks.
 
-A label map is an 8-bit image whose pixel values are class ids. Nothing here is tied to faces: a `LabelSet` describes
-any set of classes, and the two orders of the 19 face classes that circulate are two instances of it.
+A mask is an 8-bit image whose pixel values are class ids. A `LabelSet` describes any set of classes; the two common
+orders of the 19 face classes are instances of it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class LabelSet:
     """Names and colours of the classes of a mask.
 
     Attributes:
-        name: what the set is called, e.g. ``"celebamask19"``.
+        name: name of the set, e.g. ``"celebamask19"``.
         classes: class names; the position is the class id.
         palette: one RGB triple (0..255) per class.
-        mirrored: pairs of ids that a horizontal flip must swap, since left and right are the person's own.
+        mirrored: pairs of ids that a horizontal flip swaps, because they mean the person's left and right.
     """
 
     name: str
@@ -40,14 +40,14 @@ class LabelSet:
         return len(self.classes)
 
     def swap_table(self) -> Tensor:
-        """``(classes,)`` uint8 table that maps each id to its mirror image's id."""
+        """``(classes,)`` uint8 table of the id that each id becomes in a horizontal flip."""
         table = torch.arange(len(self), dtype=torch.uint8)
         for left, right in self.mirrored:
             table[left], table[right] = right, left
         return table
 
     def colorize(self, mask: Tensor) -> Tensor:
-        """Labels ``(..., height, width)`` to RGB ``(..., 3, height, width)`` uint8."""
+        """RGB ``(..., 3, height, width)`` uint8 of labels ``(..., height, width)``."""
         colours = torch.tensor(self.palette, dtype=torch.uint8)
         return colours[mask.long()].movedim(-1, -3)
 
@@ -82,10 +82,10 @@ def _face_labels(name: str, classes: tuple[str, ...]) -> LabelSet:
     return LabelSet(name, classes, tuple(_COLOURS[c] for c in classes), pairs)
 
 
-#: The order of the dataset's own script: the parts in painting order, id = position. Used everywhere unless said.
+#: The order of CelebAMask-HQ's script: the parts in painting order. It is the default everywhere.
 CELEBAMASK19 = _face_labels("celebamask19", tuple(name for name, _ in _CLASSES))
 
-#: The order of the widely used BiSeNet face parser. A file cannot tell which order it has: remap it explicitly.
+#: The order of the widely used BiSeNet face parser. A mask file does not record its order: remap it explicitly.
 BISENET19 = _face_labels(
     "bisenet19",
     (
@@ -96,10 +96,10 @@ BISENET19 = _face_labels(
 
 
 def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
-    """Rename the ids of ``mask`` from one order of the same classes to another.
+    """Convert the ids of ``mask`` from one order of the same classes to another.
 
     Raises:
-        ValueError: the two sets do not hold the same classes, or the mask has an id outside ``source``.
+        ValueError: the two sets have different classes, or the mask has an id outside ``source``.
     """
     missing = sorted(set(source.classes) ^ set(target.classes))
     if missing:
@@ -109,21 +109,21 @@ def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
     return table[mask.long()]
 
 
-# Mean share of the pixels of a face each class has, from 808 masks of CelebAMask-HQ; only ratios of large ones matter.
+# Mean share of each class in the pixels of 808 CelebAMask-HQ masks; only the ratios of the large classes matter.
 _AREAS = {
     **{"background": 0.288, "skin": 0.254, "nose": 0.021, "eye_g": 0.003, "l_eye": 0.002, "r_eye": 0.002},
     **{"l_brow": 0.004, "r_brow": 0.004, "l_ear": 0.005, "r_ear": 0.004, "mouth": 0.003, "u_lip": 0.004},
     **{"l_lip": 0.007, "hair": 0.311, "hat": 0.010, "ear_r": 0.002, "neck_l": 0.001, "neck": 0.042, "cloth": 0.034},
 }
-# In nats a pixel. None of those 808 masks reaches it when read in the right order, 9 of 10 do in the wrong one.
+# In nats per pixel. None of those 808 masks reaches it when read in the right order, 9 of 10 do in the wrong order.
 _MARGIN = 0.4
 
 
 def likelier_order(mask: Tensor, labels: LabelSet) -> LabelSet | None:
-    """The other order of the 19 face classes, where a mask's class areas look clearly more like it than ``labels``.
+    """The other order of the 19 face classes, if the class areas of a mask fit it clearly better than ``labels``.
 
-    The mean log-likelihood of a pixel's class under typical areas decides. Label sets that are not faces', and masks
-    that leave it open, give None.
+    The criterion is the mean log-likelihood of a pixel's class under typical areas. The result is None for other label
+    sets and for masks that do not decide it.
     """
     if set(labels.classes) != set(_AREAS):
         return None

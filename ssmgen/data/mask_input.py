@@ -1,4 +1,4 @@
-"""Masks as people have them, to labels: files, PIL images, arrays and tensors, as ids or colours, in either order."""
+"""Conversion of masks to labels: files, PIL images, arrays and tensors, as ids or colours, in either class order."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ def to_labels(
     """Labels ``(height, width)`` uint8 in the ids of ``labels``.
 
     Args:
-        mask: a path to a PNG; a PIL image; or an array or tensor: ids ``(h, w)`` of an integer dtype, or colours uint8
-            ``(h, w, 3)`` or ``(3, h, w)``.
-        labels: what the ids of the result mean.
-        palette: the label set whose colours an RGB mask has, by name or itself; ``labels`` where empty.
-        order: the label set whose ids the mask has, where it is not ``labels``; they are renamed.
-        name: what errors and warnings call a mask that is no path.
+        mask: path of a PNG file, PIL image, array or tensor. Arrays and tensors hold ids ``(h, w)`` of an integer
+            dtype, or colours ``(h, w, 3)`` or ``(3, h, w)`` uint8.
+        labels: the classes of the result.
+        palette: the label set, or its name, that defines the colours of an RGB mask; ``labels`` if empty.
+        order: the label set, or its name, of the mask's ids, which are converted; ``labels`` if empty.
+        name: name of the mask in messages, unless it is a path.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: none of these things.
-        ValueError: an unknown name, a colour or an id outside the set, a shape that is no mask, a file that is none, or
-            a palette and an order that differ.
+        TypeError: another type.
+        ValueError: an unknown label set, a colour or an id outside the set, a shape or a file that is not a mask, or a
+            palette and an order that differ.
 
     Warns:
-        UserWarning: the areas of the classes look like those of the other order of the same classes.
+        UserWarning: the class areas look like the other order of the same classes.
     """
     source = _source(_label_set(palette), _label_set(order)) or labels
     name = str(mask) if isinstance(mask, str | Path) else name
-    found = _read(mask, source, name)
-    check_labels(found, len(source), where=name)
-    found = found.to(torch.uint8)
-    other = likelier_order(found, source)
+    ids = _read(mask, source, name)
+    check_labels(ids, len(source), where=name)
+    ids = ids.to(torch.uint8)
+    other = likelier_order(ids, source)
     if other is not None:
         fix = "leave out remap= and palette=" if other == labels else f"say remap={other.name!r}"
         warnings.warn(
             f"{name}: the areas of its classes look like the order {other.name}, but it was read as {source.name}: if "
-            f"the image comes out wrong, {fix}",
+            f"the image is wrong, {fix}",
             stacklevel=3,
         )
-    return found if source == labels else remap(found, source, labels)
+    return ids if source == labels else remap(ids, source, labels)
 
 
 def _source(palette: LabelSet | None, order: LabelSet | None) -> LabelSet | None:
     if palette and order and palette != order:
         raise ValueError(
-            f"palette={palette.name} and remap={order.name} differ: a mask of colours needs palette=, one of ids remap="
+            f"palette={palette.name} and remap={order.name} differ: use palette= for a mask of colours, remap= for ids"
         )
     return palette or order
 
 
-def _label_set(given: str | LabelSet) -> LabelSet | None:
-    if isinstance(given, LabelSet) or not given:
-        return given or None
-    if given not in LABEL_SETS:
-        raise ValueError(f"unknown label set {given!r}{closest(given, LABEL_SETS)} There are {', '.join(LABEL_SETS)}.")
-    return LABEL_SETS[given]
+def _label_set(choice: str | LabelSet) -> LabelSet | None:
+    if isinstance(choice, LabelSet) or not choice:
+        return choice or None
+    if choice not in LABEL_SETS:
+        raise ValueError(f"unknown label set {choice!r}{closest(choice, LABEL_SETS)} Known: {', '.join(LABEL_SETS)}.")
+    return LABEL_SETS[choice]
 
 
 def _read(mask: Any, labels: LabelSet, name: str) -> Tensor:
@@ -86,7 +86,7 @@ def _read(mask: Any, labels: LabelSet, name: str) -> Tensor:
 def _from_array(mask: Any, name: str) -> Tensor:
     if mask.dtype.kind not in "iu":
         raise TypeError(_no_ids(name, mask.dtype, mask.shape, mask.dtype.kind == "b", "mask.astype('int64')"))
-    # A copy in the machine's own byte order; torch knows 16-bit ids by half.
+    # A copy in native byte order, int64 because torch supports unsigned 16-bit only in part.
     return torch.from_numpy(mask.astype("uint8" if mask.dtype == "uint8" else "int64", order="C"))
 
 
@@ -101,10 +101,10 @@ def _from_image(image: Any, labels: LabelSet, name: str) -> Tensor:
         check_palette(name, image, from_pil(image), labels)
         return from_pil(image)
     if image.mode != "RGB":
-        faults = {"LA": "transparent pixels", "RGBA": "transparent pixels", "I": "more than 8 bits", "F": "fractions"}
+        faults = {"LA": "transparent pixels", "RGBA": "transparent pixels", "I": "more than 8 bits", "F": "floats"}
         fault = faults.get(image.mode.partition(";")[0])
-        what = f"{image.mode} image with {fault}" if fault else f"{image.mode} image"
-        raise ValueError(f"{name}: is a {what}; expected L or P (ids) or RGB (colours)")
+        kind = f"{image.mode} image with {fault}" if fault else f"{image.mode} image"
+        raise ValueError(f"{name}: is a {kind}; expected L or P (ids) or RGB (colours)")
     return colours_to_labels(name, from_pil(image), labels)
 
 
@@ -116,15 +116,15 @@ def _from_tensor(mask: Tensor, labels: LabelSet, name: str) -> Tensor:
     if mask.dim() == 3 and 3 in (mask.shape[0], mask.shape[-1]) and mask.dtype == torch.uint8 and mask.numel():
         return colours_to_labels(name, mask if mask.shape[0] == 3 else mask.movedim(-1, 0), labels)
     if mask.dim() == 3 and not mask.shape[0]:
-        raise ValueError(f"{name}: the batch is empty, got {tuple(mask.shape)}: give one mask or a list of them")
+        raise ValueError(f"{name}: the batch is empty, got {tuple(mask.shape)}: pass one mask or a list of masks")
     raise ValueError(
-        f"{name}: a mask is (height, width) of ids, or uint8 (height, width, 3) of colours; got {tuple(mask.shape)} "
+        f"{name}: expected ids (height, width) or colours (height, width, 3) uint8; got {tuple(mask.shape)} "
         f"{mask.dtype}. Several masks go into a list."
     )
 
 
 def _no_ids(name: str, dtype: Any, shape: Any, is_bool: bool, integers: str) -> str:
-    """What to do with an array or a tensor that is not of integers, which depends on what it may hold."""
+    """Message for an array or a tensor that is not of integers; the advice depends on what it may hold."""
     fault = f"{name}: ids are integers, got {dtype} {tuple(shape)}"
     if len(shape) != 2:
         scores = f"{integers}.argmax(0)" if is_bool else "mask.argmax(0)"

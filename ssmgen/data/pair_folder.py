@@ -1,4 +1,4 @@
-"""A plain folder of images and masks with classes of your own; nothing has to be prepared."""
+"""A plain folder of images and masks with your own classes; it needs no preparation."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ssmgen.data.transforms import center_crop_resize
 
 
 class PairFolder(Dataset[tuple[Tensor, Tensor]]):
-    """Image-mask pairs of a folder, paired by name, never by position.
+    """Image-mask pairs of a folder, matched by name, never by position.
 
     Args:
-        root: holds ``images/`` and ``masks/`` with files of the same names, or ``x.jpg`` beside ``x.png``. Masks are
-            PNG files of class ids (8-bit grey or palette indices) or of the exact colours of ``labels``.
+        root: folder with ``images/`` and ``masks/`` that hold files of the same names, or with ``x.jpg`` beside
+            ``x.png``. Masks are PNG files of class ids (8-bit grey or palette indices) or of the colours of ``labels``.
         labels: the classes of the masks.
-        size: side, or ``(height, width)``, that both are centre-cropped and resized to; None keeps the largest square.
+        size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square.
 
     Attributes:
-        ids: names of the pairs without suffix, sorted.
+        ids: file names of the pairs without suffix, sorted.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no pairs in it, or files without a partner (all are listed).
+        ValueError: no pairs, or files without a partner (all are listed).
     """
 
     def __init__(self, root: str | Path, labels: LabelSet, size: int | tuple[int, int] | None = None) -> None:
@@ -56,8 +56,8 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
         """Image ``(3, h, w)`` uint8 RGB and mask ``(h, w)`` uint8.
 
         Raises:
-            ValueError: a file is damaged, the two differ in shape, or the mask has a label outside the set; names the
-                file.
+            ValueError: a file is damaged, the aspect ratios of the two differ, or the mask has a label outside the set;
+                the message names the file.
         """
         image, mask = self._files[self.ids[index]]
         pixels, ids = read_image(image), read_mask(mask, self.labels)
@@ -67,7 +67,7 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(f"{image} and {mask}: {error}") from error
 
     def fingerprint(self) -> str:
-        """SHA-256 over the contents of all files, the classes and the size: equal only for equal data."""
+        """SHA-256 of all file contents, the classes and the size: equal only for equal data."""
         digest = hashlib.sha256(json.dumps([self.labels.classes, self.size]).encode())
         for id, files in self._files.items():
             digest.update(id.encode())

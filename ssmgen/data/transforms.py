@@ -1,4 +1,4 @@
-"""Transforms that act on an image and its mask alike, so the two stay aligned."""
+"""Transforms applied to an image and its mask together, so that they stay aligned."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from ssmgen.data.labels import LabelSet, check_labels
 
 
 def center_crop_resize(image: Tensor, mask: Tensor, size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Cut the centre out of a pair and bring both to one size.
+    """Crop the centre of a pair and resize both to one size.
 
-    The crop is the largest one with the shape of ``size``. Image and mask may differ in resolution (CelebAMask-HQ has
-    1024 and 512): the same part of both is cut. The image is resized with antialiasing, the mask by nearest neighbour.
+    The crop is the largest with the aspect ratio of ``size``. Image and mask may differ in resolution (CelebAMask-HQ
+    has 1024 and 512): both are cropped to the same part. The image is resized with antialiasing, the mask by nearest
+    neighbour.
 
     Args:
         image: ``(3, height, width)`` uint8.
         mask: ``(height, width)`` uint8 labels.
-        size: side of a square, or ``(height, width)``, in pixels; None takes the largest square that both have pixels
-            for.
+        size: side of a square, or ``(height, width)``, in pixels; None keeps the largest square that both have
+            pixels for.
 
     Returns:
-        image ``(3, h, w)`` and mask ``(h, w)``.
+        Image ``(3, h, w)`` and mask ``(h, w)``.
 
     Raises:
         ValueError: the aspect ratios of image and mask differ, or a size below 1.
@@ -39,17 +40,17 @@ def crop_resize(
     share: float = 1.0,
     place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[Tensor, Tensor]:
-    """Cut the same part out of an image and its mask and bring both to one size; see `center_crop_resize`.
+    """Crop an image and its mask to the same part and resize both to one size; see `center_crop_resize`.
 
     Args:
         image: ``(3, height, width)`` uint8.
         mask: ``(height, width)`` uint8 labels.
         size: side of a square, or ``(height, width)``, in pixels.
-        share: how much of the side of the largest crop with that shape is cut out, in (0, 1].
-        place: where, from top and left (0) to bottom and right (1).
+        share: side of the crop relative to the largest crop with that aspect ratio, in (0, 1].
+        place: vertical and horizontal position of the crop, from top and left (0) to bottom and right (1).
 
     Raises:
-        ValueError: the aspect ratios of image and mask differ, a size below 1, a share or place out of range.
+        ValueError: the aspect ratios of image and mask differ, a size below 1, or ``share`` or ``place`` out of range.
     """
     check_same_shape(image, mask)
     if not 0 < share <= 1 or not all(0 <= at <= 1 for at in place):
@@ -58,7 +59,7 @@ def crop_resize(
 
 
 def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """The mask's half of `center_crop_resize`, for a mask ``(height, width)`` uint8 that has no image.
+    """`center_crop_resize` of a mask ``(height, width)`` uint8 without an image.
 
     Raises:
         ValueError: a size below 1.
@@ -67,10 +68,10 @@ def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor
 
 
 def check_same_shape(image: Tensor, mask: Tensor) -> None:
-    """Refuse a mask that cannot belong to the image: other aspect ratio, to within one pixel of rounding.
+    """Reject a mask whose aspect ratio differs from the image's by more than the rounding of one pixel.
 
     Raises:
-        ValueError: says both sizes.
+        ValueError: the aspect ratios differ; the message gives both sizes.
     """
     (ih, iw), (mh, mw) = image.shape[-2:], mask.shape[-2:]
     same_scale = ih == mh or iw == mw
@@ -83,12 +84,12 @@ def check_same_shape(image: Tensor, mask: Tensor) -> None:
 
 
 def flip_pair(image: Tensor, mask: Tensor, labels: LabelSet) -> tuple[Tensor, Tensor]:
-    """Mirror a pair horizontally and swap left and right labels, which are the person's own.
+    """Mirror a pair horizontally and swap its left and right labels, which mean the person's left and right.
 
     Args:
         image: ``(..., height, width)``.
         mask: ``(..., height, width)`` integer labels.
-        labels: says which ids are mirror images of each other.
+        labels: the classes; ``labels.mirrored`` lists the ids to swap.
 
     Raises:
         ValueError: a label outside the set.
@@ -105,7 +106,7 @@ def _resized(
     share: float = 1.0,
     place: tuple[float, float] = (0.5, 0.5),
 ) -> Tensor:
-    """Crop and resize in one step, with a box in fractions of a pixel: cropping first would round it off."""
+    """Crop and resize in one step, with a box in fractions of a pixel: a separate crop would round it."""
     from PIL import Image
 
     height, width = size if isinstance(size, tuple) else (size, size)
@@ -114,7 +115,7 @@ def _resized(
     full_height, full_width = pixels.shape[-2:]
     if (full_height, full_width) == (height, width) and share == 1:
         return pixels
-    # The box is derived from fractions of the picture, so a 1024 image and its 512 mask get the same part.
+    # The box is computed from fractions of the image, so that a 1024 image and its 512 mask get the same part.
     scale = min(full_height / height, full_width / width) * share
     top, left = (full_height - height * scale) * place[0], (full_width - width * scale) * place[1]
     box = (left, top, min(left + width * scale, full_width), min(top + height * scale, full_height))

@@ -1,0 +1,141 @@
+"""The prepared folder: splits, records, fingerprints, and files that are missing or damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_images import photo
+
+from ssmgen.atomic import whole_folder
+from ssmgen.data.folder import (
+    PreparedFolder,
+    check_target,
+    load_splits,
+    match_stems,
+    write_pair,
+    write_records,
+)
+from ssmgen.data.images import write_png
+from ssmgen.data.labels import CELEBAMASK19
+
+
+def make_prepared(root: Path, ids: tuple[str, ...] = ("a", "b.c", "10")) -> Path:
+    with whole_folder(root) as folder:
+        hashes = {}
+        for number, id in enumerate(ids):
+            mask = torch.full((16, 16), number + 1, dtype=torch.uint8)
+            hashes |= write_pair(folder, id, photo(seed=number), mask)
+        splits = {"train": list(ids[:-1]), "test": list(ids[-1:]), "val": []}
+        write_records(folder, CELEBAMASK19, splits, hashes, {"layout": "test"})
+    return root
+
+
+def test_a_prepared_folder_reads_back_what_was_written(tmp_path: Path) -> None:
+    pairs = PreparedFolder(make_prepared(tmp_path / "p"), "train")
+    assert pairs.labels == CELEBAMASK19 and pairs.ids == ["a", "b.c"] and len(pairs) == 2
+    image, mask = pairs[1]
+    assert torch.equal(image, photo(seed=1)) and mask.unique().tolist() == [2]
+    assert PreparedFolder(tmp_path / "p", "test", size=(4, 8))[0][0].shape == (3, 4, 8)
+
+
+def test_the_fingerprint_tells_data_split_and_size_apart(tmp_path: Path) -> None:
+    root, moved, other = (make_prepared(tmp_path / name) for name in ("p", "moved", "q"))
+    make_prepared(tmp_path / "r", ("x", "y", "z"))
+    prints = [
+        PreparedFolder(root, "train").fingerprint(),
+        PreparedFolder(root, "test").fingerprint(),
+        PreparedFolder(root, "train", 8).fingerprint(),
+        PreparedFolder(tmp_path / "r", "train").fingerprint(),
+    ]
+    assert len(set(prints)) == 4
+    assert PreparedFolder(moved, "train").fingerprint() == PreparedFolder(other, "train").fingerprint() == prints[0]
+    assert str(tmp_path) not in (root / "prepared.json").read_text()
+
+
+def test_unknown_and_empty_splits_are_refused_with_the_list(tmp_path: Path) -> None:
+    root = make_prepared(tmp_path / "p")
+    with pytest.raises(
+        ValueError, match=r"no split 'trian'. Did you mean 'train'.*train \(2 pairs\), test \(1 pairs\)"
+    ):
+        PreparedFolder(root, "trian")
+    with pytest.raises(ValueError, match="split 'val' of .* is empty"):
+        PreparedFolder(root, "val")
+
+
+def test_all_missing_files_are_listed(tmp_path: Path) -> None:
+    root = make_prepared(tmp_path / "p")
+    (root / "images/a.png").unlink()
+    (root / "masks/b.c.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"(?s)2 file\(s\).*images/a\.png: missing.*masks/b\.c\.png: missing"):
+        PreparedFolder(root, "train")
+
+
+def test_a_split_file_cannot_reach_outside_the_folder(tmp_path: Path) -> None:
+    root = make_prepared(tmp_path / "p")
+    write_png(tmp_path / "secret.png", photo())
+    (root / "splits.json").write_text(json.dumps({"train": ["../../secret"]}))
+    with pytest.raises(FileNotFoundError, match="not as prepared"):
+        PreparedFolder(root, "train")
+
+
+def test_no_prepared_folder_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing: no such folder; prepare one with: make data$"):
+        PreparedFolder(tmp_path / "nothing", "train", hint="prepare one with: make data")
+    with pytest.raises(FileNotFoundError, match=r"not a prepared folder \(it has no prepared.json\)$"):
+        PreparedFolder(tmp_path, "train")
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": {}}'])
+def test_damaged_records_are_refused(tmp_path: Path, record: str) -> None:
+    root = make_prepared(tmp_path / "p")
+    (root / "prepared.json").write_text(record)
+    with pytest.raises(ValueError, match=r"prepared\.json: "):
+        PreparedFolder(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "expected names with lists"),
+        ('{"a": ["1"], "b": [1]}', "id '1' is in 'a' and again in 'b'"),
+        ("x", "JSON"),
+    ],
+)
+def test_split_files_are_checked(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "s.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_splits(file)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "p") as folder:
+        write_pair(folder, "a", photo(), torch.zeros(16, 16, dtype=torch.uint8))
+        raise KeyboardInterrupt
+    assert not any(tmp_path.iterdir())
+
+
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="is a file"):
+        check_target(tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        check_target(tmp_path / "file" / "below" / "it")
+    with pytest.raises(FileExistsError, match="not empty"):
+        check_target(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="no permission to write"):
+        check_target(tmp_path / "new")
+
+
+def test_files_are_paired_by_stem_and_every_single_one_is_named(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "images/b.png", "images/b.jpg", "images/c.webp", "masks/a.png", "masks/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "masks/c.jpg").touch()
+    matched, problems = match_stems(tmp_path / "images", tmp_path / "masks")
+    assert list(matched) == ["a"]
+    assert {path.name for path, _ in problems} == {"b.png", "b.jpg", "c.webp", "c.jpg", "d.png"}
