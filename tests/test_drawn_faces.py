@@ -76,7 +76,7 @@ def test_types_and_labels():
 
 @pytest.mark.parametrize("index", range(5))
 def test_one_mask_has_many_images(index: int):
-    faces = [draw_face(index, size=64, appearance=look) for look in range(4)]
+    faces = [draw_face(index, size=64, appearance=number) for number in range(4)]
     assert all(torch.equal(mask, faces[0][1]) for _, mask in faces)
     images = torch.stack([image.float() for image, _ in faces])
     assert min(float((images[i] - images[j]).abs().mean()) for i in range(4) for j in range(i)) > 5.0
@@ -128,9 +128,9 @@ def test_areas_against_the_shared_masks(shared: Path):
 def test_left_parts_lie_on_the_right_of_the_image(left: int, right: int):
     columns = torch.arange(128.0)
     for mask in masks()[:100]:
-        own_left, own_right = (mask == left).sum(0), (mask == right).sum(0)
-        if own_left.any() and own_right.any():
-            assert (own_left * columns).sum() / own_left.sum() > (own_right * columns).sum() / own_right.sum()
+        on_left, on_right = (mask == left).sum(0), (mask == right).sum(0)
+        if on_left.any() and on_right.any():
+            assert (on_left * columns).sum() / on_left.sum() > (on_right * columns).sum() / on_right.sum()
 
 
 @pytest.mark.parametrize("index", range(6))

@@ -1,4 +1,4 @@
-"""A plain folder of pairs with classes of one's own, into the cache and the training loop."""
+"""A plain folder of pairs with your own classes, through the cache into training."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         split: name of a split, e.g. ``"train"``.
         size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square
             that image and mask both have pixels for, which may differ between pairs.
-        hint: what to do where ``root`` is not a prepared folder, e.g. the command that prepares one; ends the error.
+        hint: appended to the error if ``root`` is not a prepared folder, e.g. the command that prepares one.
 
     Attributes:
         labels: the classes of the masks.
@@ -53,9 +53,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         ValueError: unknown or empty split (the splits are listed), or damaged records.
     """
 
-    def __init__(
-        self, root: str | Path, split: str, size: int | tuple[int, int] | None = None, *, hint: str = ""
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, size: int | tuple[int, int] | None = None, hint: str = "") -> None:
         self.root, self.split, self.size = Path(root).expanduser(), split, size
         self.record = _read_record(self.root, hint)
         self.labels = _labels_from(self.record, self.root / _RECORD)
