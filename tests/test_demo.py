@@ -22,10 +22,10 @@ from benchmarks.demo_soak import Client, attempts, files_in, soak, untrained_pip
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.demo import __main__ as command
 from recipes.sisma.demo.guard import MAX_BODY, Guard, names_files
+from recipes.sisma.demo.jobs import Pictures, Preview, Stopped, Studio
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, as_png, from_text, from_upload, image_from, snap, to_text
 from recipes.sisma.demo.page import QUEUE, build_page, serve
-from recipes.sisma.demo.shown import brushes, results
-from recipes.sisma.demo.studio import Pictures, Preview, Stopped, Studio
+from recipes.sisma.demo.results import brushes, results
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap
 from ssmgen.data.images import to_pil

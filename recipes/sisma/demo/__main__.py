@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.demo.guard import LOCAL
-from recipes.sisma.demo.studio import Studio
+from recipes.sisma.demo.jobs import Studio
 from ssmgen import MaskToImage
 
 

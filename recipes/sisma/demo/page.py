@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from recipes.sisma.demo.guard import LOCAL, Guard
+from recipes.sisma.demo.jobs import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Job, Pictures, Stopped, Studio, Wish
 from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
-from recipes.sisma.demo.shown import brushes, progress, results
-from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Job, Pictures, Stopped, Studio, Wish
+from recipes.sisma.demo.results import brushes, progress, results
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, draw_face
 from ssmgen.extras import require
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 import ssmgen
+from recipes.sisma.demo.jobs import Pictures, Preview
 from recipes.sisma.demo.masks import as_png, data_url, to_text
-from recipes.sisma.demo.studio import Pictures, Preview
 from ssmgen.data import LabelSet
 from ssmgen.pipeline import Recipe
 
