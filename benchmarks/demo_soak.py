@@ -31,7 +31,8 @@ import torch
 
 import ssmgen
 from benchmarks.timing import write
-from recipes.sisma.demo.masks import as_png, to_text
+from recipes.sisma.demo.masks import to_text
+from recipes.sisma.demo.png import encode_png
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.pipeline import Recipe
@@ -227,7 +228,7 @@ def request(number: int, last: dict[str, Any]) -> tuple[str, list[Any]]:
         ("redraw", [mask.replace(",0x", ",14x", 1), *controls, chosen, "inversion"]),
         ("vary", [mask, *controls, chosen, 0.5]),
         ("between", [mask, *controls, number + 1]),
-        ("upload", [base64.b64encode(as_png(face, CELEBAMASK19)).decode(), "celebamask19"]),
+        ("upload", [base64.b64encode(encode_png(face, CELEBAMASK19)).decode(), "celebamask19"]),
         ("upload", [base64.b64encode(b"no picture").decode(), "celebamask19"]),
         ("generate", ["32 99x1024", *controls]),
         ("generate", [mask, number, 10_000, "euler", 1.0, 2]),

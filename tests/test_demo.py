@@ -1,19 +1,15 @@
-"""The painting page without a browser: masks and uploads, what the studio draws, what the server takes."""
+"""The demo page without a browser: its components, its server and its command."""
 
 import asyncio
 import base64
-import io
 import json
 import socket
-import struct
 import time
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs ssmgen[demo]")
 pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
@@ -21,38 +17,18 @@ pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
 from benchmarks.demo_soak import Client, attempts, files_in, soak, untrained_pipe
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.demo import __main__ as command
-from recipes.sisma.demo.guard import MAX_BODY, Guard, names_files
-from recipes.sisma.demo.masks import MAX_BYTES, Refused, as_png, from_text, from_upload, image_from, snap, to_text
-from recipes.sisma.demo.page import QUEUE, build_page, serve
-from recipes.sisma.demo.shown import brushes, results
-from recipes.sisma.demo.studio import Pictures, Preview, Stopped, Studio
+from recipes.sisma.demo.guard import MAX_BODY, Guard, references_file
+from recipes.sisma.demo.handlers import Handlers
+from recipes.sisma.demo.jobs import JobRunner
+from recipes.sisma.demo.masks import from_text, to_text
+from recipes.sisma.demo.page import QUEUE, brushes, build_page
+from recipes.sisma.demo.png import encode_png, image_from_url
+from recipes.sisma.demo.server import serve
 from ssmgen import MaskToImage
-from ssmgen.data import BISENET19, CELEBAMASK19, LabelSet, draw_face, remap
-from ssmgen.data.images import to_pil
+from ssmgen.data import CELEBAMASK19, LabelSet, draw_face
 
 SIDE = 32
-CONTROLS = [3, 2, "euler", 1.0, 2]
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def png_of(image: Image.Image, **settings) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", **settings)
-    return encoded(buffer.getvalue())
-
-
-def header(width: int, height: int, depth: int = 8) -> bytes:
-    """A PNG that says how large it is and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    ihdr = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", ihdr) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+CONTROLS = [3, 2, "euler", 1.0, 2]  # seed, steps, solver, guidance, number of images
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +37,8 @@ def face():
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(untrained_pipe(SIDE))
+def runner():
+    return JobRunner(untrained_pipe(SIDE))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +53,7 @@ def reached():
 
 
 @pytest.fixture(scope="module")
-def client(studio, temporary, reached):
+def client(runner, temporary, reached):
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def connecting(self, address):
@@ -92,285 +68,11 @@ def client(studio, temporary, reached):
         patch.setattr(socket.socket, "connect", connecting)
         patch.setattr(socket, "getaddrinfo", looking_up)
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
-        page = build_page(studio)
+        page = build_page(runner)
         try:
             yield Client(serve(page, host="127.0.0.1", port=0))
         finally:
             page.close()
-
-
-# Masks as text
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_mask_comes_back_from_its_text(seed):
-    mask = draw_face(seed, SIDE)[1]
-    assert torch.equal(from_text(to_text(mask), CELEBAMASK19), mask)
-    assert len(to_text(mask)) < mask.numel() * 2
-
-
-BAD_TEXTS = [
-    ("", "paint one"),
-    (None, "paint one"),
-    ({"a": 1}, "did not arrive whole"),
-    ("/etc/passwd", "did not arrive whole"),
-    ("2 0x4,", "did not arrive whole"),
-    ("2 0x5", "square of at most 1024"),
-    ("0 0x0", "square of at most 1024"),
-    ("9999 0x99980001", "did not arrive whole"),
-    ("1025 0x1050625", "square of at most 1024"),
-    ("2 0x3,19x1", "label 19"),
-    ("2 " + "0x1," * 300_000 + "0x1", "square of at most 1024"),
-    ("2 " + "0x1," * 3_000_000 + "0x1", "did not arrive whole"),
-]
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_TEXTS, ids=range(len(BAD_TEXTS)))
-def test_what_is_no_mask_is_refused(text, message):
-    with pytest.raises(Refused, match=message):
-        from_text(text, CELEBAMASK19)
-
-
-# Uploads
-
-
-def palette_image(mask, labels):
-    image = to_pil(mask).copy()
-    image.putpalette([value for colour in labels.palette for value in colour])
-    return image
-
-
-def test_each_kind_of_file_gives_the_same_mask(face):
-    theirs = remap(face, CELEBAMASK19, BISENET19)
-    grey_as_rgb = to_pil(face).convert("RGB")
-    for file, order in [
-        (png_of(to_pil(face)), ""),
-        (png_of(grey_as_rgb), ""),
-        (png_of(to_pil(CELEBAMASK19.colorize(face))), "celebamask19"),
-        (png_of(to_pil(CELEBAMASK19.colorize(face)).convert("RGBA")), ""),
-        (png_of(palette_image(face, CELEBAMASK19)), ""),
-        (png_of(to_pil(theirs)), "bisenet19"),
-        (png_of(palette_image(theirs, BISENET19)), "bisenet19"),
-        (png_of(to_pil(BISENET19.colorize(theirs))), "bisenet19"),
-        (png_of(palette_image(theirs, BISENET19)), "celebamask19"),  # colours say which class, whatever the index
-    ]:
-        upload = from_upload(file, CELEBAMASK19, SIDE, order)
-        assert torch.equal(upload.mask, face), order
-        assert upload.notes == ()
-
-
-def test_ids_of_the_other_order_are_told(face):
-    theirs = png_of(to_pil(remap(face, CELEBAMASK19, BISENET19)))
-    assert "look like the order bisenet19" in from_upload(theirs, CELEBAMASK19, SIDE).notes[0]
-
-
-def test_edges_between_two_colours_go_to_the_nearest(face):
-    colours = CELEBAMASK19.colorize(face).clone()
-    colours[:, 5, 7] = torch.tensor([200, 12, 9], dtype=torch.uint8)  # skin is (204, 0, 0)
-    colours[:, 6, 7] = torch.tensor([1, 2, 3], dtype=torch.uint8)
-    mask, moved = snap(colours, CELEBAMASK19)
-    expected = face.clone()
-    expected[5, 7], expected[6, 7] = 1, 0
-    assert torch.equal(mask, expected) and moved == 2
-    note = from_upload(png_of(to_pil(colours)), CELEBAMASK19, SIDE).notes[0]
-    assert note.startswith("2 of 1,024 pixels (0.2 %)")
-
-
-def test_what_is_not_square_is_cut_and_told(face):
-    wide = torch.cat([torch.zeros(SIDE, 8, dtype=torch.uint8), face, torch.zeros(SIDE, 8, dtype=torch.uint8)], dim=1)
-    upload = from_upload(png_of(to_pil(wide)), CELEBAMASK19, SIDE)
-    assert torch.equal(upload.mask, face)
-    assert upload.notes == ("It was 48 x 32: the middle square was taken.",)
-
-
-def photo(kind="PNG"):
-    buffer = io.BytesIO()
-    image = torch.randint(90, 160, (3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    to_pil(image).save(buffer, format=kind)
-    return encoded(buffer.getvalue())
-
-
-def transparent(face):
-    image = to_pil(CELEBAMASK19.colorize(face)).convert("RGBA")
-    image.putpixel((0, 0), (0, 0, 0, 0))
-    return png_of(image)
-
-
-def animation(face):
-    frames = [to_pil(face), to_pil(face.flip(0))]
-    return png_of(frames[0], save_all=True, append_images=frames[1:])
-
-
-BAD_FILES = {
-    "no file": (lambda face: "", "choose a PNG"),
-    "no text": (lambda face: {"a": 1}, "choose a PNG"),
-    "no base64": (lambda face: "<svg>", "did not arrive whole"),
-    "svg": (lambda face: encoded(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a PNG file"),
-    "passwords": (lambda face: encoded(b"root:x:0:0:root"), "not a PNG file"),
-    "jpeg": (lambda face: photo("JPEG"), "JPEG, whose compression alters labels"),
-    "too many bytes": (lambda face: encoded(header(8, 8) + bytes(MAX_BYTES)), "larger than 5 MB"),
-    "huge header": (lambda face: encoded(header(60_000, 60_000)), "60,000 x 60,000 pixels.*at most 1024"),
-    "large header": (lambda face: encoded(header(1025, 8)), "1,025 x 8 pixels.*at most 1024"),
-    "no pixels": (lambda face: encoded(header(0, 8)), "0 x 8 pixels"),
-    "16 bits": (lambda face: encoded(header(8, 8, 16)), "16 bits per channel"),
-    "cut off": (lambda face: encoded(as_png(face)[:60]), "damaged"),
-    "lying header": (lambda face: encoded(header(64, 64)), "damaged"),
-    "transparent": (transparent, "transparent pixels"),
-    "animation": (animation, "damaged.*animation"),
-    "photo": (lambda face: photo(), "looks like a photograph"),
-    "label 19": (lambda face: png_of(to_pil(face.clone().fill_(19))), "label 19.*no mask of celebamask19"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_refused_in_words(face, kind):
-    make, message = BAD_FILES[kind]
-    with pytest.raises(Refused, match=message):
-        from_upload(make(face), CELEBAMASK19, SIDE)
-
-
-def test_what_is_too_large_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
-    with pytest.raises(Refused, match="60,000 x 60,000"):
-        from_upload(encoded(header(60_000, 60_000)), CELEBAMASK19, SIDE)
-    with pytest.raises(Refused, match="5 MB"):
-        from_upload("A" * 7_000_000, CELEBAMASK19, SIDE)
-
-
-@pytest.mark.parametrize("given", [None, 3, "", "/etc/passwd", "http://127.0.0.1/x.png", {"url": "x"}])
-def test_an_image_to_change_is_one_the_page_made(given):
-    with pytest.raises(Refused, match="no image to change yet"):
-        image_from(given, SIDE)
-
-
-# The studio
-
-
-def finished(job):
-    *previews, pictures = job
-    assert all(isinstance(one, Preview) for one in previews) and isinstance(pictures, Pictures)
-    return previews, pictures
-
-
-def test_pictures_are_the_pipelines_own(studio, face):
-    previews, pictures = finished(studio.generate(face, studio.checked(*CONTROLS)))
-    expected = studio.pipe(face, seed=3, num_images=2, steps=2, solver="euler", output_type="pt")
-    assert torch.equal(pictures.images, (expected * 255).round().to(torch.uint8))
-    assert pictures.seeds == (3, 4) and pictures.names == ("seed 3", "seed 4")
-    assert previews and previews[0].steps == 2 and previews[0].images.shape == pictures.images.shape
-
-
-def test_the_zip_makes_the_same_pictures_again(studio, face, tmp_path):
-    _, pictures = finished(studio.generate(face, studio.checked(*CONTROLS)))
-    shown = results(pictures, face, studio.pipe.recipe)
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(shown["zip"]))) as zipped:
-        assert sorted(zipped.namelist()) == ["image-0.png", "image-1.png", "mask.png", "settings.json"]
-        zipped.extractall(tmp_path)
-    settings = json.loads((tmp_path / "settings.json").read_text())
-    assert {"shift", "guidance_start"} <= set(settings) and settings["call"].startswith("pipe('mask.png', ")
-    call = settings["call"].replace("mask.png", str(tmp_path / "mask.png"))
-    again = eval(call, {"pipe": studio.pipe})  # the words a reader would copy
-    for number, image in enumerate(again):
-        assert image.tobytes() == Image.open(tmp_path / f"image-{number}.png").tobytes()
-
-
-def test_a_redraw_keeps_what_did_not_change(studio, face):
-    wish = studio.checked(*CONTROLS)
-    _, pictures = finished(studio.generate(face, wish))
-    image, changed = pictures.images[0], face.clone()
-    changed[:8, :8] = 14
-    for start in ("inversion", "noise"):
-        previews, redrawn = finished(studio.redraw(image, face, changed, wish, start))
-        assert torch.equal(redrawn.images[0, :, 16:], image[:, 16:])
-        assert not torch.equal(redrawn.images[0, :, :8, :8], image[:, :8, :8])
-        assert previews[0].steps == (4 if start == "inversion" else 2)
-    with pytest.raises(Refused, match="Nothing to redraw"):
-        studio.redraw(image, face, face, wish)
-    with pytest.raises(Refused, match="inversion, noise"):
-        studio.redraw(image, face, changed, wish, "middle")
-
-
-def test_variations_and_the_way_between(studio, face):
-    wish = studio.checked(*CONTROLS)
-    _, pictures = finished(studio.generate(face, wish))
-    _, near = finished(studio.vary(pictures.images[0], face, 0.2, wish))
-    _, far = finished(studio.vary(pictures.images[0], face, 1, wish))
-    distance = [(each.images.float() - pictures.images[0].float()).square().mean() for each in (near, far)]
-    assert 0 < distance[0] < distance[1]
-    _, between = finished(studio.between(face, 4, wish))
-    assert between.names == ("seed 3", "50 %", "seed 4")
-    assert (between.images[0].int() - pictures.images[0].int()).abs().max() <= 1
-    assert (between.images[2].int() - pictures.images[1].int()).abs().max() <= 1
-
-
-BAD_CONTROLS = [
-    (0, -1, "The seed must be a whole number from 0"),
-    (0, 2**31, "The seed"),
-    (0, None, "The seed"),
-    (0, "7", "The seed"),
-    (1, 0, "Steps must be a whole number from 1 to 100"),
-    (1, 2.5, "Steps"),
-    (1, True, "Steps"),
-    (2, "dopri5", "The solver must be one of"),
-    (2, ["euler"], "The solver"),
-    (3, float("nan"), "Guidance must be a number from 0 to 10"),
-    (3, float("inf"), "Guidance"),
-    (4, 9, "The number of images must be a whole number from 1 to 8"),
-]
-
-
-@pytest.mark.parametrize(("place", "value", "message"), BAD_CONTROLS)
-def test_a_control_out_of_range_is_refused(studio, place, value, message):
-    with pytest.raises(Refused, match=message):
-        studio.checked(*[value if i == place else given for i, given in enumerate(CONTROLS)])
-
-
-def test_guidance_needs_a_model_that_has_it():
-    pipe = untrained_pipe(SIDE)
-    pipe.model.mask_dropout = 0.0
-    with pytest.raises(Refused, match="trained without guidance"):
-        Studio(pipe).checked(3, 2, "euler", 2.0, 2)
-
-
-class Endless(MaskToImage):
-    """A pipeline that never comes to an end."""
-
-    steps = 0
-
-    def __call__(self, mask, *, callback, **settings):
-        while True:
-            Endless.steps += 1
-            callback(1, torch.zeros(1, 3, SIDE, SIDE))
-            time.sleep(0.01)
-
-
-@pytest.fixture
-def endless():
-    pipe = untrained_pipe(SIDE)
-    return Studio(Endless(pipe.model, pipe.autoencoder, pipe.recipe), timeout=0.3)
-
-
-def is_free(studio, seconds=2.0):
-    taken = studio._device.acquire(timeout=seconds)
-    if taken:
-        studio._device.release()
-    return taken
-
-
-def test_what_takes_too_long_is_given_up(endless, face):
-    with pytest.raises(Stopped, match="fewer steps or images"):
-        list(endless.generate(face, endless.checked(*CONTROLS)))
-    assert is_free(endless)
-
-
-def test_closing_a_job_stops_it(endless, face):
-    job = endless.generate(face, endless.checked(*CONTROLS))
-    assert isinstance(next(job), Preview)
-    job.close()
-    assert is_free(endless)
-    done = Endless.steps
-    time.sleep(0.1)
-    assert Endless.steps == done
 
 
 def test_every_class_has_a_name_and_its_colour():
@@ -388,27 +90,36 @@ def test_the_page_is_not_tied_to_faces():
     from ssmgen.pipeline import Recipe
 
     recipe = Recipe("sisma-debug", args, "identity", SIDE, labels, {"solver": "euler", "steps": 1})
-    studio = Studio(MaskToImage(ssmgen.build("sisma-debug", **args), ssmgen.build("identity"), recipe))
-    page = build_page(studio)
+    runner = JobRunner(MaskToImage(ssmgen.build("sisma-debug", **args), ssmgen.build("identity"), recipe))
+    page = build_page(runner)
     painter = next(block for block in page.blocks.values() if getattr(block, "elem_id", "") == "painter")
     assert [each["name"] for each in painter.props["brushes"]] == ["road", "sky", "car"]
     assert painter.props["examples"] == []
 
 
-# The server
+def test_handlers_address_components_by_name(runner, face):
+    names = ("painter", "upload", "progress", "results", "mask_message", "settings_message", "edit_message")
+    handlers = Handlers(runner, SimpleNamespace(**{name: name for name in names}))
+    *_, finished = handlers.generate(to_text(face), *CONTROLS)
+    assert finished.pop("results")["mask"] == to_text(face)
+    cleared = {"progress": None, "mask_message": "", "settings_message": "", "edit_message": ""}
+    assert finished == cleared
+    (refused,) = handlers.between(to_text(face), *CONTROLS, 3)
+    assert "must differ" in refused["edit_message"] and refused | {"edit_message": ""} == cleared
+    assert handlers.upload(base64.b64encode(encode_png(face)).decode(), "celebamask19")["painter"] == to_text(face)
 
 
 def words(answer):
     return [each for each in answer[2:] if isinstance(each, str) and each]
 
 
-def test_the_page_generates_what_was_asked(client, studio, face):
+def test_the_page_generates_what_was_asked(client, runner, face):
     *_, answer = client.call("generate", to_text(face), *CONTROLS)
     assert words(answer) == []
     shown = answer[1]
-    expected = studio.pipe(face, seed=3, num_images=2, steps=2, solver="euler", output_type="pt")
+    expected = runner.pipe(face, seed=3, num_images=2, steps=2, solver="euler", output_type="pt")
     for image, wanted in zip(shown["images"], expected, strict=True):
-        assert torch.equal(image_from(image["png"], SIDE), (wanted * 255).round().to(torch.uint8))
+        assert torch.equal(image_from_url(image["png"], SIDE), (wanted * 255).round().to(torch.uint8))
     assert torch.equal(from_text(shown["mask"], CELEBAMASK19), face)
 
 
@@ -419,23 +130,23 @@ def test_messages_stand_where_the_fault_is_and_nothing_else_changes(client, face
     *_, wrong = client.call("generate", mask, 3, 1000, "euler", 1.0, 2)
     assert "Steps must be a whole number from 1 to 100" in wrong[3] and wrong[2] == wrong[4] == ""
     *_, nothing = client.call("vary", mask, *CONTROLS, None, 0.5)
-    assert "no image to change" in nothing[4] and nothing[2:4] == ["", ""]
-    *_, bad = client.call("upload", encoded(b"<script>"), "celebamask19")
+    assert "no picture to change" in nothing[4] and nothing[2:4] == ["", ""]
+    *_, bad = client.call("upload", base64.b64encode(b"<script>").decode(), "celebamask19")
     assert "not a PNG" in bad[2]
     for answer in (unmasked, wrong, nothing):
         assert answer[1]["__type__"] == "update" and "value" not in answer[1]  # results stay
     assert bad[0]["__type__"] == "update" and "value" not in bad[0]  # so does the mask
 
 
-def test_a_fault_of_the_model_is_said_and_the_page_goes_on(client, studio, face, monkeypatch, capsys):
-    monkeypatch.setattr(studio.pipe, "decode", lambda latents: 1 / 0)
+def test_a_fault_of_the_model_is_said_and_the_page_goes_on(client, runner, face, monkeypatch, capsys):
+    monkeypatch.setattr(runner.pipe, "decode", lambda latents: 1 / 0)
     *_, answer = client.call("generate", to_text(face), *CONTROLS)
-    assert "could not be drawn" in answer[3]
+    assert "Drawing failed" in answer[3]
     monkeypatch.undo()
     assert client.call("generate", to_text(face), *CONTROLS)[-1][1]["title"]
 
 
-def test_twenty_clients_at_once_get_their_own_pictures(client, studio, face):
+def test_twenty_clients_at_once_get_their_own_pictures(client, runner, face):
     def picture(seed):
         for _ in range(100):
             try:
@@ -447,14 +158,14 @@ def test_twenty_clients_at_once_get_their_own_pictures(client, studio, face):
 
     with ThreadPoolExecutor(20) as clients:
         pictures = list(clients.map(picture, range(20)))
-    expected = studio.pipe(face, seed=0, num_images=20, steps=1, solver="euler", output_type="pt", batch_size=1)
+    expected = runner.pipe(face, seed=0, num_images=20, steps=1, solver="euler", output_type="pt", batch_size=1)
     for png, wanted in zip(pictures, expected, strict=True):
-        assert torch.equal(image_from(png, SIDE), (wanted * 255).round().to(torch.uint8))
+        assert torch.equal(image_from_url(png, SIDE), (wanted * 255).round().to(torch.uint8))
 
 
-def test_the_queue_is_bounded(client, studio, face):
+def test_the_queue_is_bounded(client, runner, face):
     taken, refused = [], 0
-    with studio._device:
+    with runner._device:
         for _ in range(QUEUE + 4):
             try:
                 taken.append(client.join("generate", to_text(face), 0, 1, "euler", 1.0, 1))
@@ -509,7 +220,7 @@ def test_bodies_are_capped_and_may_not_name_files(client):
     status, text = client.get("/gradio_api/queue/join", "POST", b'"' + b"a" * MAX_BODY + b'"')
     assert status == 413 and "larger than 10 MB" in text
     status, text = client.get("/gradio_api/queue/join", "POST", b'{"data": [{"path": "http://127.0.0.1/"}]}')
-    assert status == 400 and "names a file" in text
+    assert status == 400 and "references a file" in text
 
 
 @pytest.mark.parametrize(
@@ -524,7 +235,7 @@ def test_bodies_are_capped_and_may_not_name_files(client):
     ],
 )
 def test_files_in_a_body_are_found(body, found):
-    assert names_files(body) is found
+    assert references_file(body) is found
 
 
 def test_headers_forbid_what_is_elsewhere(client):
@@ -563,9 +274,6 @@ def test_many_requests_leave_memory_and_disk_as_they_were():
     assert found["answers"] == {"pictures": 16, "mask": 4, "message": 12}
     assert found["files_left"] == 0 and found["files_read"] == 0
     assert abs(found["memory_growth"]) < 0.05
-
-
-# The command
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.demo_soak import files_in, untrained_pipe
-from recipes.sisma.demo.masks import as_png
-from recipes.sisma.demo.page import build_page, serve
-from recipes.sisma.demo.studio import Studio
+from recipes.sisma.demo.jobs import JobRunner
+from recipes.sisma.demo.page import build_page
+from recipes.sisma.demo.png import encode_png
+from recipes.sisma.demo.server import serve
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
 from ssmgen.data.images import to_pil
 
@@ -47,15 +48,15 @@ def temporary(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(untrained_pipe(SIDE))
+def runner():
+    return JobRunner(untrained_pipe(SIDE))
 
 
 @pytest.fixture(scope="module")
-def address(studio, temporary):
+def address(runner, temporary):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
-        page = build_page(studio)
+        page = build_page(runner)
         try:
             yield serve(page, host="127.0.0.1", port=0)
         finally:
@@ -213,7 +214,7 @@ def test_uploads_replace_the_mask_and_bad_ones_do_not(page, tmp_path):
     tmp_path.joinpath("notes.png").write_text("no picture at all")
     page.upload(tmp_path / "notes.png")
     assert page.message("mask-message") == "The file is not a PNG file: masks are PNG files."
-    tmp_path.joinpath("large.png").write_bytes(as_png(torch.zeros(8, 8, dtype=torch.uint8)) + bytes(5_100_000))
+    tmp_path.joinpath("large.png").write_bytes(encode_png(torch.zeros(8, 8, dtype=torch.uint8)) + bytes(5_100_000))
     page.upload(tmp_path / "large.png")
     page.wait.until(lambda _: "larger than 5 MB" in page.message("mask-message"))
     assert torch.equal(page.mask(), kept) and page.picture() == picture
@@ -238,9 +239,9 @@ def test_a_setting_out_of_range_is_told_below_it(page):
     assert page.picture() == picture and torch.equal(page.mask(), mask)
 
 
-def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
+def test_stop_gives_a_picture_up(page, runner, driver, monkeypatch):
     page.results_after("#generate")
-    picture, decode = page.picture(), studio.pipe.decode
+    picture, decode = page.picture(), runner.pipe.decode
     begun, release = threading.Event(), threading.Event()
 
     def held(latents):
@@ -248,7 +249,7 @@ def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
         release.wait(120)
         return decode(latents)
 
-    monkeypatch.setattr(studio.pipe, "decode", held)
+    monkeypatch.setattr(runner.pipe, "decode", held)
     page.paint(14, [(0.2, 0.1), (0.8, 0.1)])
     page.click("#generate")
     assert begun.wait(60) and page.one("#live .live").is_displayed()
@@ -256,8 +257,8 @@ def test_stop_gives_a_picture_up(page, studio, driver, monkeypatch):
     page.wait.until(lambda _: page.message("settings-message") == "Stopped.")
     page.wait.until(lambda _: not page.one("#live .live").is_displayed())
     release.set()
-    assert studio._device.acquire(timeout=60)
-    studio._device.release()
+    assert runner._device.acquire(timeout=60)
+    runner._device.release()
     assert page.picture() == picture
     monkeypatch.undo()
     page.results_after("#generate")

@@ -1,10 +1,10 @@
 """Paint a mask in the browser and get a picture: ``python -m recipes.sisma.demo``.
 
-    python -m recipes.sisma.demo                        # the small model of drawn faces that is in the package
+    python -m recipes.sisma.demo                        # the small packaged model of drawn faces
     python -m recipes.sisma.demo pipe=exports/quick     # a folder of recipes.sisma.export, or OWNER/NAME on the hub
-    python -m recipes.sisma.demo run=runs/quick         # a run, as it is
+    python -m recipes.sisma.demo run=runs/quick         # a training run, without exporting it
 
-The page is served to this machine only, unless ``host`` says otherwise; nothing goes to the network.
+Only this machine can open the page unless ``host`` is set; the page sends nothing to the network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.demo.guard import LOCAL
-from recipes.sisma.demo.studio import Studio
+from recipes.sisma.demo.jobs import JobRunner
 from ssmgen import MaskToImage
 
 
@@ -26,11 +26,11 @@ class Settings:
 
     Attributes:
         pipe: a folder that recipes.sisma.export wrote, a hub id OWNER/NAME, or the name of a packaged model.
-        run: the folder of a training run, instead of ``pipe``; its newest checkpoint is shown.
-        device: where the model runs; empty takes CUDA where there is one.
-        host: the address to serve at. 0.0.0.0 serves anyone who can reach this machine, without a password.
-        port: of the server; 0 takes a free one.
-        timeout: seconds after which a picture is given up.
+        run: the folder of a training run, used instead of ``pipe``; loads its newest checkpoint.
+        device: where the model runs; empty means CUDA if available, else the CPU.
+        host: address to serve at. 0.0.0.0 serves anyone who can reach this machine, without a password.
+        port: port to serve at; 0 picks a free one.
+        timeout: seconds after which a job is stopped.
         open_browser: open the page in a browser.
     """
 
@@ -44,7 +44,7 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load the model, serve the page until interrupted."""
+    """Load the model and serve the page until interrupted."""
     settings = from_command_line(Settings(), argv)
     if not 0 <= settings.port < 65536:
         raise UsageError(f"port must be from 0 to 65535, got {settings.port}")
@@ -52,14 +52,15 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"timeout must be positive, got {settings.timeout}")
     pipe = load_pipe(settings)
     with tempfile.TemporaryDirectory(prefix="ssmgen-demo-") as folder:
-        # The page makes no files; should its library make one, it goes when the page does.
+        # The page writes no files; should gradio write one, it goes when the page does.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from recipes.sisma.demo.page import build_page, serve
+        from recipes.sisma.demo.page import build_page
+        from recipes.sisma.demo.server import serve
 
-        studio = Studio(pipe, timeout=settings.timeout)
-        page = build_page(studio)
+        runner = JobRunner(pipe, timeout=settings.timeout)
+        page = build_page(runner)
         address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser)
-        print(f"{studio.about()}\nopen {address} (Ctrl-C ends it)", flush=True)
+        print(f"{runner.about()}\nopen {address} (Ctrl-C stops it)", flush=True)
         if settings.host not in LOCAL:
             print(f"host={settings.host}: others on the network can use this page", file=sys.stderr)
         page.block_thread()

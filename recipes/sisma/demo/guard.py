@@ -1,4 +1,4 @@
-"""What the server takes: a list of addresses, small bodies, no paths and no addresses of files in them."""
+"""ASGI middleware that admits only the requests the page needs: listed paths, small bodies, no file references."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from recipes.sisma.demo.masks import MAX_BYTES
+from recipes.sisma.demo.png import MAX_BYTES
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: This machine, as its own browsers call it.
+#: Names of this machine in its own browsers.
 LOCAL = ("127.0.0.1", "localhost")
-#: A file in base64 and a mask as text beside it.
+#: Enough for a file in base64 and a mask as text.
 MAX_BODY = 2 * MAX_BYTES
 _READ = re.compile(
     r"/|/(config|info|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/\d+)?)/?"
@@ -24,7 +24,7 @@ _READ = re.compile(
     r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w+)"
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|cancel|reset)/?")
-# Nothing is fetched from elsewhere, whatever the page's library would like. It compiles templates, hence unsafe-eval.
+# The browser loads nothing from elsewhere. gradio compiles templates, hence unsafe-eval.
 _HEADERS = {
     "content-security-policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; form-action 'self'; "
@@ -36,16 +36,14 @@ _HEADERS = {
 
 
 class Guard:
-    """ASGI middleware before the page's server.
+    """Rejects every request that the page does not need, before gradio sees it.
 
-    Its library has more doors than the page needs: uploads into files, downloads by path, fetching of addresses that a
-    client names. Whatever is not on the list is answered with 404, a body above `MAX_BODY` with 413, and one that names
-    a file with 400.
+    gradio has endpoints that upload files, serve them by path, and fetch URLs for a client. The answer to an unlisted
+    path is 404, to a body above `MAX_BODY` 413, and to a body that references a file 400.
 
     Args:
         app: the server.
-        local: answer only who asks for this machine by its own name; a page elsewhere may have a name that was made to
-            point here.
+        local: accept only `LOCAL` host names, since any other name could be made to resolve to this machine.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], local: bool = False) -> None:
@@ -59,7 +57,7 @@ class Guard:
             return None
         host = urlsplit("//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")).hostname
         if self.local and host not in LOCAL:
-            return await _answer(send, 403, f"Ask for {' or '.join(LOCAL)}.")
+            return await _answer(send, 403, f"Open this page at {' or '.join(LOCAL)}.")
         path, method = scope["path"], scope["method"]
         reading = method in ("GET", "HEAD") and _READ.fullmatch(path) is not None and ".." not in path
         if not reading and not (method in ("POST", "OPTIONS") and _WRITE.fullmatch(path)):
@@ -68,68 +66,62 @@ class Guard:
             body = await _body(receive)
             if body is None:
                 return await _answer(send, 413, f"The request is larger than {MAX_BODY // 1_000_000} MB.")
-            if names_files(body):
-                return await _answer(send, 400, "The request names a file; this page takes none.")
-            receive = _again(body, receive)
+            if references_file(body):
+                return await _answer(send, 400, "The request references a file; this page accepts none.")
+            receive = _replay(body, receive)
         return await self.app(scope, receive, _with_headers(send))
 
 
-def names_files(body: bytes) -> bool:
-    """Whether a JSON body holds what the page's library takes for a file, or is no JSON."""
+def references_file(body: bytes) -> bool:
+    """Whether a JSON body holds what gradio treats as a file, or is not JSON."""
     try:
         content = json.loads(body) if body else None
     except (ValueError, RecursionError):
         return True
-    waiting = [content]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            if one.keys() & {"path", "_type"}:
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if value.keys() & {"path", "_type"}:
                 return True
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
     return False
 
 
 async def _body(receive: Receive) -> bytes | None:
-    parts, length = [], 0
-    while True:
+    """The whole body; None if it is larger than `MAX_BODY`."""
+    body = bytearray()
+    while len(body) <= MAX_BODY:
         message = await receive()
         if message["type"] != "http.request":
             return b""
-        part = message.get("body", b"")
-        length += len(part)
-        if length > MAX_BODY:
-            return None
-        parts.append(part)
+        body += message.get("body", b"")
         if not message.get("more_body"):
-            return b"".join(parts)
+            break
+    return bytes(body) if len(body) <= MAX_BODY else None
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The body once more, and then what the client does."""
-    given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body that was already read, then what the client sends."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def once() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def replayed() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else await receive()
 
-    return once
+    return replayed
 
 
 def _with_headers(send: Send) -> Send:
-    added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+    extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 
-    async def sending(message: MutableMapping[str, Any]) -> None:
+    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *added]}
+            message = {**message, "headers": [*message.get("headers", []), *extra]}
         await send(message)
 
-    return sending
+    return send_with_headers
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

@@ -1,325 +1,175 @@
-"""The page itself: controls, what they call, and the server they run on."""
+"""The layout of the page, and which handler each button calls."""
 
 from __future__ import annotations
 
-import html
 import json
 import os
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor
-
-from recipes.sisma.demo.guard import LOCAL, Guard
-from recipes.sisma.demo.masks import MAX_BYTES, Refused, from_text, from_upload, image_from, to_text
-from recipes.sisma.demo.shown import brushes, progress, results
-from recipes.sisma.demo.studio import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, Job, Pictures, Stopped, Studio, Wish
-from ssmgen.data import CELEBAMASK19, LABEL_SETS, draw_face
+from recipes.sisma.demo.handlers import Handlers, message_html
+from recipes.sisma.demo.jobs import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, JobRunner
+from recipes.sisma.demo.masks import to_text
+from recipes.sisma.demo.png import MAX_BYTES
+from ssmgen.data import CELEBAMASK19, LABEL_SETS, LabelSet, draw_face
 from ssmgen.extras import require
 
-#: Jobs that may wait, and sessions the server remembers.
-QUEUE, SESSIONS = 16, 32
-_EXAMPLES = (2, 9, 19, 35, 14, 5)
+#: Jobs that may wait for their turn.
+QUEUE = 16
+_EXAMPLES = (2, 9, 19, 35, 14, 5)  # seeds of drawn faces
 _ASSETS = Path(__file__).parent / "assets"
 
 LIMITS = (
-    "**Can:** draw such pictures for any mask of its classes, vary one, redraw what you change and keep the rest. "
-    "**Cannot:** follow words or a photograph, keep a person's identity, or draw what its training data did not have. "
-    "Masks unlike those give poor pictures, and parts of a few pixels come out wrong most often."
+    "**It can** draw pictures like its training images for any mask of its classes, vary them, and redraw what you "
+    "change while keeping the rest. **It cannot** follow text or a photograph, keep a person's identity, or draw what "
+    "was not in its training images. Masks unlike the training masks give poor pictures, and regions of a few pixels "
+    "most often come out wrong."
+)
+#: Readable names of the 19 face classes whose short names need one. Left and right are the person's own.
+READABLE = {
+    **{"eye_g": "glasses", "l_eye": "left eye", "r_eye": "right eye", "l_brow": "left brow", "r_brow": "right brow"},
+    **{"l_ear": "left ear", "r_ear": "right ear", "u_lip": "upper lip", "l_lip": "lower lip", "ear_r": "earring"},
+    **{"neck_l": "necklace", "cloth": "clothes"},
+}
+_STOPPED = json.dumps(message_html("Stopped."))
+_BUSY = json.dumps(
+    message_html(
+        "The server did not accept the request; the notice in the corner says why. Your mask and pictures are still "
+        "here: try again in a minute.",
+        error=True,
+    )
 )
 
-BUSY = (
-    "The server did not take the request: the note in the corner says why. Your mask and pictures are still here; try "
-    "again in a minute."
-)
 
-
-def build_page(studio: Studio) -> Any:
+def build_page(runner: JobRunner) -> Any:
     """The page as gradio Blocks; `serve` runs it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when imported
     gr = require("gradio", extra="demo")
-    about = studio.pipe.recipe.about
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
-        gr.Markdown(f"# Paint a mask, get a picture\n{about} {LIMITS}\n\n<small>{studio.about()}</small>")
+        about = f"{runner.pipe.recipe.about} {LIMITS}\n\n<small>{runner.about()}</small>"
+        gr.Markdown(f"# Paint a mask, get a picture\n{about}")
+        parts = SimpleNamespace()
         with gr.Row():
             with gr.Column(min_width=320):
-                painter, order, upload, mask_message = _painting(gr, studio)
+                _add_painter(gr, runner, parts)
             with gr.Column(min_width=320):
-                controls = _controls(gr, studio)
+                _add_settings(gr, runner, parts)
                 with gr.Row():
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", elem_id="stop")
-                message = _message(gr, "settings-message")
-                live = _part(gr, "live", value=None)
-                shown = _part(gr, "results", value=None, store=_store(studio))
-                changes = _changes(gr)
-
-        for one in (*controls, order, changes.start, changes.strength, changes.last):
-            one.preprocess = _as_sent
-        served = _Served(studio)
-        given, outputs = [painter, *controls], [live, shown, mask_message, message, changes.message]
-        running = [
-            _job(generate, served.generate, given, outputs, message),
-            _job(changes.redraw, served.redraw, [*given, changes.chosen, changes.start], outputs, changes.message),
-            _job(changes.vary, served.vary, [*given, changes.chosen, changes.strength], outputs, changes.message),
-            _job(changes.between, served.between, [*given, changes.last], outputs, changes.message),
-        ]
-        stopped = f"() => {{ window.ssmgenStopped = true; return [null, {_STOPPED}]; }}"
-        stop.click(None, None, [live, message], js=stopped, cancels=running, api_visibility="private")
-        upload.upload(
-            served.upload, [upload, order], [painter, upload, mask_message], concurrency_limit=2, api_name="upload"
-        )
+                    parts.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    parts.stop = gr.Button("Stop", elem_id="stop")
+                parts.settings_message = _message(gr, "settings-message")
+                parts.progress = _custom_html(gr, "live", value=None)
+                parts.results = _custom_html(gr, "results", value=None, store=_storage_key(runner))
+                _add_edits(gr, parts)
+        _connect(parts, Handlers(runner, parts))
     return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
 
 
-def serve(page: Any, *, host: str, port: int, open_browser: bool = False) -> str:
-    """Serve the page; returns its address.
-
-    Args:
-        page: of `build_page`.
-        host: the address to serve at.
-        port: of the server; 0 takes a free one.
-        open_browser: open the page in a browser.
-
-    Raises:
-        OSError: the port is taken, or the host is not one of this machine's addresses.
-    """
-    port = _checked_port(host, port)
-    gr = require("gradio", extra="demo")
-    starlette = require("starlette.middleware", extra="demo")
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "sans-serif"]
-    theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo")
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=open_browser,
-        share=False,
-        quiet=True,
-        show_error=True,
-        footer_links=[],
-        run_history=False,
-        allowed_paths=[],
-        blocked_paths=[],
-        max_file_size=MAX_BYTES,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        state_session_capacity=SESSIONS,
-        app_kwargs={
-            "middleware": [starlette.Middleware(Guard, local=host in LOCAL)],
-            "docs_url": None,
-            "redoc_url": None,
-        },
-        theme=theme,
-        css=(_ASSETS / "page.css").read_text(),
-        prevent_thread_lock=True,
-    )
-    return str(address)
+def brushes(labels: LabelSet) -> list[dict[str, Any]]:
+    """Id, colour and names of each class, for the painter."""
+    return [
+        {"id": i, "name": READABLE.get(name, name.replace("_", " ")), "class": name, "colour": list(colour)}
+        for i, (name, colour) in enumerate(zip(labels.classes, labels.palette, strict=True))
+    ]
 
 
-class _Served:
-    """What the buttons call. Each yields the values of live, shown and the three messages, None for no change."""
-
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-
-    def generate(self, painted: Any, *controls: Any) -> Iterator[Any]:
-        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, None]:
-            return self.studio.generate(mask, wish), mask, None
-
-        yield from self._run(painted, controls, start)
-
-    def redraw(self, painted: Any, *given: Any) -> Iterator[Any]:
-        *controls, chosen, begin = given
-
-        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, Tensor]:
-            image, old = self._chosen(chosen)
-            return self.studio.redraw(image, old, mask, wish, begin), mask, image
-
-        yield from self._run(painted, controls, start, editing=True)
-
-    def vary(self, painted: Any, *given: Any) -> Iterator[Any]:
-        *controls, chosen, strength = given
-
-        def start(_: Tensor, wish: Wish) -> tuple[Job, Tensor, Tensor]:
-            image, old = self._chosen(chosen)
-            return self.studio.vary(image, old, strength, wish), old, image
-
-        yield from self._run(painted, controls, start, editing=True)
-
-    def between(self, painted: Any, *given: Any) -> Iterator[Any]:
-        *controls, last = given
-
-        def start(mask: Tensor, wish: Wish) -> tuple[Job, Tensor, None]:
-            return self.studio.between(mask, last, wish), mask, None
-
-        yield from self._run(painted, controls, start, editing=True)
-
-    def upload(self, encoded: Any, order: Any) -> tuple[Any, str, str]:
-        gr = require("gradio", extra="demo")
-        labels = self.studio.pipe.recipe.labels
-        try:
-            if order not in (*LABEL_SETS, labels.name):
-                raise Refused(f"The class order must be one of {', '.join(LABEL_SETS)}.")
-            found = from_upload(encoded, labels, self.studio.size, order)
-        except Refused as error:
-            return gr.skip(), "", _words(str(error), bad=True)
-        count = len(found.mask.unique())
-        words = " ".join((f"Uploaded: {count} of {len(labels)} classes.", *found.notes))
-        return to_text(found.mask), "", _words(words)
-
-    def _run(self, painted: Any, controls: Any, start: Any, editing: bool = False) -> Iterator[Any]:
-        """Run a job; what is refused is said below the control that caused it, and what was shown stays."""
-        skip = require("gradio", extra="demo").skip()
-
-        def said(place: int, text: str) -> list[Any]:
-            return [None, skip, *("" if i != place else _words(text, bad=True) for i in range(3))]
-
-        in_settings = 2 if editing else 1
-        try:
-            mask = from_text(painted, self.studio.pipe.recipe.labels)
-        except Refused as error:
-            yield said(0, str(error))
-            return
-        try:
-            wish = self.studio.checked(*controls)
-        except Refused as error:
-            yield said(1, str(error))
-            return
-        try:
-            mask = self.studio.pipe.labels_of(mask)
-            job, mask, before = start(mask, wish)
-            with closing(job):  # what is stopped here stops there
-                for news in job:
-                    if isinstance(news, Pictures):
-                        yield [None, results(news, mask, self.studio.pipe.recipe, before), "", "", ""]
-                    else:
-                        yield [progress(news), skip, "", "", ""]
-        except (Refused, Stopped) as error:
-            yield said(in_settings, str(error))
-        except Exception as error:  # a fault of ours or of the machine; the page and what it shows go on
-            print(f"error: {type(error).__name__}: {error}", flush=True)
-            yield said(
-                in_settings,
-                f"The picture could not be drawn ({str(error).rstrip('.')}). Your mask and pictures are still here.",
-            )
-
-    def _chosen(self, chosen: Any) -> tuple[Tensor, Tensor]:
-        """The image to change and its mask."""
-        if not isinstance(chosen, dict):
-            raise Refused("There is no image to change yet: generate one first.")
-        size = self.studio.size
-        return image_from(chosen.get("png"), size), from_text(chosen.get("mask"), self.studio.pipe.recipe.labels)
-
-
-def _painting(gr: Any, studio: Studio) -> tuple[Any, Any, Any, Any]:
-    """The painter; class order and button of an upload; and the message below them."""
-    labels = studio.pipe.recipe.labels
-    drawn = _EXAMPLES if labels == CELEBAMASK19 else ()
-    painter = _part(
+def _add_painter(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
+    """The mask painter, and the upload of a mask with its class order."""
+    labels = runner.pipe.recipe.labels
+    seeds = _EXAMPLES if labels == CELEBAMASK19 else ()
+    parts.painter = _custom_html(
         gr,
         "painter",
         value="",
         brushes=brushes(labels),
-        side=studio.size,
-        examples=[to_text(draw_face(seed, studio.size)[1]) for seed in drawn],
-        store=_store(studio),
+        side=runner.size,
+        examples=[to_text(draw_face(seed, runner.size)[1]) for seed in seeds],
+        store=_storage_key(runner),
     )
     orders = list(LABEL_SETS) if labels in LABEL_SETS.values() else [labels.name]
     with gr.Row(equal_height=True):
-        order = gr.Dropdown(
+        parts.order = gr.Dropdown(
             orders, value=labels.name, label="Class order of the file", min_width=200, visible=len(orders) > 1
         )
-        upload = _part(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
-    return painter, order, upload, _message(gr, "mask-message")
+        parts.upload = _custom_html(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
+    parts.mask_message = _message(gr, "mask-message")
 
 
-def _store(studio: Studio) -> str:
-    """Under which name the browser keeps masks and results: those of another model would not fit."""
-    return f"{studio.pipe.recipe.labels.name}-{studio.size}"
-
-
-def _changes(gr: Any) -> SimpleNamespace:
-    """The controls that change a picture: ``chosen``, ``start``, ``redraw``, ``strength``, ``vary`` and so on."""
-    with gr.Accordion("Change a picture", open=False, elem_id="edits"):
-        chosen = _part(gr, "chosen", value=None)
-        with gr.Tab("Redraw what I paint"):
-            gr.Markdown("Change the mask: only what differs from the picture's mask is drawn anew.")
-            starts = [("from new noise", "noise"), ("from the picture's own noise, slower", "inversion")]
-            start = gr.Radio(starts, value="noise", label="Start")
-            redraw = gr.Button("Redraw the change", elem_id="redraw")
-        with gr.Tab("Variations"):
-            strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
-            vary = gr.Button("Draw variations", elem_id="vary")
-        with gr.Tab("Between two seeds"):
-            last = gr.Number(value=1, precision=0, label="The other seed")
-            between = gr.Button("Draw the way between", elem_id="between")
-        message = _message(gr, "edit-message")
-    return SimpleNamespace(
-        chosen=chosen,
-        start=start,
-        redraw=redraw,
-        strength=strength,
-        vary=vary,
-        last=last,
-        between=between,
-        message=message,
-    )
-
-
-def _controls(gr: Any, studio: Studio) -> list[Any]:
-    """Seed, steps, solver, guidance and number of images; the model's own values to begin with."""
-    own = studio.pipe.sampling()
+def _add_settings(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
+    """Seed, steps, solver, guidance and number of images, starting at the model's defaults."""
+    defaults = runner.pipe.sampling()
     with gr.Row():
         seed = gr.Number(value=0, precision=0, elem_id="seed", label="Seed", min_width=90)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
     with gr.Row():
-        steps = gr.Slider(1, MAX_STEPS, value=min(own["steps"], MAX_STEPS), step=1, label="Steps", min_width=150)
-        preset = own["solver"] if own["solver"] in studio.solvers else studio.solvers[0]
-        solver = gr.Dropdown(studio.solvers, value=preset, label="Solver", min_width=110)
+        steps = gr.Slider(1, MAX_STEPS, value=min(defaults["steps"], MAX_STEPS), step=1, label="Steps", min_width=150)
+        name = defaults["solver"] if defaults["solver"] in runner.solvers else runner.solvers[0]
+        solver = gr.Dropdown(runner.solvers, value=name, label="Solver", min_width=110)
     guidance = gr.Slider(
         0,
         MAX_GUIDANCE,
-        value=min(own["guidance_scale"], MAX_GUIDANCE),
+        value=min(defaults["guidance_scale"], MAX_GUIDANCE),
         step=0.1,
         label="Guidance",
-        info="above 1 the mask is followed more closely" if studio.guided else "this model has none",
-        interactive=studio.guided,
+        info="above 1, pictures follow the mask more closely" if runner.guided else "not available for this model",
+        interactive=runner.guided,
     )
-    return [seed, steps, solver, guidance, count]
+    parts.settings = [seed, steps, solver, guidance, count]
 
 
-def _as_sent(value: Any) -> Any:
-    """Instead of gradio's own check, which speaks in a corner of the page and not beside the control; ours follows."""
-    return value
+def _add_edits(gr: Any, parts: SimpleNamespace) -> None:
+    """The ways to change a picture: the chosen picture, then controls and button of each."""
+    with gr.Accordion("Change a picture", open=False, elem_id="edits"):
+        parts.chosen = _custom_html(gr, "chosen", value=None)
+        with gr.Tab("Redraw what I paint"):
+            gr.Markdown("Change the mask: only what differs from the picture's own mask is redrawn.")
+            starts = [("from new noise", "noise"), ("from the picture's own noise, slower", "inversion")]
+            parts.start = gr.Radio(starts, value="noise", label="Start")
+            parts.redraw = gr.Button("Redraw the change", elem_id="redraw")
+        with gr.Tab("Variations"):
+            parts.strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="How far from the picture")
+            parts.vary = gr.Button("Draw variations", elem_id="vary")
+        with gr.Tab("Between two seeds"):
+            parts.last = gr.Number(value=1, precision=0, label="The other seed")
+            parts.between = gr.Button("Draw the pictures between", elem_id="between")
+        parts.edit_message = _message(gr, "edit-message")
 
 
-def _job(button: Any, call: Any, inputs: list[Any], outputs: list[Any], message: Any) -> Any:
-    """Let a button run a job; in the browser alone: that it waits, and that the server did not take it."""
-    live = outputs[0]
-    waits = "() => { window.ssmgenStopped = false; return {step: 0, steps: 1, images: []}; }"
-    button.click(None, None, [live], js=waits, api_visibility="private")
-    job = button.click(
-        call,
-        inputs,
-        outputs,
-        concurrency_id="device",
-        concurrency_limit=1,
-        show_progress="hidden",
-        api_name=call.__name__,
-    )
-    # A job that was stopped ends as a failure, too.
-    failed = f"() => [null, window.ssmgenStopped ? {_STOPPED} : {json.dumps(_words(BUSY, bad=True))}]"
-    job.failure(None, None, [live, message], js=failed, api_visibility="private")
-    return job
+def _connect(parts: SimpleNamespace, handlers: Handlers) -> None:
+    """Let each button call its handler. The browser itself shows that a job waits, was stopped or was not accepted."""
+    for control in (*parts.settings, parts.order, parts.start, parts.strength, parts.last):
+        # gradio reports a bad value in a corner of the page; the handlers report it beside the control.
+        control.preprocess = lambda value: value
+    outputs = [parts.progress, parts.results, parts.mask_message, parts.settings_message, parts.edit_message]
+    jobs = []
+    for name, extra, message in [
+        ("generate", [], parts.settings_message),
+        ("redraw", [parts.chosen, parts.start], parts.edit_message),
+        ("vary", [parts.chosen, parts.strength], parts.edit_message),
+        ("between", [parts.last], parts.edit_message),
+    ]:
+        click, limits = getattr(parts, name).click, {"concurrency_id": "device", "concurrency_limit": 1}
+        _in_browser(click, {parts.progress: "(window.ssmgenStopped = false, {step: 0, steps: 1, images: []})"})
+        inputs = [parts.painter, *parts.settings, *extra]
+        jobs.append(click(getattr(handlers, name), inputs, outputs, show_progress="hidden", api_name=name, **limits))
+        # A stopped job also ends as a failure.
+        failed = {parts.progress: "null", message: f"window.ssmgenStopped ? {_STOPPED} : {_BUSY}"}
+        _in_browser(jobs[-1].failure, failed)
+    stopped = {parts.progress: "(window.ssmgenStopped = true, null)", parts.settings_message: _STOPPED}
+    _in_browser(parts.stop.click, stopped, cancels=jobs)
+    inputs, outputs = [parts.upload, parts.order], [parts.painter, parts.upload, parts.mask_message]
+    parts.upload.upload(handlers.upload, inputs, outputs, concurrency_limit=2, api_name="upload")
 
 
-def _part(gr: Any, name: str, **props: Any) -> Any:
-    """A part of the page with markup and script of its own, from ``assets/``."""
+def _in_browser(event: Any, updates: dict[Any, str], **settings: Any) -> None:
+    """On an event, set components to JavaScript expressions without asking the server."""
+    script = f"() => [{', '.join(updates.values())}]"
+    event(None, None, list(updates), js=script, api_visibility="private", **settings)
+
+
+def _custom_html(gr: Any, name: str, **props: Any) -> Any:
+    """A component with its own markup and script from ``assets/``."""
     return gr.HTML(
         html_template=(_ASSETS / f"{name}.html").read_text(),
         js_on_load=(_ASSETS / f"{name}.js").read_text(),
@@ -333,21 +183,6 @@ def _message(gr: Any, name: str) -> Any:
     return gr.HTML("", elem_id=name, elem_classes="message", apply_default_css=False)
 
 
-def _words(text: str, bad: bool = False) -> str:
-    return f'<p role="{"alert" if bad else "status"}" class="{"bad" if bad else "good"}">{html.escape(text)}</p>'
-
-
-_STOPPED = json.dumps(_words("Stopped."))
-
-
-def _checked_port(host: str, port: int) -> int:
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = "give another port=, or port=0 for a free one"
-            raise OSError(f"cannot serve at {host}, port {port} ({error.strerror or error}): {hint}") from error
-        return int(probe.getsockname()[1])
+def _storage_key(runner: JobRunner) -> str:
+    """Where the browser keeps masks and results; models of other classes or sizes have another key."""
+    return f"{runner.pipe.recipe.labels.name}-{runner.size}"

@@ -1,4 +1,4 @@
-// How far the pictures are.
+// Progress of a job.
 const live = element.querySelector(".live");
 watch("value", () => {
   const now = props.value;

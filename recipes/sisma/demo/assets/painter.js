@@ -1,7 +1,7 @@
-// A mask painter. The board holds class ids, not colours: what a brush touches has its class, and no edge is between two.
+// The mask painter. The board holds class ids, not colours: a brush sets whole pixels, so edges are never blended.
 const side = props.side, classes = props.brushes, storage = "ssmgen-mask-" + props.store;
 const find = (what) => element.querySelector(what);
-const canvas = find("canvas"), context = canvas.getContext("2d"), width = find("input"), shown = find("output");
+const canvas = find("canvas"), context = canvas.getContext("2d"), width = find("input"), widthLabel = find("output");
 const image = context.createImageData(side, side);
 let labels = new Uint8Array(side * side), brush = classes.length > 1 ? 1 : 0, tool = "brush";
 let past = [], future = [], last = null;
@@ -53,15 +53,15 @@ function show() {
   });
   find("[data-act=undo]").disabled = past.length === 0;
   find("[data-act=redo]").disabled = future.length === 0;
-  shown.textContent = width.value;
+  widthLabel.textContent = width.value;
 }
 
-// Tell the server's side, and keep a copy for when the page is loaded again.
-function settle() {
+// Give the mask to gradio, and keep a copy for the next page load.
+function publish() {
   const text = toText(labels);
   show();
   props.value = text;
-  try { localStorage.setItem(storage, text); } catch (error) { /* a full or forbidden storage: the mask is only not kept */ }
+  try { localStorage.setItem(storage, text); } catch (error) { /* storage is full or forbidden: the mask is not saved */ }
   trigger("change");
 }
 
@@ -74,7 +74,7 @@ function remember() {
 function replace(ids) {
   remember();
   labels = ids;
-  settle();
+  publish();
 }
 
 function pixelAt(event) {
@@ -120,7 +120,7 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.focus({ preventScroll: true });
   if (tool === "pick") { brush = labels[at[1] * side + at[0]]; tool = "brush"; return show(); }
   remember();
-  if (tool === "fill") { fill(at); return settle(); }
+  if (tool === "fill") { fill(at); return publish(); }
   canvas.setPointerCapture(event.pointerId);
   line(at, at);
   last = at;
@@ -136,7 +136,7 @@ canvas.addEventListener("pointermove", (event) => {
   drawOn(context, labels, image);
 });
 for (const end of ["pointerup", "pointercancel"]) {
-  canvas.addEventListener(end, () => { if (last) { last = null; settle(); } });
+  canvas.addEventListener(end, () => { if (last) { last = null; publish(); } });
 }
 element.addEventListener("keydown", (event) => {
   if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(event.key)) return;
@@ -150,7 +150,7 @@ function act(name) {
   if (from.length === 0) return;
   to.push(labels.slice());
   labels = from.pop();
-  settle();
+  publish();
 }
 
 element.addEventListener("click", (event) => {
@@ -192,12 +192,12 @@ props.examples.forEach((text, i) => {
 });
 
 watch("value", () => {
-  const ids = fromText(props.value), own = toText(labels);
-  if (!ids) props.value = own;
-  else if (props.value !== own) replace(ids);
+  const ids = fromText(props.value), current = toText(labels);
+  if (!ids) props.value = current;
+  else if (props.value !== current) replace(ids);
 });
 
-let kept = null;
-try { kept = fromText(localStorage.getItem(storage)); } catch (error) { /* a forbidden storage keeps nothing */ }
-labels = kept || fromText(props.examples[0]) || labels;
-settle();
+let saved = null;
+try { saved = fromText(localStorage.getItem(storage)); } catch (error) { /* storage is forbidden: nothing was saved */ }
+labels = saved || fromText(props.examples[0]) || labels;
+publish();

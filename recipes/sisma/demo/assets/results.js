@@ -1,20 +1,20 @@
-// The results and which of them is chosen. The chosen one is sent back with an edit; the server keeps nothing.
+// The results, and which one is chosen. An edit sends the chosen one back, because the server keeps nothing.
 const storage = "ssmgen-results-" + props.store;
 const find = (what) => element.querySelector(what);
 let shown = null, at = 0;
 
-function put(figure, address, words) {
+function setFigure(figure, address, text) {
   find(figure + " img").src = address;
-  find(figure + " img").alt = words;
-  find(figure + " figcaption").textContent = words;
+  find(figure + " img").alt = text;
+  find(figure + " figcaption").textContent = text;
 }
 
 function choose(index) {
   at = index;
   const image = shown.images[at];
-  put(".first", shown.before || shown.mask_png, shown.before ? "before" : "mask");
+  setFigure(".first", shown.before || shown.mask_png, shown.before ? "before" : "mask");
   find(".first img").classList.toggle("mask", !shown.before);
-  put(".second", image.png, shown.before ? "after, " + image.name : image.name);
+  setFigure(".second", image.png, shown.before ? "after, " + image.name : image.name);
   find(".under").src = image.png;
   find(".under").alt = "the image";
   find(".over").src = shown.mask_png;
@@ -23,7 +23,7 @@ function choose(index) {
     button.classList.toggle("chosen", i === at);
     button.setAttribute("aria-pressed", i === at);
   });
-  // Kept as well as told: the part that listens is made only when it is opened.
+  // Stored as well as announced: the listener in chosen.js exists only once its section was opened.
   window.ssmgenChosen = { png: image.png, mask: shown.mask, name: image.name };
   document.dispatchEvent(new Event("ssmgen-chosen"));
 }
@@ -51,15 +51,15 @@ function show(results) {
 }
 
 const blend = find("input");
-const mix = () => { find(".over").style.opacity = blend.value / 100; };
-blend.addEventListener("input", mix);
-mix();
+const setOpacity = () => { find(".over").style.opacity = blend.value / 100; };
+blend.addEventListener("input", setOpacity);
+setOpacity();
 
 watch("value", () => {
   if (!props.value) return;
   show(props.value);
   try { sessionStorage.setItem(storage, JSON.stringify(props.value)); } catch (error) { sessionStorage.removeItem(storage); }
 });
-let kept = null;
-try { kept = JSON.parse(sessionStorage.getItem(storage)); } catch (error) { /* nothing that can be shown again */ }
-if (kept) show(kept);
+let saved = null;
+try { saved = JSON.parse(sessionStorage.getItem(storage)); } catch (error) { /* nothing usable was saved */ }
+if (saved) show(saved);

@@ -1,11 +1,11 @@
-// The file goes to the server as text in the request; it is not stored there.
+// The request carries the file as text; the server does not store it.
 const input = element.querySelector("input");
 input.addEventListener("change", () => {
   const file = input.files[0];
   if (!file) return;
   const reader = new FileReader();
   reader.onload = () => {
-    // Larger files are refused by the server's words, without sending them.
+    // A file above the limit is not sent: a text that is too long makes the server answer with its message.
     props.value = file.size > props.max_bytes ? "A".repeat(props.max_bytes * 4 / 3 + 8) : reader.result.split(",")[1] || "";
     trigger("upload");
     input.value = "";

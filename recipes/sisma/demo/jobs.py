@@ -1,0 +1,259 @@
+"""Sampling jobs: each runs in a thread, reports previews, and ends when it is done, closed or out of time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ssmgen
+from recipes.sisma.demo.errors import InvalidRequest, JobStopped
+from ssmgen import MaskToImage
+from ssmgen.editing import STARTS, edit, interpolate, variations
+from ssmgen.ops import backends
+
+MAX_STEPS, MAX_IMAGES, MAX_GUIDANCE, MAX_SEED = 100, 8, 10.0, 2**31 - 1
+_PREVIEW_EVERY = 0.3  # seconds
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Settings of a job, made by `JobRunner.checked`."""
+
+    seed: int
+    steps: int
+    solver: str
+    guidance_scale: float
+    num_images: int = 1
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Keyword arguments that every call of the pipeline takes."""
+        settings = {"steps": self.steps, "solver": self.solver, "guidance_scale": self.guidance_scale}
+        return settings | {"output_type": "pt"}
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per image."""
+        return tuple(self.seed + i for i in range(self.num_images))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Progress of a job: ``step`` of ``steps``, and the images at that step ``(n, 3, size, size)`` uint8."""
+
+    step: int
+    steps: int
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job produced.
+
+    Attributes:
+        images: ``(n, 3, size, size)`` uint8.
+        mask: the mask they were sampled for, ``(size, size)``.
+        seeds: one per image.
+        names: one per image, for display.
+        settings: what reproduces the images.
+        seconds: duration of the job.
+        before: for an edit, the original image ``(3, size, size)`` uint8.
+    """
+
+    images: Tensor
+    mask: Tensor
+    seeds: tuple[int, ...]
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+    seconds: float
+    before: Tensor | None = None
+
+
+#: Yields previews and, at the end, the result; closing it stops the sampling at its next step.
+Job = Generator[Preview | JobResult, None, None]
+#: Samples images in [0, 1]; takes the callback that is called after each step.
+Work = Callable[..., Tensor]
+
+
+class JobRunner:
+    """Runs jobs on a pipeline, one at a time.
+
+    Args:
+        pipe: the pipeline.
+        timeout: seconds after which a job is stopped.
+    """
+
+    def __init__(self, pipe: MaskToImage, timeout: float = 120.0) -> None:
+        self.pipe = pipe
+        self.timeout = timeout
+        self.solvers = [name for name in ssmgen.names("solver") if not ssmgen.build(name).adaptive]
+        self._device = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Side of images and masks in pixels."""
+        return self.pipe.recipe.image_size
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model was trained for guidance."""
+        return getattr(self.pipe.model, "mask_dropout", 0) > 0
+
+    def checked(
+        self, seed: Any, steps: Any, solver: Any, guidance_scale: Any, num_images: Any = 1
+    ) -> GenerationRequest:
+        """A request with the values of the page's controls.
+
+        Raises:
+            InvalidRequest: a value is out of range.
+        """
+        if solver not in self.solvers:
+            raise InvalidRequest(f"The solver must be one of {', '.join(self.solvers)}.")
+        guidance = _number("Guidance", guidance_scale, 0, MAX_GUIDANCE)
+        if guidance != 1 and not self.guided:
+            raise InvalidRequest("This model was trained without guidance: leave it at 1.")
+        return GenerationRequest(
+            seed=_whole_number("The seed", seed, 0, MAX_SEED),
+            steps=_whole_number("Steps", steps, 1, MAX_STEPS),
+            solver=solver,
+            guidance_scale=guidance,
+            num_images=_whole_number("The number of images", num_images, 1, MAX_IMAGES),
+        )
+
+    def generate(self, mask: Tensor, request: GenerationRequest) -> Job:
+        """Images of a mask ``(size, size)``."""
+        work = partial(self.pipe, mask, seed=request.seeds, num_images=request.num_images, **request.sampling)
+        settings = {"what": "generate", **asdict(request)}
+        return self._run(work, request.steps, settings, mask=mask, seeds=request.seeds)
+
+    def redraw(
+        self, image: Tensor, mask: Tensor, new_mask: Tensor, request: GenerationRequest, start: str = "noise"
+    ) -> Job:
+        """The image ``(3, size, size)`` of ``mask``, sampled anew where ``new_mask`` differs.
+
+        Raises:
+            InvalidRequest: the masks are equal, or an unknown start.
+        """
+        if torch.equal(mask, new_mask):
+            raise InvalidRequest("Nothing to redraw: the mask is still the picture's own. Paint on it first.")
+        if start not in STARTS:
+            raise InvalidRequest(f"The start must be one of {', '.join(STARTS)}.")
+        work = partial(edit, self.pipe, image, mask, new_mask, start=start, seed=request.seed, **request.sampling)
+        steps = request.steps * (2 if start == "inversion" else 1)
+        settings = {"what": "redraw", "start": start, **asdict(request), "num_images": 1}
+        return self._run(work, steps, settings, mask=new_mask, seeds=(request.seed,), before=image)
+
+    def vary(self, image: Tensor, mask: Tensor, strength: Any, request: GenerationRequest) -> Job:
+        """Variations of an image ``(3, size, size)`` of a mask.
+
+        Raises:
+            InvalidRequest: a strength outside [0.05, 1].
+        """
+        share = _number("Strength", strength, 0.05, 1)
+        options = {"strength": share, "seed": request.seed, "num_images": request.num_images}
+        work = partial(variations, self.pipe, image, mask, **options, **request.sampling)
+        settings = {"what": "vary", "strength": share, **asdict(request)}
+        steps = max(1, round(request.steps * share))
+        return self._run(work, steps, settings, mask=mask, seeds=request.seeds, before=image)
+
+    def between(self, mask: Tensor, last: Any, request: GenerationRequest) -> Job:
+        """Images of a mask, interpolated from the request's seed to another.
+
+        Raises:
+            InvalidRequest: the other seed is out of range or equal to the first.
+        """
+        seeds = (request.seed, _whole_number("The other seed", last, 0, MAX_SEED))
+        if seeds[0] == seeds[1]:
+            raise InvalidRequest("The other seed must differ from the seed.")
+        count = max(3, request.num_images)
+        work = partial(interpolate, self.pipe, mask, seeds, count=count, **request.sampling)
+        names = [f"{100 * i // (count - 1)} %" for i in range(count)]
+        names[0], names[-1] = (f"seed {seed}" for seed in seeds)
+        settings = {"what": "between", "seeds": list(seeds), **asdict(request), "num_images": count}
+        return self._run(work, request.steps, settings, names, mask=mask, seeds=(request.seed,) * count)
+
+    def _run(self, work: Work, steps: int, settings: dict[str, Any], names: Sequence[str] = (), **fields: Any) -> Job:
+        """Yield previews and then the `JobResult`, whose remaining fields are ``fields``.
+
+        Raises:
+            JobStopped: the time-out was reached.
+        """
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stop = threading.Event()
+        started = time.monotonic()
+        threading.Thread(target=self._work, args=(work, steps, messages, stop), daemon=True).start()
+        try:
+            while True:
+                left = started + self.timeout - time.monotonic()
+                try:
+                    message = messages.get(timeout=max(left, 0.01))
+                except queue.Empty:
+                    raise JobStopped(
+                        f"Stopped after {self.timeout:.0f} seconds. Use fewer steps or images, or try again when the "
+                        "machine is less busy."
+                    ) from None
+                if isinstance(message, Exception):
+                    raise message
+                if not isinstance(message, Preview):
+                    break
+                yield message
+            names = tuple(names or (f"seed {seed}" for seed in fields["seeds"]))
+            settings = self.pipe.sampling() | settings
+            yield JobResult(message, names=names, settings=settings, seconds=time.monotonic() - started, **fields)
+        finally:
+            stop.set()
+
+    def _work(self, work: Work, steps: int, messages: queue.SimpleQueue[Any], stop: threading.Event) -> None:
+        """Sample in the job's thread; put previews and then the images, or the error, into the queue."""
+        done, last_preview = 0, 0.0
+
+        def callback(_: int, x: Tensor) -> None:
+            nonlocal done, last_preview
+            if stop.is_set():
+                raise JobStopped("Stopped.")
+            done += 1
+            if time.monotonic() - last_preview >= _PREVIEW_EVERY:
+                messages.put(Preview(min(done, steps), steps, _to_uint8(self.pipe.decode(x))))
+                last_preview = time.monotonic()
+
+        try:
+            with self._device:  # a stopped job may still be in its last step
+                messages.put(_to_uint8(work(callback=callback)))
+        except Exception as error:
+            messages.put(error)
+
+    def about(self) -> str:
+        """One line on the model, its device and the scan backend."""
+        recipe, device = self.pipe.recipe, self.pipe.device.type
+        millions = sum(p.numel() for p in self.pipe.model.parameters()) / 1e6
+        scan = next((f"{n} ({s.detail})" for n, s in backends().items() if device in s.auto_for), "none")
+        model = f"{recipe.model}, {millions:.1f} M parameters, {self.size} x {self.size} pixels"
+        return f"{model}, {len(recipe.labels)} classes, on {device}; scan: {scan}."
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float:
+    if not _is_number(value, least, most):
+        raise InvalidRequest(f"{name} must be a number from {least:g} to {most:g}.")
+    return float(value)
+
+
+def _whole_number(name: str, value: Any, least: int, most: int) -> int:
+    if not _is_number(value, least, most) or value != int(value):
+        raise InvalidRequest(f"{name} must be a whole number from {least:,} to {most:,}.")
+    return int(value)
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return (images.float() * 255).round().to(torch.uint8).cpu()

@@ -1,0 +1,71 @@
+"""Job results for the browser: images as data URLs, and a zip of images, mask and settings, all made in memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from typing import Any
+
+import ssmgen
+from recipes.sisma.demo.jobs import JobResult, Preview
+from recipes.sisma.demo.masks import to_text
+from recipes.sisma.demo.png import data_url, encode_png
+from ssmgen.pipeline import Recipe
+
+#: Heading of the results, by kind of job.
+TITLES = {
+    "generate": "Generated from the mask",
+    "redraw": "Redrawn where the mask changed",
+    "vary": "Variations of a picture",
+    "between": "From one seed to the other",
+}
+
+
+def show_progress(preview: Preview) -> dict[str, Any]:
+    """Value of the progress component."""
+    images = [data_url(encode_png(image)) for image in preview.images]
+    return {"step": preview.step, "steps": preview.steps, "images": images}
+
+
+def show_result(result: JobResult, recipe: Recipe) -> dict[str, Any]:
+    """Value of the results component: images, mask, caption and zip."""
+    settings = result.settings
+    images = zip(result.images, result.names, result.seeds, strict=True)
+    return {
+        "title": TITLES[settings["what"]],
+        "caption": (
+            f"{settings['steps']} steps of {settings['solver']}, guidance {settings['guidance_scale']:g}, "
+            f"{result.seconds:.1f} s"
+        ),
+        "mask": to_text(result.mask),
+        "mask_png": data_url(encode_png(result.mask, recipe.labels)),
+        "before": "" if result.before is None else data_url(encode_png(result.before)),
+        "images": [{"png": data_url(encode_png(image)), "name": name, "seed": seed} for image, name, seed in images],
+        "zip": base64.b64encode(archive(result, recipe)).decode(),
+    }
+
+
+def archive(result: JobResult, recipe: Recipe) -> bytes:
+    """A zip of ``image-*.png``, ``mask.png`` (ids with a palette), ``before.png`` if any, and ``settings.json``."""
+    files = {f"image-{number}.png": encode_png(image) for number, image in enumerate(result.images)}
+    files["mask.png"] = encode_png(result.mask, recipe.labels)
+    if result.before is not None:
+        files["before.png"] = encode_png(result.before)
+    files["settings.json"] = (json.dumps(describe(result, recipe), indent=2) + "\n").encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as zipped:  # PNGs are already compressed
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+def describe(result: JobResult, recipe: Recipe) -> dict[str, Any]:
+    """The settings of a result; for generated images, also the call that reproduces them."""
+    settings = result.settings
+    content = {"ssmgen": ssmgen.__version__, "model": recipe.model, "about": recipe.about, **settings}
+    if settings["what"] == "generate":
+        keys = ("steps", "solver", "guidance_scale", "seed", "num_images")
+        content["call"] = f"pipe('mask.png', {', '.join(f'{key}={settings[key]!r}' for key in keys)})"
+    return content
