@@ -1,7 +1,7 @@
 """Time and memory per token, scan against attention, as the sequence grows: ``python -m benchmarks.tokens``.
 
-One block of each kind without gradients, at equal width: `SISMABlock` with its two scans, `SISMAAttentionBlock` with
-self- and cross-attention, and a `DiTBlock`. On a CPU width 256 and up to 16,384 tokens in float32, on a GPU width 1024
+One block of each kind without gradients, at equal width: SISMA's with its two scans, its twin with self- and
+cross-attention, and DiT's. On a CPU width 256 and up to 16,384 tokens in float32, on a GPU width 1024
 and up to 65,536 in bfloat16; memory is the peak above the weights, measured on a GPU only.
 """
 
@@ -13,8 +13,13 @@ from typing import Any
 import torch
 
 from benchmarks.timing import arguments, measure, medians, show, write
-from ssmgen.models import DiTBlock, SISMAAttentionBlock, SISMABlock
+from ssmgen import build
+from ssmgen.nn import Block
 from ssmgen.sampling import in_dtype
+
+ATTENTION = ("self_attention", "self-attention", None)
+CROSS = ("cross_attention", {"name": "cross-attention", "position": True}, "mask")
+FFN = ("ffn", "feed-forward", None)
 
 
 def main() -> None:
@@ -23,9 +28,9 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     device, dtype, width, longest = ("cuda", torch.bfloat16, 1024, 256) if gpu else ("cpu", torch.float32, 256, 128)
     blocks = {
-        "sisma-block": SISMABlock(width),
-        "attention in its place": SISMAAttentionBlock(width, width // 64),
-        "dit-block": DiTBlock(width, width // 64),
+        "sisma-block": build("sisma-block", dim=width),
+        "attention in its place": Block(width, [ATTENTION, CROSS, FFN], num_heads=width // 64),
+        "dit-block": Block(width, [ATTENTION, FFN], num_heads=width // 64),
     }
     blocks = {
         name: in_dtype(b.to(device).eval(), torch.bfloat16 if gpu else torch.float32) for name, b in blocks.items()
@@ -50,7 +55,7 @@ def _call(block: Any, side: int, width: int, device: str) -> None:
     size = (side, side)
     x = torch.zeros(1, side * side, width, device=device, dtype=dtype)
     with torch.no_grad():
-        block(x, block.adaln(x[:, 0]), [block.condition(x, size)], size)
+        block(x, block.adaln(x[:, 0]), [block.condition({"mask": x}, size)], size)
 
 
 def _peak(call: Any) -> int:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.model_folder import SAMPLING
+from ssmgen.noise import checked_seed, image_seeds, initial_noise
 from ssmgen.objectives import FlowMatching
 from ssmgen.pipeline import MaskToImage, check_output_type, to_output
 from ssmgen.registry import explained, keywords
-from ssmgen.sampling import checked_seed, image_seeds, initial_noise
 from ssmgen.solvers import shifted_grid
 
 STARTS = ("inversion", "noise")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,16 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.model_card import NAME, model_card
 from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
+from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained
-from ssmgen.sampling import Sampler, image_seeds, in_dtype, initial_noise
+from ssmgen.sampling import Sampler, Sampling, in_dtype
 from ssmgen.solvers import Solver
 
 __all__ = ["SAVED_DTYPES", "MaskToImage", "Recipe", "packaged"]
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
-_PARAMETERS = inspect.signature(Sampler.__call__).parameters
-_SAMPLER_DEFAULTS = {name: _PARAMETERS[name].default for name in SAMPLING}
+_SAMPLER_DEFAULTS = {name: getattr(Sampling(), name) for name in SAMPLING}
 
 
 class MaskToImage:

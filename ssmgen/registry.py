@@ -1,4 +1,4 @@
-"""One table of names: every model, block, objective, solver and autoencoder is registered here and built by name.
+"""One table of names: every model, block, condition, objective, solver and autoencoder is built by its name in it.
 
 The table is closed: a name is looked up, never imported from a dotted path, so a configuration file cannot run code.
 """
@@ -9,15 +9,20 @@ import difflib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-KINDS = ("model", "block", "objective", "solver", "autoencoder")
+KINDS = ("model", "block", "condition", "objective", "solver", "autoencoder")
+
+#: What a part of something larger is to be: a registered name, or ``{"name": ..., **arguments}``.
+Spec = str | Mapping[str, Any]
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Build
     """Decorator that makes a class or function buildable as ``build(name)``.
 
     Args:
-        kind: one of ``model``, ``block``, ``objective``, ``solver``, ``autoencoder``.
+        kind: one of ``model``, ``block``, ``condition``, ``objective``, ``solver``, ``autoencoder``.
         name: unique over all kinds, lower case with dashes, e.g. ``"cross-mamba"``.
         **defaults: keyword arguments this name stands for. A model size is one such line over its class.
 
@@ -71,13 +76,48 @@ def build(name: str, **overrides: Any) -> Any:
         TypeError: an override the builder does not take; the message lists the closest ones and all of them.
     """
     entry = find(name)
-    _check_arguments(name, entry.builder, overrides)
     arguments = {**entry.defaults, **overrides}
+    _check_arguments(name, entry.builder, arguments)
     missing = [p for p in _required(entry.builder) if p not in arguments]
     if missing:
         example = ", ".join(f"{p}=..." for p in missing)
         raise TypeError(f"{name!r} needs {', '.join(missing)}: write build({name!r}, {example})")
     return entry.builder(**arguments)
+
+
+def make(spec: Spec, **offered: Any) -> Any:
+    """Build a part from its spec, with those of the offered arguments that its builder takes.
+
+    Arguments in the spec win over offered ones, and offered ones over those that the name stands for.
+
+    Raises:
+        TypeError: a spec that is neither a name nor a mapping with one, or an argument the builder does not take.
+        ValueError: unknown name.
+    """
+    name, arguments = divided(spec)
+    known = takes(spec)
+    wanted = offered if known is None else {key: value for key, value in offered.items() if key in known}
+    return build(name, **{**wanted, **arguments})
+
+
+def divided(spec: Spec) -> tuple[str, dict[str, Any]]:
+    """A spec as name and arguments.
+
+    Raises:
+        TypeError: it is neither a name nor a mapping with one.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+    raise TypeError(f"a spec is a registered name or {{'name': ..., arguments}}, got {spec!r}")
+
+
+def takes(spec: Spec) -> list[str] | None:
+    """Names of the arguments that the builder of a spec takes; None where it takes any."""
+    name, arguments = divided(spec)
+    entry = find(name)
+    return _keywords(entry.builder, {**entry.defaults, **arguments})
 
 
 def find(name: str, kind: str | None = None) -> Entry:
@@ -128,9 +168,8 @@ def check_keywords(name: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 def keywords(call: Callable[..., Any]) -> list[str]:
     """The parameters of a function or a method, taken from its class or not, that may be given by name."""
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(call).parameters.values()
-    return [p.name for p in parameters if p.kind in named and p.name not in ("self", "cls")]
+    return [p.name for p in parameters if p.kind in _NAMED and p.name not in ("self", "cls")]
 
 
 def explained(*more: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
@@ -154,29 +193,56 @@ def explained(*more: str) -> Callable[[Callable[Given, Result]], Callable[Given,
     return decorate
 
 
-def _parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What a builder takes; a class that hands ``**settings`` on to its parent takes the parent's arguments too."""
-    own = dict(inspect.signature(builder).parameters)
-    rest = next((name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+def passes_on(core: Callable[..., Any], *fixed: str) -> Callable[[Builder], Builder]:
+    """Decorator of a constructor that hands its ``**rest`` to ``core``: its signature then lists what ``core`` takes.
+
+    Args:
+        core: the class or function that gets them.
+        *fixed: arguments of ``core`` that the constructor sets itself.
+    """
+
+    def decorate(constructor: Builder) -> Builder:
+        signature = inspect.signature(constructor)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {p.name for p in own} | set(fixed)
+        more = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(core).parameters.values()
+            if p.name not in taken
+        ]
+        constructor.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        return constructor
+
+    return decorate
+
+
+def _keywords(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str] | None:
+    """Names a builder takes when it is called with ``arguments``; None where it takes any.
+
+    A class that hands ``**rest`` to its parent takes the parent's too, and one with a method ``takes`` what that says:
+    a stack takes what the parts take of which it is made.
+    """
+    parameters = inspect.signature(builder).parameters.values()
+    found = [p.name for p in parameters if p.kind in _NAMED]
+    if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return found
     parent = builder.__mro__[1] if isinstance(builder, type) else object
-    if rest is None or parent is object:
-        return own
-    del own[rest]
-    inherited = {n: p for n, p in _parameters(parent).items() if p.default is not inspect.Parameter.empty}
-    return inherited | own
+    inherited = None if parent is object else _keywords(parent, arguments)
+    parts = builder.takes(arguments) if hasattr(builder, "takes") else None
+    if inherited is None and parts is None:
+        return None
+    return list(dict.fromkeys([*found, *(inherited or ()), *(parts or ())]))
 
 
 def _required(builder: Callable[..., Any]) -> list[str]:
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = _parameters(builder).values()
-    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
+    parameters = inspect.signature(builder).parameters.values()
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind in _NAMED]
 
 
 def _check_arguments(name: str, builder: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    parameters = _parameters(builder)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    check_keywords(repr(name), arguments, parameters)
+    known = _keywords(builder, arguments)
+    if known is not None:
+        check_keywords(repr(name), arguments, known)
 
 
 def _identity(builder: Callable[..., Any]) -> tuple[str, str]:

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import operator
-from collections.abc import Callable, Iterable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ssmgen.guidance import Scale, check_scale, plan
 from ssmgen.precision import sampling_dtype
-from ssmgen.registry import build, explained, find, keywords
+from ssmgen.registry import check_keywords, find, make
 from ssmgen.solvers.base import Solver
 from ssmgen.solvers.grid import shifted_grid
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+# Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
+_MOST_ROW_BYTES = 512 * 2**20
+_CALL = ("x0", "sampling", "objective", "times", "progress")
 
 
-class MaskModel(Protocol):
-    """What `sample` asks of a model: `ssmgen.models.SISMA` is one.
+class Model(Protocol):
+    """What `sample` asks of a model: `ssmgen.models.ConditionalModel` is one.
 
-    A model may also have ``modulation(t)``: all that it derives from times ``(n,)`` alone, as ``(n, ...)``. It is then
-    called with ``modulation=`` one row of that, and under guidance once with ``cond=`` a list of two conditions, each
-    for one half of the batch.
+    A model may also have ``conditions``, by name, each with its ``dropout``; without, it has one, ``mask``. And it may
+    have ``modulation(t, vector)``: all that it derives from times ``(n,)`` and the vector of a condition, as many
+    values as its ``widths`` add up to. It is then called with ``modulation=`` rows of that, and under guidance once
+    with ``cond=`` a list of conditions, each for an equal part of the batch.
     """
 
     training: bool
 
-    def __call__(self, x: Tensor, t: Tensor, mask: Tensor | None = None, *, cond: Any = None) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, mask: Any = None, *, cond: Any = None) -> Tensor: ...
 
-    def condition(self, mask: Tensor | None, size: tuple[int, int] | None = None) -> Any: ...
+    def condition(self, mask: Any = None, size: tuple[int, int] | None = None) -> Any: ...
 
     def train(self, mode: bool = True) -> Any: ...
 
@@ -42,92 +45,75 @@ class MaskModel(Protocol):
 
 
 class Objective(Protocol):
-    """What `sample` asks of an objective."""
+    """What `sample` asks of an objective.
+
+    It may also have ``inputs(x_t, t)``, what the network is shown in their place, and ``path``, which solvers may ask.
+    """
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
 
 
-def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Noise ``(len(seeds), *shape)``, float32 on the CPU, in which image i depends on ``seeds[i]`` alone.
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of sampling, from the command line, the page and the pipeline to the sampler.
 
-    Every bit of a seed counts. Seeds below 2**32 go to torch's CPU generator. It (mt19937) uses the lower 32 bits of a
-    seed only, so the noise of larger seeds is made from the output of SHAKE-128, a hash function whose output is as
-    long as one asks for.
-
-    Args:
-        seeds: one for each image, whole numbers from 0 to 2**64 - 1.
-        shape: of one image's noise, (channels, height, width).
-
-    Raises:
-        TypeError: one seed instead of a list of them, one number instead of (channels, height, width), or a seed that
-            is no whole number.
-        ValueError: no seeds, or one out of range.
-    """
-    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
-        raise TypeError(
-            f"seeds is a list, one for each image, and shape is (channels, height, width): got {seeds!r} and {shape!r}"
-        )
-    wanted, size = [checked_seed(seed) for seed in seeds], tuple(shape)
-    if not wanted:
-        raise ValueError("seeds is empty: give one for each image")
-    return torch.stack([_drawn(seed, size) if seed < 2**32 else _hashed(seed, size) for seed in wanted])
-
-
-def _drawn(seed: int, shape: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-
-
-def _hashed(seed: int, shape: tuple[int, ...]) -> Tensor:
-    count = math.prod(shape)
-    stream = bytearray(hashlib.shake_128(seed.to_bytes(8, "little")).digest(8 * count))
-    bits = torch.frombuffer(stream, dtype=torch.int64)
-    # The midpoints of 2**52 equal intervals: never 0 or 1, and exact in float64.
-    uniform = ((bits >> 12 & 2**52 - 1).double() + 0.5) / 2**52
-    return torch.special.ndtri(uniform).float().view(shape)
-
-
-def checked_seed(seed: Any) -> int:
-    """A seed as an int.
+    Attributes:
+        solver: a name or a solver. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below that
+            of 200 Euler steps (docs/performance.md).
+        steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
+        shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
+        guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_cond - v_null)`` and needs a
+            model trained with dropout of the condition. Or one scale by condition, see `ssmgen.guidance`.
+        guidance_start: guidance acts from this t on, the conditional model alone before it, at half the work. Near the
+            noise guidance mostly exaggerates contrast (Kynkaanniemi et al., arXiv 2404.07724, limit it in the same
+            way). 0 guides throughout.
 
     Raises:
-        TypeError: no whole number; True and False are none.
-        ValueError: below 0, or 2**64 and above.
+        ValueError: a value out of range, or no such solver.
     """
-    wanted = f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}"
-    if isinstance(seed, bool):
-        raise TypeError(wanted)
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        raise TypeError(wanted) from None
-    if not 0 <= number < 2**64:
-        raise ValueError(wanted)
-    return number
 
+    solver: str | Solver = "ab3"
+    steps: int = 24
+    shift: float = 1.0
+    guidance_scale: Scale = 1.0
+    guidance_start: float = 0.0
 
-def image_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """The seeds of ``count`` images: those given, or ``seed`` and the next ones.
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, str):
+            find(self.solver, "solver")
+        if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
+            raise ValueError(f"steps must be a positive whole number, got {self.steps!r}")
+        if not _is_number(self.shift) or self.shift <= 0:
+            raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
+        check_scale(self.guidance_scale)
+        if not _is_number(self.guidance_start) or not 0 <= self.guidance_start <= 1:
+            raise ValueError(
+                f"guidance_start must be a time in [0, 1], 0 noise and 1 data, got {self.guidance_start!r}"
+            )
 
-    Raises:
-        TypeError, ValueError: see `checked_seed`; or a list of another length.
-    """
-    if isinstance(seed, str) or not isinstance(seed, Sequence):
-        first = checked_seed(seed)
-        return [checked_seed(first + i) for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"give one seed, or one per image: got {len(seed)} seeds for {count} image(s)")
-    return [checked_seed(one) for one in seed]
+    def replaced(self, **given: Any) -> Sampling:
+        """A copy with the given values; None keeps this one's.
+
+        Raises:
+            TypeError: another setting; names the closest.
+            ValueError: a value out of range.
+        """
+        check_keywords("sampling", given, self.__dataclass_fields__)
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
 class Sampler:
     """A model made ready to sample: its weights in the dtype wanted, its step compiled.
 
     What does not change between steps is computed once per call: the conditions, and what the model derives from the
-    times of the whole grid. Guidance is one batch of both halves.
+    times of the whole grid. Guidance is one batch of all its parts.
 
     Args:
-        model: a mask-conditioned model. It runs in evaluation mode and without gradients, and is put back as it was.
+        model: a conditional model. It runs in evaluation mode and without gradients, and is put back as it was.
         dtype: run a copy of the model with its weights in this dtype (bfloat16 reads half the memory). Parameters
             marked ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the solver works in
             that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products
@@ -137,109 +123,108 @@ class Sampler:
             steps without guidance; needs a C++ compiler on a CPU.
     """
 
-    def __init__(self, model: MaskModel, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
+    def __init__(self, model: Model, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
         self.device = next(iter(model.parameters())).device
         self.dtype = sampling_dtype(dtype, self.device)
         self.model: Any = model if self.dtype is None else in_dtype(model, self.dtype)
+        self.conditions: Mapping[str, Any] = dict(getattr(model, "conditions", {"mask": model}))
         self.compiled = compile
         self.step: Any = self.model
         if compile:
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             self.step = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
 
-    @explained()
     def __call__(
         self,
         x0: Tensor,
-        mask: Tensor | None = None,
+        mask: Any = None,
+        sampling: Sampling | None = None,
         *,
         objective: str | Objective = "flow-matching",
-        solver: str | Solver = "ab3",
-        steps: int = 24,
-        shift: float = 1.0,
         times: Tensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_start: float = 0.0,
         progress: Callable[[int, Tensor], None] | None = None,
+        **others: Any,
     ) -> Tensor:
         """Sample.
 
         Args:
             x0: noise ``(batch, channels, height, width)`` in the model's space, e.g. from `initial_noise`.
-            mask: what the model takes: labels or one-hot, one per image or one for all; None samples without a mask.
+            mask: value of the condition ``mask``, one per image or one for all; None samples without.
+            sampling: settings; the defaults where None.
             objective: a name or an objective that turns predictions into velocities.
-            solver: a name or a solver. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below
-                that of 200 Euler steps (docs/performance.md).
-            steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
-            shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
             times: the grid itself ``(n + 1,)`` in [0, 1] instead of steps and shift. It may start later, at a picture
                 that is partly noise, or fall from 1 to 0: from data to the noise it comes from.
-            guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_mask - v_null)`` and needs a
-                model trained with mask dropout.
-            guidance_start: guidance acts from this t on, the conditional model alone before it, at half the work. Near
-                the noise guidance mostly exaggerates contrast (Kynkaanniemi et al., arXiv 2404.07724, limit it in the
-                same way). 0 guides throughout.
             progress: called as ``progress(step, x)`` after each step of a fixed-step solver.
+            **others: values of other conditions, and single settings that replace those of ``sampling``.
 
         Raises:
-            ValueError: bad steps or shift, a mask that does not fit, a start of guidance outside [0, 1], or guidance
-                on a model trained without mask dropout.
+            ValueError: bad settings, a value that does not fit, or guidance on a model trained without dropout.
+            TypeError: neither a condition nor a setting; names the closest.
         """
-        integrator: Solver = _resolve(solver, "solver")
+        given = {"mask": mask, **others} if mask is not None else others
+        check_keywords("Sampler", given, [*_CALL, *self.conditions, *Sampling.__dataclass_fields__])
+        values = {name: torch.as_tensor(given[name]) for name in self.conditions if given.get(name) is not None}
+        chosen = {name: value for name, value in given.items() if name not in self.conditions}
+        settings = (sampling or Sampling()).replaced(**chosen)
         learned: Objective = _resolve(objective, "objective")
-        ts = shifted_grid(steps, shift) if times is None else _checked_times(times)
-        if mask is not None and mask.shape[0] not in (1, x0.shape[0]):
-            raise ValueError(f"give one mask, or one per image: got {mask.shape[0]} masks for {x0.shape[0]} images")
-        _check_guidance(self.model, mask, guidance_scale, guidance_start)
-        guidance = guidance_scale, guidance_start
+        solver: Solver = _resolve(settings.solver, "solver", path=getattr(learned, "path", None))
+        ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
+        for name, value in values.items():
+            if value.dim() and value.shape[0] not in (1, x0.shape[0]):
+                raise ValueError(
+                    f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images"
+                )
         x0 = x0.to(self.device)
-        ts = ts.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
-            if integrator.adaptive and x0.shape[0] > 1:
-                return self._one_by_one(x0, mask, learned, integrator, ts, guidance)
-            return self._solve(x0, mask, learned, integrator, ts, guidance, progress)
+            if solver.adaptive and x0.shape[0] > 1:
+                return self._one_by_one(x0, values, settings, learned, solver, ts.cpu())
+            return self._solve(x0, values, settings, learned, solver, ts.cpu(), progress)
 
     def _solve(
         self,
         x0: Tensor,
-        mask: Tensor | None,
+        values: dict[str, Tensor],
+        settings: Sampling,
         objective: Objective,
         solver: Solver,
         ts: Tensor,
-        guidance: tuple[float, float],
         progress: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        size, (scale, start) = (x0.shape[2], x0.shape[3]), guidance
-        conds = [self.model.condition(mask, size=size)]
-        if scale != 1:
-            conds.append(self.model.condition(None, size=size))
-        predict = self._predictor(conds, solver.times(ts), start)
+        guidance = plan(settings.guidance_scale, list(values), self.conditions)
+        known = guidance.known[::-1]  # all conditions first: before guidance starts they are the only ones
+        conds = [self._condition({name: values[name] for name in each}, x0) for each in known]
+        shown = getattr(objective, "inputs", _unchanged)
+        predict = self._predictor(conds, solver.times(ts), shown)
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
-            predictions = predict(x if self.dtype is None else x.to(self.dtype), t.view(1))
-            guided, *null = (objective.velocity(each.to(x.dtype), x, t) for each in predictions)
-            return null[0] + scale * (guided - null[0]) if null else guided
+            parts = conds if len(conds) == 1 or bool(t >= settings.guidance_start) else conds[:1]
+            predictions = predict(x, t, parts)
+            velocities = [objective.velocity(each.to(x.dtype), x, t) for each in predictions]
+            return velocities[0] if len(velocities) == 1 else guidance.combine(velocities[::-1])
 
         return solver.solve(velocity, x0, ts, progress)
 
+    def _condition(self, values: Mapping[str, Tensor], x0: Tensor) -> Any:
+        return self.model.condition(**{**dict.fromkeys(self.conditions), **values}, size=(x0.shape[2], x0.shape[3]))
+
     def _predictor(
-        self, conds: list[Any], times: Tensor | None, start: float
-    ) -> Callable[[Tensor, Tensor], Iterable[Tensor]]:
-        """The predictions under each condition, before ``start`` under the first alone.
+        self, conds: list[Any], times: Tensor | None, shown: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> Callable[[Tensor, Tensor, list[Any]], Iterable[Tensor]]:
+        """The predictions under each condition.
 
         What does not change between steps is computed beforehand, for solvers that tell their ``times``.
         """
-        model = self.model
-        timed = hasattr(model, "modulation")
-        rows = iter(model.modulation(times).split(1)) if timed and times is not None else None
-        started = None if times is None else iter((times >= start).tolist())
+        model, timed = self.model, hasattr(self.model, "modulation")
+        rows = _Rows(model, conds, times, shown, self.device) if timed else None
 
-        def predict(x: Tensor, t: Tensor) -> Iterable[Tensor]:
-            own = conds if (bool(t >= start) if started is None else next(started)) else conds[:1]
-            if not timed:
-                return [self._step(x, t, cond=cond) for cond in own]
-            row = model.modulation(t) if rows is None else next(rows)
-            return self._step(x.repeat(len(own), 1, 1, 1), None, cond=own, modulation=row).chunk(len(own))
+        def predict(x: Tensor, t: Tensor, parts: list[Any]) -> Iterable[Tensor]:
+            given, own_t = shown(x, t.to(self.device))
+            given = given if self.dtype is None else given.to(self.dtype)
+            if rows is None:
+                return [self._step(given, own_t.view(1), cond=cond) for cond in parts]
+            row = rows.at(t, own_t, parts, x.shape[0])
+            out = self._step(given.repeat(len(parts), 1, 1, 1), None, cond=parts, modulation=row)
+            return out.chunk(len(parts))
 
         return predict
 
@@ -248,23 +233,70 @@ class Sampler:
         # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
         return out.clone() if self.compiled and out.is_cuda else out
 
-    def _one_by_one(self, x0: Tensor, mask: Tensor | None, objective: Objective, solver: Solver, *rest: Any) -> Tensor:
+    def _one_by_one(
+        self,
+        x0: Tensor,
+        values: dict[str, Tensor],
+        settings: Sampling,
+        objective: Objective,
+        solver: Solver,
+        ts: Tensor,
+    ) -> Tensor:
         """Adaptive steps depend on the error of what is integrated: each image gets its own."""
         images = []
         evaluations = 0
         for i in range(x0.shape[0]):
-            own = mask if mask is None or mask.shape[0] == 1 else mask[i : i + 1]
-            images.append(self._solve(x0[i : i + 1], own, objective, solver, *rest))
+            own = {name: value if len(value) == 1 else value[i : i + 1] for name, value in values.items()}
+            images.append(self._solve(x0[i : i + 1], own, settings, objective, solver, ts))
             evaluations += solver.evaluations
         solver.evaluations = evaluations
         return torch.cat(images)
 
 
-@explained(*keywords(Sampler.__call__))
+class _Rows:
+    """Modulation rows by time: of the whole grid where the times are known and the rows fit, else per step."""
+
+    def __init__(self, model: Any, conds: list[Any], times: Tensor | None, shown: Any, device: torch.device) -> None:
+        self.model = model
+        self.tables: dict[int, Tensor] = {}
+        self.places: dict[float, int] = {}
+        if times is None:
+            return
+        _, own_times = shown(torch.zeros(len(times), 1, 1, 1, device=device), times.to(device))
+        alike = conds[:1] if _vector(conds[0]) is None else conds
+        count = sum(1 if vector is None else len(vector) for vector in map(_vector, alike))
+        if count * len(times) * 4 * sum(model.widths) <= _MOST_ROW_BYTES:
+            self.places = {time: place for place, time in enumerate(times.tolist())}
+            self.tables = {id(cond): self._rows(own_times, cond) for cond in alike}
+
+    def at(self, t: Tensor, own_t: Tensor, parts: list[Any], batch: int) -> Tensor:
+        """Rows ``(1, values)``, or ``(parts x batch, values)`` where conditions have vectors."""
+        place = self.places.get(float(t)) if self.places else None
+        alike = _vector(parts[0]) is None
+        found = [
+            self._rows(own_t.view(1), cond)[0] if place is None else self.tables[id(cond)][place]
+            for cond in (parts[:1] if alike else parts)
+        ]
+        return found[0] if alike else torch.cat([rows.expand(batch, -1) for rows in found])
+
+    def _rows(self, times: Tensor, cond: Any) -> Tensor:
+        """``(n, 1 or m, values)``."""
+        vector = _vector(cond)
+        return self.model.modulation(times).unsqueeze(1) if vector is None else self.model.modulation(times, vector)
+
+
+def _vector(cond: Any) -> Tensor | None:
+    return getattr(cond, "vector", None)
+
+
+def _unchanged(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return x, t
+
+
 def sample(
-    model: MaskModel,
+    model: Model,
     x0: Tensor,
-    mask: Tensor | None = None,
+    mask: Any = None,
     *,
     dtype: torch.dtype | str | None = None,
     compile: bool = False,
@@ -275,7 +307,7 @@ def sample(
     This is ``Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)``: hold a `Sampler` to sample often.
 
     Args:
-        model: a mask-conditioned model.
+        model: a conditional model.
         x0, mask, settings: those of a `Sampler`'s call: ``solver``, ``steps``, ``guidance_scale``, ...
         dtype, compile: those of `Sampler`.
 
@@ -283,7 +315,7 @@ def sample(
         ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
 
     Raises:
-        ValueError: bad steps or shift, a mask that does not fit, or guidance on a model trained without mask dropout.
+        ValueError, TypeError: see `Sampler`.
     """
     return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
 
@@ -297,18 +329,8 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return changed
 
 
-def _check_guidance(model: MaskModel, mask: Tensor | None, guidance_scale: float, guidance_start: float) -> None:
-    if not 0 <= guidance_start <= 1:
-        raise ValueError(f"guidance_start is a time in [0, 1], 0 noise and 1 data, got {guidance_start}")
-    if guidance_scale == 1:
-        return
-    if mask is None:
-        raise ValueError(f"guidance_scale={guidance_scale} needs a mask to guide towards, got None")
-    if getattr(model, "mask_dropout", 0) == 0:
-        raise ValueError(
-            f"guidance_scale={guidance_scale} needs a model trained with mask dropout, and this one has "
-            "mask_dropout=0: use guidance_scale=1, or train with mask_dropout of about 0.1"
-        )
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _checked_times(times: Tensor) -> Tensor:
@@ -317,15 +339,15 @@ def _checked_times(times: Tensor) -> Tensor:
     return times.float()
 
 
-def _resolve(given: Any, kind: str) -> Any:
+def _resolve(given: Any, kind: str, **offered: Any) -> Any:
     if not isinstance(given, str):
         return given
     find(given, kind)
-    return build(given)
+    return make(given, **{name: value for name, value in offered.items() if value is not None})
 
 
 @contextmanager
-def _evaluation_mode(model: MaskModel) -> Iterator[None]:
+def _evaluation_mode(model: Model) -> Iterator[None]:
     was_training = model.training
     model.train(False)
     try:

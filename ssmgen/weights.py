@@ -32,6 +32,13 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
+def current_name(module: nn.Module, name: str) -> str:
+    """What a model calls a weight today that a file may call by an earlier name (its attribute ``renamed``)."""
+    renamed: Mapping[str, str] = getattr(unwrapped(module), "renamed", {})
+    old = next((old for old in renamed if name.startswith(old)), "")
+    return renamed[old] + name.removeprefix(old) if old else name
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a model by its own names, whatever it is wrapped in; they share its memory."""
     return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
@@ -106,7 +113,8 @@ def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | 
         ValueError: a tensor is missing, unknown or of another shape; names the file and the first such tensor.
         FileNotFoundError, OSError: see `open_weights`.
     """
-    given = read_weights(file) if tensors is None else tensors
+    read = read_weights(file) if tensors is None else tensors
+    given = {current_name(module, name): value for name, value in read.items()}
     own = tensors_of(module)
     found, wanted = ({name: tuple(value.shape) for name, value in part.items()} for part in (given, own))
     wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))

@@ -41,7 +41,7 @@ def test_the_papers_parameter_count():
     assert len(model.blocks) == 24
     for name, parameters in COMPONENTS.items():
         assert count(getattr(model.blocks[0], name)) == parameters, name
-    outside = count(model) - count(model.blocks) - count(model.mask_encoder)
+    outside = count(model) - count(model.blocks) - count(model.conditions.mask.encoder)
     assert outside == 1_312_768 + 17_408 + 2_099_200 + 16_400
 
 
@@ -127,10 +127,10 @@ def test_rivals_have_the_sizes_they_claim():
         dits = {name: build(name) for name in published}  # ours have a mask encoder where DiT has a class table
     assert equal == pytest.approx(799_162_368, rel=1e-3)
     for name, parameters in published.items():
-        assert count(dits[name]) - count(dits[name].mask_encoder) == pytest.approx(parameters, rel=0.02), name
+        assert count(dits[name]) - count(dits[name].conditions) == pytest.approx(parameters, rel=0.02), name
     with torch.device("meta"):
         assert count(build("sdm")) == 652_998_403  # SISMA's paper: 653 M
-    with pytest.raises(ValueError, match="sees the mask at its input alone"):
+    with pytest.raises(ValueError, match="nothing is told by condition 'mask'"):
         build("dit-debug", mask_input="none")
 
 
@@ -306,5 +306,5 @@ def test_sisma_xl_takes_a_forward_step_in_memory():
 
 def test_cross_attention_is_told_where_a_label_is():
     cond = build("sisma-attn-debug").condition(torch.zeros(1, 8, 8, dtype=torch.uint8))
-    keys = cond.layers[0].k[0, 0]
+    keys = cond.blocks[0]["cross_attention"].k[0, 0]
     assert (keys[0] - keys[1]).abs().max() > 1e-3, "tokens of one label differ by their places"

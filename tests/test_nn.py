@@ -51,7 +51,7 @@ CALLS = {
     "time-embedding": (dict(dim=16), lambda block: block(torch.rand(2))),
     "position-embedding": (dict(dim=16), lambda block: block(tokens(), SIZE)),
     "feed-forward": (dict(dim=16), lambda block: block(tokens())),
-    "sisma-block": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens()[:, 0], tokens(seed=1), SIZE)),
+    "sisma-block": (dict(dim=16, d_state=4), lambda b: b(tokens(), tokens()[:, 0], {"mask": tokens(seed=1)}, SIZE)),
 }
 
 
@@ -200,7 +200,7 @@ BAD_CALLS = {
     ),
     "sides that are no multiple": (
         lambda: build("patchify", in_channels=3, dim=8)(torch.zeros(1, 3, 5, 4)),
-        "multiples of patch_size 2",
+        "positive multiples of 2",
     ),
     "a time per token": (lambda: build("time-embedding", dim=8)(torch.zeros(2, 1)), r"t must be \(batch,\)"),
     "a conditioning vector of another width": (

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 import ssmgen
 from ssmgen import registry
@@ -27,13 +26,13 @@ def test_unknown_name_offers_the_closest():
         ssmgen.build("sisma-xxl")
 
 
-def test_overrides_reach_the_parent_class():
-    """A model's class hands ``**settings`` on: their names are checked, and offered, all the same."""
-    assert ssmgen.build("sisma-debug", mask_dropout=0.5).mask_dropout == 0.5
+def test_overrides_reach_the_parts():
+    """A stack hands ``**settings`` to its parts: their names are checked, and offered, all the same."""
+    assert ssmgen.build("sisma-debug", mask_dropout=0.5).conditions["mask"].dropout == 0.5
     with pytest.raises(TypeError, match=r"takes no 'mask_dropuot'.*'mask_dropout'"):
         ssmgen.build("sisma-debug", mask_dropuot=0.5)
-    with pytest.raises(TypeError, match="takes no 'block'"):
-        ssmgen.build("sisma-debug", block=torch.nn.Identity)
+    with pytest.raises(TypeError, match="takes no 'd_sate'.*'d_state'"):
+        ssmgen.build("self-mamba", dim=8, d_sate=4)
 
 
 def test_unknown_override_offers_the_closest():
@@ -76,11 +75,13 @@ def test_defining_the_same_class_again_replaces_it(scratch):
 
 def test_a_size_cannot_be_redefined(scratch):
     with pytest.raises(ValueError, match="'sisma-xl' is taken twice"):
-        ssmgen.register("model", "sisma-xl", dim=64, depth=1)(ssmgen.models.SISMA)
+        ssmgen.register("model", "sisma-xl", dim=64, depth=1)(ssmgen.models.TokenModel)
 
 
 def test_a_size_is_one_line(scratch):
-    ssmgen.register("model", "sisma-tiny", dim=32, depth=1)(ssmgen.models.SISMA)
+    ssmgen.register("model", "sisma-tiny", mixer="self-mamba", add=("mask",), num_classes=3, dim=32, depth=1)(
+        ssmgen.models.TokenModel
+    )
     assert len(ssmgen.build("sisma-tiny").blocks) == 1
     with pytest.raises(TypeError, match="takes no 'deep'"):
-        ssmgen.register("model", "sisma-bad", deep=1)(ssmgen.models.SISMA)
+        ssmgen.register("model", "sisma-bad", mixer="self-mamba", deep=1)(ssmgen.models.TokenModel)

@@ -11,59 +11,36 @@ from torch import nn
 import ssmgen
 from ssmgen import build, register
 from ssmgen.data import CELEBAMASK19, DrawnFaces, LatentCache, write_latent_cache
-from ssmgen.models import MaskConditioned
-from ssmgen.nn import AdaLNZero
+from ssmgen.models import TokenModel
 from ssmgen.training import TrainSettings, train
 
 
 @register("block", "two-way-mamba")
 class TwoWayMamba(nn.Module):
-    """Scan forwards and backwards, then let the mask steer the sum."""
+    """Scan forwards and backwards."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, **ssm) -> None:
         super().__init__()
-        self.forwards = build("self-mamba", dim=dim, order="row")
-        self.backwards = build("self-mamba", dim=dim, order="row-reversed")
-        self.cross = build("cross-mamba", dim=dim)
+        self.forwards = build("self-mamba", dim=dim, order="row", **ssm)
+        self.backwards = build("self-mamba", dim=dim, order="row-reversed", **ssm)
 
-    def forward(self, x, mask_tokens, size):
-        x = x + self.forwards(x, size) + self.backwards(x, size)
-        return x + self.cross(x, mask_tokens, size)
+    def forward(self, x, size):
+        return self.forwards(x, size) + self.backwards(x, size)
 
 
-class TwoWayBlock(nn.Module):
-    """The same as a block of a model: with AdaLN for the time, and what depends on the mask alone apart."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.adaln = AdaLNZero(dim, sublayers=2)
-        self.forwards = build("self-mamba", dim=dim, order="row")
-        self.backwards = build("self-mamba", dim=dim, order="row-reversed")
-        self.cross = build("cross-mamba", dim=dim)
-
-    def condition(self, tokens, size):
-        return self.cross.condition(tokens, size)
-
-    def forward(self, x, modulations, conds, size):
-        first, second = modulations
-        h = first.norm(x)
-        x = first.residual(x, self.forwards(h, size) + self.backwards(h, size))
-        return second.residual(x, self.cross(second.norm(x), conds, size))
-
-
-@register("model", "two-way-debug", dim=96, depth=2, in_channels=3, mask_scale=1, patch_size=4)
-class TwoWay(MaskConditioned):
-    """A model of these blocks."""
-
-    def __init__(self, *, dim: int, depth: int, **settings) -> None:
-        super().__init__(lambda i: TwoWayBlock(dim), dim=dim, depth=depth, **settings)
+register(
+    "model",
+    "two-way-debug",
+    **{"mixer": "two-way-mamba", "cross": {"mask": "cross-mamba"}, "num_classes": 19},
+    **{"dim": 96, "depth": 2, "in_channels": 3, "mask_scale": 1, "patch_size": 4},
+)(TokenModel)
 
 
 def main() -> None:
     options = parse()
 
     block = build("two-way-mamba", dim=64)
-    out = block(torch.randn(2, 6 * 8, 64), torch.randn(2, 6 * 8, 64), (6, 8))
+    out = block(torch.randn(2, 6 * 8, 64), (6, 8))
     assert out.shape == (2, 48, 64)
 
     faces = DrawnFaces(options.faces, size=32)

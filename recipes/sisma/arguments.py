@@ -13,8 +13,8 @@ from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 from ssmgen.extras import require
+from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
-from ssmgen.sampling import checked_seed
 
 Schema = TypeVar("Schema")
 

@@ -19,7 +19,7 @@ from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, 
 from ssmgen.data.files import files_with, stem_of
 from ssmgen.data.images import write_png
 from ssmgen.model_folder import SAMPLING
-from ssmgen.sampling import image_seeds
+from ssmgen.noise import image_seeds
 
 
 @dataclass

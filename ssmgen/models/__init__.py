@@ -1,20 +1,8 @@
-"""Models built by name: one file per family, one registered line per size."""
+"""Models built by name: one short file per family, one registered line per size."""
 
-from ssmgen.models.conditioned import MaskCondition, MaskConditioned
-from ssmgen.models.dit import DiT, DiTBlock
+from ssmgen.models import dit, sisma
+from ssmgen.models.conditional import ConditionalModel, Conditioning
 from ssmgen.models.sdm import SDM, SDMBlock
-from ssmgen.models.sisma import SISMA, SISMABlock
-from ssmgen.models.sisma_attention import SISMAAttention, SISMAAttentionBlock
+from ssmgen.models.token_model import TokenModel
 
-__all__ = [
-    "DiT",
-    "DiTBlock",
-    "MaskCondition",
-    "MaskConditioned",
-    "SDM",
-    "SDMBlock",
-    "SISMA",
-    "SISMAAttention",
-    "SISMAAttentionBlock",
-    "SISMABlock",
-]
+__all__ = ["SDM", "ConditionalModel", "Conditioning", "SDMBlock", "TokenModel", "dit", "sisma"]

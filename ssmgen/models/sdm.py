@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.models.conditioned import MaskCondition, part_of_batch
+from ssmgen.conditions import OneHotMap
+from ssmgen.models.conditional import ConditionalModel, Conditioning, batch_of
+from ssmgen.models.sisma import NUM_CLASSES
 from ssmgen.nn import SPADE, SelfAttention, TimeEmbedding
-from ssmgen.ops.label_check import check_labels
+from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
 
@@ -55,15 +57,18 @@ class SDMBlock(nn.Module):
         self.attention_norm = nn.GroupNorm(32, out_channels) if head_dim else None
         self.attention = SelfAttention(out_channels, out_channels // head_dim) if head_dim else None
 
-    def condition(self, mask: Tensor, size: tuple[int, int]) -> tuple[Any, Any] | None:
+    def condition(self, mask: Signal, size: tuple[int, int]) -> tuple[Any, Any] | None:
         """Scale and shift maps of both norms for an input of ``size``; None where the block is not steered."""
         if not self.steered:
             return None
-        after = int(size[0] * self.resize), int(size[1] * self.resize)
-        return self.norm1.condition(mask, size), self.norm2.condition(mask, after)  # type: ignore[operator]
+        return self.norm1.condition(mask, size), self.norm2.condition(mask, self.size_after(size))  # type: ignore[operator]
+
+    def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the output for an input of ``size``."""
+        return int(size[0] * self.resize), int(size[1] * self.resize)
 
     def forward(self, x: Tensor, time: Tensor, conds: list[Any]) -> Tensor:
-        """``(b, channels, h, w)``, what ``self.time`` made of the time embedding, and one condition per batch part."""
+        """``(b, channels, h, w)``, what ``self.time`` made of the time, and one condition per part of the batch."""
         steer1, steer2 = ([[own[i] for own in conds]] if self.steered else [] for i in (0, 1))
         h = F.silu(self.norm1(x, *steer1))
         h = self.conv1(self._resized(h))
@@ -82,47 +87,44 @@ class SDMBlock(nn.Module):
         return x if self.resize == 1 else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-@register("model", "sdm-debug", channels=32, multipliers=(1, 2), attention_levels=(1,), head_dim=16)
-@register("model", "sdm")
-class SDM(nn.Module):
+@register(
+    "model", "sdm-debug", channels=32, multipliers=(1, 2), attention_levels=(1,), head_dim=16, num_classes=NUM_CLASSES
+)
+@register("model", "sdm", num_classes=NUM_CLASSES)
+class SDM(ConditionalModel):
     """Velocity model in pixels: UNet with SPADE group norms in middle and decoder.
 
     ``sdm`` is the paper's size for 256 x 256: attention at 32, 16 and 8 pixels. Its parameters lie within 5 % of the
     653 M that SISMA's paper gives; the head has no variance channels, which flow matching does not need.
 
     Args:
+        num_classes: classes of the mask.
         channels: of the finest level.
         multipliers: channels of each level as a multiple of that; each level halves the image.
         blocks_per_level: residual blocks of a level in the encoder; the decoder has one more.
         attention_levels: levels with attention, 0 is the finest.
         head_dim: width of an attention head.
         in_channels: channels of the image; the output has as many.
-        num_classes: classes of the mask.
-        mask_dropout: probability with which training replaces a mask by the null condition, an all-zero one-hot map.
+        mask_dropout: probability with which training replaces a mask by the null, an all-zero one-hot map.
         time_scale: what t is multiplied by before its sinusoids.
     """
-
-    patch_size = 1
-    mask_scale = 1
 
     def __init__(
         self,
         *,
+        num_classes: int,
         channels: int = 256,
         multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
         blocks_per_level: int = 2,
         attention_levels: Sequence[int] = (3, 4, 5),
         head_dim: int = 64,
         in_channels: int = 3,
-        num_classes: int = 19,
         mask_dropout: float = 0.0,
         time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.mask_dropout = mask_dropout
-        self.multiple = 2 ** (len(multipliers) - 1)
+        self.in_channels, self.patch_size, self.multiple = in_channels, 1, 2 ** (len(multipliers) - 1)
+        self.set_conditions({"mask": OneHotMap(num_classes, mask_dropout)})
         time_dim = 4 * channels
         self.time_embedding = TimeEmbedding(time_dim, frequency_dim=channels, scale=time_scale)
         self.first = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -153,73 +155,31 @@ class SDM(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | None,
-        mask: Tensor | None = None,
-        *,
-        cond: MaskCondition | list[MaskCondition] | None = None,
-        modulation: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the velocity; arguments as in `MaskConditioned.forward`, ``x`` in pixels.
-
-        Raises:
-            ValueError: a side that is no multiple of the coarsest level's pixel, or as in `MaskConditioned.forward`.
-        """
-        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
-            raise ValueError(
-                f"x must be (batch, {self.in_channels}, height, width) with sides multiples of {self.multiple}, "
-                f"got {tuple(x.shape)}"
-            )
-        size = (x.shape[2], x.shape[3])
-        if cond is None:
-            cond = self.condition(mask, size)
-        conds = [cond] if isinstance(cond, MaskCondition) else cond
-        part_of_batch(conds, x.shape[0], size)
-        if modulation is None:
-            if t is None or t.shape not in ((1,), (x.shape[0],)):
-                given = None if t is None else tuple(t.shape)
-                raise ValueError(f"t must be ({x.shape[0]},), one time per image, or (1,), got {given}")
-            modulation = self.modulation(t)
-        times = modulation.split([block.time.out_features for block in self.blocks], dim=1)
+    def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
+        """See `ConditionalModel.predict`; ``x`` in pixels."""
         h, kept = self.first(x), []
         kept.append(h)
-        for i, (block, time, *own) in enumerate(zip(self.blocks, times, *(c.layers for c in conds), strict=True)):
+        for i, (block, row, *own) in enumerate(zip(self.blocks, rows, *(c.blocks for c in conds), strict=True)):
             if i >= self.decoding and block.resize == 1:
                 h = torch.cat([h, kept.pop()], dim=1)
-            h = block(h, time, own)
+            h = block(h, row, own)
             if i < self.encoder:
                 kept.append(h)
         return self.head(F.silu(self.head_norm(h)))
 
-    def modulation(self, t: Tensor) -> Tensor:
-        """Time's scales and shifts in all blocks for times ``(n,)``, side by side: ``(n, values)``."""
-        c = F.silu(self.time_embedding(t))
-        return torch.cat([block.time(c) for block in self.blocks], dim=1)
-
-    def condition(self, mask: Tensor | None, size: tuple[int, int] | None = None) -> MaskCondition:
-        """Every SPADE map, once per mask; arguments as in `MaskConditioned.condition`."""
-        weight = self.first.weight
-        if mask is None:
-            if size is None:
-                raise ValueError("the null condition needs size=(height, width) of the image")
-            one_hot = torch.zeros(1, self.num_classes, *size, dtype=weight.dtype, device=weight.device)
-        else:
-            one_hot = self._one_hot(mask.to(weight.device)).to(weight.dtype)
-            if self.training and self.mask_dropout:
-                keep = torch.rand(len(one_hot), device=weight.device) >= self.mask_dropout
-                one_hot = one_hot * keep.view(-1, 1, 1, 1)
-        height, width = made_for = (one_hot.shape[2], one_hot.shape[3])
-        layers = []
+    def _conditioning(self, signals: dict[str, Signal], size: tuple[int, int]) -> Conditioning:
+        grid, states = size, []
         for block in self.blocks:
-            layers.append(block.condition(one_hot, (height, width)))
-            height, width = int(height * block.resize), int(width * block.resize)
-        return MaskCondition(made_for, len(one_hot), None, tuple(layers))
+            states.append(block.condition(signals["mask"], size))
+            size = block.size_after(size)
+        return Conditioning(grid, batch_of(signals), None, None, tuple(states))
 
-    def _one_hot(self, mask: Tensor) -> Tensor:
-        if mask.dim() == 4:
-            return mask
-        if not (mask.is_meta or torch.compiler.is_compiling()):
-            check_labels(mask, self.num_classes)
-        return rearrange(F.one_hot(mask.long(), self.num_classes), "b h w c -> b c h w")
+    def project(self, c: Tensor) -> list[Tensor]:
+        """Scale and shift of every block."""
+        c = F.silu(c)
+        return [block.time(c) for block in self.blocks]
+
+    @property
+    def widths(self) -> list[int]:
+        """Values of each block's scale and shift."""
+        return [block.time.out_features for block in self.blocks]

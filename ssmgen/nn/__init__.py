@@ -2,16 +2,19 @@
 
 from ssmgen.nn.adaln import AdaLNZero, Modulation
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
+from ssmgen.nn.block import Block
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mask_encoder import MaskEncoder
 from ssmgen.nn.patch import Patchify, Unpatchify
+from ssmgen.nn.signal import Signal
 from ssmgen.nn.spade import SPADE, SPADECondition
 
 __all__ = [
     "AdaLNZero",
     "AttentionCondition",
+    "Block",
     "CrossAttention",
     "CrossCondition",
     "CrossMamba",
@@ -23,6 +26,7 @@ __all__ = [
     "SPADE",
     "SPADECondition",
     "SelectiveSSM",
+    "Signal",
     "SelfAttention",
     "SelfMamba",
     "TimeEmbedding",

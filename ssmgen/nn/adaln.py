@@ -60,8 +60,8 @@ class AdaLNZero(nn.Module):
         return self.divide(self.project(c))
 
     def project(self, c: Tensor) -> Tensor:
-        """Conditioning vectors ``(batch, dim)`` to all shifts, scales and gates side by side, ``(batch, width)``."""
-        if c.dim() != 2 or c.shape[1] != self.linear.in_features:
+        """Conditioning vectors ``(..., dim)`` to all shifts, scales and gates side by side, ``(..., width)``."""
+        if c.dim() < 2 or c.shape[-1] != self.linear.in_features:
             raise ValueError(f"c must be (batch, {self.linear.in_features}), got {tuple(c.shape)}")
         return self.linear(F.silu(c))
 

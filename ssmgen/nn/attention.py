@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import check_tokens
+from ssmgen.nn.embed import PositionEmbedding
+from ssmgen.nn.mamba import check_tokens, tokens_of
+from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
 
@@ -62,19 +65,25 @@ class CrossAttention(nn.Module):
     Args:
         dim: width of the tokens of both.
         num_heads: heads; divides ``dim``.
+        position: add their positions to the condition tokens: a scan knows where a token lies, attention has to be
+            told.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, position: bool = False) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
+        self.position = PositionEmbedding(dim) if position else None
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def condition(self, tokens: Tensor, size: tuple[int, int]) -> AttentionCondition:
+    def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> AttentionCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
+        tokens = tokens_of(signal)
         check_tokens(tokens, size, self.q.in_features, "cond")
+        if self.position is not None:
+            tokens = self.position(tokens, size)
         k, v = rearrange(self.kv(tokens), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
         return AttentionCondition(k, v)
 
@@ -93,21 +102,8 @@ class CrossAttention(nn.Module):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.q.in_features, "x")
-        if isinstance(cond, Tensor):
-            cond = self.condition(cond, size)
-        conds = [cond] if isinstance(cond, AttentionCondition) else cond
         q = rearrange(self.q(x), "b l (n k) -> b n l k", n=self.num_heads)
         mixed = [
-            F.scaled_dot_product_attention(part, _to_batch(own.k, part), _to_batch(own.v, part))
-            for part, own in zip(q.chunk(len(conds)), conds, strict=True)
+            F.scaled_dot_product_attention(part, own.k, own.v) for own, part in parts_of(states_of(self, cond, size), q)
         ]
         return self.out_proj(rearrange(torch.cat(mixed), "b n l k -> b l (n k)"))
-
-
-def _to_batch(tensor: Tensor, like: Tensor) -> Tensor:
-    if tensor.shape[0] not in (1, like.shape[0]):
-        raise ValueError(
-            f"the condition was made for batch {tensor.shape[0]}, the content has batch {like.shape[0]}: make it from "
-            "as many masks, or from one"
-        )
-    return tensor.expand(like.shape[0], -1, -1, -1)

@@ -23,6 +23,6 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(dim, inner)
         self.down = nn.Linear(inner, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` in and out."""
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """``(..., dim)`` in and out; the grid's size does not matter."""
         return self.down(gelu(self.up(x)))

@@ -6,14 +6,16 @@ Letters: b batch, l length (= height x width tokens), d dim, e inner width (expa
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.signal import Signal
 from ssmgen.ops import conv_silu, norm, scan_order, selective_scan
-from ssmgen.registry import closest, register
+from ssmgen.registry import closest, passes_on, register
 
 _SCANNED = ("mask", "image")
 
@@ -118,27 +120,18 @@ class SelfMamba(nn.Module):
     ``x, z = in_proj(content)``; ``x = SiLU(conv3x3(x))``; ``delta, B, C = linear(x)``;
     ``y = scan(x, delta, A, B, C) + D x``; output ``out_proj(LayerNorm(y) * SiLU(z))``.
 
-    Args: those of `SelectiveSSM`.
+    Args:
+        dim: width of the tokens.
+        **ssm: other arguments of `SelectiveSSM`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        d_state: int = 16,
-        expand: int = 2,
-        dt_rank: int | None = None,
-        d_conv: int = 3,
-        order: str = "row",
-        backend: str = "auto",
-    ) -> None:
+    @passes_on(SelectiveSSM)
+    def __init__(self, dim: int, **ssm: Any) -> None:
         super().__init__()
-        self.ssm = SelectiveSSM(
-            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, backend=backend
-        )
+        self.ssm = SelectiveSSM(dim, **ssm)
         inner = self.ssm.d_inner
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.x_proj = nn.Linear(inner, self.ssm.dt_rank + 2 * d_state, bias=False)
+        self.x_proj = nn.Linear(inner, self.ssm.dt_rank + 2 * self.ssm.d_state, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
@@ -180,36 +173,26 @@ class CrossMamba(nn.Module):
     Args:
         u: the scanned sequence: ``"mask"`` (u = m, as Mamba-ST does; the default) or ``"image"``
             (u = SiLU(conv3x3(c))).
-        (the others): those of `SelectiveSSM`.
+        dim: width of the tokens.
+        **ssm: other arguments of `SelectiveSSM`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        d_state: int = 16,
-        expand: int = 2,
-        dt_rank: int | None = None,
-        d_conv: int = 3,
-        order: str = "row",
-        u: str = "mask",
-        backend: str = "auto",
-    ) -> None:
+    @passes_on(SelectiveSSM)
+    def __init__(self, dim: int, *, u: str = "mask", **ssm: Any) -> None:
         super().__init__()
         if u not in _SCANNED:
             raise ValueError(f"u must be 'mask' or 'image' (the scanned sequence), got {u!r}{closest(u, _SCANNED)}")
         self.u = u
-        self.ssm = SelectiveSSM(
-            dim, d_state=d_state, expand=expand, dt_rank=dt_rank, d_conv=d_conv, order=order, backend=backend
-        )
-        inner = self.ssm.d_inner
+        self.ssm = SelectiveSSM(dim, **ssm)
+        inner, d_state = self.ssm.d_inner, self.ssm.d_state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.cond_proj = nn.Linear(dim, inner, bias=False)
         self.x_proj = nn.Linear(inner, d_state, bias=False)
         self.cond_x_proj = nn.Linear(inner, self.ssm.dt_rank + d_state, bias=False)
 
-    def condition(self, tokens: Tensor, size: tuple[int, int]) -> CrossCondition:
+    def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> CrossCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
+        tokens = tokens_of(signal)
         check_tokens(tokens, size, self.cond_proj.in_features, "cond")
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
@@ -228,19 +211,33 @@ class CrossMamba(nn.Module):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
-        if isinstance(cond, Tensor):
-            cond = self.condition(cond, size)
+        states = states_of(self, cond, size)
+        for state in states:
+            if state.delta.shape[1] != x.shape[1]:
+                raise ValueError(
+                    f"the condition was made for {state.delta.shape[1]} tokens, the content has {x.shape[1]}: make "
+                    "both for the same grid"
+                )
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
-        conds = [cond] if isinstance(cond, CrossCondition) else cond
-        parts = zip(content.chunk(len(conds)), C.chunk(len(conds)), conds, strict=True)
-        scanned = [self._scan(*part, size) for part in parts]
+        scanned = [
+            self.ssm.scan(part if own.u is None else own.u, own.delta, own.B, C_part, size)
+            for own, part, C_part in parts_of(states, content, C)
+        ]
         return self.ssm.finish(scanned[0] if len(scanned) == 1 else torch.cat(scanned), z)
 
-    def _scan(self, content: Tensor, C: Tensor, cond: CrossCondition, size: tuple[int, int]) -> Tensor:
-        u = content if cond.u is None else _to_batch(cond.u, C)
-        return self.ssm.scan(u, _to_batch(cond.delta, C), _to_batch(cond.B, C), C, size)
+
+def tokens_of(signal: Signal | Tensor) -> Tensor:
+    """The tokens of a signal.
+
+    Raises:
+        ValueError: it has none, as that of a class label.
+    """
+    tokens = signal if isinstance(signal, Tensor) else signal.tokens
+    if tokens is None:
+        raise ValueError("this layer needs a condition with tokens; one with a vector joins the time by itself")
+    return tokens
 
 
 def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:
@@ -251,16 +248,3 @@ def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:
             f"{name} must be (batch, {height * width}, {dim}) for a grid of {height} x {width} tokens of width {dim}, "
             f"got {tuple(x.shape)}"
         )
-
-
-def _to_batch(tensor: Tensor, like: Tensor) -> Tensor:
-    """Let a condition of batch 1 serve the whole batch, without copying it."""
-    if tensor.shape[0] == like.shape[0]:
-        return tensor
-    if tensor.shape[0] != 1 or tensor.shape[1] != like.shape[1]:
-        raise ValueError(
-            f"the condition was made for batch {tensor.shape[0]} and {tensor.shape[1]} tokens, the content has batch "
-            f"{like.shape[0]} and {like.shape[1]} tokens: make it from masks of the same count and size, "
-            "or from one mask"
-        )
-    return tensor.expand(like.shape[0], -1, -1)

@@ -15,8 +15,8 @@ from ssmgen.registry import register
 class MaskEncoder(nn.Module):
     """A 1x1 convolution from one-hot classes to a narrow class embedding, then one token per patch of it.
 
-    Labels come in at image resolution: sampled down to a latent grid first, a third of the eyes and half of the mouths
-    would vanish at 128 pixels. The null condition is an all-zero one-hot map: its embedding is the convolution's bias.
+    Labels come in at image resolution: resized to a latent grid first, small classes would vanish. The null condition
+    is an all-zero one-hot map: its embedding is the convolution's bias.
 
     Args:
         dim: width of the tokens.
@@ -25,7 +25,7 @@ class MaskEncoder(nn.Module):
         class_dim: width of the class embedding.
     """
 
-    def __init__(self, dim: int, num_classes: int = 19, patch_size: int = 16, class_dim: int = 16) -> None:
+    def __init__(self, dim: int, num_classes: int, patch_size: int = 16, class_dim: int = 16) -> None:
         super().__init__()
         if min(dim, num_classes, patch_size, class_dim) < 1:
             raise ValueError(
@@ -52,7 +52,7 @@ class MaskEncoder(nn.Module):
                 out of range (its value, count and first position are named).
             TypeError: labels that are not integers, or a one-hot mask that is.
         """
-        self._check(mask)
+        check_label_map(mask, self.num_classes, self.patch_size)
         if mask.dim() == 3:
             return self._from_labels(mask, keep)
         weight = self.classes.weight.flatten(1)
@@ -81,28 +81,35 @@ class MaskEncoder(nn.Module):
         tokens = sum_rows(table, rows.flatten(0, 1), count).unflatten(0, rows.shape[:2])
         return tokens + self.proj.bias
 
-    def _check(self, mask: Tensor) -> None:
-        one_hot = f"(batch, {self.num_classes}, height, width)"
-        if mask.dim() in (3, 4) and not mask.shape[0]:
-            raise ValueError(f"the batch is empty: give at least one mask, got {tuple(mask.shape)}")
-        if mask.dim() not in (3, 4) or 0 in mask.shape:
+
+def check_label_map(mask: Tensor, num_classes: int, multiple: int) -> None:
+    """Reject what is neither labels ``(batch, height, width)`` nor one-hot ``(batch, num_classes, height, width)``.
+
+    Raises:
+        ValueError: wrong shape, another number of classes, sides that are no multiples of ``multiple``, or a label out
+            of range (its value, count and first position are named).
+        TypeError: labels that are not integers, or a one-hot mask that is.
+    """
+    one_hot = f"(batch, {num_classes}, height, width)"
+    if mask.dim() in (3, 4) and not mask.shape[0]:
+        raise ValueError(f"the batch is empty: give at least one mask, got {tuple(mask.shape)}")
+    if mask.dim() not in (3, 4) or 0 in mask.shape:
+        raise ValueError(
+            f"mask must be integer labels (batch, height, width) or one-hot {one_hot}, got {tuple(mask.shape)}"
+        )
+    if mask.shape[-2] % multiple or mask.shape[-1] % multiple:
+        raise ValueError(
+            f"the mask's sides must be multiples of {multiple}, the label pixels of a token's side, "
+            f"got {mask.shape[-2]} x {mask.shape[-1]}: resize the labels by nearest"
+        )
+    if mask.dim() == 4:
+        if mask.shape[1] != num_classes:
             raise ValueError(
-                f"mask must be integer labels (batch, height, width) or one-hot {one_hot}, got {tuple(mask.shape)}"
+                f"a one-hot mask must be {one_hot} for the model's {num_classes} classes, got {tuple(mask.shape)}"
             )
-        if mask.shape[-2] % self.patch_size or mask.shape[-1] % self.patch_size:
-            raise ValueError(
-                f"the mask's sides must be multiples of {self.patch_size}, the label pixels of a token's side, "
-                f"got {mask.shape[-2]} x {mask.shape[-1]}: resize the labels by nearest"
-            )
-        if mask.dim() == 4:
-            if mask.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"a one-hot mask must be {one_hot} for the model's {self.num_classes} classes, "
-                    f"got {tuple(mask.shape)}"
-                )
-            if not mask.is_floating_point():
-                raise TypeError(f"a one-hot mask must be floating point, got {mask.dtype}: use mask.float()")
-        elif mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
-            raise TypeError(f"labels (batch, height, width) must be integers, got {mask.dtype}: use mask.long()")
-        elif not (mask.is_meta or torch.compiler.is_compiling()):  # a look at values would break a compiled graph
-            check_labels(mask, self.num_classes)
+        if not mask.is_floating_point():
+            raise TypeError(f"a one-hot mask must be floating point, got {mask.dtype}: use mask.float()")
+    elif mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
+        raise TypeError(f"labels (batch, height, width) must be integers, got {mask.dtype}: use mask.long()")
+    elif not (mask.is_meta or torch.compiler.is_compiling()):  # reading values would break a compiled graph
+        check_labels(mask, num_classes)

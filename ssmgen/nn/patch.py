@@ -73,4 +73,4 @@ def check_image(x: Tensor, channels: int, multiple: int) -> None:
     if not x.shape[0]:
         raise ValueError(f"the batch is empty: x must hold at least one image, got {tuple(x.shape)}")
     if x.shape[2] % multiple or x.shape[3] % multiple or 0 in x.shape:
-        raise ValueError(f"height and width must be positive multiples of patch_size {multiple}, got {tuple(x.shape)}")
+        raise ValueError(f"height and width of x must be positive multiples of {multiple}, got {tuple(x.shape)}")

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
+from ssmgen.nn.mamba import tokens_of
+from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
 
@@ -35,9 +39,15 @@ class SPADE(nn.Module):
         self.shared = nn.Conv2d(num_classes, hidden, 3, padding=1)
         self.maps = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
 
-    def condition(self, mask: Tensor, size: tuple[int, int]) -> SPADECondition:
-        """Maps of ``size`` (height, width) from a one-hot mask ``(b, num_classes, h, w)``, resized by nearest."""
-        small = F.interpolate(mask, size, mode="nearest")
+    def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> SPADECondition:
+        """Maps of ``size`` (height, width) from a mask, resized by nearest.
+
+        Args:
+            signal: a one-hot mask ``(b, num_classes, h, w)``, or a signal whose tokens are its pixels.
+            size: of the feature map.
+        """
+        mask = signal if isinstance(signal, Tensor) else as_map(signal)
+        small = F.interpolate(mask.to(self.shared.weight.dtype), size, mode="nearest")
         return SPADECondition(*self.maps(F.relu(self.shared(small))).chunk(2, dim=1))
 
     def forward(self, x: Tensor, cond: Tensor | SPADECondition | list[SPADECondition]) -> Tensor:
@@ -48,8 +58,12 @@ class SPADE(nn.Module):
             cond: a one-hot mask, or what `condition` made of one. One of batch 1 serves every item of the batch;
                 several in a list serve as many equal parts of it.
         """
-        if isinstance(cond, Tensor):
-            cond = self.condition(cond, (x.shape[2], x.shape[3]))
-        conds = [cond] if isinstance(cond, SPADECondition) else cond
-        parts = self.norm(x).chunk(len(conds))
-        return torch.cat([part * (1 + own.scale) + own.shift for part, own in zip(parts, conds, strict=True)])
+        states = states_of(self, cond, (x.shape[2], x.shape[3]))
+        return torch.cat([part * (1 + own.scale) + own.shift for own, part in parts_of(states, self.norm(x))])
+
+
+def as_map(signal: Signal) -> Tensor:
+    """The tokens of a signal as a map ``(b, d, h, w)``."""
+    if signal.grid is None:
+        raise ValueError("this layer needs a condition that lies on the image's grid")
+    return rearrange(tokens_of(signal), "b (h w) d -> b d h w", h=signal.grid[0])

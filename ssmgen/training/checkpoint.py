@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.atomic import whole_folder
-from ssmgen.weights import load_weights, plain_name, read_weights, tensors_of, unwrapped, write_weights
+from ssmgen.weights import current_name, load_weights, plain_name, read_weights, tensors_of, unwrapped, write_weights
 
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
@@ -173,7 +173,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
 def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     named = _parameters(model)
     for key, value in tensors.items():
-        name, _, slot = key.rpartition(":")
+        stored, _, slot = key.rpartition(":")
+        name = current_name(model, stored)
         if name not in named:
             raise CheckpointError(f"{file}: holds state of {name!r}, which the model does not have")
         parameter = named[name]

@@ -1,0 +1,8 @@
+"""What a model can be told: each condition owns its null, its dropout and its checks, and gives a `Signal`."""
+
+from ssmgen.conditions.class_label import ClassLabel
+from ssmgen.conditions.condition import Condition
+from ssmgen.conditions.label_map import LabelMap, OneHotMap
+from ssmgen.nn.signal import Signal
+
+__all__ = ["ClassLabel", "Condition", "LabelMap", "OneHotMap", "Signal"]

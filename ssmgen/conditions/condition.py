@@ -1,0 +1,60 @@
+"""What all conditions share: the null, and dropout in training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssmgen.nn.signal import Signal
+
+
+class Condition(nn.Module, ABC):
+    """One thing a model is told.
+
+    Args:
+        dropout: probability in [0, 1) with which training replaces an item by the null, for guidance.
+
+    Attributes:
+        gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
+    """
+
+    gives: ClassVar[tuple[str, ...]] = ("tokens",)
+    _device: Tensor
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout of a condition must be in [0, 1), got {dropout}")
+        self.dropout = dropout
+        self.register_buffer("_device", torch.empty(0), persistent=False)  # moves with the model, whatever it holds
+
+    def forward(self, given: Any, size: tuple[int, int] | None = None, keep: Tensor | None = None) -> Signal:
+        """What the condition says.
+
+        Args:
+            given: one value per item; None is the null, of batch 1.
+            size: (height, width) of the latent, where the value does not tell it.
+            keep: ``(batch,)`` bool, False makes an item null; drawn in training where None.
+        """
+        device = self._device.device
+        if given is None:
+            return self.signal(self.null(size, device), size, torch.zeros(1, dtype=torch.bool, device=device))
+        given = torch.as_tensor(given)
+        if keep is None and self.training and self.dropout:
+            keep = torch.rand(given.shape[:1], device=device) >= self.dropout
+        return self.signal(given.to(device), size, keep)
+
+    def size_of(self, given: Any) -> tuple[int, int] | None:
+        """(height, width) of the latent that a value belongs to; None where it does not tell."""
+        return None
+
+    @abstractmethod
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
+        """Any valid value of batch 1; `signal` gets it with ``keep`` False."""
+
+    @abstractmethod
+    def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+        """Check a value and make a signal of it; items where ``keep`` is False are null."""

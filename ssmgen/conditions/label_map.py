@@ -1,0 +1,115 @@
+"""A semantic mask: one label per pixel of the image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ssmgen.conditions.condition import Condition
+from ssmgen.nn.mask_encoder import MaskEncoder, check_label_map
+from ssmgen.nn.signal import Signal
+from ssmgen.registry import register
+
+
+class _Mask(Condition):
+    """Label maps at ``scale`` label pixels per latent pixel, or at the latent's own size and then repeated."""
+
+    num_classes: int
+    scale: int
+
+    def size_of(self, given: Tensor) -> tuple[int, int] | None:
+        """Its own size over the scale, where that is whole."""
+        height, width = given.shape[-2:] if given.dim() > 1 else (1, 1)
+        return (height // self.scale, width // self.scale) if not (height % self.scale or width % self.scale) else None
+
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
+        """Zeros of the size."""
+        if size is None:
+            raise ValueError("the null condition needs size=(height, width) of the latent")
+        return torch.zeros(1, size[0] * self.scale, size[1] * self.scale, dtype=torch.uint8, device=device)
+
+    def _at_label_resolution(self, mask: Tensor, size: tuple[int, int] | None) -> Tensor:
+        scale, given = self.scale, tuple(mask.shape[-2:])
+        if size is None or given == (size[0] * scale, size[1] * scale):
+            return mask
+        if given == tuple(size):
+            return mask.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
+        raise ValueError(
+            f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} "
+            f"(mask_scale {scale}) or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
+        )
+
+
+@register("condition", "label-map")
+class LabelMap(_Mask):
+    """A mask as one token per image token, see `ssmgen.nn.MaskEncoder`.
+
+    It takes integer labels ``(b, scale h, scale w)`` or ``(b, h, w)``, or one-hot classes ``(b, num_classes, ...)`` of
+    a floating dtype.
+
+    Args:
+        dim: width of the tokens.
+        num_classes: classes of the mask.
+        scale: label pixels per latent pixel along a side: 8 for an f8 autoencoder, 1 for pixels.
+        patch_size: side of a token's patch in the latent.
+        class_dim: width of the class embedding before it is patchified.
+        dropout: see `Condition`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        scale: int = 8,
+        patch_size: int = 2,
+        class_dim: int = 16,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dropout)
+        self.num_classes = num_classes
+        self.scale = scale
+        self.encoder = MaskEncoder(dim, num_classes, scale * patch_size, class_dim)
+
+    def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+        """Mask tokens on the image's token grid."""
+        mask = self._at_label_resolution(given, size)
+        tokens = self.encoder(mask, keep)
+        side = self.encoder.patch_size
+        return Signal(tokens, (mask.shape[-2] // side, mask.shape[-1] // side))
+
+
+@register("condition", "one-hot-map")
+class OneHotMap(_Mask):
+    """A mask as it is, one-hot, for layers that convolve it themselves, such as `ssmgen.nn.SPADE`.
+
+    It takes integer labels ``(b, h, w)`` or one-hot classes ``(b, num_classes, h, w)``; the null is all zero.
+
+    Args:
+        num_classes: classes of the mask.
+        dropout: see `Condition`.
+    """
+
+    scale = 1
+
+    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        self.num_classes = num_classes
+
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
+        """One-hot zeros of the size."""
+        zeros = super().null(size, device).float()
+        return zeros.unsqueeze(1).repeat(1, self.num_classes, 1, 1)
+
+    def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+        """One token per pixel, of width ``num_classes``."""
+        mask = self._at_label_resolution(given, size)
+        check_label_map(mask, self.num_classes, 1)
+        one_hot = mask
+        if mask.dim() == 3:
+            one_hot = rearrange(F.one_hot(mask.long(), self.num_classes).float(), "b h w k -> b k h w")
+        if keep is not None:
+            one_hot = one_hot * keep.view(-1, 1, 1, 1)
+        return Signal(rearrange(one_hot, "b k h w -> b (h w) k"), (one_hot.shape[2], one_hot.shape[3]))

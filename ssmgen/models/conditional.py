@@ -1,0 +1,233 @@
+"""What all models share: what they are told, the time, and what can be computed before sampling.
+
+Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssmgen.nn.parts import expanded
+from ssmgen.nn.patch import check_image
+from ssmgen.nn.signal import Signal
+from ssmgen.registry import check_keywords
+
+
+class Conditioning(NamedTuple):
+    """What a model computes from its conditions alone; made by `ConditionalModel.condition`, taken as ``cond=``.
+
+    Attributes:
+        grid: (height, width) in tokens it was made for.
+        batch: items it was made from.
+        added: tokens ``(b, l, d)`` that join the image tokens at the input, or None.
+        vector: ``(b, d)`` that joins the time, or None.
+        blocks: what each block's ``condition`` returned.
+    """
+
+    grid: tuple[int, int]
+    batch: int
+    added: Tensor | None
+    vector: Tensor | None
+    blocks: tuple[Any, ...]
+
+
+class ConditionalModel(nn.Module, ABC):
+    """Velocity model told by any number of named conditions.
+
+    A family sets ``time_embedding``, ``conditions`` and ``blocks``, and says what it makes of them: `predict`,
+    `project` and `_conditioning`.
+
+    Attributes:
+        in_channels: channels of the latent (or image); the output has as many.
+        patch_size: side of a token's patch in the latent.
+        multiple: what height and width of the latent must be multiples of.
+        mask_scale, num_classes: label pixels per latent pixel and classes of its label map, where it has one.
+    """
+
+    #: Beginnings of weights' names in files written earlier, and what they are now.
+    renamed: Mapping[str, str] = {"mask_encoder.": "conditions.mask.encoder."}
+
+    in_channels: int
+    patch_size: int
+    multiple: int
+    time_embedding: nn.Module
+    conditions: nn.ModuleDict
+    blocks: nn.ModuleList
+
+    def set_conditions(self, conditions: Mapping[str, nn.Module]) -> None:
+        """Take the conditions; what the first label map among them tells of masks becomes the model's own."""
+        self.conditions = nn.ModuleDict(conditions)
+        label_map: Any = next((each for each in conditions.values() if hasattr(each, "scale")), None)
+        if label_map is not None:
+            self.mask_scale, self.num_classes = label_map.scale, label_map.num_classes
+
+    @abstractmethod
+    def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
+        """The velocity at ``x``, given what `project` returned and a condition for each part of the batch."""
+
+    @abstractmethod
+    def project(self, c: Tensor) -> list[Tensor]:
+        """What each layer makes of conditioning vectors ``(..., d)``, which are time plus conditions' vectors."""
+
+    @abstractmethod
+    def _conditioning(self, signals: dict[str, Signal], size: tuple[int, int]) -> Conditioning: ...
+
+    @property
+    @abstractmethod
+    def widths(self) -> list[int]:
+        """Values in each tensor that `project` returns."""
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        mask: Any = None,
+        *,
+        cond: Conditioning | list[Conditioning] | None = None,
+        modulation: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """Predict the velocity at ``x`` and time ``t``.
+
+        Args:
+            x: ``(b, c, h, w)``.
+            t: ``(b,)``, or ``(1,)`` for one time for all; 0 is noise, 1 is data.
+            mask, others: values of the conditions by name; one left out is null.
+            cond: the result of `condition`, instead of values. Made from one item it serves any batch. Several in a
+                list serve as many equal parts of the batch, as guidance needs it.
+            modulation: what `modulation` returned for ``t`` and the conditions' vectors, ``(1 or b, values)``; ``t`` is
+                then ignored and may be None.
+
+        Returns:
+            ``(b, c, h, w)``.
+
+        Raises:
+            ValueError: shapes that do not fit, a label out of range, or both values and ``cond`` given.
+            TypeError: x of another dtype than the weights, a mask of the wrong dtype, or an unknown condition.
+        """
+        given = others if mask is None else {"mask": mask, **others}
+        if given and cond is not None:
+            raise ValueError(f"give either {' and '.join(given)} or cond, not both: cond was already made from values")
+        self._check_dtype(x)
+        check_image(x, self.in_channels, self.multiple)
+        size = (x.shape[2], x.shape[3])
+        if cond is None:
+            cond = self.condition(size=size, **given)
+        conds = cond if isinstance(cond, list) else [cond]
+        grid = size[0] // self.patch_size, size[1] // self.patch_size
+        part = part_of_batch(conds, x.shape[0], grid)
+        return self.predict(x, self._rows(t, modulation, conds, part), conds)
+
+    def condition(self, mask: Any = None, size: tuple[int, int] | None = None, **others: Any) -> Conditioning:
+        """Everything that depends on the conditions alone, to be computed once and reused at every step.
+
+        Args:
+            mask, others: values of the conditions by name, see `ssmgen.conditions`; one left out is null. In training
+                each condition's ``dropout`` replaces some items by the null.
+            size: (h, w) of the latent. Needed where no value tells it.
+
+        Raises:
+            ValueError, TypeError: an unknown condition, or what the condition rejects.
+        """
+        given = others if mask is None else {"mask": mask, **others}
+        check_keywords("the model", given, self.conditions)
+        if size is None:
+            told = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
+            size = next((found for found in told if found is not None), None)
+        signals = {name: each(given.get(name), size) for name, each in self._named()}
+        grids = [signal.grid for signal in signals.values() if signal.grid is not None]
+        if size is None and not grids:
+            raise ValueError("condition needs size=(height, width) of the latent: no value given here tells it")
+        if size is None:
+            size = grids[0][0] * self.patch_size, grids[0][1] * self.patch_size
+        return self._conditioning(signals, size)
+
+    def modulation(self, t: Tensor, vector: Tensor | None = None) -> Tensor:
+        """What all layers derive from times ``(n,)``, side by side: ``(n, values)``.
+
+        A sampler computes it for its whole grid at once and passes rows of it to ``forward``: the weights behind it,
+        over a quarter of SISMA's, are then read once and not at every step.
+
+        Args:
+            t: times.
+            vector: that of a `Conditioning`, ``(m, d)``; the result is then ``(n, m, values)``.
+        """
+        c = self.time_embedding(t)
+        c = c if vector is None else c.unsqueeze(1) + vector
+        return torch.cat(self.project(c), dim=-1)
+
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(self.conditions.items())
+
+    def _rows(self, t: Tensor | None, given: Tensor | None, conds: list[Conditioning], part: int) -> Sequence[Tensor]:
+        """What `project` makes of the time and the conditions' vectors, or of rows given instead."""
+        batch = part * len(conds)
+        if given is not None:
+            widths = self.widths
+            if tuple(given.shape) not in ((1, sum(widths)), (batch, sum(widths))):
+                raise ValueError(
+                    f"modulation must be ({batch}, {sum(widths)}), rows of this model's modulation(t), or (1, "
+                    f"{sum(widths)}), got {tuple(given.shape)}"
+                )
+            return given.split(widths, dim=1)
+        if t is None or t.dim() != 1 or t.shape[0] not in (1, batch):
+            told = None if t is None else tuple(t.shape)
+            raise ValueError(f"t must be ({batch},), one time per image, or (1,), got {told}")
+        c = self.time_embedding(t)
+        vectors = [expanded(cond.vector, part) for cond in conds if cond.vector is not None]
+        c = c + torch.cat(vectors) if vectors else c
+        return self.project(c)
+
+    def _check_dtype(self, x: Tensor) -> None:
+        weights = next(self.time_embedding.parameters()).dtype
+        device = x.device.type
+        if x.dtype != weights and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
+
+
+def part_of_batch(conds: list[Conditioning], batch: int, grid: tuple[int, int]) -> int:
+    """How many images each condition serves.
+
+    Raises:
+        ValueError: a condition made for another batch or size.
+    """
+    if not conds or batch % len(conds):
+        raise ValueError(f"{len(conds)} conditions cannot serve equal parts of a batch of {batch}")
+    part = batch // len(conds)
+    for cond in conds:
+        if cond.grid != grid:
+            raise ValueError(f"cond was made for {cond.grid} (height, width in tokens), x has {grid}: make it again")
+        if cond.batch not in (1, part):
+            raise ValueError(
+                f"the condition was made for batch {cond.batch}, x has batch {part}: give one value or one each"
+            )
+    return part
+
+
+def batch_of(signals: Mapping[str, Signal]) -> int:
+    """Items that signals were made from together; those of batch 1 serve all.
+
+    Raises:
+        ValueError: two of different batches above 1.
+    """
+    batches = {name: signal.batch for name, signal in signals.items()}
+    largest = max(batches.values(), default=1)
+    for name, batch in batches.items():
+        if batch not in (1, largest):
+            raise ValueError(
+                f"condition {name!r} has {batch} items and another has {largest}: give one or one per image"
+            )
+    return largest
+
+
+def total(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Their sum, those of batch 1 serving all; None where there are none."""
+    result = None
+    for tensor in tensors:
+        result = tensor if result is None else result + tensor
+    return result

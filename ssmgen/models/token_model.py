@@ -1,0 +1,201 @@
+"""The stack that every family of tokens shares: patchify, blocks, AdaLN head, unpatchify.
+
+Letters: b batch, c channels, h x w latent (or pixel) size, l tokens, d width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmgen.models.conditional import ConditionalModel, Conditioning, batch_of, total
+from ssmgen.nn import AdaLNZero, Block, Patchify, PositionEmbedding, TimeEmbedding, Unpatchify
+from ssmgen.nn.block import Layer, offered_to, settings_of
+from ssmgen.nn.signal import Signal
+from ssmgen.ops import SCAN_ORDERS
+from ssmgen.registry import Spec, check_keywords, closest, divided, keywords, make
+
+_MASK = {"mask": "label-map"}
+
+
+class TokenModel(ConditionalModel):
+    """Velocity model of a stack of `Block`s, each: mixer, then one layer per entry of ``cross``, then a feed-forward.
+
+    Args:
+        dim: width of the tokens.
+        depth: number of blocks.
+        mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn.
+        cross: name of a condition to the spec of the layer that is told by it.
+        conditions: name to spec; one label map called ``mask`` where None.
+        add: conditions whose tokens are added to the image tokens at the input.
+        in_channels: channels of the latent (or image); the output has as many.
+        patch_size: side of a token's patch in the latent.
+        orders: scan orders that the blocks take in turn, from `ssmgen.ops.SCAN_ORDERS`.
+        gates: AdaLN-Zero gates on the residuals.
+        time_scale: what t is multiplied by before its sinusoids.
+        **settings: for the parts that take them: ``d_state=8`` for every layer with that argument, ``ffn_ratio=2`` for
+            ``ratio`` of the feed-forwards, ``mask_dropout=0.1`` for ``dropout`` of the condition ``mask``.
+            ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without.
+
+    Raises:
+        ValueError: an empty stack, a condition that nothing is told by, or one that is not there.
+        TypeError: a setting that no part takes; names the closest.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        mixer: Spec | Sequence[Spec],
+        cross: Mapping[str, Spec] | None = None,
+        conditions: Mapping[str, Spec] | None = None,
+        add: Sequence[str] = (),
+        in_channels: int = 4,
+        patch_size: int = 2,
+        orders: Sequence[str] = SCAN_ORDERS,
+        gates: bool = True,
+        time_scale: float = 1000.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        named, cross = conditions or _MASK, cross or {}
+        check_keywords(type(self).__name__, settings, self.takes({"mixer": mixer, "cross": cross, "conditions": named}))
+        if depth < 1:
+            raise ValueError(f"depth must be positive, got {depth}")
+        if not orders:
+            raise ValueError("orders must not be empty: name at least one scan order, e.g. orders=['row']")
+        self.add = _added(named, add, settings)
+        self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
+        _warn_if_narrow(dim, patch_size, in_channels)
+        self.patchify = Patchify(in_channels, dim, patch_size)
+        self.position = PositionEmbedding(dim)
+        self.time_embedding = TimeEmbedding(dim, scale=time_scale)
+        shared = {**settings, "dim": dim, "patch_size": patch_size}
+        self.set_conditions({name: make(spec, **offered_to(name, shared)) for name, spec in named.items()})
+        _check_told(self.conditions, cross, self.add)
+        mixers = _listed(mixer)
+        self.blocks = nn.ModuleList(
+            Block(dim, _layers(mixers[i % len(mixers)], cross), gates, **settings, order=orders[i % len(orders)])
+            for i in range(depth)
+        )
+        self.head_adaln = AdaLNZero(dim, sublayers=1, gates=False)
+        self.head = Unpatchify(dim, in_channels, patch_size)
+
+    @classmethod
+    def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
+        """Settings that the parts take which ``arguments`` name."""
+        named = arguments.get("conditions") or _MASK
+        mixers, cross = _listed(arguments["mixer"]), arguments.get("cross") or {}
+        parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross)}
+        return [*keywords(TokenModel.__init__), *settings_of({**parts, **named}), *(f"{name}_input" for name in named)]
+
+    def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
+        """The token grid that each block works on: the model's. A family whose blocks differ overrides it."""
+        return [grid] * len(self.blocks)
+
+    def stack(self, tokens: Tensor, run: Callable[[int, Tensor], Tensor], grid: tuple[int, int]) -> Tensor:
+        """How tokens go through the blocks: one after the other. A family with another way overrides it.
+
+        Args:
+            tokens: ``(b, l, d)``, row-major.
+            run: ``run(i, tokens)`` applies block i on the grid that `grids` names for it.
+            grid: (height, width) of the model's grid.
+        """
+        for i in range(len(self.blocks)):
+            tokens = run(i, tokens)
+        return tokens
+
+    def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
+        """See `ConditionalModel.predict`."""
+        tokens = self.patchify(x).to(x.dtype)  # under autocast the residual stream stays float32
+        grid = conds[0].grid
+        tokens = self.position(tokens, grid)
+        if self.add:
+            parts = zip(tokens.chunk(len(conds)), conds, strict=True)
+            tokens = torch.cat([part + own.added for part, own in parts if own.added is not None])
+        grids = self.grids(grid)
+
+        def run(i: int, tokens: Tensor) -> Tensor:
+            block: Any = self.blocks[i]
+            return block(tokens, block.adaln.divide(rows[i]), [cond.blocks[i] for cond in conds], grids[i])
+
+        tokens = self.stack(tokens, run, grid)
+        (head,) = self.head_adaln.divide(rows[-1])
+        return self.head(head.norm(tokens), grid)
+
+    def _conditioning(self, signals: dict[str, Signal], size: tuple[int, int]) -> Conditioning:
+        grid = size[0] // self.patch_size, size[1] // self.patch_size
+        added = total([tokens for name in self.add if (tokens := signals[name].tokens) is not None])
+        vector = total([signal.vector for signal in signals.values() if signal.vector is not None])
+        blocks: list[Any] = list(self.blocks)
+        states = tuple(block.condition(signals, own) for block, own in zip(blocks, self.grids(grid), strict=True))
+        return Conditioning(grid, batch_of(signals), added, vector, states)
+
+    def project(self, c: Tensor) -> list[Tensor]:
+        """Modulations of every block and of the head, side by side."""
+        return [adaln.project(c) for adaln in self._adalns()]
+
+    @property
+    def widths(self) -> list[int]:
+        """Values of each AdaLN."""
+        return [adaln.width for adaln in self._adalns()]
+
+    def _adalns(self) -> list[AdaLNZero]:
+        blocks: list[Any] = list(self.blocks)
+        return [*(block.adaln for block in blocks), self.head_adaln]
+
+
+def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
+    return [mixer] if isinstance(mixer, str | Mapping) else mixer
+
+
+def _layers(mixer: Spec, cross: Mapping[str, Spec]) -> list[Layer]:
+    """A block's layers, each named after what it is, and after its condition too where two are alike."""
+    names = [divided(spec)[0] for spec in cross.values()]
+    layers: list[Layer] = [(_key(mixer), mixer, None)]
+    for condition, spec in cross.items():
+        alike = names.count(divided(spec)[0]) > 1
+        layers.append((f"{_key(spec)}_{condition}" if alike else _key(spec), spec, condition))
+    return [*layers, ("ffn", "feed-forward", None)]
+
+
+def _key(spec: Spec) -> str:
+    return divided(spec)[0].replace("-", "_")
+
+
+def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[str, Any]) -> tuple[str, ...]:
+    """Conditions that are added at the input; takes the settings that say so out of ``settings``."""
+    chosen = {name: name in add for name in conditions}
+    for name in conditions:
+        word = settings.pop(f"{name}_input", None)
+        if word not in (None, "none", "add"):
+            raise ValueError(f"{name}_input must be 'none' or 'add', got {word!r}{closest(word, ('none', 'add'))}")
+        chosen[name] = chosen[name] if word is None else word == "add"
+    return tuple(name for name, wanted in chosen.items() if wanted)
+
+
+def _check_told(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str]) -> None:
+    for name in [*cross, *add]:
+        if name not in conditions:
+            raise ValueError(
+                f"no condition {name!r}{closest(name, conditions)} The conditions: {', '.join(conditions)}."
+            )
+    for name, condition in conditions.items():
+        if "vector" not in condition.gives and name not in cross and name not in add:  # type: ignore[operator]
+            raise ValueError(f"nothing is told by condition {name!r}: give it a layer by cross=, or name it in add=")
+
+
+def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
+    values = patch_size**2 * channels
+    if dim < 2 * values:
+        warnings.warn(
+            f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the "
+            "noise a velocity must contain does not fit through, and training stalls. Use a smaller patch or a "
+            "larger dim.",
+            stacklevel=4,
+        )

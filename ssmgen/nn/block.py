@@ -1,0 +1,95 @@
+"""A block as a list of layers, each behind its own AdaLN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssmgen.nn.adaln import AdaLNZero, Modulation
+from ssmgen.nn.signal import Signal
+from ssmgen.registry import Spec, make, takes
+
+#: A layer of a block: its attribute, its spec, and the name of the condition it is told by, or None.
+Layer = tuple[str, Spec, str | None]
+
+_GIVEN = ("dim", "order", "patch_size")  # what a stack itself decides for its parts
+
+
+class Block(nn.Module):
+    """Layers one after the other: ``x += gate_i * layer_i(AdaLN_i(x, c))``.
+
+    Args:
+        dim: width.
+        layers: triples of a key, a spec and the name of a condition or None. The key is the layer's attribute. A layer
+            without a condition is called as ``layer(x, size)``; one with a condition has
+            ``condition(signal, size)``, what it derives from the condition alone, and is called as
+            ``layer(x, states, size)``.
+        gates: gate the residuals (AdaLN-Zero).
+        **settings: for the layers that take them: ``d_state=8`` is for all of them, ``ffn_ratio=2`` for ``ratio`` of
+            the layer ``ffn``.
+    """
+
+    def __init__(self, dim: int, layers: Sequence[Layer], gates: bool = True, **settings: Any) -> None:
+        super().__init__()
+        self.told_by = {key: condition for key, _, condition in layers}
+        self.adaln = AdaLNZero(dim, sublayers=len(layers), gates=gates)
+        for key, spec, _ in layers:
+            self.add_module(key, make(spec, **{**offered_to(key, settings), "dim": dim}))
+
+    @classmethod
+    def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
+        """Settings that its layers take."""
+        return settings_of({key: spec for key, spec, _ in arguments.get("layers", ())})
+
+    def condition(self, signals: Mapping[str, Signal | Tensor], size: tuple[int, int]) -> dict[str, Any]:
+        """What each layer derives from its condition alone, by the layer's key.
+
+        Args:
+            signals: by name of the condition; plain tokens ``(b, l, d)`` will do.
+            size: (height, width) of the grid in tokens.
+        """
+        return {
+            key: getattr(self, key).condition(_on(signals[name], size), size)
+            for key, name in self.told_by.items()
+            if name is not None
+        }
+
+    def forward(self, x: Tensor, c: Tensor | list[Modulation], cond: Any, size: tuple[int, int]) -> Tensor:
+        """Apply the layers.
+
+        Args:
+            x: tokens ``(b, l, d)``, row-major.
+            c: conditioning vectors ``(b, d)`` or ``(1, d)``, or the modulations that ``adaln`` made of them.
+            cond: what `condition` returned, several of these in a list for equal parts of the batch, or what it takes.
+            size: (height, width) in tokens.
+        """
+        modulations = self.adaln(c) if isinstance(c, Tensor) else c
+        conds = cond if isinstance(cond, list) else [self._computed(cond, size)]
+        for (key, name), modulation in zip(self.told_by.items(), modulations, strict=True):
+            layer, h = getattr(self, key), modulation.norm(x)
+            update = layer(h, size) if name is None else layer(h, [each[key] for each in conds], size)
+            x = modulation.residual(x, update)
+        return x
+
+    def _computed(self, cond: Any, size: tuple[int, int]) -> Any:
+        told = {name for name in self.told_by.values() if name is not None}
+        return self.condition(cond, size) if told and told <= cond.keys() else cond
+
+
+def offered_to(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as one part sees them: ``KEY_argument`` is its own ``argument``."""
+    own = {name.removeprefix(f"{key}_"): value for name, value in settings.items() if name.startswith(f"{key}_")}
+    return {**settings, **own}
+
+
+def settings_of(parts: Mapping[str, Spec]) -> list[str]:
+    """Names under which settings reach parts, see `offered_to`."""
+    names = {key: [name for name in takes(spec) or () if name not in _GIVEN] for key, spec in parts.items()}
+    plain = [name for taken in names.values() for name in taken]
+    return list(dict.fromkeys([*plain, *(f"{key}_{name}" for key, taken in names.items() for name in taken)]))
+
+
+def _on(signal: Signal | Tensor, size: tuple[int, int]) -> Signal:
+    return Signal(signal, size) if isinstance(signal, Tensor) else signal.on(size)

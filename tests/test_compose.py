@@ -1,0 +1,111 @@
+"""What a user writes to go beyond the registered models: each from the parts, trained and sampled."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+import ssmgen
+from ssmgen import build, registry
+from ssmgen.models import TokenModel
+
+SMALL = {"dim": 32, "depth": 3, "in_channels": 3, "mask_scale": 1, "num_classes": 5}
+
+
+@pytest.fixture(autouse=True)
+def scratch(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+
+def train_and_sample(model, **conditions):
+    """Thirty steps towards images that are their condition, then one image of each."""
+    data = conditions["mask"].unsqueeze(1).float().expand(-1, 3, -1, -1) / 2 - 1
+    objective, optimizer = build("flow-matching"), torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        torch.manual_seed(step)
+        loss = objective.loss(model, data, **conditions)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    images = ssmgen.sample(model, ssmgen.initial_noise([1, 2], (3, 8, 8)), **conditions, steps=4)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]) and images.shape == data.shape and images.isfinite().all()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+MASK = torch.arange(5).repeat(26)[:128].view(2, 8, 8)
+
+
+def test_another_mixer():
+    @ssmgen.register("block", "row-mixer")
+    class RowMixer(nn.Module):
+        def __init__(self, dim, reach=1):
+            super().__init__()
+            self.conv = nn.Conv1d(dim, dim, 2 * reach + 1, padding=reach, groups=dim)
+
+        def forward(self, x, size):
+            rows = self.conv(rearrange(x, "b (h w) d -> (b h) d w", h=size[0]))
+            return rearrange(rows, "(b h) d w -> b (h w) d", h=size[0])
+
+    ssmgen.register("model", "row-debug", mixer="row-mixer", cross={"mask": "cross-mamba"}, **SMALL)(TokenModel)
+    train_and_sample(build("row-debug", reach=2), mask=MASK)
+
+
+def test_a_second_condition():
+    kinds = {"mask": "label-map", "kind": {"name": "class-label", "num_labels": 2, "dropout": 0.1}}
+    model = build("sisma-debug", conditions=kinds, **SMALL)
+    train_and_sample(model, mask=MASK, kind=torch.tensor([0, 1]))
+
+
+def test_a_condition_of_your_own():
+    @ssmgen.register("condition", "brightness")
+    class Brightness(ssmgen.conditions.Condition):
+        gives = ("vector",)
+
+        def __init__(self, dim):
+            super().__init__()
+            self.proj = nn.Linear(1, dim)
+
+        def null(self, size, device):
+            return torch.zeros(1, device=device)
+
+        def signal(self, given, size, keep):
+            return ssmgen.conditions.Signal(vector=self.proj(given.unsqueeze(1)))
+
+    model = build("sisma-debug", conditions={"mask": "label-map", "light": "brightness"}, **SMALL)
+    train_and_sample(model, mask=MASK, light=torch.tensor([0.2, 0.9]))
+
+
+def test_a_hybrid():
+    model = build("sisma-debug", mixer=["self-mamba", {"name": "self-attention", "num_heads": 4}], **SMALL)
+    assert [hasattr(block, "self_attention") for block in model.blocks] == [False, True, False]
+    train_and_sample(model, mask=MASK)
+
+
+def test_a_u_shaped_stack():
+    @ssmgen.register("model", "u-debug", mixer="self-mamba", cross={"mask": "cross-mamba"}, **SMALL)
+    class UShape(TokenModel):
+        def grids(self, grid):
+            return [grid, (grid[0] // 2, grid[1] // 2), grid]
+
+        def stack(self, tokens, run, grid):
+            fine = run(0, tokens)
+            image = rearrange(fine, "b (h w) d -> b d h w", h=grid[0])
+            coarse = run(1, rearrange(F.avg_pool2d(image, 2), "b d h w -> b (h w) d"))
+            doubled = repeat(coarse, "b (h w) d -> b (h two w too) d", h=grid[0] // 2, two=2, too=2)
+            return run(2, fine + doubled)
+
+    model = build("u-debug")
+    train_and_sample(model, mask=MASK)
+    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    model.eval()
+    assert torch.equal(model(x, t, MASK), model(x, t, cond=model.condition(MASK)))
+
+
+def test_two_conditions_through_layers_of_one_kind():
+    kinds = {"mask": "label-map", "other": {"name": "label-map", "num_classes": 5}}
+    model = build("sisma-debug", conditions=kinds, cross=dict.fromkeys(kinds, "cross-mamba"), scale=1, **SMALL)
+    assert {"cross_mamba_mask", "cross_mamba_other"} <= set(dict(model.blocks[0].named_children()))
+    train_and_sample(model, mask=MASK, other=MASK.flip(0))
