@@ -20,8 +20,8 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import budget, evaluate, export, parser, prepare, provenance, sample, train
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.given import find_given
-from recipes.sisma.names import check_distinct
+from recipes.sisma.evaluation.image_folder import find_images
+from recipes.sisma.image_names import check_mask_names
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings, save_config
@@ -343,7 +343,7 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
     sample.main(common)
     images = {"p--0.png", "p--1.png", "p-1--0.png", "p-1--1.png"}
     assert {file.name for file in out.iterdir()} == images
-    one, groups = find_given(out, ["p", "p-1"], 2)
+    one, groups = find_images(out, ["p", "p-1"], 2)
     assert [file.name for file in one] == ["p--0.png", "p-1--0.png"]
     assert [[file.name for file in group] for group in groups] == [
         ["p--0.png", "p--1.png"],
@@ -359,10 +359,10 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
             sample.check_names([masks / "a.png", masks / other], [5])
     write_png(tmp_path / "p--1.png", draw_face(3, size=64)[1][None].expand(3, -1, -1))
     with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image"):
-        find_given(tmp_path, ["p", "p--1"], 2)
+        find_images(tmp_path, ["p", "p--1"], 2)
     with pytest.raises(ValueError, match="p--2 is the name of a mask and of an image"):
-        check_distinct(["p", "q", "p--2"], range(1, 3))
-    check_distinct(["p", "q", "p--3", "p--02"], range(1, 3))
+        check_mask_names(["p", "q", "p--2"], range(1, 3))
+    check_mask_names(["p", "q", "p--3", "p--02"], range(1, 3))
 
 
 def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):

@@ -56,7 +56,9 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     paths = [_path_of(word, keys, short) for word in argv]
     structured = omegaconf.OmegaConf.structured(schema)
     for owner in {path.rpartition(".")[0] for path in short.values()} - {""}:
-        omegaconf.OmegaConf.set_readonly(omegaconf.OmegaConf.select(structured, owner), False)  # a frozen one is read-only
+        omegaconf.OmegaConf.set_readonly(
+            omegaconf.OmegaConf.select(structured, owner), False
+        )  # a frozen one is read-only
     try:
         for word, path in zip(argv, paths, strict=True):
             structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], keys, omegaconf))
