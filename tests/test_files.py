@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.sisma import prepare, sample
 from recipes.sisma.arguments import from_command_line
 from recipes.sisma.evaluation.image_folder import find_images
+from recipes.sisma.prepare.sources import IMAGES, PARTS
 from recipes.sisma.watch import find_runs
 from ssmgen.data import CELEBAMASK19, PairFolder, draw_face, write_png
 from ssmgen.data.drawn_faces import write_official_layout
@@ -72,25 +73,25 @@ def prepared(source: Path, target: Path) -> PreparedFolder:
 
 def test_parts_of_any_case_are_read_and_those_of_another_kind_are_named(official, tmp_path):
     whole = prepared(official, tmp_path / "whole")
-    parts = official / prepare.PARTS / "0"
+    parts = official / PARTS / "0"
     (parts / "00000_hair.png").rename(parts / "00000_hair.PNG")
-    (official / prepare.IMAGES / "1.jpg").rename(official / prepare.IMAGES / "1.JFIF")
-    for folder in (parts, parts.parent, official / prepare.IMAGES, official):
+    (official / IMAGES / "1.jpg").rename(official / IMAGES / "1.JFIF")
+    for folder in (parts, parts.parent, official / IMAGES, official):
         left_behind(folder)
     again = prepared(official, tmp_path / "again")
     for index in range(2):
         assert all(torch.equal(*pair) for pair in zip(again[index], whole[index], strict=True))
     to_pil(read_image(parts / "00000_hair.PNG")).save(parts / "00001_hat.jpg")
     (parts.parent / "00001_hair.png").write_bytes((parts / "00001_skin.png").read_bytes())
-    (official / prepare.IMAGES / "1.heic").touch()
+    (official / IMAGES / "1.heic").touch()
     write_png(parts / "00000_hair.png", read_image(parts / "00000_hair.PNG"))
     with pytest.raises(ValueError, match=r"4 problem\(s\) found") as raised:
         prepared(official, tmp_path / "never")
     for line in (
-        f"{prepare.PARTS}/0/00001_hat.jpg: is not a PNG file",
-        f"{prepare.PARTS}/00001_hair.png: is in the wrong folder",
-        f"{prepare.IMAGES}/1.heic: is an image of a kind that is not read",
-        f"{prepare.PARTS}/0/00000_hair.png: is the same part as 00000_hair.PNG",
+        f"{PARTS}/0/00001_hat.jpg: is not a PNG file",
+        f"{PARTS}/00001_hair.png: is in the wrong folder",
+        f"{IMAGES}/1.heic: is an image of a kind that is not read",
+        f"{PARTS}/0/00000_hair.png: is the same part as 00000_hair.PNG",
     ):
         assert line in str(raised.value)
 
