@@ -71,6 +71,13 @@ def test_the_page_shows_curves_progress_and_grids(tmp_path):
     assert frames[0]["src"].startswith("/grids/0/100?")
 
 
+def test_progress_is_read_from_nested_settings_too(tmp_path):
+    run = make_run(tmp_path / "faces")
+    (run / "config.yaml").write_text("sampling: {steps: 9}\ntrain:\n  steps: 400\n  batch_size: 8\n")
+    text = watch.page([run], 0.6)
+    assert "step 200 of 400" in text and "40 s to go" in text
+
+
 def test_a_run_that_has_not_logged_yet_is_watched_too(tmp_path):
     (tmp_path / "new").mkdir()
     text = watch.page([tmp_path / "new"], 0.6, refresh=5)

@@ -179,6 +179,7 @@ def _planned(run: Path) -> tuple[int, int]:
     """Total steps and batch size from the run's settings; 0 and 0 if they cannot be read."""
     try:
         settings = require("omegaconf", extra="train").OmegaConf.load(run / "config.yaml")
+        settings = settings.get("train", settings)  # nested or flat
         return int(settings["steps"]), int(settings["batch_size"])
     except Exception:  # half-written, or of another version: the page works without
         return 0, 0
