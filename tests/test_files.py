@@ -11,7 +11,8 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import prepare, sample
 from recipes.sisma.arguments import from_command_line
-from recipes.sisma.given import find_given
+from recipes.sisma.evaluation.image_folder import find_images
+from recipes.sisma.prepare.sources import IMAGES, PARTS
 from recipes.sisma.watch import find_runs
 from ssmgen.data import CELEBAMASK19, PairFolder, draw_face, write_png
 from ssmgen.data.drawn_faces import write_official_layout
@@ -72,25 +73,25 @@ def prepared(source: Path, target: Path) -> PreparedFolder:
 
 def test_parts_of_any_case_are_read_and_those_of_another_kind_are_named(official, tmp_path):
     whole = prepared(official, tmp_path / "whole")
-    parts = official / prepare.PARTS / "0"
+    parts = official / PARTS / "0"
     (parts / "00000_hair.png").rename(parts / "00000_hair.PNG")
-    (official / prepare.IMAGES / "1.jpg").rename(official / prepare.IMAGES / "1.JFIF")
-    for folder in (parts, parts.parent, official / prepare.IMAGES, official):
+    (official / IMAGES / "1.jpg").rename(official / IMAGES / "1.JFIF")
+    for folder in (parts, parts.parent, official / IMAGES, official):
         left_behind(folder)
     again = prepared(official, tmp_path / "again")
     for index in range(2):
         assert all(torch.equal(*pair) for pair in zip(again[index], whole[index], strict=True))
     to_pil(read_image(parts / "00000_hair.PNG")).save(parts / "00001_hat.jpg")
     (parts.parent / "00001_hair.png").write_bytes((parts / "00001_skin.png").read_bytes())
-    (official / prepare.IMAGES / "1.heic").touch()
+    (official / IMAGES / "1.heic").touch()
     write_png(parts / "00000_hair.png", read_image(parts / "00000_hair.PNG"))
     with pytest.raises(ValueError, match=r"4 problem\(s\) found") as raised:
         prepared(official, tmp_path / "never")
     for line in (
-        f"{prepare.PARTS}/0/00001_hat.jpg: is not a PNG file",
-        f"{prepare.PARTS}/00001_hair.png: is in the wrong folder",
-        f"{prepare.IMAGES}/1.heic: has an unsupported image format",
-        f"{prepare.PARTS}/0/00000_hair.png: is the same part as 00000_hair.PNG",
+        f"{PARTS}/0/00001_hat.jpg: is not a PNG file",
+        f"{PARTS}/00001_hair.png: is in the wrong folder",
+        f"{IMAGES}/1.heic: has an unsupported image format",
+        f"{PARTS}/0/00000_hair.png: is the same part as 00000_hair.PNG",
     ):
         assert line in str(raised.value)
 
@@ -111,7 +112,7 @@ def test_names_with_accents_are_paired_however_they_are_written(tmp_path):
     pairs = PreparedFolder(tmp_path / "target", "train")
     assert pairs.ids == [COMPOSED] and torch.equal(pairs[0][1], mask)
     write_png(tmp_path / f"{APART}.png", image)
-    assert [file.stem for file in find_given(tmp_path, pairs.ids, 1)[0]] == [APART]
+    assert [file.stem for file in find_images(tmp_path, pairs.ids, 1)[0]] == [APART]
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The page that watches a run: what it shows, that it needs nothing else, and that it gives nothing else away."""
+"""The page that watches runs: what it shows, that it stands alone, and that it serves nothing else."""
 
 import contextlib
 import http.client
@@ -71,6 +71,13 @@ def test_the_page_shows_curves_progress_and_grids(tmp_path):
     assert frames[0]["src"].startswith("/grids/0/100?")
 
 
+def test_progress_is_read_from_nested_settings_too(tmp_path):
+    run = make_run(tmp_path / "faces")
+    (run / "config.yaml").write_text("sampling: {steps: 9}\ntrain:\n  steps: 400\n  batch_size: 8\n")
+    text = watch.page([run], 0.6)
+    assert "step 200 of 400" in text and "40 s to go" in text
+
+
 def test_a_run_that_has_not_logged_yet_is_watched_too(tmp_path):
     (tmp_path / "new").mkdir()
     text = watch.page([tmp_path / "new"], 0.6, refresh=5)
@@ -116,7 +123,7 @@ def test_once_writes_a_file_that_stands_alone(tmp_path, capsys):
     watch.main([f"run={run}", "once=true"])
     text = (run / "watch.html").read_text()
     assert str(run / "watch.html") in capsys.readouterr().out
-    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)(https?:|/|\.)", text), "it loads nothing"
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)(https?:|/|\.)", text), "it must load nothing"
     frames = json.loads(re.search(r"data-frames='([^']*)'", text)[1])
     assert len(frames) == 12 and (frames[0]["step"], frames[-1]["step"]) == (10, 300)
     assert all(frame["src"].startswith("data:image/png;base64,iVBOR") for frame in frames)
@@ -199,7 +206,7 @@ def test_names_in_the_page_are_escaped(tmp_path):
     ("words", "error", "message"),
     [
         (["run=nowhere"], FileNotFoundError, "run=nowhere: no such folder; it appears when"),
-        (["run=nowhere/*"], FileNotFoundError, "no run of recipes.sisma.train lies there"),
+        (["run=nowhere/*"], FileNotFoundError, "matches no run of recipes.sisma.train"),
         (["run="], UsageError, "names 0 runs"),
         (["smoothing=1"], UsageError, r"smoothing must be in \[0, 1\), got 1"),
         (["refresh=0"], UsageError, "refresh must be at least 1"),
@@ -284,7 +291,7 @@ def test_in_a_browser_it_renews_itself_and_keeps_what_was_chosen(browser, tmp_pa
         assert text(".grid output") == "step 100"
         write_png(run / "samples" / "step-000300.png", torch.zeros(8, 8, dtype=torch.uint8))
         log(300)
-        assert text(".grid output") == "step 100", "it went on to the newest by itself"
+        assert text(".grid output") == "step 100", "it must not move to the newest by itself"
         assert browser.execute_script("return document.querySelector('.grid img').naturalWidth") == 8
         set_to(".grid input", "2", "input")
         write_png(run / "samples" / "step-000310.png", torch.zeros(8, 8, dtype=torch.uint8))

@@ -1,13 +1,13 @@
-"""Train the tiny autoencoder of the drawn faces that ships in ``assets/drawn-autoencoder``.
+"""Train the tiny autoencoder of drawn faces that ships in ``assets/drawn-autoencoder``.
 
     python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
 
-An `AutoencoderTiny` of diffusers, narrow enough for a file under 1.5 MB, most of its blocks where the grid is coarse
-and they cost little. Small parts count more in its error: eyes and earrings are few pixels, but what a face is read by.
-Its latents are pushed towards zero mean and unit variance per channel (what is left becomes the scale and shift of its
-configuration) and are trained to survive noise, so that a generator's errors stay small in the picture.
+It is a diffusers `AutoencoderTiny`, narrow enough for a file under 1.5 MB, with most blocks on the coarse grids, where
+they cost little. Its loss weights small parts more: eyes and earrings are few pixels but matter most in a face. It also
+pushes latents towards zero mean and unit variance per channel (the rest becomes scale and shift in the configuration).
+Noise is added to latents in training, so that a generator's errors stay small in the picture.
 
-An hour on two cores; run again, the command goes on from the last of the checkpoints in ``OUT-checkpoints``.
+Training takes an hour on two cores. Run again, the command continues from the last checkpoint in ``OUT-checkpoints``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ssmgen.training import (
     verify_checkpoint,
 )
 
-# Drawn faces from here on are seen by no training: autoencoder, parser and generators are scored on them.
+# No training uses drawn faces from this index on: autoencoder, parser and generators are scored on them.
 HELD_OUT = 10_000_000
 
 
@@ -52,18 +52,18 @@ class Settings:
     """Keys of the command line.
 
     Attributes:
-        out: folder for the autoencoder.
+        out: folder to write the autoencoder to.
         faces: drawn faces to train on.
         steps: optimiser steps.
-        batch_size: faces of a step.
-        lr: learning rate; it falls to zero.
+        batch_size: faces per step.
+        lr: peak learning rate; it decays to zero.
         width: channels of the convolutions at full resolution.
         factor: image pixels per latent pixel along a side.
         latent_channels: channels of a latent.
-        noise: deviation of the noise that is added to latents in training, in their own deviations.
+        noise: largest deviation of the noise that is added to latents in training.
         image_size: side of the images in pixels.
-        precision: ``bf16`` autocast, ``no``, or ``auto``: bf16 where its products are faster on this machine.
-        held_out: unseen faces the round trip is measured on.
+        precision: ``bf16`` autocast, ``no`` (float32), or ``auto``: bf16 if it is faster on this machine.
+        held_out: unseen faces to measure the round trip on.
         seed: of weights and order.
     """
 
@@ -83,14 +83,14 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Train, score on held-out drawn faces, save."""
+    """Train the autoencoder, score it on held-out drawn faces and save it."""
     settings = from_command_line(Settings(), argv)
     choice = _precision(settings)
     print(choice, file=sys.stderr)
     settings.precision = choice.precision
     torch.manual_seed(settings.seed)
     network = new_autoencoder(settings.width, settings.latent_channels, settings.factor)
-    network = network.to(memory_format=torch.channels_last)  # convolutions on a CPU run faster so
+    network = network.to(memory_format=torch.channels_last)  # faster for convolutions on a CPU
     _train(network, settings)
     score, mean, std = measure(network, settings.image_size, settings.held_out)
     network.register_to_config(scaling_factor=1 / std, shift_factor=mean)
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
 
 
 def new_autoencoder(width: int, latent_channels: int, factor: int = 8) -> Any:
-    """An untrained `diffusers.AutoencoderTiny` that divides the side by ``factor``: 2, 4 or 8."""
+    """Build an untrained `diffusers.AutoencoderTiny` that divides the side by ``factor``: 2, 4 or 8."""
     if factor not in (2, 4, 8):
         raise ValueError(f"factor must be 2, 4 or 8, got {factor}")
     stages = factor.bit_length()
@@ -136,7 +136,7 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = settings.lr * _rate(step / settings.steps)
+        optimizer.param_groups[0]["lr"] = settings.lr * _lr_factor(step / settings.steps)
         optimizer.step()
         if step % 1000 == 999:
             _checkpoint(network, optimizer, settings, step + 1)
@@ -145,17 +145,17 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
 
 
 def check_finite(loss: Tensor, step: int) -> None:
-    """Stop a training whose loss is no number, which no later step would mend.
+    """Stop training at a loss that is not finite, from which it cannot recover.
 
     Raises:
-        FloatingPointError: it is not finite.
+        FloatingPointError: the loss is not finite.
     """
     if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"step {step}: the loss is {loss.item()}: lower lr or look at the data")
+        raise FloatingPointError(f"step {step}: the loss is {loss.item()}; lower lr or check the data")
 
 
-def _rate(progress: float) -> float:
-    """The learning rate's share of its peak: a rise over the first twentieth, then half a cosine down to nothing."""
+def _lr_factor(progress: float) -> float:
+    """The learning rate relative to its peak: linear warm-up over the first twentieth, then a cosine to zero."""
     warm_up = 0.05
     return min(progress / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - warm_up) / (1 - warm_up)))
 
@@ -167,25 +167,25 @@ def _checkpoint(network: torch.nn.Module, optimizer: torch.optim.Optimizer, sett
 
 
 def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> int:
-    """Load the newest checkpoint, if there is one; returns the steps done."""
+    """Load the newest checkpoint, if any; return its step."""
     for path in checkpoints(Path(f"{settings.out}-checkpoints"))[-1:]:
         if verify_checkpoint(path)["settings"] != asdict(settings):
-            raise ValueError(f"{path} was made with other settings; delete it or give another out=")
+            raise ValueError(f"{path} was written with other settings; delete it or give another out=")
         return load_checkpoint(path, model=network, optimizer=optimizer)["step"]
     return 0
 
 
 def _precision(settings: Settings) -> Choice:
-    """What the newest checkpoint was made in, or what is asked for."""
+    """The precision of the newest checkpoint with ``precision=auto``, otherwise the one in the settings."""
     for path in checkpoints(Path(f"{settings.out}-checkpoints"))[-1:]:
-        recorded = read_state(path).get("settings", {}).get("precision")  # a fault of it is found by who resumes
+        recorded = read_state(path).get("settings", {}).get("precision")  # `_resume` reports its faults
         if settings.precision == "auto" and recorded:
             return Choice(recorded, f"as {path.name} was made")
     return choose_precision(settings.precision)
 
 
 def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Drawn faces as two uint8 tensors, images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
+    """Draw faces: uint8 images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
     print(f"drawing {count} faces", file=sys.stderr)
     loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=loader_processes(2))
     images, masks = zip(*loader, strict=True)
@@ -197,19 +197,19 @@ def _as_input(images: Tensor) -> Tensor:
 
 
 def class_weights(masks: Tensor) -> Tensor:
-    """Rare classes count more, by the root of their rarity: a necklace is seven pixels in one mask of twelve."""
+    """Loss weights ``(19,)`` by the root of each class's rarity: a necklace is seven pixels in one mask of twelve."""
     pixels = torch.bincount(masks.flatten(), minlength=len(CELEBAMASK19)).float().clamp(min=1)
     return (pixels.median() / pixels).sqrt().clamp(0.3, 10)
 
 
 def _importance(masks: Tensor, weights: Tensor) -> Tensor:
-    """How much each pixel counts, ``(batch, 1, height, width)`` with mean 1; a part's weight reaches over its edge."""
+    """Weight of each pixel, ``(batch, 1, height, width)`` with mean 1; a part's weight extends one pixel beyond it."""
     importance = F.max_pool2d(weights[masks.long()].unsqueeze(1), 3, stride=1, padding=1)
     return importance / importance.mean()
 
 
 def _reconstruction(decoded: Tensor, images: Tensor, importance: Tensor) -> Tensor:
-    """Absolute and squared error, and the error of the differences between neighbours, which keeps edges sharp."""
+    """Absolute and squared error, plus the error of differences between neighbours, which keeps edges sharp."""
     error = decoded - images
     across, down = error.diff(dim=-1).abs() * importance[..., 1:], error.diff(dim=-2).abs() * importance[..., 1:, :]
     return ((error.abs() + 2 * error.square()) * importance).mean() + across.mean() + down.mean()
@@ -222,7 +222,7 @@ def _unit_moments(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
-    """Round trip in dB (peak signal-to-noise ratio) on held-out drawn faces; mean and deviation of their latents."""
+    """Round-trip PSNR in dB on held-out drawn faces, and mean and deviation of their latents."""
     network.eval()
     errors, latents = [], []
     for part in draw_pool(count, size, HELD_OUT)[0].split(16):
@@ -234,7 +234,7 @@ def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
 
 
 def save(network: Any, out: Path, card: dict[str, object]) -> None:
-    """Save in diffusers' layout, in 16 bits to be small, with a card of how it was made."""
+    """Save in diffusers' layout, in float16 for a small file, with a card of how it was trained."""
     save_network(network.half(), out)
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from recipes.sisma.arguments import UsageError, command_line
 from recipes.sisma.autoencoder import HELD_OUT
+from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
-from recipes.sisma.split_check import EVALUATED, remedy, shortfall
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19, Crops, class_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -67,7 +67,7 @@ def check_pairs(config: Config) -> None:
         return
     splits = load_splits(Path(config.data) / "splits.json")
     found = len(splits.get("test", ()))
-    if found < (EVALUATED if config.evaluate else 1 if config.sample_every != 0 else 0):
+    if found < (MIN_TEST_PAIRS if config.evaluate else 1 if config.sample_every != 0 else 0):
         instead = "evaluate=false" + ("" if found else " sample_every=0")
         advice = remedy(splits, pairs.record["source"].get("split", ""))
         raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")

@@ -1,10 +1,10 @@
-"""A small face parser: image in, labels out. It measures whether generated faces follow their masks.
+"""Train a small face parser, from image to labels, that measures whether generated faces follow their masks.
 
-    python -m recipes.sisma.parser out=runs/parser.safetensors            # drawn faces: the one in assets/
+    python -m recipes.sisma.parser out=runs/parser.safetensors            # drawn faces, as the one in assets/
     python -m recipes.sisma.parser data=PREPARED out=runs/parser.safetensors steps=1500
 
-A U-Net with its settings and its own held-out score in the header of its safetensors file: on 512 drawn faces that it
-was not trained on, or on the test split of the prepared folder, which serves nothing but this score.
+The safetensors file of this U-Net has its settings and its held-out score in the header. The score is on 512 unseen
+drawn faces, or on the test split of the prepared folder, which is used for nothing else.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Settings:
         data: ``drawn``, or a folder made by recipes.sisma.prepare.
         faces: drawn faces to train on.
         steps: optimiser steps.
-        batch_size: images of a step.
-        lr: learning rate; it falls to zero.
+        batch_size: images per step.
+        lr: peak learning rate; it decays to zero.
         width: channels at full resolution; the coarsest of four has four times as many.
         image_size: side of the images in pixels.
-        precision: ``bf16`` autocast, ``no``, or ``auto``: bf16 where its products are faster on this machine.
-        held_out: unseen drawn faces it is scored on; of a prepared folder all test images are.
+        precision: ``bf16`` autocast, ``no`` (float32), or ``auto``: bf16 if it is faster on this machine.
+        held_out: unseen drawn faces to score it on; with a prepared folder, all test images are used.
         seed: of weights, order and augmentation.
     """
 
@@ -73,7 +73,7 @@ class FaceParser(nn.Module):
         width: channels at full resolution; the coarsest has four times as many.
     """
 
-    multiple = 16  # what the sides of images must be a multiple of
+    multiple = 16  # of which the sides of images must be multiples
 
     def __init__(self, num_classes: int = 19, width: int = 16) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class FaceParser(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1], sides multiples of 16, to logits ``(batch, classes, h, w)``."""
+        """Logits ``(batch, classes, h, w)`` of images ``(batch, 3, h, w)`` in [-1, 1]; sides are multiples of 16."""
         x = images
         skips = []
         for level, block in enumerate(self.down):
@@ -113,11 +113,11 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
-    """The parser in a file and its card (settings and held-out score).
+    """Load a parser and its card (settings and held-out score).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a parser's file, or a damaged one.
+        ValueError: the file is damaged or holds no parser.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such parser; train one with {command_line('parser', f'out={path}')}")
@@ -129,18 +129,18 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error!r})") from error
     load_weights(parser, path)
-    return parser.eval().to(memory_format=torch.channels_last), card  # as it was trained: convolutions need no copies
+    return parser.eval().to(memory_format=torch.channels_last), card  # as in training: no copies
 
 
 def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
-    """Write weights (in 16 bits) and card into one file."""
+    """Write weights, in float16, and card into one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half() for name, value in tensors_of(parser).items()}
     write_weights(path, weights, {"card": json.dumps(card)})
 
 
 def main(argv: list[str]) -> None:
-    """Train, score on held-out images, save."""
+    """Train a parser, score it on held-out images and save it."""
     settings = from_command_line(Settings(), argv)
     if settings.image_size < FaceParser.multiple or settings.image_size % FaceParser.multiple:
         raise UsageError(f"image_size must be a multiple of {FaceParser.multiple}, got {settings.image_size}")
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(settings.seed)
     unseen = held_out(settings.data, settings.image_size, settings.held_out)
     if unseen.labels.classes != CELEBAMASK19.classes:
-        raise UsageError(f"{settings.data}: masks of {unseen.labels.name}; the parser is for those of celebamask19")
+        raise UsageError(f"{settings.data}: masks are of {unseen.labels.name}; the parser needs celebamask19")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
     print(choice, file=sys.stderr)
@@ -174,14 +174,14 @@ def main(argv: list[str]) -> None:
 
 
 def held_out(data: str, size: int, count: int) -> Any:
-    """Pairs that no parser was trained on."""
+    """Pairs that are not used for training: drawn faces, or the test split of a prepared folder."""
     if data == "drawn":
         return DrawnFaces(count, size=size, start=HELD_OUT)
     return PreparedFolder(data, "test", size)
 
 
 def evaluate_parser(parser: FaceParser, pairs: Any) -> dict[str, Any]:
-    """``miou``, ``pixel_accuracy`` and ``iou`` by class of the parser on real images, and how many they are, ``n``."""
+    """Score a parser on real images: ``miou``, ``pixel_accuracy``, ``iou`` by class, and their number ``n``."""
     agreement = MaskAgreement(CELEBAMASK19.classes)
     for index in range(len(pairs)):
         image, mask = pairs[index]
@@ -234,7 +234,7 @@ def _pool(settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _degrade(images: Tensor) -> Tensor:
-    """Noise, blur and a shift of tone, one amount per image: generated faces are softer than real ones."""
+    """Add noise, blur and a shift of tone, one amount per image: generated faces are softer than real ones."""
     count = len(images)
     amount = torch.rand(count, 1, 1, 1)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

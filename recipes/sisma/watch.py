@@ -1,11 +1,11 @@
-"""Watch runs train: ``python -m recipes.sisma.watch run=RUN [port=8008]``.
+"""Watch training runs in a browser: ``python -m recipes.sisma.watch run=RUN [port=8008]``.
 
     python -m recipes.sisma.watch run=runs/quick
-    python -m recipes.sisma.watch run=runs/quick,runs/mine       # to compare; run='runs/*' takes all of them
-    python -m recipes.sisma.watch run=runs/quick once=true       # only write runs/quick/watch.html
+    python -m recipes.sisma.watch run=runs/quick,runs/mine       # compare runs; run='runs/*' takes all
+    python -m recipes.sisma.watch run=runs/quick once=true       # write runs/quick/watch.html and exit
 
-A page with the curves and the sample grids of a run, which renews itself. It needs no network and nothing but this
-machine sees it, unless ``host=`` says otherwise.
+The page shows a run's progress, curves and sample grids, and refreshes itself. It needs no network, and only this
+machine can open it unless ``host=`` says otherwise.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ QUANTITIES = {
 SMOOTHING = (0.0, 0.6, 0.9, 0.97)
 _FOLDER = Path(__file__).parent
 _LOCAL = ("127.0.0.1", "localhost")
-_MOST_RUNS, _MOST_GRIDS = 8, 60
+_MAX_RUNS, _MAX_GRIDS = 8, 60
 _EMBEDDED_GRIDS = 12
 _GRID_ADDRESS = re.compile(r"/grids/([0-9]{1,2})/([0-9]{1,9})")
 _GRID_FILE = re.compile(r"step-([0-9]{1,9})\.png")
-# The page's own style and script, the grids, and nothing else from anywhere.
+# Allows the page's inline style and script and its grids, and nothing else.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -58,12 +58,12 @@ class Settings:
     """Keys of the command line.
 
     Attributes:
-        run: a run's folder; several are separated by commas, and ``*`` stands for any name.
-        port: of the page; 0 takes a free one.
-        host: the address the page is served on.
-        smoothing: of the curves, in [0, 1); the page offers others.
-        refresh: seconds between two looks at the runs.
-        once: write ``watch.html`` into the (first) run and end.
+        run: a run's folder, or several separated by commas; ``*`` matches any name.
+        port: of the server; 0 takes any free one.
+        host: the address to serve at; 0.0.0.0 serves anyone who can reach this machine.
+        smoothing: of the curves, in [0, 1); the page offers other values.
+        refresh: seconds between updates of the page.
+        once: write ``watch.html`` into the (first) run's folder and exit.
     """
 
     run: str = "runs/quick"
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     """Serve the page until Ctrl-C, or write it once."""
     settings = from_command_line(Settings(), argv)
     if not 0 <= settings.smoothing < 1:
-        raise UsageError(f"smoothing must be in [0, 1), got {settings.smoothing}; 0 draws the curves as they are")
+        raise UsageError(f"smoothing must be in [0, 1), got {settings.smoothing}; 0 disables smoothing")
     if not settings.refresh >= 1:
         raise UsageError(f"refresh must be at least 1 second, got {settings.refresh}")
     runs = find_runs(settings.run)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         print(f"wrote {file}")
         return
     with serve(runs, settings) as server:
-        try:  # from the first word on: Ctrl-C may follow it at once
+        try:  # includes the messages: Ctrl-C may come right after the first
             print(f"watching {', '.join(map(str, runs))} on {server.address} (Ctrl-C ends)", file=sys.stderr)
             if not server.local:
                 print(f"host={settings.host}: others on the network can see this page", file=sys.stderr)
@@ -98,36 +98,36 @@ def main(argv: list[str]) -> None:
 
 
 def find_runs(words: str) -> list[Path]:
-    """The folders meant by ``run=``.
+    """The folders that ``run=`` names.
 
     Raises:
-        UsageError: none, or too many to tell apart.
-        FileNotFoundError: a name that is no folder.
+        UsageError: no folder, or more than the page can show.
+        FileNotFoundError: a name without a folder, or a pattern that matches no run.
     """
     found: list[Path] = []
     for word in filter(None, (os.path.expanduser(word.strip()) for word in words.split(","))):
         if "*" in word:
             matches = [Path(name) for name in sorted(glob.glob(word)) if Path(name, "config.yaml").is_file()]
             if not matches:
-                raise FileNotFoundError(f"run={word}: no run of recipes.sisma.train lies there")
+                raise FileNotFoundError(f"run={word}: matches no run of recipes.sisma.train")
         elif not Path(word).is_dir():
             raise FileNotFoundError(f"run={word}: no such folder; it appears when recipes.sisma.train starts")
         else:
             matches = [Path(word)]
         found += [folder for folder in matches if folder not in found]
-    if not 1 <= len(found) <= _MOST_RUNS:
-        raise UsageError(f"run={words} names {len(found)} runs: the page shows 1 to {_MOST_RUNS}")
+    if not 1 <= len(found) <= _MAX_RUNS:
+        raise UsageError(f"run={words} names {len(found)} runs; the page shows 1 to {_MAX_RUNS}")
     return found
 
 
 def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: bool = False) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        runs: the folders.
-        smoothing: of the curves.
-        refresh: seconds after which the page fetches itself anew; 0 does not.
-        embed: hold the grids in the page itself, at most a dozen of each run, instead of fetching them.
+        runs: the runs' folders.
+        smoothing: of the curves, in [0, 1).
+        refresh: seconds between updates; 0 disables them.
+        embed: embed the grids, at most 12 of each run, instead of linking to them.
     """
     jinja2 = require("jinja2", extra="train")  # torch depends on it
     environment = jinja2.Environment(
@@ -137,7 +137,7 @@ def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: boo
     charts = [_chart(key, title, logs, smoothing) for key, title in QUANTITIES.items()]
     return environment.get_template("watch.html.j2").render(
         runs=[_row(run, log) for run, log in zip(runs, logs, strict=True)],
-        charts=[one for one in charts if one],
+        charts=[chart for chart in charts if chart],
         grids=[_grids(number, run, embed) for number, run in enumerate(runs)],
         smoothing=smoothing,
         levels=sorted({*SMOOTHING, smoothing}),
@@ -146,20 +146,21 @@ def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: boo
 
 
 def _chart(key: str, title: str, logs: list[list[dict[str, Any]]], smoothing: float) -> dict[str, Any] | None:
-    chosen = key == "lr"  # not measured: drawn as it is
-    return chart(title, [points_of(log, key) for log in logs], 0.0 if chosen else smoothing, linear=chosen)
+    exact = key == "lr"  # has no noise to smooth
+    return chart(title, [points_of(log, key) for log in logs], 0.0 if exact else smoothing, linear=exact)
 
 
 def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """A line of the table: how far a run is and how it does."""
-    total, batch = _planned(run)
+    """A run's progress, as the template shows it."""
+    total, batch_size = _planned(run)
     step = log[-1]["step"] if log else 0
     rate = points_of(log, "images_per_second")
     losses = smoothed(points_of(log, "loss"), 0.9)
-    seconds = batch / rate[-1][1] if rate and rate[-1][1] else 0.0  # of a step
+    seconds_per_step = batch_size / rate[-1][1] if rate and rate[-1][1] else 0.0
     silent = time.time() - (run / "log.jsonl").stat().st_mtime if log else None
-    between = seconds * (log[-1]["step"] - log[-2]["step"]) if len(log) > 1 else 0.0
-    stalled = silent is not None and silent > max(60.0, 5 * between)
+    between_lines = seconds_per_step * (log[-1]["step"] - log[-2]["step"]) if len(log) > 1 else 0.0
+    stalled = silent is not None and silent > max(60.0, 5 * between_lines)
+    remaining = total > step and seconds_per_step and not stalled
     return {
         "name": str(run),
         "step": step,
@@ -167,7 +168,7 @@ def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
         "share": min(100.0, 100 * step / total) if total else None,
         "loss": losses[-1][1] if losses else None,
         "rate": rate[-1][1] if rate else None,
-        "remaining": _duration((total - step) * seconds) if total > step and seconds and not stalled else None,
+        "remaining": _duration((total - step) * seconds_per_step) if remaining else None,
         "silent": _duration(silent) if silent is not None else None,
         "stalled": stalled,
         "done": bool(total) and step >= total,
@@ -175,11 +176,12 @@ def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _planned(run: Path) -> tuple[int, int]:
-    """Steps in all and examples of each, from the run's settings; 0 and 0 where they cannot be read."""
+    """Total steps and batch size from the run's settings; 0 and 0 if they cannot be read."""
     try:
         settings = require("omegaconf", extra="train").OmegaConf.load(run / "config.yaml")
+        settings = settings.get("train", settings)  # nested or flat
         return int(settings["steps"]), int(settings["batch_size"])
-    except Exception:  # half-written, or of another version: the curves do without
+    except Exception:  # half-written, or of another version: the page works without
         return 0, 0
 
 
@@ -190,7 +192,7 @@ def _duration(seconds: float) -> str:
 
 
 def grid_files(run: Path) -> dict[int, Path]:
-    """The run's sample grids by step: PNG files of their own name in ``samples/``, and no links to others."""
+    """The run's sample grids by step: ``samples/step-*.png``, without symbolic links."""
     folder = run / "samples"
     names = sorted(folder.iterdir()) if folder.is_dir() else []
     found = {int(match[1]): file for file in names if (match := _GRID_FILE.fullmatch(file.name))}
@@ -198,11 +200,11 @@ def grid_files(run: Path) -> dict[int, Path]:
 
 
 def _grids(number: int, run: Path, embed: bool) -> list[dict[str, Any]]:
-    """Step and address of some of the grids, the first and the last among them."""
+    """Step and address of evenly spaced grids, including the first and the last."""
     files = sorted(grid_files(run).items())
-    most = _EMBEDDED_GRIDS if embed else _MOST_GRIDS
-    if len(files) > most:
-        files = [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)]
+    limit = _EMBEDDED_GRIDS if embed else _MAX_GRIDS
+    if len(files) > limit:
+        files = [files[round(i * (len(files) - 1) / (limit - 1))] for i in range(limit)]
     if embed:
         return [{"step": step, "src": "data:image/png;base64," + _base64(file)} for step, file in files]
     return [{"step": step, "src": f"/grids/{number}/{step}?{file.stat().st_mtime_ns}"} for step, file in files]
@@ -213,7 +215,7 @@ def _base64(file: Path) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page and the grids of its runs; ``address`` is where."""
+    """Serves the page and the grids of its runs at ``address``."""
 
     daemon_threads = True
 
@@ -221,18 +223,18 @@ class Server(ThreadingHTTPServer):
         self.runs, self.smoothing, self.refresh = runs, settings.smoothing, settings.refresh
         super().__init__((settings.host, settings.port), _Handler)
         self.local = settings.host in _LOCAL
-        shown = settings.host if self.local else self.server_name
-        self.address = f"http://{shown}:{self.server_address[1]}/"
+        host = settings.host if self.local else self.server_name
+        self.address = f"http://{host}:{self.server_address[1]}/"
 
     def answer(self, address: str) -> tuple[str, bytes] | None:
-        """Content type and content for what a client asks; None where there is no such thing.
+        """Content type and content for a requested address; None for an unknown one.
 
-        No part of an address is ever used as a path: it gives two numbers, which pick from what the runs hold.
+        No part of an address is used as a path: its numbers select a run and one of that run's grids.
         """
         parts = urlsplit(address)
         if parts.path == "/":
-            asked = parse_qs(parts.query).get("smoothing", [""])[0]
-            level = next((one for one in SMOOTHING if str(one) == asked), self.smoothing)
+            requested = parse_qs(parts.query).get("smoothing", [""])[0]
+            level = next((level for level in SMOOTHING if str(level) == requested), self.smoothing)
             return "text/html; charset=utf-8", page(self.runs, level, refresh=self.refresh).encode()
         match = _GRID_ADDRESS.fullmatch(parts.path)
         if match is None or int(match[1]) >= len(self.runs):
@@ -241,7 +243,7 @@ class Server(ThreadingHTTPServer):
         return ("image/png", file.read_bytes()) if file else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up is nothing to report."""
+        """Ignore clients that close the connection."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -253,14 +255,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.local and host not in _LOCAL:  # a page elsewhere under a name made to point here
+        if self.server.local and host not in _LOCAL:  # DNS rebinding: another site's name that resolves to this machine
             self.send_error(HTTPStatus.FORBIDDEN, "ask for 127.0.0.1 or localhost")
             return
-        found = self.server.answer(self.path)
-        if found is None:
-            self.send_error(HTTPStatus.NOT_FOUND, "only the page and the grids of its runs are here")
+        answer = self.server.answer(self.path)
+        if answer is None:
+            self.send_error(HTTPStatus.NOT_FOUND, "only the page and the grids of its runs are served")
             return
-        kind, content = found
+        kind, content = answer
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -271,14 +273,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal stays free of a line for every look at the page."""
+        """Do not log each request to the terminal."""
 
 
 def serve(runs: list[Path], settings: Settings) -> Server:
-    """Open the port.
+    """Bind the server to its host and port.
 
     Raises:
-        OSError: it is taken, or the host is none of this machine's.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     try:
         return Server(runs, settings)

@@ -1,0 +1,4 @@
+from recipes.sisma.arguments import run_command
+from recipes.sisma.prepare.command import main
+
+run_command(main)

@@ -1,0 +1,138 @@
+"""Check image-mask pairs and write them as one prepared folder.
+
+    python -m recipes.sisma.prepare source=CelebAMask-HQ target=data/faces          # the official archive, unpacked
+    python -m recipes.sisma.prepare source=my-faces target=data/faces               # images/ and masks/, paired by name
+    python -m recipes.sisma.prepare source=drawn target=data/drawn count=64 size=128  # drawn, no download
+
+Every pair is read in full. If any has a problem, all problems are listed by file and nothing is written;
+``on_bad=skip`` leaves those pairs out instead. The target appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.sisma.arguments import STOPPED, command_line, from_command_line
+from recipes.sisma.prepare.checks import check_and_write, in_threads, list_problems, select_good
+from recipes.sisma.prepare.masks import LABEL_ORDERS
+from recipes.sisma.prepare.notes import find_notes
+from recipes.sisma.prepare.settings import Settings, check_settings, check_test_share
+from recipes.sisma.prepare.sources import Pair, Problem, Source, find_source
+from recipes.sisma.prepare.splits import check_splits, choose_method, remedy, shortfall, split_by_name, split_pairs
+from ssmgen.atomic import whole_folder
+from ssmgen.data.folder import check_target, write_pair, write_records
+from ssmgen.data.labels import CELEBAMASK19
+
+
+def main(argv: list[str]) -> int | None:
+    """Check and write the pairs of a source.
+
+    Returns:
+        The exit status: `STOPPED` after Ctrl-C, which leaves nothing behind.
+
+    Raises:
+        ValueError, OSError: one message with all that the user has to fix.
+    """
+    settings = from_command_line(Settings(), argv)
+    check_settings(settings)
+    target = Path(settings.target).resolve()
+    check_target(target)
+    try:
+        (_prepare_drawn if settings.source == "drawn" else _prepare_files)(settings, target)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+    return None
+
+
+def _prepare_files(settings: Settings, target: Path) -> None:
+    source = find_source(Path(settings.source), settings.layout)
+    requested, settings.split = settings.split, choose_method(settings.split, source)
+    if settings.split != "by-name":
+        check_test_share(settings, f"split={settings.split}")
+    splits = split_pairs(settings.split, source, settings.test_share)
+    check_splits(requested, splits)
+    in_a_split = {id for ids in splits.values() for id in ids}
+    pairs = [pair for pair in source.pairs if pair.id in in_a_split]
+    _check_space(target, pairs)
+    with whole_folder(target) as folder:
+        checked = check_and_write(pairs, source, settings, folder)
+        problems = source.problems + [problem for pair in checked for problem in pair.problems]
+        good = select_good(checked, problems, settings.on_bad, folder)
+        kept = {pair.id for pair in good}
+        splits = {name: [id for id in ids if id in kept] for name, ids in splits.items()}
+        notes = find_notes(source, good, splits, LABEL_ORDERS[settings.labels])
+        hashes = {name: value for pair in good for name, value in pair.hashes.items()}
+        write_records(folder, CELEBAMASK19, splits, hashes, _source_record(source, settings, notes, problems))
+    _summarize(settings, splits, notes, problems)
+
+
+def _source_record(source: Source, settings: Settings, notes: list[str], problems: list[Problem]) -> dict[str, Any]:
+    """The record of the source; without absolute paths, since the folder may move."""
+    return {
+        "layout": source.layout,
+        "folder": source.root.resolve().name,
+        "label_order": settings.labels,
+        "split": Path(settings.split).name,
+        "test_share": settings.test_share if settings.split == "by-name" else None,
+        "size": settings.size,
+        "notes": notes,
+        "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
+    }
+
+
+def _prepare_drawn(settings: Settings, target: Path) -> None:
+    """Write drawn faces as a prepared folder, or in the official layout to try that path without the archive."""
+    from ssmgen.data.drawn_faces import draw_face, write_official_layout
+
+    count = settings.count or 64
+    if settings.layout == "official":
+        with whole_folder(target) as folder:
+            write_official_layout(folder, count, settings.size or 512, settings.seed)
+        print(f"Wrote {count} drawn faces in the official layout to {settings.target}")
+        print(f"Next: {command_line('prepare', f'source={settings.target}', 'target=DIR')}")
+        return
+
+    def work(index: int) -> dict[str, str]:
+        image, mask = draw_face(index, settings.size or 256, settings.seed)
+        return write_pair(folder, f"{index:05d}", image, mask)
+
+    with whole_folder(target) as folder:
+        written = list(in_threads(work, range(count), "drawing"))
+        hashes = {name: value for files in written for name, value in files.items()}
+        splits = split_by_name([f"{index:05d}" for index in range(count)], settings.test_share)
+        record = {"layout": "drawn", "split": "by-name", "test_share": settings.test_share}
+        record |= {"size": settings.size or 256, "seed": settings.seed}
+        write_records(folder, CELEBAMASK19, splits, hashes, record)
+    settings.split = "by-name"
+    _summarize(settings, splits, [], [])
+
+
+def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str], problems: list[Problem]) -> None:
+    """Print what was left out, what was written, and the next command."""
+    if problems:
+        print(f"Left out for {len(problems)} problem(s):\n{list_problems(problems)}", file=sys.stderr)
+    if notes:
+        print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
+    counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
+    print(f"Wrote {sum(map(len, splits.values()))} pairs to {settings.target}: {counts}")
+    words = "faces", f"data={settings.target}"
+    missing = shortfall(splits)
+    if not missing:
+        print(f"Next: {command_line('train', *words)}")
+        return
+    print(f"Before training: there is {missing}. {remedy(splits, settings.split)}")
+    if splits.get("train"):
+        without_samples = () if splits.get("test") else ("sample_every=0",)
+        print(f"Or train without an evaluation: {command_line('train', *words, 'evaluate=false', *without_samples)}")
+
+
+def _check_space(target: Path, pairs: list[Pair]) -> None:
+    parent = next(folder for folder in target.parents if folder.exists())
+    needed = sum(pair.image.stat().st_size for pair in pairs if pair.image.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise OSError(f"{parent}: {free / 1e6:,.0f} MB free, but the images need {needed / 1e6:,.0f} MB")
