@@ -28,7 +28,10 @@ SCAN_ORDERS = (
 
 
 class ScanOrder(NamedTuple):
-    """``tokens[:, forward]`` is the sequence that is scanned; ``sequence[:, inverse]`` puts it back."""
+    """``tokens[:, forward]`` is the sequence that is scanned; ``sequence[:, inverse]`` puts it back.
+
+    Both are int64, ``(length,)`` for all images or ``(batch, length)``, one order per image.
+    """
 
     forward: Tensor
     inverse: Tensor
@@ -70,5 +73,9 @@ def _kept_permutation(name: str, height: int, width: int, device: torch.device) 
 
 
 def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:
-    """Tokens ``(batch, length, dim)`` taken in the sequence ``index``; None leaves them as they are."""
-    return tokens if index is None else tokens.index_select(1, index)
+    """Permute tokens ``(batch, length, dim)`` by an index ``(length,)`` or ``(batch, length)``; None keeps them."""
+    if index is None:
+        return tokens
+    if index.dim() == 1:
+        return tokens.index_select(1, index)
+    return torch.take_along_dim(tokens, index.unsqueeze(-1), dim=1)

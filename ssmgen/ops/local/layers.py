@@ -1,6 +1,6 @@
 """The pointwise work around the scan: norm, gate, depthwise convolution, GELU, sums of embedding rows.
 
-On a CPU each is one kernel of `ssmgen.ops.cpu_layers`; elsewhere, and for other dtypes, it is torch's own functions.
+On a CPU each is one kernel of `ssmgen.ops.local.cpu`; elsewhere, and for other dtypes, it is torch's own functions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ssmgen.ops import cpu_layers
+from ssmgen.ops.local import cpu
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -43,8 +43,8 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, ep
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     weight, bias = rows
-    if cpu_layers.runs(x):
-        return cpu_layers.norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
+    if cpu.runs(x):
+        return cpu.norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
     normed = F.layer_norm(x.to(precision), x.shape[-1:], eps=eps) * weight.unsqueeze(1) + bias.unsqueeze(1)
     return (normed if z is None else normed * F.silu(z.to(precision))).to(x.dtype)
 
@@ -73,8 +73,8 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
             f"weight must be ({dim}, 1, k, k) with an odd k, and bias ({dim},), for tokens of width {dim}, got "
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    if cpu_layers.runs(x):
-        return cpu_layers.conv_silu(x, weight.float(), bias.float(), *size)
+    if cpu.runs(x):
+        return cpu.conv_silu(x, weight.float(), bias.float(), *size)
     grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
     made = F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
     return F.silu(rearrange(made, "b e h w -> b (h w) e"))
@@ -82,7 +82,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
 
 def gelu(x: Tensor) -> Tensor:
     """GELU approximated by a hyperbolic tangent (Hendrycks and Gimpel), elementwise."""
-    return cpu_layers.gelu(x) if cpu_layers.runs(x) else F.gelu(x, approximate="tanh")
+    return cpu.gelu(x) if cpu.runs(x) else F.gelu(x, approximate="tanh")
 
 
 def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
@@ -104,6 +104,6 @@ def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
             f"rows must be int64 (tokens, places) and table (places * {classes}, dim), got {rows.dtype} "
             f"{tuple(rows.shape)} and {tuple(table.shape)}"
         )
-    if cpu_layers.runs(table):
-        return cpu_layers.sum_rows(table, rows, classes)
+    if cpu.runs(table):
+        return cpu.sum_rows(table, rows, classes)
     return F.embedding_bag(rows, table, mode="sum")

@@ -17,16 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmgen.ops.scan.backend import FLOATS, ScanInputs
+from ssmgen.ops.scan.reference import skip_and_gate, start_state, step_sizes
+
 # Elements of one (batch, length, channels, d_state) working tensor: on a CPU a few of them should fit in its cache.
 _WORKING_ELEMENTS_CPU = 2**20
 _WORKING_ELEMENTS_GPU = 2**26
 
-#: `selective_scan` hands over tokens in the order of the scan.
-TAKES_ORDER = False
+name, takes_order = "portable", False
+devices: tuple[str, ...] | None = None
+dtypes = FLOATS
+auto_for: tuple[str, ...] | None = None
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here; it always can."""
+    """None: pure PyTorch runs everywhere."""
     return None
 
 
@@ -35,34 +40,12 @@ def describe() -> str:
     return "pure PyTorch in chunks, any device"
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The scan of `ssmgen.ops.selective_scan`; autograd does the element-wise edges (bias, softplus, D, gate)."""
-    precision = A.dtype
-    delta = delta.to(precision)
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = F.softplus(delta)
-    x = u.to(precision)
-    if initial_state is None:
-        initial_state = A.new_zeros(u.shape[0], *A.shape)
-    y, state = _Recurrence.apply(x, delta, A, B.to(precision), C.to(precision), initial_state.to(precision))
-    if D is not None:
-        y = y + D * x
-    if z is not None:
-        y = y * F.silu(z.to(precision))
-    return y.to(u.dtype), state
+def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """SISMA eq. 5 in chunks; autograd differentiates the elementwise edges (bias, softplus, D, gate)."""
+    precision = inputs.A.dtype
+    x, B, C = (tensor.to(precision) for tensor in (inputs.u, inputs.B, inputs.C))
+    y, state = _Recurrence.apply(x, step_sizes(inputs), inputs.A, B, C, start_state(inputs))
+    return skip_and_gate(y, x, inputs), state
 
 
 class _Recurrence(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The kernels behind `ssmgen.ops.triton_scan`. Imported when first used: importing Triton takes a while.
+"""The kernels behind `ssmgen.ops.scan.triton`. Imported when first used: importing Triton takes a while.
 
 Triton compiles what stands here to machine code: a subset of Python, with its own arrays and loops.
 """
@@ -26,16 +26,17 @@ def _slope(step, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _token(order, k, length, HAS_ORDER: tl.constexpr):
+def _token(order, first, k, length, HAS_ORDER: tl.constexpr):
+    """The token of step k; ``order + first`` is where this image's order begins."""
     if HAS_ORDER:
-        return tl.load(order + k, mask=length > k, other=0)
+        return tl.load(order + first + k, mask=length > k, other=0)
     return tl.full([], 0, tl.int64) + k
 
 
 @triton.jit
 def forward_kernel(
     u, delta, A, B, C, D, bias, order, start, y, end, total, saved,
-    u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step,
+    u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step, order_batch,
     length, dim, n, chunk_length, groups,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr,
     HAS_START: tl.constexpr, OUTPUT: tl.constexpr, SAVE: tl.constexpr,
@@ -62,7 +63,7 @@ def forward_kernel(
         # All loads of a group of steps first, so that they are under way together.
         xs, steps, Bs, Cs = (), (), (), ()
         for j in tl.static_range(STEPS):
-            o = _token(order, k0 + j, length, HAS_ORDER)
+            o = _token(order, batch * order_batch, k0 + j, length, HAS_ORDER)
             live = d < tl.where(last > k0 + j, dim, 0)
             row = i < tl.where(last > k0 + j, n, 0)
             xs += (tl.load(u + batch * u_batch + o * u_step + d, mask=live, other=0.0).to(tl.float32),)
@@ -75,7 +76,7 @@ def forward_kernel(
         for j in tl.static_range(STEPS):
             h = tl.exp2(steps[j][:, None] * a) * h + (steps[j] * xs[j])[:, None] * Bs[j][None, :]
             if OUTPUT:
-                o = _token(order, k0 + j, length, HAS_ORDER)
+                o = _token(order, batch * order_batch, k0 + j, length, HAS_ORDER)
                 out = tl.sum(h * Cs[j][None, :], axis=1) + skip * xs[j]
                 tl.store(y + (batch * length + o) * dim + d, out, mask=d < tl.where(last > k0 + j, dim, 0))
             else:
@@ -111,7 +112,7 @@ def chain_kernel(
 @triton.jit
 def gradient_kernel(
     delta, A, C, bias, order, dy, end, total,
-    delta_batch, delta_step, C_batch, C_step, length, dim, n, chunk_length,
+    delta_batch, delta_step, C_batch, C_step, order_batch, length, dim, n, chunk_length,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr,
     CHANNELS: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +131,7 @@ def gradient_kernel(
     last = tl.minimum(first + chunk_length, length)
     for back in range(0, last - first):
         k = last - 1 - back
-        o = _token(order, k, length, HAS_ORDER)
+        o = _token(order, batch * order_batch, k, length, HAS_ORDER)
         raw = tl.load(delta + batch * delta_batch + o * delta_step + d, mask=in_d, other=0.0).to(tl.float32)
         step = _step_size(raw, shift, SOFTPLUS)
         step = tl.where(in_d, step, 0.0)
@@ -145,7 +146,7 @@ def gradient_kernel(
 @triton.jit
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, dy, saved, start, du, ddelta, dA, dB, dC, dD, dbias, dinitial,
-    u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step,
+    u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step, order_batch,
     length, dim, n, chunk_length, groups,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr,
     CHANNELS: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr,
@@ -173,7 +174,7 @@ def backward_kernel(
         h = tl.load(saved + (batch * groups + k0 // STEPS) * dim * n + at, mask=tile, other=0.0)
         xs, steps, ups, hs = (), (), (), (h,)
         for j in tl.static_range(STEPS):
-            o = _token(order, k0 + j, length, HAS_ORDER)
+            o = _token(order, batch * order_batch, k0 + j, length, HAS_ORDER)
             live = d < tl.where(last > k0 + j, dim, 0)
             xs += (tl.load(u + batch * u_batch + o * u_step + d, mask=live, other=0.0).to(tl.float32),)
             raw = tl.load(delta + batch * delta_batch + o * delta_step + d, mask=live, other=0.0).to(tl.float32)
@@ -181,14 +182,14 @@ def backward_kernel(
             steps += (tl.where(live, step, 0.0),)
             ups += (tl.load(dy + (batch * length + o) * dim + d, mask=live, other=0.0).to(tl.float32),)
         for j in tl.static_range(STEPS):
-            o = _token(order, k0 + j, length, HAS_ORDER)
+            o = _token(order, batch * order_batch, k0 + j, length, HAS_ORDER)
             row = i < tl.where(last > k0 + j, n, 0)
             b = tl.load(B + batch * B_batch + o * B_step + i, mask=row, other=0.0).to(tl.float32)
             decay = tl.exp2(steps[j][:, None] * (a * 1.4426950408889634))
             h = decay * h + (steps[j] * xs[j])[:, None] * b[None, :]
             hs += (h,)
         for j in tl.static_range(STEPS - 1, -1, -1):
-            o = _token(order, k0 + j, length, HAS_ORDER)
+            o = _token(order, batch * order_batch, k0 + j, length, HAS_ORDER)
             live = d < tl.where(last > k0 + j, dim, 0)
             row = i < tl.where(last > k0 + j, n, 0)
             b = tl.load(B + batch * B_batch + o * B_step + i, mask=row, other=0.0).to(tl.float32)
