@@ -1,6 +1,6 @@
 """Selective scan on a CPU: a fused kernel in C with its own backward, vector instructions and torch's threads.
 
-Two `torch.library` operators wrap the kernel of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node.
+Two `torch.library` operators wrap the kernels of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node each.
 """
 
 from __future__ import annotations

@@ -84,8 +84,7 @@ def _auto(device_type: str, dtype: torch.dtype, quiet: bool = False) -> Backend:
     # float64 is asked for to be exact, and nothing runs on the meta device: neither expects a fused kernel.
     if backend.auto_for is None and not (quiet or dtype == torch.float64 or device_type == "meta"):
         _warn_once(
-            f"selective_scan runs its {backend.name} PyTorch form on {device_type}: correct, but many times slower. "
-            f"{missing}"
+            f"selective_scan runs its portable PyTorch form on {device_type}: correct, but many times slower. {missing}"
         )
     return backend
 

@@ -1,4 +1,4 @@
-"""Selective scan on a GPU in Triton: state in registers, length cut in chunks that run side by side, own backward.
+"""Selective scan on a GPU in Triton: states in registers, chunks of the length in parallel, its own backward.
 
 A program holds the states of a few channels of one image and walks over its chunk of the length; nothing of size
 (batch, length, dim, d_state) is ever written. Where batch x channels alone would leave most of the chip idle, the
@@ -24,15 +24,15 @@ from ssmgen.ops.scan.operator import define_scan, run_scan
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs its kernels in Python, for tests
 name, takes_order = "triton", True
-devices: tuple[str, ...] | None = ("cuda", "cpu") if _INTERPRETED else ("cuda",)
+devices: tuple[str, ...] | None = None if _INTERPRETED else ("cuda",)
 dtypes = FLOATS_UP_TO_32
 auto_for: tuple[str, ...] | None = ("cuda",)
 # Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
 _INSTALLED = importlib.util.find_spec("triton") is not None
 # Steps that are loaded together, and whose states backward rebuilds together.
 _STEPS = 8
-# Channels and warps of a program. Backward holds nine sets of states: with more to a thread the registers do not
-# suffice (seen in what ptxas says for sm_90; not timed on a GPU).
+# Channels and warps of a program. Backward holds nine sets of states: more of them per thread would not fit into the
+# registers (as ptxas reports for sm_90; not timed on a GPU).
 _CHANNELS, _WARPS = 32, 1
 _BACKWARD_CHANNELS, _BACKWARD_WARPS = 16, 2
 # Programs (of one warp) that fill a chip: some eight for each of 132 multiprocessors.
@@ -66,7 +66,7 @@ def _kernels() -> Any:
 
 
 class _Plan:
-    """How a call is cut up, and the arguments that all its kernels share."""
+    """How a call is divided among programs, and the arguments that all its kernels share."""
 
     def __init__(self, inputs: ScanInputs, channels: int, warps: int) -> None:
         u, delta, A, B, C, D, _, bias, initial, order, softplus = inputs
