@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ssmgen import ops
 from ssmgen.ops import ScanInputs, selective_scan
 from ssmgen.ops.scan import cpu, dispatch, mamba_ssm
+from ssmgen.ops.scan.backend import FLOATS
 
 PARTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
@@ -249,6 +250,31 @@ def test_a_missing_kernel_falls_back_once_and_says_so(monkeypatch):
         run(args, "auto")
     assert ops.backends()["portable"].auto_for[0] == "cpu"
     assert ops.backends()["cpu"].detail == "no library"
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
+def test_a_backend_takes_what_it_declares_and_rejects_the_rest(backend, monkeypatch):
+    monkeypatch.setattr(backend, "unavailable", lambda: None)
+    for device in ("cpu", "cuda", "mps", "meta"):
+        for dtype in FLOATS:
+            if dtype in backend.dtypes and (backend.devices is None or device in backend.devices):
+                assert dispatch.choose_backend(device, dtype, backend.name) is backend
+            else:
+                with pytest.raises(RuntimeError, match=f"{backend.name}' takes .*got {dtype} on {device}: use"):
+                    dispatch.choose_backend(device, dtype, backend.name)
+
+
+def test_auto_chooses_by_device_and_dtype_and_warns_where_a_fused_kernel_was_expected(monkeypatch):
+    monkeypatch.setattr(dispatch, "_warned", set())
+    for backend in dispatch.BACKENDS:
+        monkeypatch.setattr(backend, "unavailable", lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for device, fused in (("cpu", "cpu"), ("cuda", "triton"), ("meta", "portable")):
+            assert dispatch.choose_backend(device, torch.bfloat16).name == fused
+            assert dispatch.choose_backend(device, torch.float64).name == "portable"
+    with pytest.warns(UserWarning, match="There is no fused scan for mps"):
+        assert dispatch.choose_backend("mps", torch.float32).name == "portable"
 
 
 def test_report_names_one_backend_per_device():

@@ -1,4 +1,4 @@
-"""Selective scan on a CPU: a fused kernel in C with its own backward, vector instructions and torch's threads.
+"""Selective scan on a CPU: a fused, vectorised C kernel with its own backward, run on torch's threads.
 
 Two `torch.library` operators wrap the kernels of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node each.
 """
