@@ -5,7 +5,6 @@ Width 1024, batch 1, float32. The peers' scans take the place of ours inside the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -18,26 +17,24 @@ import benchmarks.scan as scans
 from benchmarks import peers
 from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen import build
+from ssmgen.ops import ScanInputs
+from ssmgen.ops.scan import dispatch, reference
 
 WIDTH = 1024
 
 
 def add_backends() -> list[str]:
     """Make the peers' scans backends of `selective_scan`, for this process; their names."""
-    known = sys.modules["ssmgen.ops.selective_scan"]._BACKENDS
     found = peers.load({"mambapy": peers.mambapy, scans.REFERENCE: peers.mamba_ssm_reference})
     for name, scan in found.items():
-        known[name] = SimpleNamespace(unavailable=lambda: None, describe=lambda: "", TAKES_ORDER=False, scan=_as(scan))
+        members = vars(reference) | {"name": name, "scan": partial(_scan, scan)}
+        dispatch.BACKENDS += (SimpleNamespace(**members),)
     return list(found)
 
 
-def _as(scan: Callable[..., Tensor]) -> Callable[..., Any]:
-    def run(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: None, bias: Tensor, *_: Any
-    ) -> Any:
-        return scan(u, delta, A, B, C, D, bias), None
-
-    return run
+def _scan(scan: Callable[..., Tensor], inputs: ScanInputs) -> tuple[Any, None]:
+    u, delta, A, B, C, D, _, bias, *_ = inputs
+    return scan(u, delta, A, B, C, D, bias), None
 
 
 def block(backend: str, length: int) -> Callable[[], object]:

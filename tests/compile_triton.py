@@ -6,7 +6,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ssmgen.ops import triton_kernels, triton_scan
+from ssmgen.ops.scan import triton as triton_scan
+from ssmgen.ops.scan import triton_kernels
 
 SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"}
 FLOATS = {*("A", "D", "bias", "start", "end", "total", "saved", "first", "last")} | {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = [
-    *(f"tests/test_{name}.py" for name in ("ops", "ops_cpu", "ops_layers", "nn")),
+    *(f"tests/test_{name}.py" for name in ("ops", "ops_cpu", "ops_layers", "ops_orders", "nn")),
     "tests/test_training.py::test_resuming_is_exact_to_the_bit",
     "tests/test_recipe.py::test_with_a_micro_batch_the_batch_size_changes_no_bit",
 ]
@@ -29,7 +29,7 @@ def environment(scan: str, torch: str, onednn: str) -> dict[str, str]:
 def what_runs(chosen: dict[str, str]) -> str:
     """What the kernels and torch take under these variables."""
     code = (
-        "import torch; from ssmgen.ops import cpu\n"
+        "import torch; from ssmgen.ops.scan import cpu\n"
         "print(cpu.unavailable() or cpu.describe(), '/ torch', torch.backends.cpu.get_cpu_capability())"
     )
     return subprocess.run(

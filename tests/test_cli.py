@@ -14,7 +14,7 @@ import torch
 from ssmgen import MaskToImage, bench, build, cli
 from ssmgen.cli import main
 from ssmgen.data import CELEBAMASK19
-from ssmgen.ops import backends, cpu, cpu_library
+from ssmgen.ops import backends, cpu_library
 from ssmgen.pipeline import Recipe
 from ssmgen.precision import Choice
 
@@ -77,7 +77,7 @@ def test_doctor_names_the_backend_that_runs(capsys):
 
 
 def cpu_scan_loads():
-    return cpu.unavailable() is None
+    return cpu_library.unavailable() is None
 
 
 def test_doctor_says_why_the_compiled_scan_does_not_load(capsys, monkeypatch):

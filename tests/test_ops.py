@@ -1,4 +1,4 @@
-"""The scan's contract, its portable and reference forms, and token orders."""
+"""The scan's contract, its portable and reference forms, and the choice of a backend."""
 
 import shutil
 import sys
@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmgen import ops
-from ssmgen.ops import cpu, mamba_ssm, scan_order, selective_scan
-from ssmgen.ops.scan_order import SCAN_ORDERS
+from ssmgen.ops import ScanInputs, selective_scan
+from ssmgen.ops.scan import cpu, dispatch, mamba_ssm
+from ssmgen.ops.scan.backend import FLOATS
 
-scan_module = sys.modules["ssmgen.ops.selective_scan"]
 PARTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
@@ -107,7 +107,7 @@ def test_portable_agrees_with_reference(batch, length, dim, d_state, softplus):
 
 @pytest.mark.parametrize("slices", [1, 3])
 def test_portable_in_slices_of_channels(slices, monkeypatch):
-    from ssmgen.ops import portable
+    from ssmgen.ops.scan import portable
 
     args = arguments(length=11, dim=7, grad=True)
     expected = with_gradients(args, "reference")
@@ -148,14 +148,6 @@ def test_autocast_does_not_reach_into_the_scan(backend):
         mixed = with_gradients(args, backend)
     for name in plain:
         torch.testing.assert_close(mixed[name], plain[name], rtol=1e-4, atol=1e-4)
-
-
-def test_orders_made_while_sampling_serve_training():
-    with torch.inference_mode():
-        order = scan_order("column", 11, 13)
-    weights = torch.randn(1, 143, 2, requires_grad=True)
-    ops.reorder(weights, order.forward).sum().backward()
-    assert weights.grad is not None
 
 
 def test_optional_parts_may_be_left_out():
@@ -249,7 +241,7 @@ def test_backends_that_cannot_run_say_why():
 
 def test_a_missing_kernel_falls_back_once_and_says_so(monkeypatch):
     monkeypatch.setattr(cpu, "unavailable", lambda: "no library")
-    monkeypatch.setattr(scan_module, "_warned", set())
+    monkeypatch.setattr(dispatch, "_warned", set())
     args = arguments(dtype=torch.float32)
     with pytest.warns(UserWarning, match="portable.*no library"):
         run(args, "auto")
@@ -258,6 +250,31 @@ def test_a_missing_kernel_falls_back_once_and_says_so(monkeypatch):
         run(args, "auto")
     assert ops.backends()["portable"].auto_for[0] == "cpu"
     assert ops.backends()["cpu"].detail == "no library"
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
+def test_a_backend_takes_what_it_declares_and_rejects_the_rest(backend, monkeypatch):
+    monkeypatch.setattr(backend, "unavailable", lambda: None)
+    for device in ("cpu", "cuda", "mps", "meta"):
+        for dtype in FLOATS:
+            if dtype in backend.dtypes and (backend.devices is None or device in backend.devices):
+                assert dispatch.choose_backend(device, dtype, backend.name) is backend
+            else:
+                with pytest.raises(RuntimeError, match=f"{backend.name}' takes .*got {dtype} on {device}: use"):
+                    dispatch.choose_backend(device, dtype, backend.name)
+
+
+def test_auto_chooses_by_device_and_dtype_and_warns_where_a_fused_kernel_was_expected(monkeypatch):
+    monkeypatch.setattr(dispatch, "_warned", set())
+    for backend in dispatch.BACKENDS:
+        monkeypatch.setattr(backend, "unavailable", lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for device, fused in (("cpu", "cpu"), ("cuda", "triton"), ("meta", "portable")):
+            assert dispatch.choose_backend(device, torch.bfloat16).name == fused
+            assert dispatch.choose_backend(device, torch.float64).name == "portable"
+    with pytest.warns(UserWarning, match="There is no fused scan for mps"):
+        assert dispatch.choose_backend("mps", torch.float32).name == "portable"
 
 
 def test_report_names_one_backend_per_device():
@@ -297,50 +314,10 @@ def test_mamba_ssm_is_called_channel_first(monkeypatch):
     args = arguments()
     start = args.pop("initial_state")
     expected = selective_scan(**args, delta_softplus=True, return_last_state=True, backend="reference")
-    got = mamba_ssm.scan(*args.values(), True, None)
+    got = mamba_ssm.scan(ScanInputs(**args, softplus=True))
     torch.testing.assert_close(got, expected)
     with pytest.raises(ValueError, match="no initial_state"):
-        mamba_ssm.scan(*args.values(), True, start)
-
-
-EXPECTED_ORDERS = {
-    "row": [0, 1, 2, 3, 4, 5],
-    "column": [0, 3, 1, 4, 2, 5],
-    "row-reversed": [5, 4, 3, 2, 1, 0],
-    "column-reversed": [5, 2, 4, 1, 3, 0],
-    "row-boustrophedon": [0, 1, 2, 5, 4, 3],
-    "column-boustrophedon": [0, 3, 4, 1, 2, 5],
-    "row-boustrophedon-reversed": [3, 4, 5, 2, 1, 0],
-    "column-boustrophedon-reversed": [5, 2, 1, 4, 3, 0],
-}
-
-
-@pytest.mark.parametrize("name", SCAN_ORDERS)
-def test_orders_of_a_small_grid(name):
-    order = scan_order(name, 2, 3)
-    tokens = torch.arange(6)
-    assert (tokens if order is None else tokens[order.forward]).tolist() == EXPECTED_ORDERS[name]
-
-
-@settings(max_examples=40, deadline=None)
-@given(name=st.sampled_from(SCAN_ORDERS[1:]), height=st.integers(1, 9), width=st.integers(1, 9))
-def test_orders_are_permutations_with_their_inverse(name, height, width):
-    order = scan_order(name, height, width)
-    tokens = torch.arange(height * width)
-    assert sorted(order.forward.tolist()) == tokens.tolist()
-    assert tokens[order.forward][order.inverse].tolist() == tokens.tolist()
-
-
-def test_boustrophedon_steps_to_neighbours():
-    for name in (n for n in SCAN_ORDERS if "boustrophedon" in n):
-        sequence = scan_order(name, 5, 4).forward
-        rows, columns = sequence // 4, sequence % 4
-        assert ((rows.diff().abs() + columns.diff().abs()) == 1).all(), name
-
-
-def test_unknown_order():
-    with pytest.raises(ValueError, match="unknown scan order 'rows'.*'row'"):
-        scan_order("rows", 2, 2)
+        mamba_ssm.scan(ScanInputs(**args, initial_state=start))
 
 
 def test_the_fused_kernel_is_built_where_there_is_a_compiler():
@@ -349,38 +326,10 @@ def test_the_fused_kernel_is_built_where_there_is_a_compiler():
         assert cpu.unavailable() is None, cpu.unavailable()
 
 
-@pytest.mark.parametrize("backend", ["reference", "portable", "cpu"])
-@pytest.mark.parametrize("name", SCAN_ORDERS)
-def test_an_order_is_the_scan_of_permuted_tokens(backend, name):
-    if backend == "cpu" and cpu.unavailable():
-        pytest.skip(cpu.unavailable())
-    dtype = torch.float32 if backend == "cpu" else torch.float64
-    args = arguments(length=12, dim=6, dtype=dtype, grad=True)
-    order = scan_order(name, 3, 4)
-    forward, inverse = (torch.arange(12),) * 2 if order is None else order
-
-    def gradients(y):
-        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=dtype).view_as(y)
-        return torch.autograd.grad((y * weights).sum(), list(args.values()))
-
-    got = selective_scan(**args, order=order, backend=backend)
-    permuted = {k: v[:, forward] if k in ("u", "delta", "B", "C", "z") else v for k, v in args.items()}
-    expected = selective_scan(**permuted, backend=backend)[:, inverse]
-    torch.testing.assert_close(got, expected)
-    for g, e in zip(gradients(got), gradients(expected), strict=True):
-        torch.testing.assert_close(g, e)
-
-
-def test_an_order_of_another_length_is_refused():
-    args = arguments(length=7)
-    with pytest.raises(ValueError, match=r"two int64 tensors \(7,\)"):
-        selective_scan(**args, order=scan_order("column", 2, 4))
-
-
-@pytest.mark.parametrize("backend", scan_module._BACKENDS)
+@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
 def test_whether_a_backend_can_run_is_asked_within_one_graph(backend):
     """Sampling and training compile the choice of a backend with everything else."""
-    unavailable = scan_module._BACKENDS[backend].unavailable
+    unavailable = backend.unavailable
 
     def choose(x):
         return x + 1 if unavailable() is None else x - 1

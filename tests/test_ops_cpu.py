@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import PARTS, arguments, run, with_gradients
 
-from ssmgen.ops import ScanOrder, cpu, cpu_library, selective_scan
+from ssmgen.ops import ScanOrder, cpu_library, selective_scan
+from ssmgen.ops.scan import cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no fused kernel: {cpu.unavailable()}")
 
@@ -181,11 +182,12 @@ def test_bfloat16_of_what_is_no_number():
 
 @pytest.mark.parametrize("bad", [[0, 1, 2, 4], [0, 1, 2, -1], [0, 0, 1, 2]])
 def test_an_order_that_is_no_permutation_never_reaches_the_kernel(bad):
-    u = torch.randn(1, 4, 3)
-    maps = torch.randn(1, 4, 2)
-    order = ScanOrder(torch.tensor(bad), torch.arange(4))
-    with pytest.raises(ValueError, match=r"each of 0\.\.3 once"):
-        selective_scan(u, u, -torch.ones(3, 2), maps, maps, order=order, backend="cpu")
+    u = torch.randn(2, 4, 3)
+    maps = torch.randn(2, 4, 2)
+    for forward in (torch.tensor(bad), torch.tensor([[0, 1, 2, 3], bad])):
+        order = ScanOrder(forward, torch.arange(4).expand(forward.shape))
+        with pytest.raises(ValueError, match=r"each of 0\.\.3 once"):
+            selective_scan(u, u, -torch.ones(3, 2), maps, maps, order=order, backend="cpu")
 
 
 def test_every_instruction_set(isa):
@@ -217,7 +219,8 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_library_serves_every_python():
-    assert Path(cpu.__file__).with_name("_cpu_kernels.so").is_file(), "its name must not carry the tag of one Python"
+    library = Path(cpu_library.__file__).with_name("_cpu_kernels.so")
+    assert library.is_file(), "its name must not carry the tag of one Python"
 
 
 def test_compiles_as_one_graph():

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmgen.ops import conv_silu, cpu, gelu, norm, sum_rows
+from ssmgen.ops import conv_silu, cpu_library, gelu, norm, sum_rows
 
-needs_kernels = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no kernels: {cpu.unavailable()}")
+needs_kernels = pytest.mark.skipif(
+    cpu_library.unavailable() is not None, reason=f"no kernels: {cpu_library.unavailable()}"
+)
 
 
 def normal(*shape, dtype=torch.float32):
@@ -169,7 +171,7 @@ def test_what_is_no_number_stays_none():
 
 @needs_kernels
 def test_every_instruction_set(isa):
-    assert isa in cpu.describe()
+    assert isa in cpu_library.describe()
     assert max(map(error, every_case().values())) < 2e-6
     test_bfloat16_is_rounded_only_at_the_edges()
     test_results_repeat_to_the_bit_for_any_number_of_threads()

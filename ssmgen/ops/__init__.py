@@ -1,13 +1,17 @@
 """Pure functions on tensors: the selective scan with its backends, the layers around it, and token orders."""
 
 from ssmgen.ops.label_check import check_labels
-from ssmgen.ops.layers import conv_silu, gelu, norm, sum_rows
+from ssmgen.ops.local.layers import conv_silu, gelu, norm, sum_rows
+from ssmgen.ops.scan.backend import Backend, ScanInputs
+from ssmgen.ops.scan.dispatch import BackendStatus, backends
+from ssmgen.ops.scan.selective_scan import selective_scan
 from ssmgen.ops.scan_order import SCAN_ORDERS, ScanOrder, reorder, scan_order
-from ssmgen.ops.selective_scan import BackendStatus, backends, selective_scan
 
 __all__ = [
     "SCAN_ORDERS",
+    "Backend",
     "BackendStatus",
+    "ScanInputs",
     "ScanOrder",
     "backends",
     "check_labels",

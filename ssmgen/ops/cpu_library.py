@@ -1,6 +1,6 @@
-"""The compiled kernels for a CPU: loading them through ctypes and running one on torch's threads.
+"""The compiled CPU kernels: loads the library through ctypes and runs a kernel on torch's threads.
 
-The library beside this file is compiled when the package is built; it knows nothing of Python or torch.
+The library lies beside this file, compiled from csrc/ when the package is built. It needs neither Python nor torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KERNELS = (
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
-    """The compiled library, why there is none, and how many floats its vectors hold."""
+    """The library or the reason why there is none, and the number of floats in its vectors."""
     file = Path(__file__).with_name("_cpu_kernels.so")
     if not file.is_file():
         return None, "its library was not compiled: reinstall ssmgen from a wheel, or where there is a C compiler", 1
@@ -43,7 +43,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, int]:
 
 
 def _team() -> int | None:
-    """Address of the parallel call of the OpenMP runtime that torch has loaded, so that both share its threads."""
+    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded, so that both share its threads."""
     for name in ("libgomp.so.1", None):
         try:
             return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
@@ -79,8 +79,8 @@ def run(kernel: str, arguments: ctypes.Structure, tensors: dict[str, Tensor]) ->
 
     Args:
         kernel: its name.
-        arguments: its structure, sizes and strides filled in.
-        tensors: what its pointers point to, by the names in the structure; the others stay null.
+        arguments: its structure with sizes and strides filled in.
+        tensors: the tensors its pointers point to, by name; the other pointers stay null.
 
     Raises:
         MemoryError: its working buffers do not fit.
@@ -93,10 +93,10 @@ def run(kernel: str, arguments: ctypes.Structure, tensors: dict[str, Tensor]) ->
 
 
 def structure(integers: tuple[str, ...], pointers: tuple[str, ...]) -> list[tuple[str, type]]:
-    """The fields of arguments that are integers, then pointers."""
+    """The fields of a ctypes structure of integers followed by pointers."""
     return [*((name, ctypes.c_int64) for name in integers), *((name, ctypes.c_void_p) for name in pointers)]
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself where its last dimension is dense, else a contiguous copy: the kernels stride over the others."""
+    """``x`` if its last dimension is dense, else a contiguous copy: the kernels stride over the other dimensions."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -1,4 +1,4 @@
-"""The check every label map goes through before it can reach a device."""
+"""The check of every label map before it reaches a device."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
-    """Refuse a label outside ``0..num_classes-1`` before it can reach a device.
+    """Reject a label outside ``0..num_classes-1`` before it reaches a device.
 
     Args:
         mask: integer labels of any shape whose last two dimensions are rows and columns.
-        num_classes: how many classes there are.
-        where: what the message calls the mask; a file's path where it came from a file.
+        num_classes: number of classes.
+        where: what the message calls the mask, such as the path of its file.
 
     Raises:
         TypeError: the labels are not integers.
-        ValueError: says the value, how often it occurs and where it occurs first.
+        ValueError: names the value, its number of pixels and the first of them.
     """
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"{where}: labels must be integers, got {mask.dtype}; a one-hot mask has a class dimension")

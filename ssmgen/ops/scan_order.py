@@ -1,6 +1,6 @@
-"""2-D token orders: in which sequence a scan visits the tokens of a height x width grid.
+"""2-D token orders: the sequence in which a scan visits the tokens of a height x width grid.
 
-Each order is a permutation of the row-major token index and its inverse, computed once per grid and device. Height and
+Each order is a permutation of the row-major token index with its inverse, computed once per grid and device. Height and
 width are both explicit: nothing assumes a square.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssmgen.registry import closest
 
-#: One direction each; a stack of layers cycles through them (PEERS: USM's eight boustrophedon and plain orders).
+#: One direction each; a stack of layers cycles through them (USM's eight plain and boustrophedon orders).
 SCAN_ORDERS = (
     "row",
     "column",
@@ -28,7 +28,10 @@ SCAN_ORDERS = (
 
 
 class ScanOrder(NamedTuple):
-    """``tokens[:, forward]`` is the sequence that is scanned; ``sequence[:, inverse]`` puts it back."""
+    """``tokens[:, forward]`` is the sequence that is scanned; ``sequence[:, inverse]`` puts it back.
+
+    Both are int64, ``(length,)`` for all images or ``(batch, length)``, one order per image.
+    """
 
     forward: Tensor
     inverse: Tensor
@@ -47,7 +50,7 @@ def scan_order(name: str, height: int, width: int, device: torch.device | str = 
         raise ValueError(f"unknown scan order {name!r}{closest(name, SCAN_ORDERS)} All: {', '.join(SCAN_ORDERS)}.")
     if name == "row":
         return None
-    # A graph being compiled holds the computation itself; the cache would break it.
+    # A compiled graph contains the computation itself; the cache would break it.
     permutation = _permutation if torch.compiler.is_compiling() else _kept_permutation
     return permutation(name, height, width, torch.device(device))
 
@@ -65,10 +68,14 @@ def _permutation(name: str, height: int, width: int, device: torch.device) -> Sc
 
 @lru_cache(maxsize=256)
 def _kept_permutation(name: str, height: int, width: int, device: torch.device) -> ScanOrder:
-    with torch.inference_mode(False):  # what is kept must serve training too
+    with torch.inference_mode(False):  # a cached order must serve training too
         return _permutation(name, height, width, device)
 
 
 def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:
-    """Tokens ``(batch, length, dim)`` taken in the sequence ``index``; None leaves them as they are."""
-    return tokens if index is None else tokens.index_select(1, index)
+    """Permute tokens ``(batch, length, dim)`` by an index ``(length,)`` or ``(batch, length)``; None keeps them."""
+    if index is None:
+        return tokens
+    if index.dim() == 1:
+        return tokens.index_select(1, index)
+    return torch.take_along_dim(tokens, index.unsqueeze(-1), dim=1)

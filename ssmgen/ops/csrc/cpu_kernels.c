@@ -25,13 +25,14 @@
 #define PLACES 8 /* places of a task of the embedding */
 #define SPAN 8192 /* values of a task of an elementwise function */
 
-/* The layout of the arguments must agree with the structures of ssmgen/ops/cpu.py and ssmgen/ops/cpu_layers.py. Strides
- * count elements. With bf16 set, what is declared void is bfloat16, else float32. */
+/* The layout of the arguments must agree with the structures of ssmgen/ops/scan/cpu.py and ssmgen/ops/local/cpu.py.
+ * Strides count elements. With bf16 set, what is declared void is bfloat16, else float32. */
 
-/* u, delta, z, B, C may be strided in batch and length. order, where given, is the token of each step. */
+/* u, delta, z, B, C may be strided in batch and length. order, where given, is the token of each step; an order_batch of
+ * 0 serves all images with one order. */
 typedef struct {
     int64_t batch, length, dim, n, softplus, bf16;
-    int64_t u_batch, u_step, delta_batch, delta_step, z_batch, z_step, B_batch, B_step, C_batch, C_step;
+    int64_t u_batch, u_step, delta_batch, delta_step, z_batch, z_step, B_batch, B_step, C_batch, C_step, order_batch;
     const int64_t *order;
     const void *u, *delta, *z;
     const float *A, *B, *C, *D, *bias, *initial;

@@ -23,8 +23,8 @@ static void NAME(scatter)(const vec *in, int64_t n, int lanes, float *p) {
         for (int lane = 0; lane < lanes; lane++) p[lane * n + i] = in[i][lane];
 }
 
-/* Token of step k, and where its row of each array begins. */
-#define TOKEN(k) (a->order ? a->order[k] : (k))
+/* Token of step k of image b, and where its row of each array begins. */
+#define TOKEN(k) (a->order ? a->order[b * a->order_batch + (k)] : (k))
 #define AT(name, token) (b * a->name##_batch + (token) * a->name##_step)
 
 /* A task's image b, and its channels: groups of VL from d0 on. */
@@ -67,8 +67,9 @@ static void NAME(read_steps)(const scan_args *a, NAME(place) at, int64_t k0, int
 }
 
 static void NAME(read_block)(const scan_args *a, NAME(place) at, int64_t k0, int64_t k1, const void *from, vec *to) {
+    const int64_t b = at.b;
     for (int64_t k = k0; k < k1; k++) {
-        const int64_t row = (at.b * a->length + TOKEN(k)) * a->dim + at.d0;
+        const int64_t row = (b * a->length + TOKEN(k)) * a->dim + at.d0;
         for (int64_t g = 0; g < at.groups; g++)
             to[g * CHUNK + k - k0] = NAME(read)(a->bf16, from, row + g * VL, NAME(lanes)(a, at, g));
     }
@@ -85,8 +86,9 @@ static void NAME(read_gate)(const scan_args *a, NAME(place) at, int64_t k0, int6
 }
 
 static void NAME(write_block)(const scan_args *a, NAME(place) at, int64_t k0, int64_t k1, const vec *from, void *to) {
+    const int64_t b = at.b;
     for (int64_t k = k0; k < k1; k++) {
-        const int64_t row = (at.b * a->length + TOKEN(k)) * a->dim + at.d0;
+        const int64_t row = (b * a->length + TOKEN(k)) * a->dim + at.d0;
         for (int64_t g = 0; g < at.groups; g++)
             NAME(write)(a->bf16, to, row + g * VL, from[g * CHUNK + k - k0], NAME(lanes)(a, at, g));
     }
@@ -235,7 +237,7 @@ static void NAME(backward_any)(BACKWARD_ARGS) {
 static void NAME(scan_backward)(const void *args, int64_t task, void *scratch) {
     const scan_args *a = args;
     const NAME(place) at = NAME(place_of)(a, task);
-    const int64_t n = a->n, chunks = (a->length + CHUNK - 1) / CHUNK, all_groups = (a->dim + VL - 1) / VL;
+    const int64_t b = at.b, n = a->n, chunks = (a->length + CHUNK - 1) / CHUNK, all_groups = (a->dim + VL - 1) / VL;
     const size_t block = GROUPS * CHUNK;
     vec *A = scratch, *g = A + GROUPS * n, *dA = g + GROUPS * n, *dB = dA + GROUPS * n, *dC = dB + CHUNK * n;
     vec *decays = dC + CHUNK * n, *states = decays + CHUNK * n, *sums = states + (CHUNK + 1) * n;

@@ -1,6 +1,6 @@
-"""The pointwise work around the scan: norm, gate, depthwise convolution, GELU, sums of embedding rows.
+"""The layers around the scan: norm and gate, depthwise convolution, GELU, sums of embedding rows.
 
-On a CPU each is one kernel of `ssmgen.ops.cpu_layers`; elsewhere, and for other dtypes, it is torch's own functions.
+Each is one kernel of `ssmgen.ops.local.cpu` for tensors that `cpu.runs` accepts, and torch's own functions otherwise.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ssmgen.ops import cpu_layers
+from ssmgen.ops.local import cpu
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
-    """``(LayerNorm(x) weight + bias) SiLU(z)``, over the channels; computed in float32 (float64 for float64).
+    """``(LayerNorm(x) weight + bias) SiLU(z)`` over the channels, computed in float32 (float64 for float64).
 
-    With ``weight = 1 + scale`` and ``bias = shift`` per image it is AdaLN (DiT); with a gate ``z`` it is what Mamba-2
-    and VMamba do after the scan.
+    With ``weight = 1 + scale`` and ``bias = shift`` per image it is AdaLN (DiT); with a gate ``z``, the gated norm that
+    follows the scan in Mamba-2 and VMamba.
 
     Args:
         x: tokens, ``(batch, length, dim)``.
-        weight, bias: ``(dim,)``, or one row an image, ``(batch, dim)``; ``(1, dim)`` serves all.
-        z: gate of the shape and dtype of ``x``; None for none.
+        weight, bias: ``(dim,)`` or ``(1, dim)`` for all images, or ``(batch, dim)``.
+        z: gate of the shape and dtype of ``x``; no gate where None.
         eps: added to the variance.
 
     Returns:
         Shape and dtype of ``x``.
 
     Raises:
-        ValueError: shapes that do not fit one another.
+        ValueError: shapes that do not match.
     """
     if x.dim() != 3 or (z is not None and z.shape != x.shape):
         given = "" if z is None else f" and {tuple(z.shape)}"
@@ -43,14 +43,14 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, ep
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     weight, bias = rows
-    if cpu_layers.runs(x):
-        return cpu_layers.norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
+    if cpu.runs(x):
+        return torch.ops.ssmgen.cpu_norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
     normed = F.layer_norm(x.to(precision), x.shape[-1:], eps=eps) * weight.unsqueeze(1) + bias.unsqueeze(1)
     return (normed if z is None else normed * F.silu(z.to(precision))).to(x.dtype)
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """Depthwise convolution over a grid of tokens, padded with zeros to keep its size, then SiLU.
+    """Depthwise convolution over a grid of tokens, zero-padded to keep its size, then SiLU (VMamba's before the scan).
 
     Args:
         x: tokens in row-major order, ``(batch, height * width, dim)``; may be a slice of wider rows.
@@ -73,37 +73,37 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
             f"weight must be ({dim}, 1, k, k) with an odd k, and bias ({dim},), for tokens of width {dim}, got "
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    if cpu_layers.runs(x):
-        return cpu_layers.conv_silu(x, weight.float(), bias.float(), *size)
+    if cpu.runs(x):
+        return torch.ops.ssmgen.cpu_conv_silu(x, weight.float(), bias.float(), *size)
     grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
-    made = F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
-    return F.silu(rearrange(made, "b e h w -> b (h w) e"))
+    convolved = F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    return F.silu(rearrange(convolved, "b e h w -> b (h w) e"))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU approximated by a hyperbolic tangent (Hendrycks and Gimpel), elementwise."""
-    return cpu_layers.gelu(x) if cpu_layers.runs(x) else F.gelu(x, approximate="tanh")
+    """GELU in its tanh approximation (Hendrycks and Gimpel), elementwise."""
+    return torch.ops.ssmgen.cpu_gelu(x) if cpu.runs(x) else F.gelu(x, approximate="tanh")
 
 
 def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
-    """The sum of a few rows of a table for each token: an embedding of what lies at each place of its patch.
+    """For each token, the sum of one row per place of its patch: the embedding of a patch of labels.
 
     Args:
         table: ``(places * classes, dim)``.
-        rows: int64 ``(tokens, places)``; what stands at place p is one of ``p * classes ... (p + 1) * classes - 1``.
-        classes: rows that a place has.
+        rows: int64 ``(tokens, places)``; place p takes one of ``p * classes ... (p + 1) * classes - 1``.
+        classes: rows per place.
 
     Returns:
         ``(tokens, dim)``, the table's dtype.
 
     Raises:
-        ValueError: rows of another shape or dtype, or a table of another length.
+        ValueError: rows of the wrong shape or dtype, or a table of the wrong length.
     """
     if rows.dim() != 2 or rows.dtype != torch.int64 or table.dim() != 2 or len(table) != rows.shape[1] * classes:
         raise ValueError(
             f"rows must be int64 (tokens, places) and table (places * {classes}, dim), got {rows.dtype} "
             f"{tuple(rows.shape)} and {tuple(table.shape)}"
         )
-    if cpu_layers.runs(table):
-        return cpu_layers.sum_rows(table, rows, classes)
+    if cpu.runs(table):
+        return torch.ops.ssmgen.cpu_sum_rows(table, rows, classes)
     return F.embedding_bag(rows, table, mode="sum")

@@ -1,4 +1,4 @@
-"""Selective scan on a GPU in Triton: state in registers, length cut in chunks that run side by side, own backward.
+"""Selective scan on a GPU in Triton: states in registers, chunks of the length in parallel, its own backward.
 
 A program holds the states of a few channels of one image and walks over its chunk of the length; nothing of size
 (batch, length, dim, d_state) is ever written. Where batch x channels alone would leave most of the chip idle, the
@@ -19,15 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmgen.ops.fused import Inputs, define_scan, run_scan
+from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
+from ssmgen.ops.scan.operator import define_scan, run_scan
 
-TAKES_ORDER = True
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs its kernels in Python, for tests
+name, takes_order = "triton", True
+devices: tuple[str, ...] | None = None if _INTERPRETED else ("cuda",)
+dtypes = FLOATS_UP_TO_32
+auto_for: tuple[str, ...] | None = ("cuda",)
 # Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
 _INSTALLED = importlib.util.find_spec("triton") is not None
 # Steps that are loaded together, and whose states backward rebuilds together.
 _STEPS = 8
-# Channels and warps of a program. Backward holds nine sets of states: with more to a thread the registers do not
-# suffice (seen in what ptxas says for sm_90; not timed on a GPU).
+# Channels and warps of a program. Backward holds nine sets of states: more of them per thread would not fit into the
+# registers (as ptxas reports for sm_90; not timed on a GPU).
 _CHANNELS, _WARPS = 32, 1
 _BACKWARD_CHANNELS, _BACKWARD_WARPS = 16, 2
 # Programs (of one warp) that fill a chip: some eight for each of 132 multiprocessors.
@@ -38,60 +43,40 @@ def unavailable() -> str | None:
     """Why this backend cannot run here, or None."""
     if not _INSTALLED:
         return "triton is not installed: pip install triton (it comes with PyTorch's CUDA builds)"
-    if not (torch.cuda.is_available() or interpreted()):
+    if not (torch.cuda.is_available() or _INTERPRETED):
         return "Triton's kernels need a CUDA device and none is visible (TRITON_INTERPRET=1 runs them on a CPU, slowly)"
     return None
 
 
 def describe() -> str:
     """What runs, for the backend report."""
-    return f"fused Triton {importlib.metadata.version('triton')} kernel" + (", interpreted" if interpreted() else "")
+    return f"fused Triton {importlib.metadata.version('triton')} kernel" + (", interpreted" if _INTERPRETED else "")
 
 
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on any device, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The scan of `ssmgen.ops.selective_scan` for float32 and 16-bit inputs; the gate is left to autograd.
-
-    Args:
-        order: ``(length,)`` int64, the token of each step; None is 0, 1, 2, ...
-    """
-    y, last = run_scan("triton_scan", (u, delta, A, B, C, D, None, delta_bias, initial_state, order), delta_softplus)
-    return (y if z is None else (y.float() * F.silu(z.float())).to(y.dtype)), last
+def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """SISMA eq. 5 for float32 and 16-bit inputs; autograd differentiates the gate."""
+    y, last = run_scan("triton_scan", inputs._replace(z=None))
+    return (y if inputs.z is None else (y.float() * F.silu(inputs.z.float())).to(y.dtype)), last
 
 
 def _kernels() -> Any:
-    from ssmgen.ops import triton_kernels
+    from ssmgen.ops.scan import triton_kernels
 
     return triton_kernels
 
 
 class _Plan:
-    """How a call is cut up, and the arguments that all its kernels share."""
+    """How a call is divided among programs, and the arguments that all its kernels share."""
 
-    def __init__(self, inputs: Inputs, softplus: bool, channels: int, warps: int) -> None:
-        u, delta, A, B, C, D, _, bias, initial, order = inputs
+    def __init__(self, inputs: ScanInputs, channels: int, warps: int) -> None:
+        u, delta, A, B, C, D, _, bias, initial, order, softplus = inputs
         self.u, self.delta, self.B, self.C = (_dense_rows(x) for x in (u, delta, B, C))
         self.A = A.contiguous()
         self.D, self.bias, self.initial, self.order = (
             None if x is None else x.contiguous() for x in (D, bias, initial, order)
         )
         self.batch, self.length, self.dim = u.shape
+        self.order_batch = self.length if order is not None and order.dim() == 2 else 0
         self.n = A.shape[1]
         self.blocks = -(-self.dim // channels)
         self.groups = -(-self.length // _STEPS)
@@ -140,8 +125,8 @@ def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return u.shape[0], -(-u.shape[1] // _STEPS), *A.shape
 
 
-def _forward(inputs: Inputs, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _Plan(inputs, softplus, _CHANNELS, _WARPS)
+def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _Plan(inputs, _CHANNELS, _WARPS)
     y = torch.empty(plan.u.shape, dtype=plan.u.dtype, device=plan.u.device)
     saved = plan.states(plan.groups) if save else plan.A.new_empty(0)
     end, total = plan.states(plan.chunks), plan.A.new_empty(plan.batch, plan.chunks, plan.dim)
@@ -149,7 +134,7 @@ def _forward(inputs: Inputs, softplus: bool, save: bool) -> tuple[Tensor, Tensor
     def walk(start: Tensor | None, output: bool) -> None:
         _kernels().forward_kernel[plan.grid](
             *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, start, y, end, total, saved),
-            *plan.strides,
+            *(*plan.strides, plan.order_batch),
             *(plan.length, plan.dim, plan.n, plan.chunk_length, plan.groups),
             HAS_D=plan.D is not None,
             HAS_START=start is not None,
@@ -168,15 +153,16 @@ def _forward(inputs: Inputs, softplus: bool, save: bool) -> tuple[Tensor, Tensor
     return y, last, saved
 
 
-def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus: bool) -> tuple[Tensor, ...]:
-    plan = _Plan(inputs, softplus, _BACKWARD_CHANNELS, _BACKWARD_WARPS)
+def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
+    plan = _Plan(inputs, _BACKWARD_CHANNELS, _BACKWARD_WARPS)
     dy, dlast = dy.contiguous(), dlast.contiguous()
     start = dlast.unsqueeze(1)
     if plan.chunks > 1:
         end, total = plan.states(plan.chunks), plan.A.new_empty(plan.batch, plan.chunks, plan.dim)
         _kernels().gradient_kernel[plan.grid](
             *(plan.delta, plan.A, plan.C, plan.bias, plan.order, dy, end, total),
-            *(*plan.strides[2:4], *plan.strides[6:8], plan.length, plan.dim, plan.n, plan.chunk_length),
+            *(*plan.strides[2:4], *plan.strides[6:8], plan.order_batch),
+            *(plan.length, plan.dim, plan.n, plan.chunk_length),
             **plan.flags,
         )
         start, _ = plan.chain(dlast, end, total, reverse=True)
@@ -187,7 +173,7 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus
     _kernels().backward_kernel[plan.grid](
         *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, dy, saved, start),
         *(du, ddelta, dA, dB, dC, dD, dbias, dinitial),
-        *plan.strides,
+        *(*plan.strides, plan.order_batch),
         *(plan.length, plan.dim, plan.n, plan.chunk_length, plan.groups),
         HAS_D=plan.D is not None,
         STEPS=_STEPS,
@@ -198,4 +184,4 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus
     return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), no_gate, dbias.sum((0, 1)), dinitial
 
 
-define_scan("triton_scan", "triton", _forward, _backward, _saved_shape, "CompositeExplicitAutograd")
+define_scan("triton_scan", name, _forward, _backward, _saved_shape, "CompositeExplicitAutograd")

@@ -1,6 +1,6 @@
-"""Selective scan on a CPU: a fused kernel in C with its own backward, vector instructions and torch's threads.
+"""Selective scan on a CPU: a fused, vectorised C kernel with its own backward, run on torch's threads.
 
-Two `torch.library` operators wrap the kernel of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node.
+Two `torch.library` operators wrap the kernels of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node each.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ssmgen.ops import cpu_library
-from ssmgen.ops.fused import Inputs, define_scan, run_scan
+from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
+from ssmgen.ops.scan.operator import define_scan, run_scan
 
-#: `selective_scan` need not permute the tokens: this scan reads and writes them in any order.
-TAKES_ORDER = True
+name, takes_order = "cpu", True
+devices: tuple[str, ...] | None = ("cpu",)
+dtypes = FLOATS_UP_TO_32
+auto_for: tuple[str, ...] | None = ("cpu",)
 _CHUNK = 8
 _TILE = 128
 _SIZES = ("batch", "length", "dim", "n", "softplus", "bf16")
@@ -30,53 +33,40 @@ class _Args(ctypes.Structure):
     """``scan_args`` of csrc/cpu_kernels.c."""
 
     _fields_ = cpu_library.structure(
-        (*_SIZES, *(f"{name}_{way}" for name in _STRIDED for way in ("batch", "step"))), _POINTERS
+        (*_SIZES, *(f"{name}_{way}" for name in _STRIDED for way in ("batch", "step")), "order_batch"), _POINTERS
     )
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The scan of `ssmgen.ops.selective_scan` for float32 and 16-bit inputs.
+def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """SISMA eq. 5 for float32 and 16-bit inputs, the gate included.
 
-    bfloat16 is read and written as it is, float16 by way of float32; the state is float32 always. Repeats to the bit,
-    for any number of threads: every sum has a fixed order.
-
-    Args:
-        order: ``(length,)`` int64, the token of each step; None is 0, 1, 2, ...
+    bfloat16 is read and written as it is, float16 by way of float32; the state is always float32. Results repeat to the
+    bit for any number of threads: every sum has a fixed order.
 
     Raises:
         ValueError: ``order`` is no permutation.
     """
-    wide = torch.bfloat16 if u.dtype == torch.bfloat16 else torch.float32
-    z = None if z is None else z.to(wide)
-    inputs = (u.to(wide), delta.to(wide), A, B.float(), C.float(), D, z, delta_bias, initial_state, order)
-    y, last = run_scan("cpu_scan", inputs, delta_softplus)
-    return y.to(u.dtype), last
+    wide = torch.bfloat16 if inputs.u.dtype == torch.bfloat16 else torch.float32
+    u, delta, B, C = inputs.u.to(wide), inputs.delta.to(wide), inputs.B.float(), inputs.C.float()
+    z = None if inputs.z is None else inputs.z.to(wide)
+    y, last = run_scan("cpu_scan", inputs._replace(u=u, delta=delta, B=B, C=C, z=z))
+    return y.to(inputs.u.dtype), last
 
 
-def _run(inputs: Inputs, softplus: bool, kernel: str, **buffers: Tensor) -> None:
-    u, delta, A, B, C, D, z, bias, initial, order = inputs
+def _run(inputs: ScanInputs, kernel: str, **buffers: Tensor) -> None:
+    u, delta, A, B, C, D, z, bias, initial, order, softplus = inputs
     batch, length, dim = u.shape
     # Only the last dimension must be dense: expanded conditions and slices of a projection are not copied.
     given = {"u": u, "delta": delta, "z": z, "B": B, "C": C}
     strided = {name: cpu_library.dense_rows(x) for name, x in given.items() if x is not None}
     optional = {"A": A, "D": D, "bias": bias, "initial": initial, "order": order}
     dense = {name: x.contiguous() for name, x in optional.items() if x is not None}
-    if order is not None and not cpu_library.is_permutation(dense["order"]):
-        raise ValueError(f"order must hold each of 0..{length - 1} once: make it with ssmgen.ops.scan_order")
     bf16 = u.dtype == torch.bfloat16
     args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus, bf16=bf16)
+    if order is not None:
+        if not all(map(cpu_library.is_permutation, dense["order"].view(-1, length))):
+            raise ValueError(f"order must hold each of 0..{length - 1} once: make it with ssmgen.ops.scan_order")
+        args.order_batch = length if order.dim() == 2 else 0
     for name, x in strided.items():
         setattr(args, f"{name}_batch", x.stride(0))
         setattr(args, f"{name}_step", x.stride(1))
@@ -89,34 +79,34 @@ def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, -(-length // _CHUNK), -(-dim // cpu_library.LANES), A.shape[1], cpu_library.LANES
 
 
-def _forward(inputs: Inputs, softplus: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    u, A = inputs[0], inputs[2]
+def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    u, A = inputs.u, inputs.A
     y, last = u.new_empty(u.shape), A.new_empty(u.shape[0], *A.shape)
     saved = A.new_empty(_saved_shape(u, A) if save else (0,))
-    _run(inputs, softplus, "scan_forward", y=y, last=last, saved=saved)
+    _run(inputs, "scan_forward", y=y, last=last, saved=saved)
     return y, last, saved
 
 
-def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: Inputs, softplus: bool) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
     """Partial sums are added in a fixed order."""
-    u, A, z = inputs[0], inputs[2], inputs[6]
+    u, A = inputs.u, inputs.A
     batch, length, dim = u.shape
     d_state, tiles = A.shape[1], -(-dim // _TILE)
-    made = {
+    gradients = {
         "du": u.new_empty(u.shape),
         "ddelta": u.new_empty(u.shape),
         "dA": A.new_empty(batch, dim, d_state),
         "dB": A.new_empty(batch, tiles, length, d_state),
         "dC": A.new_empty(batch, tiles, length, d_state),
         "dD": A.new_empty(batch, dim),
-        "dz": u.new_empty(u.shape if z is not None else (0,)),
+        "dz": u.new_empty(u.shape if inputs.z is not None else (0,)),
         "dbias": A.new_empty(batch, dim),
         "dinitial": A.new_empty(batch, dim, d_state),
     }
     given = {"dy": dy.contiguous(), "dlast": dlast.contiguous(), "saved": saved}
-    _run(inputs, softplus, "scan_backward", **given, **made)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = made.values()
+    _run(inputs, "scan_backward", **given, **gradients)
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = gradients.values()
     return du, ddelta, dA.sum(0), dB.sum(1), dC.sum(1), dD.sum(0), dz, dbias.sum(0), dinitial
 
 
-define_scan("cpu_scan", "cpu", _forward, _backward, _saved_shape, "CPU")
+define_scan("cpu_scan", name, _forward, _backward, _saved_shape, "CPU")

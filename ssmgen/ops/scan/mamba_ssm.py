@@ -7,8 +7,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-#: `selective_scan` hands over tokens in the order of the scan.
-TAKES_ORDER = False
+from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
+
+name, takes_order = "mamba-ssm", False
+devices: tuple[str, ...] | None = ("cuda",)
+dtypes = FLOATS_UP_TO_32
+auto_for: tuple[str, ...] | None = ()  # its gradients do not repeat to the bit
 # Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
 _INSTALLED, _BUILT = (importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "selective_scan_cuda"))
 
@@ -32,40 +36,26 @@ def describe() -> str:
     return "mamba-ssm's CUDA op (its B and C gradients come from atomic adds and do not repeat to the bit)"
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """`mamba_ssm.ops.selective_scan_interface.selective_scan_fn`, which is channel-first and starts from zero.
 
     Raises:
         ValueError: an initial state was given, which that op does not take.
     """
-    if initial_state is not None:
+    if inputs.initial_state is not None:
         raise ValueError("backend 'mamba-ssm' takes no initial_state: use backend='portable' for this call")
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def channel_first(x: Tensor) -> Tensor:
         return x.transpose(1, 2).contiguous()
 
+    u, delta, B, C = (channel_first(x) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
     y, state = selective_scan_fn(
-        channel_first(u),
-        channel_first(delta),
-        A,
-        channel_first(B),
-        channel_first(C),
-        D=D,
-        z=None if z is None else channel_first(z),
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
+        *(u, delta, inputs.A, B, C),
+        D=inputs.D,
+        z=None if inputs.z is None else channel_first(inputs.z),
+        delta_bias=inputs.delta_bias,
+        delta_softplus=inputs.softplus,
         return_last_state=True,
     )
     return y.transpose(1, 2), state

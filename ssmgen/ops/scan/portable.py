@@ -17,16 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmgen.ops.scan.backend import FLOATS, ScanInputs
+from ssmgen.ops.scan.reference import skip_and_gate, start_state, step_sizes
+
 # Elements of one (batch, length, channels, d_state) working tensor: on a CPU a few of them should fit in its cache.
 _WORKING_ELEMENTS_CPU = 2**20
 _WORKING_ELEMENTS_GPU = 2**26
 
-#: `selective_scan` hands over tokens in the order of the scan.
-TAKES_ORDER = False
+name, takes_order = "portable", False
+devices: tuple[str, ...] | None = None
+dtypes = FLOATS
+auto_for: tuple[str, ...] | None = None
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here; it always can."""
+    """None: pure PyTorch runs everywhere."""
     return None
 
 
@@ -35,38 +40,16 @@ def describe() -> str:
     return "pure PyTorch in chunks, any device"
 
 
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The scan of `ssmgen.ops.selective_scan`; autograd does the element-wise edges (bias, softplus, D, gate)."""
-    precision = A.dtype
-    delta = delta.to(precision)
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = F.softplus(delta)
-    x = u.to(precision)
-    if initial_state is None:
-        initial_state = A.new_zeros(u.shape[0], *A.shape)
-    y, state = _Recurrence.apply(x, delta, A, B.to(precision), C.to(precision), initial_state.to(precision))
-    if D is not None:
-        y = y + D * x
-    if z is not None:
-        y = y * F.silu(z.to(precision))
-    return y.to(u.dtype), state
+def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """SISMA eq. 5 in chunks; autograd differentiates the elementwise edges (bias, softplus, D, gate)."""
+    precision = inputs.A.dtype
+    x, B, C = (tensor.to(precision) for tensor in (inputs.u, inputs.B, inputs.C))
+    y, state = _Recurrence.apply(x, step_sizes(inputs), inputs.A, B, C, start_state(inputs))
+    return skip_and_gate(y, x, inputs), state
 
 
 class _Recurrence(torch.autograd.Function):
-    """h_k = exp(delta_k A) h_{k-1} + delta_k B_k u_k and y_k = C_k h_k, with the states rebuilt in backward."""
+    """SISMA eq. 5 without its skip; backward recomputes the states (Mamba, section 3.3.2)."""
 
     @staticmethod
     def forward(
@@ -79,11 +62,12 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, initial_state = ctx.saved_tensors
-        grads = tuple(torch.zeros_like(saved) for saved in ctx.saved_tensors)
+        inputs = ctx.saved_tensors
+        u, _, A, *_ = inputs
+        grads = tuple(torch.zeros_like(x) for x in inputs)
         with _full_precision(u.device.type):
             for part in _channel_slices(u, A):
-                _backward_slice(part, (u, delta, A, B, C, initial_state), grads, grad_y, grad_last)
+                _backward_slice(part, inputs, grads, grad_y, grad_last)
         return grads
 
 
@@ -97,7 +81,7 @@ def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Under autocast the matrix products in here would drop to 16 bits; some devices have no autocast at all."""
+    """Disable autocast, which would run the matrix products in 16 bits; some devices have none."""
     try:  # not torch.amp.is_autocast_available: Dynamo of torch 2.11 refuses to trace it
         return torch.autocast(device_type, enabled=False)
     except RuntimeError:
@@ -107,14 +91,17 @@ def _full_precision(device_type: str) -> AbstractContextManager[Any]:
 def _backward_slice(
     part: slice, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...], grad_y: Tensor, grad_last: Tensor
 ) -> None:
-    """Add what the channels ``part`` contribute to ``grads``, both in the order u, delta, A, B, C, initial_state."""
+    """The adjoint of SISMA eq. 5 for the channels ``part``, added to ``grads``.
+
+    Inputs and gradients are in the order u, delta, A, B, C, initial_state.
+    """
     u, delta, A, B, C, initial_state = inputs
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_initial = grads
     u, delta, A, start, grad_y = u[..., part], delta[..., part], A[part], initial_state[:, part], grad_y[..., part]
 
     states = _states(u, delta, A, B, start)
     grad_C += torch.einsum("bldn,bld->bln", states, grad_y)
-    # The states' gradient obeys the same recurrence run backwards, each step's decay shifted by one.
+    # The gradient of the states obeys the same recurrence backwards, with the decays shifted by one step.
     decay = torch.exp(delta.unsqueeze(-1) * A)
     grad_states = grad_y.unsqueeze(-1) * C.unsqueeze(2)
     grad_states[:, -1] += grad_last[:, part]
@@ -132,7 +119,7 @@ def _backward_slice(
 
 
 def _states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tensor) -> Tensor:
-    """All states ``(batch, length, dim, d_state)`` of the recurrence."""
+    """All states h_k of SISMA eq. 5, ``(batch, length, dim, d_state)``."""
     decay = torch.exp(delta.unsqueeze(-1) * A)
     states = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
     states[:, 0] += decay[:, 0] * initial_state
@@ -140,7 +127,10 @@ def _states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tenso
 
 
 def _linear_recurrence(decay: Tensor, values: Tensor) -> Tensor:
-    """h_k = decay_k h_{k-1} + values_k along dimension 1, from zero; overwrites both arguments."""
+    """h_k = decay_k h_{k-1} + values_k along dimension 1, from zero (Blelloch 1990, section 1.4, in two levels).
+
+    Overwrites both arguments.
+    """
     length = values.shape[1]
     chunk = max(1, math.isqrt(length))
     padding = -length % chunk

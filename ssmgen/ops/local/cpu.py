@@ -1,7 +1,7 @@
-"""The pointwise work around the scan on a CPU: kernels in C with their backward, as `torch.library` operators.
+"""The layers of `ssmgen.ops.local.layers` on a CPU: C kernels with their backward, as `torch.library` operators.
 
-torch's own functions read and write a tensor for every small step, and some round differently with the number of
-threads (SiLU: its vector code and the rest at a share's end). These read once, write once, and repeat to the bit.
+torch's functions read and write a tensor for every small step, and some round differently with the number of threads
+(SiLU vectorises all but the end of each thread's share). These read once, write once, and repeat to the bit.
 """
 
 from __future__ import annotations
@@ -45,28 +45,8 @@ class _EmbedArgs(ctypes.Structure):
 
 
 def runs(x: Tensor) -> bool:
-    """Whether these operators take a tensor: float32 or bfloat16 on a CPU where the library loads."""
+    """Whether these operators accept a tensor: float32 or bfloat16 on a CPU where the library loads."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not cpu_library.unavailable()
-
-
-def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, eps: float) -> Tensor:
-    """`ssmgen.ops.norm` for what `runs`; weight and bias float32 ``(1 or batch, dim)``."""
-    return torch.ops.ssmgen.cpu_norm(x, weight, bias, z, eps)
-
-
-def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """`ssmgen.ops.conv_silu` for what `runs`; float32 weight ``(dim, 1, k, k)`` and bias ``(dim,)``."""
-    return torch.ops.ssmgen.cpu_conv_silu(x, weight, bias, height, width)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """`ssmgen.ops.gelu` for what `runs`."""
-    return torch.ops.ssmgen.cpu_gelu(x)
-
-
-def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
-    """`ssmgen.ops.sum_rows` for what `runs`."""
-    return torch.ops.ssmgen.cpu_sum_rows(table, rows, classes)
 
 
 def _norm_args(x: Tensor, weight: Tensor, z: Tensor | None, eps: float) -> _NormArgs:
@@ -98,16 +78,16 @@ def _norm_backward(
     given = _norm_given(x, weight, bias, z)
     args = _norm_args(given["x"], weight, given.get("z"), eps)
     tiles = -(-args.length // _ROWS)
-    made = {
+    gradients = {
         "dx": x.new_empty(x.shape),
         "dweight": weight.new_empty(args.batch, tiles, args.dim),
         "dbias": weight.new_empty(args.batch, tiles, args.dim),
         "dz": x.new_empty(x.shape if z is not None else (0,)),
     }
-    cpu_library.run("norm_backward", args, given | made | {"dout": dout.contiguous()})
+    cpu_library.run("norm_backward", args, given | gradients | {"dout": dout.contiguous()})
     over = (1,) if weight.shape[0] > 1 or args.batch == 1 else (0, 1)
-    dweight, dbias = (made[name].sum(over).view(weight.shape) for name in ("dweight", "dbias"))
-    return made["dx"], dweight, dbias, made["dz"]
+    dweight, dbias = (gradients[name].sum(over).view(weight.shape) for name in ("dweight", "dbias"))
+    return gradients["dx"], dweight, dbias, gradients["dz"]
 
 
 def _conv_args(x: Tensor, weight: Tensor, height: int, width: int) -> _ConvArgs:
@@ -131,14 +111,15 @@ def _conv_silu_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, taps = cpu_library.dense_rows(x), _taps(weight)
-    made = {
+    gradients = {
         "dx": x.new_empty(x.shape),
         "dweight": weight.new_empty(x.shape[0], *taps.shape),
         "dbias": weight.new_empty(x.shape[0], x.shape[2]),
     }
     given = {"x": x, "weight": taps, "bias": bias.contiguous(), "dout": dout.contiguous()}
-    cpu_library.run("conv_backward", _conv_args(x, weight, height, width), given | made)
-    return made["dx"], made["dweight"].sum(0).t().reshape(weight.shape).contiguous(), made["dbias"].sum(0)
+    cpu_library.run("conv_backward", _conv_args(x, weight, height, width), given | gradients)
+    dweight = gradients["dweight"].sum(0).t().reshape(weight.shape).contiguous()
+    return gradients["dx"], dweight, gradients["dbias"].sum(0)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -167,12 +148,12 @@ def _sum_rows_backward(dout: Tensor, table: Tensor, rows: Tensor, classes: int) 
 
 
 def _like(*indices: int) -> Callable[..., Any]:
-    """What an operator makes: tensors of the shapes of its arguments at ``indices``, empty for one that is None."""
+    """A fake operator that returns tensors shaped like its arguments at ``indices``, empty where one is None."""
 
     def fake(*arguments: Any) -> Any:
         shaped = (arguments[i] for i in indices)
-        made = tuple(arguments[indices[0]].new_empty(0) if x is None else x.new_empty(x.shape) for x in shaped)
-        return made if len(made) > 1 else made[0]
+        results = tuple(arguments[indices[0]].new_empty(0) if x is None else x.new_empty(x.shape) for x in shaped)
+        return results if len(results) > 1 else results[0]
 
     return fake
 
@@ -189,11 +170,11 @@ def _define(
 
     Args:
         name: of the operator.
-        arguments: its own, in torch's schema.
+        arguments: in torch's schema language.
         forward: the operator.
         backward: ``(gradient of the result, *arguments)`` to the gradients of those ``differentiated``.
         fake: ``(*arguments)`` to an empty result.
-        differentiated: positions of the arguments that have a gradient.
+        differentiated: positions of the arguments that receive a gradient.
     """
     gradients = ", ".join(["Tensor"] * len(differentiated))
 
@@ -204,11 +185,12 @@ def _define(
     def differentiate(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if kept is None else kept[0] for kept in ctx.inputs]
-        made = getattr(torch.ops.ssmgen, f"{name}_backward")(dout, *inputs)
-        found = dict(zip(differentiated, made if isinstance(made, (tuple, list)) else (made,), strict=True))
+        results = getattr(torch.ops.ssmgen, f"{name}_backward")(dout, *inputs)
+        several = results if isinstance(results, (tuple, list)) else (results,)
+        found = dict(zip(differentiated, several, strict=True))
         return tuple(found.get(i) if isinstance(x, Tensor) else None for i, x in enumerate(inputs))
 
-    def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
+    def reject_second_derivative(ctx: Any, *_: Tensor) -> None:
         raise RuntimeError(f"ssmgen::{name} is differentiable once: use float64, which torch's own functions compute")
 
     _LIBRARY.define(f"{name}({arguments}) -> Tensor")
@@ -220,7 +202,7 @@ def _define(
     operator = f"ssmgen::{name}"
     torch.library.register_fake(operator, fake, lib=_LIBRARY)
     torch.library.register_fake(f"{operator}_backward", _like(*(i + 1 for i in differentiated)), lib=_LIBRARY)
-    torch.library.register_autograd(f"{operator}_backward", refuse_second_derivative, lib=_LIBRARY)
+    torch.library.register_autograd(f"{operator}_backward", reject_second_derivative, lib=_LIBRARY)
     torch.library.register_autograd(operator, differentiate, setup_context=setup_context, lib=_LIBRARY)
 
 
