@@ -4,10 +4,9 @@ import pytest
 import torch
 
 import ssmgen
-from ssmgen import MaskToImage, editing
+from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, draw_face
-from ssmgen.editing import edit, interpolate, variations
-from ssmgen.pipeline import Recipe
+from ssmgen.pipeline import Recipe, edit, editing, interpolate, variations
 
 ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 SIZE = 32

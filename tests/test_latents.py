@@ -159,7 +159,7 @@ def test_the_class_of_a_source_is_found_and_another_is_refused(tiny, kl, tmp_pat
     with pytest.raises(ValueError, match="names the class VQModel, .*: autoencoder-tiny cannot read it"):
         build("autoencoder-tiny", source=str(tiny))
     (tiny / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="config.json: is no configuration of an autoencoder"):
+    with pytest.raises(ValueError, match="config.json: not a configuration of an autoencoder"):
         autoencoder_at(str(tiny))
 
 

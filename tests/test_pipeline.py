@@ -194,7 +194,7 @@ def test_an_interrupted_save_is_never_a_mixture(pipe, tmp_path, monkeypatch, whe
         broken = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe)
     else:
         broken = MaskToImage(ssmgen.build("sisma-debug", **ARGS), pipe.autoencoder, pipe.recipe)
-        monkeypatch.setattr("ssmgen.model_folder.os.replace", stop)
+        monkeypatch.setattr("ssmgen.pipeline.folder.os.replace", stop)
     with pytest.raises(OSError, match="disk full"):
         broken.save_pretrained(tmp_path)
     monkeypatch.undo()
@@ -226,7 +226,7 @@ def test_weights_in_bfloat16_give_nearly_the_same_and_nothing_is_lost(pipe, face
         assert 0 < (half - plain).abs().max() < 0.1
     assert torch.equal(moved.to(torch.bfloat16)(face, output_type="pt"), half)
     assert torch.equal(moved.to("cpu", torch.float32)(face, output_type="pt"), plain)
-    with pytest.raises(TypeError, match="floating-point one, got torch.int8"):
+    with pytest.raises(TypeError, match="floating-point dtype, got torch.int8"):
         moved.to(torch.int8)
     with pytest.raises(ValueError, match="dtype must be a torch.dtype, 'auto' or None, got 'half'"):
         moved.to(dtype="half")
@@ -253,7 +253,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
         MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=30))
     for wrong, kind, message in (
         ({"model": "euler"}, ValueError, r"'euler' is of kind solver, not model\. All models: [^.]*\.$"),
-        ({"model": "my-own"}, ValueError, "import the module that registers it first"),
+        ({"model": "my-own"}, ValueError, "import that module first"),
         ({"sampling": {"step": 3}}, ValueError, "no setting 'step'. Did you mean 'steps'"),
         ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
     ):
@@ -408,7 +408,7 @@ def other_model(folder):
         (lambda f: f.joinpath("config.json").unlink(), FileNotFoundError, "config.json: not found"),
         (lambda f: f.joinpath("model.safetensors").unlink(), FileNotFoundError, "model.safetensors: not found"),
         (lambda f: f.joinpath("model.safetensors").write_bytes(b"123"), ValueError, "model.safetensors: is no safet"),
-        (damage_config, ValueError, "config.json: is no configuration"),
+        (damage_config, ValueError, "config.json: not a MaskToImage configuration"),
         (newer_format, ValueError, "config.json.*newer ssmgen"),
         (other_model, ValueError, r"model.safetensors: \d+ tensor.* do not fit"),
     ],
@@ -428,7 +428,7 @@ def test_what_is_neither_folder_nor_packaged_nor_hub_id(name):
 
 def test_a_packaged_model_is_loaded_by_its_name(pipe, face, tmp_path, monkeypatch):
     """Whatever folder lies in the package's ``pretrained`` is one; a folder of that name in sight comes first."""
-    monkeypatch.setattr("ssmgen.model_folder._PACKAGED", tmp_path / "pretrained")
+    monkeypatch.setattr("ssmgen.pipeline.folder._PACKAGED", tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
     assert packaged() == []
     pipe.save_pretrained(tmp_path / "pretrained" / "small-one")
@@ -455,7 +455,7 @@ def test_the_hub_is_asked_for_what_was_said(pipe, face, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     again = MaskToImage.from_pretrained("owner/name", revision="v1", local_files_only=True)
     assert asked.pop("allow_patterns") == ["config.json", "model.safetensors", "autoencoder/*", "README.md"]
-    assert asked == {"name": "owner/name", "revision": "v1", "local_files_only": True}
+    assert asked == {"name": "owner/name", "revision": "v1", "local_files_only": True, "local_dir": None}
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("off")))
     with pytest.raises(FileNotFoundError, match="owner/name: no such folder here, .* from the hub: off"):

@@ -18,7 +18,7 @@ from recipes.sisma.names import check_distinct, numbered
 from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, sampling_settings
 from ssmgen.data.files import files_with, stem_of
 from ssmgen.data.images import write_png
-from ssmgen.model_folder import SAMPLING
+from ssmgen.pipeline import SAMPLING
 from ssmgen.sampling import image_seeds
 
 
