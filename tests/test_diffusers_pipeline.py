@@ -6,23 +6,19 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from pipelines import random_pipe
 
 import ssmgen
 from ssmgen import MaskToImage, initial_noise
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
-from ssmgen.pipeline import MaskToImagePipeline, Recipe, SchedulerSolver, dynamic_shift
+from ssmgen.pipeline import MaskToImagePipeline, SchedulerSolver, dynamic_shift
 
-ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 MASK = draw_face(2, 32)[1]
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    model = ssmgen.build("sisma-debug", **ARGS)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return MaskToImage(model, ssmgen.build("identity"), Recipe("sisma-debug", ARGS, "identity", 32, CELEBAMASK19))
+    return random_pipe()
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
