@@ -120,7 +120,7 @@ def _replaced_scans(module: nn.Module) -> Iterator[list[int]]:
         operations[0] += SCAN_FLOPS * u.numel() * ssm.d_state
         return torch.empty_like(u)
 
-    scans = [m for m in module.modules() if all(hasattr(m, name) for name in ("scan", "d_state"))]
+    scans: list[Any] = [m for m in module.modules() if all(hasattr(m, name) for name in ("scan", "d_state"))]
     for ssm in scans:
         ssm.scan = partial(stand_in, ssm)
     try:

@@ -56,8 +56,7 @@ def edit(
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
         callback: called as ``callback(step, x)`` after each step, including those of an inversion.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; the recipe's by default.
-            An inversion uses them without guidance.
+        **settings: any of `SAMPLING`; the recipe's by default. An inversion uses them without guidance.
 
     Returns:
         One image of the requested ``output_type``.

@@ -178,25 +178,21 @@ class MaskToImage:
         batch_size: int = 16,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Any:
-        """Generate images.
+        """Generate ``num_images`` images of each mask; those of one mask are adjacent.
 
         Args:
-            mask: a path to a PNG, a PIL image, an array or a tensor, or a list of these; square, of any size, resized
-                to the model's by nearest neighbour. See `to_labels`.
+            mask: a path, PIL image, array or tensor, see `to_labels`, or a list of them; resized by nearest neighbour.
             steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the recipe's if None.
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
-            output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
-                size)``, float32 in [0, 1]; ``"latent"``, the latents ``(n, c, h, w)``.
+            output_type: ``"pil"`` for a list; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size, size)`` for
+                float32 in [0, 1]; ``"latent"`` for latents ``(n, c, h, w)``.
             palette: the label set of an RGB mask's colours: a registered name such as ``bisenet19``, or a `LabelSet`.
             remap: the label set of the mask's ids if it is not the model's; ids are converted by class name.
             batch_size: images per call of the model; affects the result by rounding only.
-            callback: called as ``callback(step, x)`` after each step (1 to ``steps``) of each batch with the current
-                latents, which `decode` turns into images. Adaptive solvers do not call it.
-
-        Returns:
-            ``len(masks) * num_images`` images; those of one mask are adjacent.
+            callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
+                adaptive solvers do not call it.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`) or setting.
@@ -212,9 +208,8 @@ class MaskToImage:
         x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
             raise ValueError(f"noise must be {(count, *self.latent_size)}, one per image, got {tuple(x0.shape)}")
-        settings = self.sampling(
-            steps=steps, solver=solver, guidance_scale=guidance_scale, guidance_start=guidance_start, shift=shift
-        )
+        guidance = {"guidance_scale": guidance_scale, "guidance_start": guidance_start}
+        settings = self.sampling(steps=steps, solver=solver, shift=shift, **guidance)
         every = torch.stack(masks).repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
