@@ -1,7 +1,7 @@
 """Where a local edit should start, measured: ``python -m benchmarks.editing [MODEL] [--json FILE]``.
 
 Unseen drawn faces are edited by a changed mask (a hat in place of the upper hair, more hair, fuller lips) from both
-starts of `ssmgen.editing.edit`, ``inversion`` and ``noise``, and judged on
+starts of `ssmgen.pipeline.edit`, ``inversion`` and ``noise``, and judged on
 
 - outside: RMS error of the pixels that should stay, of 255, as decoded and as returned;
 - inside: share of the changed pixels in which the shipped parser finds the new class;
@@ -28,7 +28,7 @@ from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.measure import load_judge
 from ssmgen import MaskToImage
 from ssmgen.data import draw_face
-from ssmgen.editing import STARTS, edit
+from ssmgen.pipeline import STARTS, edit
 
 MARGIN = 4
 

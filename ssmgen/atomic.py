@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: written beside their name, then renamed."""
+"""Atomic writes: files and folders are written under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` to write: takes its name at the end, and vanishes if anything goes wrong.
-
-    A file of that name is replaced.
+    """A temporary file to write, which replaces ``target`` at the end and is deleted on any error.
 
     Raises:
-        OSError: the disk is full or cannot be written; names ``target``.
+        OSError: the disk is full or not writable; names ``target``.
     """
     partial = _beside(target)
     try:
@@ -30,13 +28,13 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` to write in: becomes ``target`` at the end, and vanishes if anything goes wrong.
+    """A temporary folder to fill, which becomes ``target`` at the end and is deleted on any error.
 
     Raises:
-        OSError: ``target`` exists and is not empty, or the disk is full or cannot be written; names ``target``.
+        OSError: ``target`` exists and is not empty, or the disk is full or not writable; names ``target``.
     """
     partial = _beside(target)
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had the same id
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process of the same id
     try:
         with written_for(target, partial):
             partial.mkdir(parents=True)
@@ -50,27 +48,27 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, UTF-8, that is complete or absent; raises what `whole_file` does."""
+    """Write a text file atomically, in UTF-8; raises the errors of `whole_file`."""
     with whole_file(file) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def written_for(target: Path, partial: Path) -> Iterator[None]:
-    """Errors of writing to ``partial`` are said of ``target``; one that names a file elsewhere stays as it is.
+    """Make errors of writing to ``partial`` name ``target``; errors about other files stay unchanged.
 
     Raises:
-        OSError: any of them; names ``target``.
+        OSError: the changed or unchanged error.
     """
     try:
         yield
     except OSError as error:
-        told = str(error).replace(str(partial), str(target))
-        # The system's own errors carry a number. Those of a write carry no name, those of open and rename do.
-        if error.errno is not None and (error.filename is None or told != str(error)):
-            raise OSError(f"{target}: writing failed ({told}); nothing of it was kept") from error
-        if told != str(error):  # said of a file in it already
-            raise OSError(told) from error
+        message = str(error).replace(str(partial), str(target))
+        # Errors of the system carry a number; those of a write carry no name, those of open and rename do.
+        if error.errno is not None and (error.filename is None or message != str(error)):
+            raise OSError(f"{target}: writing failed ({message}); nothing of it was kept") from error
+        if message != str(error):  # it already names a file in the folder
+            raise OSError(message) from error
         raise
 
 

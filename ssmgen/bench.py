@@ -1,6 +1,6 @@
 """Short timings on this machine: the scan by backend, one block, and the rates behind ``ssmgen info``'s guess.
 
-Everything is timed in one process, in turn, and medians are compared: single times move with the machine's load.
+Everything is timed in one process, in turn, and medians are compared: single times vary with the machine's load.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ssmgen.models.summary import SCAN_FLOPS
 from ssmgen.ops import backends, selective_scan
 from ssmgen.registry import build
 
-#: What `timings` times of each backend.
+#: The parts that `timings` times for each backend.
 PARTS = ("scan forward", "scan forward + backward", "block forward", "block forward + backward")
 _STATES = 16
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations a second that this machine was measured to do, of matrix products and of scans, in float32."""
+    """Measured float32 throughput of matrix products and of scans, in operations per second."""
 
     device: str
     matrix: float
@@ -34,7 +34,7 @@ class Rates:
 
 
 def default_device() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
+    """``cuda`` if available, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -42,7 +42,7 @@ def rates(device: str) -> Rates:
     """Time a square matrix product and a scan, each for a fraction of a second.
 
     Raises:
-        ValueError: torch has no such device here.
+        ValueError: see `check_device`.
     """
     check_device(device)
     side = 4096 if device == "cuda" else 1024
@@ -55,22 +55,22 @@ def rates(device: str) -> Rates:
     }
     times = measure(calls, 7)
     operations = {"matrix": 2 * side**3, "scan": SCAN_FLOPS * tokens * dim * _STATES}
-    done = {name: operations[name] / statistics.median(seconds) for name, seconds in times.items()}
-    return Rates(device, **done)
+    throughput = {name: operations[name] / statistics.median(seconds) for name, seconds in times.items()}
+    return Rates(device, **throughput)
 
 
 def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> dict[str, dict[str, list[float]]]:
     """Seconds of each part in each round, by part and backend; backends that cannot run here are left out.
 
     Args:
-        tokens: of the sequence; the block sees them as a grid as square as can be.
+        tokens: length of the sequence; the block gets the most nearly square grid of that many tokens.
         dim: width of the block; the scan has the block's ``2 * dim`` channels and 16 states.
         batch: sequences at a time.
-        rounds: timed ones, after one to warm up.
+        rounds: timed rounds, after one warm-up.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: a size below 1, or torch has no such device here.
+        ValueError: a size below 1, or see `check_device`.
     """
     for name, value in (("tokens", tokens), ("dim", dim), ("batch", batch), ("rounds", rounds)):
         if value < 1:
@@ -95,7 +95,7 @@ def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> d
 
 
 def usable(device: str) -> list[str]:
-    """The backends that run on a device, the one ``auto`` takes first."""
+    """The backends that run on a device; the one that ``auto`` takes comes first."""
     report = backends()
     elsewhere = {"cpu": ("triton", "mamba-ssm"), "cuda": ("cpu",)}[device]
     found = [name for name, status in report.items() if status.available and name not in elsewhere]
@@ -103,19 +103,19 @@ def usable(device: str) -> list[str]:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Reject an unavailable device.
 
     Raises:
-        ValueError: torch has no such device here.
+        ValueError: not ``cpu`` or ``cuda``, or torch sees no CUDA device.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch sees no CUDA device here; 'ssmgen doctor' says what it sees")
+        raise ValueError("device cuda: torch sees no CUDA device here; 'ssmgen doctor' lists what it sees")
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each of the rounds, taken in turn after one warm-up of each."""
+    """Seconds of each call in each round; the calls take turns, after one warm-up of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-1, rounds):
         for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""Optional packages, each behind an extra of the installation."""
+"""Optional packages, which extras of the installation bring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
-        ImportError: it is not installed; the message names the extra that brings it.
+        ImportError: the package is not installed; names the extra that brings it.
     """
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise ImportError(f"this needs {module}, which is not installed: pip install 'ssmgen[{extra}]'")

@@ -1,15 +1,13 @@
-"""Images to latents and back: identity, and diffusers' AutoencoderTiny and AutoencoderKL, with their scale and shift.
+"""Autoencoders: identity, and diffusers' AutoencoderTiny and AutoencoderKL with their scale and shift.
 
-Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder output - shift) * scale``, about unit size,
-so that it fits noise of unit variance. Scale and shift travel with the weights and into every cache and checkpoint.
+Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder output - shift) * scale``, of about unit
+variance like the noise. Scale and shift are saved with the weights and recorded in every cache and checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -18,28 +16,28 @@ from torch import Tensor, nn
 
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
+from ssmgen.hub import HUB_ID, download_file
 from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Pixels that a CPU encodes or decodes at a time, four images of 128 x 128: what one layer writes is then still in the
+# Pixels that a CPU encodes or decodes at a time, four images of 128 x 128: the output of one layer is then still in the
 # processor's cache when the next layer reads it.
 _PIXELS_AT_ONCE = 4 * 128 * 128
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CLASSES = {"autoencoder-tiny": "AutoencoderTiny", "autoencoder-kl": "AutoencoderKL"}  # in diffusers
 
 
 class Autoencoder(Protocol):
-    """What the rest of the library asks of an autoencoder.
+    """The interface of an autoencoder.
 
     Attributes:
         name: the registered name.
         channels: channels of a latent.
         factor: image pixels per latent pixel along a side.
-        scale, shift: what the encoder's output is normalised with.
+        scale, shift: normalisation of the encoder's output.
     """
 
     name: str
@@ -59,7 +57,7 @@ class Autoencoder(Protocol):
 
 @register("autoencoder", "identity")
 class Identity(nn.Module):
-    """Pixels are the latents: what a pixel-space model uses."""
+    """The autoencoder of a pixel-space model: latents are the images."""
 
     name = "identity"
     channels = 3
@@ -77,15 +75,15 @@ class Identity(nn.Module):
         return latents
 
     def describe(self) -> dict[str, Any]:
-        """What a cache or checkpoint records, so that a mismatch is found."""
+        """The record for a cache or checkpoint, by which a mismatch is detected."""
         return {"name": self.name, "weights": None, "scale": self.scale, "shift": self.shift}
 
 
 class _DiffusersAutoencoder(nn.Module):
-    """Frozen weights of a diffusers autoencoder behind one pair of calls.
+    """A frozen diffusers autoencoder as an `Autoencoder`.
 
-    On a CPU the network computes channels last and a few images at a time, so that an image differs by rounding at most
-    from the same image in another batch. What both calls return is contiguous.
+    On a CPU the network runs channels last and a few images at a time, so an image depends on its batch by rounding at
+    most. The results are contiguous.
     """
 
     name: str
@@ -103,27 +101,27 @@ class _DiffusersAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(batch, 3, h, w)`` in [-1, 1] to contiguous latents ``(batch, channels, h/factor, w/factor)``."""
+        """Encode images ``(batch, 3, h, w)`` in [-1, 1] to latents ``(batch, channels, h/factor, w/factor)``."""
         _check_images(images, self.factor)
         return (self._in_parts(self._encode, images, images[0, 0].numel()) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to images in [-1, 1], contiguous."""
+        """Decode latents ``(batch, channels, h, w)`` to images ``(batch, 3, h*factor, w*factor)`` in [-1, 1]."""
         if latents.dim() != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"latents must be (batch, {self.channels}, height, width), got {tuple(latents.shape)}")
         pixels = latents.shape[2] * latents.shape[3] * self.factor**2
         return self._in_parts(self._decode, latents / self.scale + self.shift, pixels).clamp(-1, 1)
 
     def describe(self) -> dict[str, Any]:
-        """Name, hash of the weights, scale and shift: what a cache or checkpoint records to find a mismatch."""
+        """Name, hash of the weights, scale and shift, as a cache or checkpoint records them to detect a mismatch."""
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
     def save(self, folder: Path) -> None:
-        """Write it in diffusers' layout, with scale and shift, to be read back as ``source``.
+        """Write a folder in diffusers' layout, with scale and shift, that can be the ``source`` of an autoencoder.
 
         Raises:
-            OSError: the disk is full or cannot be written; names the file.
+            OSError: the disk is full or not writable; names the file.
         """
         self.network.register_to_config(scaling_factor=self.scale, shift_factor=self.shift)
         save_network(self.network, folder)
@@ -135,22 +133,22 @@ class _DiffusersAutoencoder(nn.Module):
         return self.network.decode(latents).sample
 
     def _in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-        """``run(x)``, in the layout and batches that the device computes fastest; ``pixels`` are those of one image."""
+        """``run(x)`` in the fastest layout and batches for the device; ``pixels`` is the size of one image."""
         if x.device.type != "cpu":
             return run(x).contiguous()
         parts = x.contiguous(memory_format=torch.channels_last).split(max(1, _PIXELS_AT_ONCE // max(1, pixels)))
         return torch.cat([run(part) for part in parts]).contiguous()
 
     def _lay_out(self) -> None:
-        """Weights channels last on a CPU: each convolution would otherwise copy its input and output to reorder them.
+        """Store weights channels last on a CPU, where each convolution would otherwise reorder its input and output.
 
-        Other devices have not been timed and keep torch's own layout.
+        Other devices have not been timed and keep torch's default layout.
         """
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.network.parameters())
         self.network.to(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What ``to``, ``cuda`` and the like are made of: the layout follows the device."""
+        """Let the layout follow the device; ``to``, ``cuda`` and the like call this."""
         super()._apply(fn, recurse)
         self._lay_out()
         return self
@@ -166,9 +164,8 @@ class TinyAutoencoder(_DiffusersAutoencoder):
         scale, shift: replace those of the configuration.
 
     Raises:
-        FileNotFoundError: a local path without the files, naming what was looked for.
-        ValueError: another class of autoencoder, or a weight that is missing, unknown or of another shape; names the
-            file.
+        FileNotFoundError: a local path lacks the files; names the expected ones.
+        ValueError: another class of autoencoder, or a weight is missing, unknown or of another shape; names the file.
     """
 
     name = "autoencoder-tiny"
@@ -190,9 +187,8 @@ class KLAutoencoder(_DiffusersAutoencoder):
         scale, shift: replace those of the configuration (0.18215 for Stable Diffusion 1's).
 
     Raises:
-        FileNotFoundError: a local path without the files, naming what was looked for.
-        ValueError: another class of autoencoder, or a weight that is missing, unknown or of another shape; names the
-            file.
+        FileNotFoundError: a local path lacks the files; names the expected ones.
+        ValueError: another class of autoencoder, or a weight is missing, unknown or of another shape; names the file.
     """
 
     name = "autoencoder-kl"
@@ -218,24 +214,24 @@ def _check_images(images: Tensor, factor: int) -> None:
 
 
 def _local_folder(source: str) -> Path | None:
-    """The folder a source names, or None where it is a hub id."""
+    """The folder that a source names, or None for a hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or not _HUB_ID.fullmatch(source) or source.startswith("."):
+    if path.exists() or not HUB_ID.fullmatch(source):
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
     return None
 
 
 def autoencoder_at(source: str) -> str:
-    """The registered name of the autoencoder that a source holds, for `ssmgen.build`.
+    """The registered name of the autoencoder in a source, for `ssmgen.build`.
 
     Args:
         source: a folder or hub id, as `TinyAutoencoder` and `KLAutoencoder` take it.
 
     Raises:
-        FileNotFoundError: a local path without the files, naming what was looked for.
-        ValueError: it is of a class that no autoencoder here reads.
+        FileNotFoundError: a local path lacks the files; names the expected ones.
+        ValueError: the class is none of those supported here.
     """
     if _taesd_files(source):
         return TinyAutoencoder.name
@@ -245,7 +241,7 @@ def autoencoder_at(source: str) -> str:
             return name
     if kind is None:
         raise ValueError(
-            f"{source}: its config.json names no class: say which it is by autoencoder={' or '.join(_CLASSES)}"
+            f"{source}: its config.json names no class: choose one with autoencoder={' or '.join(_CLASSES)}"
         )
     raise ValueError(
         f"{source}: its config.json names the class {kind}; there are autoencoders for {', '.join(_CLASSES.values())}"
@@ -253,23 +249,23 @@ def autoencoder_at(source: str) -> str:
 
 
 def save_network(network: Any, folder: Path) -> None:
-    """Write an autoencoder of diffusers in its layout, without where it was read from.
+    """Write a diffusers autoencoder in diffusers' layout, without the path it was loaded from.
 
     Raises:
-        OSError: the disk is full or cannot be written; names the file.
+        OSError: the disk is full or not writable; names the file.
     """
     network = unwrapped(network)
     config = json.loads(network.to_json_string())
     config.pop("_name_or_path", None)
     if config["_class_name"] == "AutoencoderTiny":
-        config.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it back
+        config.pop("block_out_channels", None)  # diffusers writes it and warns when it reads it
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder / "diffusion_pytorch_model.safetensors", tensors_of(network), {"format": "pt"})
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _from_pretrained(name: str, source: str) -> Any:
-    """The network of a source, every weight of it read and none made up."""
+    """The network of a source, with every weight read from it."""
     import diffusers
 
     kind, found = _CLASSES[name], _class_at(source)
@@ -279,14 +275,12 @@ def _from_pretrained(name: str, source: str) -> Any:
         raise ValueError(f"{source}: its config.json names the class {found}, and {name} reads {kind}: {fix}")
     folder = _local_folder(source)
     settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-    if folder is None:
-        print(f"loading {source} from the hub (or its local cache)", file=sys.stderr)
-    else:
+    if folder is not None:
         settings["local_files_only"] = True
     try:
         network, report = getattr(diffusers, kind).from_pretrained(
             folder or source,
-            low_cpu_mem_usage=False,  # it needs accelerate, for little here
+            low_cpu_mem_usage=False,  # True would need accelerate
             **settings,
         )
     except (RuntimeError, ValueError) as error:
@@ -297,20 +291,20 @@ def _from_pretrained(name: str, source: str) -> Any:
 
 
 def _check_report(report: Any, kind: str, source: str) -> None:
-    """diffusers makes up weights that a file lacks, and drops those it does not know."""
+    """Reject missing and unknown weights: diffusers would initialise the former and drop the latter."""
     lacking, unknown = report["missing_keys"], report["unexpected_keys"]
     if lacking or unknown:
-        told = f"lacks {len(lacking)} weight(s) of {kind}" if lacking else f"holds {len(unknown)} weight(s) too many"
+        fault = f"lacks {len(lacking)} weight(s) of {kind}" if lacking else f"holds {len(unknown)} weight(s) too many"
         raise ValueError(
-            f"{_weights_at(source)}: {told}, the first {min(lacking or unknown)}: it is damaged, or its config.json is "
-            "another's"
+            f"{_weights_at(source)}: {fault}, the first {min(lacking or unknown)}: it is damaged, or "
+            "its config.json is another's"
         )
 
 
 def _class_at(source: str) -> str | None:
-    """The class that a source's config.json names; None where it names none."""
+    """The class that a source's config.json names, or None."""
     folder = _local_folder(source)
-    file = folder / "config.json" if folder else _config_on_hub(source)
+    file = folder / "config.json" if folder else download_file(source, "config.json")
     if folder and not (file.is_file() and files_with(folder, {".safetensors"})):
         raise FileNotFoundError(
             f"{folder}: expected config.json and *.safetensors as diffusers saves them, or TAESD's own pair of "
@@ -319,48 +313,37 @@ def _class_at(source: str) -> str | None:
     try:
         return json.loads(file.read_text(encoding="utf-8-sig")).get("_class_name")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: is no configuration of an autoencoder ({error})") from error
-
-
-def _config_on_hub(source: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(source, "config.json"))
-    except Exception as error:  # the hub, the HTTP library and the file system each have their own
-        raise FileNotFoundError(
-            f"{source}: no such folder here, and could not be fetched from the hub: {error}"
-        ) from error
+        raise ValueError(f"{file}: not a configuration of an autoencoder ({error})") from error
 
 
 def _weights_at(source: str) -> Path | str:
-    """What to call the weights of a source: their file, where it is one."""
+    """The name of a source's weights for messages: their file if there is only one."""
     folder = _local_folder(source)
     files = files_with(folder, {".safetensors"}) if folder else []
     return files[0] if len(files) == 1 else source
 
 
 def _taesd_files(source: str) -> tuple[Path, Path] | None:
-    """TAESD's own pair of files in a folder, if there is one."""
+    """TAESD's own pair of files in a folder, or None."""
     folder = _local_folder(source)
     files = {file.stem: file for file in files_with(folder, {".safetensors"})} if folder else {}
     names = [stem.removesuffix("_encoder") for stem in files if stem.endswith("_encoder")]
     pairs = [(files[f"{name}_encoder"], files[f"{name}_decoder"]) for name in names if f"{name}_decoder" in files]
     if len(pairs) > 1:
-        held = ", ".join(encoder.name for encoder, _ in pairs)
-        raise ValueError(f"{source}: holds {len(pairs)} autoencoders ({held}): give each its own folder")
+        found = ", ".join(encoder.name for encoder, _ in pairs)
+        raise ValueError(f"{source}: holds {len(pairs)} autoencoders ({found}): give each its own folder")
     return pairs[0] if pairs else None
 
 
 def _from_taesd_files(encoder: Path, decoder: Path) -> Any:
-    """TAESD's bare ``nn.Sequential`` weights in diffusers' class, which does not count the decoder's clamp."""
+    """TAESD's ``nn.Sequential`` weights in diffusers' class, whose numbering leaves out the decoder's clamp."""
     import diffusers
 
     encoder_weights, decoder_weights = _taesd_weights(encoder, 0), _taesd_weights(decoder, -1)
     last = max((int(name.split(".")[1]) for name in encoder_weights), default=0)
     bias = encoder_weights.get(f"layers.{last}.bias")
     if bias is None:
-        raise ValueError(f"{encoder}: its last layer has no bias, as that of TAESD's encoder has")
+        raise ValueError(f"{encoder}: its last layer has no bias, unlike that of TAESD's encoder")
     network: Any = diffusers.AutoencoderTiny(latent_channels=len(bias))
     load_weights(network.encoder, encoder, encoder_weights)
     load_weights(network.decoder, decoder, decoder_weights)

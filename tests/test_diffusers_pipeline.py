@@ -6,24 +6,19 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from pipelines import random_pipe
 
 import ssmgen
 from ssmgen import MaskToImage, initial_noise
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
-from ssmgen.diffusers_pipeline import MaskToImagePipeline, SchedulerSolver, dynamic_shift
-from ssmgen.pipeline import Recipe
+from ssmgen.pipeline import MaskToImagePipeline, SchedulerSolver, dynamic_shift
 
-ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 MASK = draw_face(2, 32)[1]
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    model = ssmgen.build("sisma-debug", **ARGS)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return MaskToImage(model, ssmgen.build("identity"), Recipe("sisma-debug", ARGS, "identity", 32, CELEBAMASK19))
+    return random_pipe()
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
@@ -94,7 +89,7 @@ def test_it_is_loaded_as_a_pipeline_is(pipe, tmp_path):
     theirs.scheduler = diffusers.FlowMatchHeunDiscreteScheduler.from_config(theirs.scheduler.config)
     assert len(theirs([MASK, MASK], num_inference_steps=2).images) == 2
     theirs.scheduler = diffusers.DDIMScheduler()
-    with pytest.raises(TypeError, match="DDIMScheduler is no flow-matching scheduler"):
+    with pytest.raises(TypeError, match="DDIMScheduler is not a flow-matching scheduler"):
         theirs(MASK)
 
 
@@ -184,7 +179,7 @@ def test_dynamic_shifting_goes_by_the_number_of_tokens(pipe, scheduler):
 def test_calls_that_cannot_be_are_explained(pipe):
     theirs = MaskToImagePipeline(pipe)
     for settings, message in (
-        ({"generator": 3}, "generator is a torch.Generator, .* or a list of them, got 3"),
+        ({"generator": 3}, "generator must be a torch.Generator, .* or a list of them, got 3"),
         ({"num_inference_step": 3}, "MaskToImagePipeline takes no 'num_inference_step'. Did you mean 'num_inference_s"),
     ):
         with pytest.raises(TypeError, match=message):
@@ -192,9 +187,9 @@ def test_calls_that_cannot_be_are_explained(pipe):
 
 
 def test_a_scheduler_of_another_kind_is_refused(pipe):
-    with pytest.raises(TypeError, match="DDIMScheduler is no flow-matching scheduler"):
+    with pytest.raises(TypeError, match="DDIMScheduler is not a flow-matching scheduler"):
         MaskToImagePipeline(pipe, diffusers.DDIMScheduler())
-    with pytest.raises(TypeError, match="UniPCMultistepScheduler is no flow-matching scheduler.*use_flow_sigmas=True"):
+    with pytest.raises(TypeError, match="UniPCMultistepScheduler is not a flow-.*use_flow_sigmas=True"):
         MaskToImagePipeline(pipe, diffusers.UniPCMultistepScheduler())
     with pytest.raises(TypeError, match="invert_sigmas"):
         MaskToImagePipeline(pipe, diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))

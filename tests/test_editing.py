@@ -2,25 +2,17 @@
 
 import pytest
 import torch
+from pipelines import random_pipe
 
-import ssmgen
-from ssmgen import MaskToImage, editing
 from ssmgen.data import CELEBAMASK19, draw_face
-from ssmgen.editing import edit, interpolate, variations
-from ssmgen.pipeline import Recipe
+from ssmgen.pipeline import edit, editing, interpolate, variations
 
-ARGS = {"in_channels": 3, "mask_scale": 1, "patch_size": 4, "mask_dropout": 0.1, "dim": 96}
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    model = ssmgen.build("sisma-debug", **ARGS)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    recipe = Recipe("sisma-debug", ARGS, "identity", SIZE, CELEBAMASK19, {"solver": "heun", "steps": 12})
-    return MaskToImage(model, ssmgen.build("identity"), recipe)
+    return random_pipe({"solver": "heun", "steps": 12})
 
 
 @pytest.fixture(scope="module")

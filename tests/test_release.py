@@ -203,7 +203,7 @@ def test_the_packaged_model_follows_its_mask():
 def test_a_strict_type_checker_sees_the_types(clean_python, tmp_path):
     """A user's ``mypy --strict`` accepts right calls and finds wrong ones."""
     (tmp_path / "right.py").write_text(
-        "import torch\nimport ssmgen\nfrom ssmgen.editing import interpolate\nfrom ssmgen.pipeline import Recipe\n\n"
+        "import torch\nimport ssmgen\nfrom ssmgen.pipeline import Recipe, interpolate\n\n"
         "pipe = ssmgen.MaskToImage.from_pretrained('folder')\nrecipe: Recipe = pipe.recipe\n"
         "noise: torch.Tensor = ssmgen.initial_noise([0], (4, 16, 16))\nsize: tuple[int, int, int] = pipe.latent_size\n"
         "images = interpolate(pipe, 'mask.png', seeds=(0, 1), steps=4)\n"

@@ -3,9 +3,9 @@
 import resource
 from contextlib import contextmanager
 
-import diffusers
 import pytest
 import torch
+from networks import tiny_network
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -104,20 +104,11 @@ def checkpoint(folder):
     save_checkpoint(folder / "checkpoints", 1, model=model, ema=model, optimizer=optimizer, state={})
 
 
-def tiny():
-    return diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    )
-
-
 WRITERS = {
     "checkpoints/step-00000001": checkpoint,
     "new": lambda folder: pipe().save_pretrained(folder / "new"),
     "cache": lambda folder: write_latent_cache(Pairs(), build("identity"), folder / "cache"),
-    "diffusion_pytorch_model.safetensors": lambda folder: save_network(tiny(), folder),
+    "diffusion_pytorch_model.safetensors": lambda folder: save_network(tiny_network(), folder),
     "w.safetensors": lambda folder: write_weights(folder / "w.safetensors", {"a": torch.zeros(9999)}),
     "p.png": lambda folder: write_png(folder / "p.png", torch.randint(0, 256, (3, 64, 64)).to(torch.uint8)),
 }

@@ -49,7 +49,7 @@ from recipes.sisma.runs import LoadedRun, all_processes, check_writable, find_ru
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FID_PROTOCOLS
-from ssmgen.model_folder import SAMPLING
+from ssmgen.pipeline import SAMPLING
 from ssmgen.training import progress_bar
 
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4

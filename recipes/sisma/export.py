@@ -19,8 +19,8 @@ from recipes.sisma.evaluate import summary
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.runs import LoadedRun, as_pipeline, check_writable, find_run, load_run
 from ssmgen import MaskToImage
-from ssmgen.model_card import NAME, model_card
 from ssmgen.pipeline import SAVED_DTYPES
+from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.training import schedule_changes
 
 # License lines of a card's metadata, and what it says of the data.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +20,8 @@ from ssmgen import MaskToImage, build, initial_noise, sample
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
-from ssmgen.model_folder import SAMPLING, Recipe, check_sampling
+from ssmgen.hub import HUB_ID, download_folder
+from ssmgen.pipeline import SAMPLING, Recipe, check_sampling
 from ssmgen.training import (
     CheckpointError,
     check_launch,
@@ -186,20 +186,10 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
     """
     if not name.startswith("hf://"):
         return Path(name)
-    owner, _, repository = name.removeprefix("hf://").partition("/")
-    if not owner or not repository or "/" in repository:
+    repository = name.removeprefix("hf://")
+    if not HUB_ID.fullmatch(repository):
         raise ValueError(f"{name}: expected hf://OWNER/NAME")
-    import huggingface_hub
-
-    folder = copies / f"{owner}--{repository}"
-    print(f"fetching {name} into {folder}", file=sys.stderr)
-    try:
-        huggingface_hub.snapshot_download(
-            f"{owner}/{repository}", local_dir=folder, allow_patterns=["config.yaml", "checkpoints/*"]
-        )
-    except Exception as error:  # the hub, the HTTP library and the file system each have their own
-        raise FileNotFoundError(f"{name}: could not be fetched: {error}") from error
-    return folder
+    return download_folder(repository, ["config.yaml", "checkpoints/*"], folder=copies / repository.replace("/", "--"))
 
 
 def all_processes() -> Any:

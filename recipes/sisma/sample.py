@@ -18,8 +18,8 @@ from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, sampling_settings
 from ssmgen.data.files import files_with, stem_of
 from ssmgen.data.images import write_png
-from ssmgen.model_folder import SAMPLING
 from ssmgen.noise import image_seeds
+from ssmgen.pipeline import SAMPLING
 
 
 @dataclass

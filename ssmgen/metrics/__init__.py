@@ -1,4 +1,4 @@
-"""What is measured of generated images."""
+"""Metrics of generated images."""
 
 from ssmgen.metrics.backbones import InceptionTrunk, SqueezeNetTrunk, lpips_network, published_lpips
 from ssmgen.metrics.counted import gather

@@ -1,7 +1,7 @@
-"""The networks that FID, KID and LPIPS are defined by, with their published weights.
+"""The networks that define FID, KID and LPIPS, with their published weights.
 
-Weights come from a folder of the user's; only ``download=True`` fetches them. A file is read after its SHA-256 is
-checked, and never unpickled freely.
+Weights are read from a folder; only ``download=True`` fetches them. The SHA-256 of a file is checked before it is
+loaded, with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ssmgen.weights import load_weights
 
 @dataclass(frozen=True)
 class Weights:
-    """A published file: its name, where it is published, and its SHA-256."""
+    """A published file: its name, address and SHA-256."""
 
     file: str
     url: str
@@ -36,20 +36,19 @@ class Weights:
         """The verified file in ``folder``.
 
         Raises:
-            FileNotFoundError: it is not there, and ``download`` is False or there is no network; the message names the
-                file and its address.
-            ValueError: its content is not the published one.
+            FileNotFoundError: the file is missing and ``download`` is False or failed; names the file and its address.
+            ValueError: the content is not the published one.
         """
         path = Path(folder).expanduser() / self.file
         if not path.is_file() and not download:
-            raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or ask for it with download=true.")
+            raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or set download=true.")
         if not path.is_file():
             self._fetch(path)
         self._check(path, path)
         return path
 
     def _fetch(self, path: Path) -> None:
-        """Under its name only what is whole and right; a second process may do the same."""
+        """Download and verify under a temporary name; another process may do the same."""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with whole_file(path) as partial:
@@ -75,7 +74,7 @@ INCEPTION = Weights(
 
 
 def alexnet_weights() -> Weights:
-    """AlexNet's published weights, from where torchvision has them."""
+    """AlexNet's weights as torchvision publishes them."""
     published = require("torchvision.models", extra="metrics").AlexNet_Weights.IMAGENET1K_V1
     sha256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
     return Weights("alexnet-owt-7be5be79.pth", published.url, sha256)
@@ -91,7 +90,7 @@ def sha256_of(path: Path) -> str:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """SHA-256 over names and values of a network's state, whatever file it came from."""
+    """SHA-256 over the names and values of a network's state, independent of the file it came from."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -101,21 +100,21 @@ def weights_hash(network: nn.Module) -> str:
 class InceptionTrunk(nn.Module):
     """The 2015 Inception network of FID and KID: images to its 2048 pooled features.
 
-    The network is torch-fidelity's. What stands before it differs between papers, and moves FID by whole points:
+    The network is torch-fidelity's. Papers differ in the preprocessing, which changes FID by whole points:
 
-    - ``"tf1"``: torch-fidelity's own, TensorFlow 1's bilinear resizing of the 8-bit image to 299;
-    - ``"torch"``: pytorch-fid's and OASIS's, bilinear resizing without corners aligned, values to [-1, 1];
-    - ``"antialias"``: bicubic with antialiasing, as clean-fid argues for.
+    - ``"tf1"``: torch-fidelity's, TensorFlow 1's bilinear resizing of the 8-bit image to 299;
+    - ``"torch"``: pytorch-fid's and OASIS's, bilinear resizing without aligned corners, values in [-1, 1];
+    - ``"antialias"``: bicubic with antialiasing, as clean-fid recommends.
 
     Args:
         state: the network's weights, as in the published file.
         resize: one of the three.
-        side: pixels a side to which scikit-image resizes the images before, as OASIS does; 0 leaves them. The values
-            stay unrounded, so ``"tf1"``, which takes 8 bits, cannot follow.
+        side: side in pixels to which scikit-image first resizes the images, as OASIS does; 0 skips this. It leaves
+            unrounded values, so it cannot be combined with ``"tf1"``, which takes 8 bits.
 
     Attributes:
-        protocol: what an image goes through, for the string beside a number.
-        weights: SHA-256 of the weights: of the published file, or of the given state.
+        protocol: the preprocessing and network, for the string beside a number.
+        weights: SHA-256 of the published file, or of the given state.
     """
 
     feature_size = 2048
@@ -131,7 +130,7 @@ class InceptionTrunk(nn.Module):
                 f"side must be 0 for resize='tf1' and at least 0 for the others, got {side} and {resize!r}"
             )
         module = require("torch_fidelity.feature_extractor_inceptionv3", extra="metrics")
-        buffer = io.BytesIO()  # torch-fidelity unpickles what it is given: it gets what we have read safely
+        buffer = io.BytesIO()  # torch-fidelity unpickles its input, so it gets weights that were loaded safely
         torch.save(state, buffer)
         buffer.seek(0)
         self.network = module.FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=buffer)
@@ -144,14 +143,14 @@ class InceptionTrunk(nn.Module):
     def published(
         cls, folder: Path | str, resize: str = "tf1", side: int = 0, *, download: bool = False
     ) -> InceptionTrunk:
-        """With the published weights; see `Weights.find` for the errors."""
+        """The trunk with the published weights; see `Weights.find` for the errors."""
         trunk = cls(torch.load(INCEPTION.find(folder, download=download), weights_only=True), resize, side)
         trunk.weights = INCEPTION.sha256
         return trunk
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 ``(batch, 3, h, w)`` to ``(batch, 2048)``."""
+        """Features ``(batch, 2048)`` of uint8 images ``(batch, 3, h, w)``."""
         check_uint8(images)
         device = next(self.network.parameters()).device
         if self.resize == "tf1":
@@ -168,16 +167,16 @@ class InceptionTrunk(nn.Module):
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
-    """By scikit-image, to float32 in 0..255 that is not rounded."""
+    """Images resized by scikit-image, unrounded float32 in [0, 255]."""
     resize = require("skimage.transform", extra="metrics").resize
     scaled = [resize(image.movedim(0, -1).float().cpu().numpy(), (side, side, 3)) for image in images]
     return torch.stack([torch.from_numpy(image).movedim(-1, 0) for image in scaled]).float()
 
 
 class SqueezeNetTrunk(nn.Module):
-    """SqueezeNet 1.1's pooled ImageNet features: a small stand-in where Inception's weights cannot be had.
+    """SqueezeNet 1.1's pooled ImageNet features: a small substitute if Inception's weights are unavailable.
 
-    What is computed from them is a proxy under its own name: neither FID nor KID nor LPIPS.
+    Distances of these features are reported as a proxy, not as FID, KID or LPIPS.
 
     Args:
         file: safetensors in torchvision's layout, for BGR images in 0..255 minus ImageNet's mean.
@@ -201,13 +200,13 @@ class SqueezeNetTrunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 ``(batch, 3, h, w)`` to ``(batch, 512)``."""
+        """Features ``(batch, 512)`` of uint8 images ``(batch, 3, h, w)``."""
         check_uint8(images)
         return self.network(images.to(self.mean.device).flip(1).float() - self.mean).mean(dim=(2, 3))
 
 
 def check_uint8(images: Tensor) -> None:
-    """Images must be uint8 ``(batch, 3, h, w)``: what an 8-bit RGB file holds, no grey and no alpha."""
+    """Raise ValueError unless images are uint8 RGB ``(batch, 3, h, w)``."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images must be uint8 (batch, 3, height, width), got {images.dtype} {tuple(images.shape)}; "
@@ -219,13 +218,13 @@ def lpips_network(alexnet: dict[str, Tensor]) -> Any:
     """The lpips package's AlexNet metric with its calibrated layers, over the given trunk.
 
     Args:
-        alexnet: weights of torchvision's AlexNet; its classifier is not used.
+        alexnet: weights of torchvision's AlexNet; the classifier is not used.
 
     Returns:
-        A module that maps two batches in [-1, 1] to distances ``(batch, 1, 1, 1)``.
+        A module that maps two batches ``(batch, 3, h, w)`` in [-1, 1] to distances ``(batch, 1, 1, 1)``.
 
     Raises:
-        ValueError: weights of a layer are missing or are no layer's.
+        ValueError: weights are missing or unknown.
     """
     lpips = require("lpips", extra="metrics")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a metric has counted, by image: whatever batches and processes the images came in, the sum is the same."""
+"""Counts of a metric by image, so that results do not depend on batches or processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class Counting(Protocol):
-    """A metric: what it has ``counted`` lies under the id of each image or mask."""
+    """A metric with its counts by the id of an image or mask."""
 
     counted: dict[str, Any]
 
 
 def join(mine: dict[str, T], theirs: Mapping[str, T]) -> None:
-    """Take over what another process has counted.
+    """Add the counts of another process.
 
     Raises:
-        ValueError: both have an image.
+        ValueError: an image is in both.
     """
     both = sorted(mine.keys() & theirs.keys())
     if both:
@@ -30,7 +30,7 @@ def join(mine: dict[str, T], theirs: Mapping[str, T]) -> None:
 
 
 def gather(metric: Counting) -> None:
-    """Give the metric of every process of torch.distributed what all of them have counted; alone, nothing happens.
+    """Give the metric of every torch.distributed process the counts of all; does nothing in a single process.
 
     Raises:
         ValueError: two processes have counted the same image.
@@ -46,12 +46,12 @@ def gather(metric: Counting) -> None:
 
 
 def check_new(ids: list[str], counted: Mapping[str, Any]) -> None:
-    """Refuse an id that occurs twice or was counted before, with a ValueError that names it."""
+    """Raise ValueError if an id occurs twice or was counted before."""
     twice = sorted({id for id in ids if id in counted or ids.count(id) > 1})
     if twice:
         raise ValueError(f"images given twice: {', '.join(twice[:5])}")
 
 
 def list_hash(ids: Iterable[str]) -> str:
-    """SHA-256 over the sorted ids: which images these are."""
+    """SHA-256 over the sorted ids, which identifies the set of images."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()

@@ -15,8 +15,8 @@ from ssmgen.metrics.counted import join, list_hash
 def pairwise_rms(images: Tensor) -> float:
     """Mean root-mean-square difference over all pairs of ``(count, channels, height, width)`` images.
 
-    In the units of the images: for images in [-1, 1], 0 is identical and independent noise is above 0.8. A pixel
-    distance, cheap and without weights; it is not LPIPS.
+    It is in the units of the images: in [-1, 1], identical images give 0 and independent noise more than 0.8. This is
+    a cheap pixel distance without weights, not LPIPS.
 
     Raises:
         ValueError: fewer than two images.
@@ -30,17 +30,18 @@ def pairwise_rms(images: Tensor) -> float:
 class LPIPSDiversity:
     """Mean LPIPS distance over all pairs of images of one mask, and over masks: higher is more diverse.
 
-    As StarGAN v2 and SDM count it, with 10 images a mask and so 45 pairs. It is not quality: noise scores high.
+    As in StarGAN v2 and SDM, which use 10 images and so 45 pairs per mask. It does not measure quality: noise scores
+    high.
 
     Args:
-        network: maps two batches in [-1, 1] to distances, such as `ssmgen.metrics.published_lpips`; a module.
-        pairs: pairs a call of the network; a fixed number, so that results do not depend on other batch sizes.
+        network: a module that maps two batches in [-1, 1] to distances, such as `ssmgen.metrics.published_lpips`.
+        pairs: pairs per call of the network; fixed, so that results do not depend on other batch sizes.
     """
 
     def __init__(self, network: Any, pairs: int = 15) -> None:
         self.network = network
         self.pairs = pairs
-        #: Distance of a mask's images and their shape.
+        #: Mean distance and shape of the images, by mask.
         self.counted: dict[str, tuple[float, tuple[int, ...]]] = {}
 
     @torch.no_grad()
@@ -48,7 +49,7 @@ class LPIPSDiversity:
         """Count the images ``(count, 3, h, w)`` in [-1, 1] of a mask.
 
         Raises:
-            ValueError: fewer than two images, other counts or sizes than before, or a mask counted already.
+            ValueError: fewer than two images, a count or size unlike earlier ones, or a mask counted before.
         """
         _check_count(images)
         if mask in self.counted:
@@ -63,26 +64,26 @@ class LPIPSDiversity:
         self.counted[mask] = distances.mean().item(), shape
 
     def merge(self, other: LPIPSDiversity) -> None:
-        """Take over the masks of another one.
+        """Add the masks of another instance.
 
         Raises:
-            ValueError: both have a mask.
+            ValueError: a mask is in both.
         """
         join(self.counted, other.counted)
 
     def result(self) -> dict[str, Any]:
-        """``value``, the mean over masks, how many ``masks``, the ``protocol``, and the hashes of weights and list.
+        """``value`` (mean over masks), number of ``masks``, ``protocol``, and hashes of ``weights`` and ``list``.
 
         Raises:
-            ValueError: nothing was counted, or processes have counted images of different counts or sizes.
+            ValueError: nothing was counted, or the counts or sizes of images differ between processes.
         """
         if not self.counted:
             raise ValueError("no masks were counted: call update first")
         shapes = sorted(self._shapes())
         if len(shapes) > 1:
             raise ValueError(
-                f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: give every mask as many, "
-                "all of one size"
+                f"the images of some masks are {shapes[0]}, those of others {shapes[1]}: use one count and size for "
+                "all masks"
             )
         samples, _, height, width = shapes[0]
         return {

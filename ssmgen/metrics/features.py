@@ -1,4 +1,4 @@
-"""Distances between two sets of images by the features of a network: FID and KID, and the same over a proxy."""
+"""Distances between two sets of images in the feature space of a network: FID, KID and proxies for them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ssmgen.metrics.counted import check_new, join, list_hash
 
 
 class FeatureSet:
-    """Features of a set of images, each under its image's id.
+    """Features of a set of images by image id.
 
-    Images stream through; what stays is one row each (8 KiB of Inception's). The rows are used in the order of their
-    ids, so that neither batches nor the number of processes change a result (`ssmgen.metrics.gather` joins processes).
+    Only one row per image is kept (8 KiB for Inception). Rows are used in the order of their ids, so results do not
+    depend on batches or the number of processes (`ssmgen.metrics.gather` joins processes).
 
     Args:
-        trunk: images uint8 ``(batch, 3, h, w)`` to features ``(batch, d)``. Its ``protocol``, ``weights`` and
-            ``distances`` say what its numbers go by, see `InceptionTrunk`; without them it goes by its class.
-        of: what the images are, for the string beside a number: ``test`` of a reference, ``seed=0`` of what was made.
+        trunk: a module that maps uint8 images ``(batch, 3, h, w)`` to features ``(batch, d)``. Its ``protocol``,
+            ``weights`` and ``distances`` name its results, see `InceptionTrunk`; its class does if it has none.
+        of: the kind of images, for the protocol string: ``test`` for a reference, ``seed=0`` for generated images.
     """
 
     def __init__(self, trunk: nn.Module, of: str = "") -> None:
@@ -36,7 +36,7 @@ class FeatureSet:
         """Add images ``(batch, 3, h, w)``, uint8, under their ids.
 
         Raises:
-            ValueError: not as many ids as images, an id given twice, or the trunk's input is wrong.
+            ValueError: the numbers of ids and images differ, an id is repeated, or the trunk rejects the images.
         """
         if len(ids) != len(images):
             raise ValueError(f"one id an image: got {len(ids)} ids and {len(images)} images")
@@ -44,10 +44,10 @@ class FeatureSet:
         self.counted |= dict(zip(ids, self.trunk(images).cpu(), strict=True))
 
     def merge(self, other: FeatureSet) -> None:
-        """Take over the rows of another set.
+        """Add the rows of another set.
 
         Raises:
-            ValueError: both have an image.
+            ValueError: an image is in both.
         """
         join(self.counted, other.counted)
 
@@ -59,16 +59,16 @@ class FeatureSet:
         return torch.stack([self.counted[id] for id in sorted(self.counted)])
 
     def list_hash(self) -> str:
-        """SHA-256 over the sorted ids: which images these are."""
+        """SHA-256 over the sorted ids, which identifies the set of images."""
         return list_hash(self.counted)
 
     def feature_hash(self) -> str:
-        """SHA-256 over the features: which statistics were compared with."""
+        """SHA-256 over the features, which identifies the statistics."""
         return hashlib.sha256(self.matrix().numpy().tobytes()).hexdigest()
 
 
 def frechet_distance(generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
-    """Frechet distance between two Gaussians fitted to the features; FID where the trunk is Inception's.
+    """Frechet distance between Gaussians fitted to the features; FID if the trunk is Inception's.
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` (Heusel et al. 2017, arXiv 1706.08500, eq. 6), by torch-fidelity.
 
@@ -77,27 +77,27 @@ def frechet_distance(generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
         ``weights``, of both lists and of the reference's features.
 
     Raises:
-        ValueError: fewer than two images in a set, which have no covariance, or sets of different trunks.
+        ValueError: a set has fewer than two images and so no covariance, or the trunks differ.
     """
     _check(generated, real, 2)
     module = require("torch_fidelity.metric_fid", extra="metrics")
-    # float64 throughout: float32 sums over thousands of images move the third digit.
+    # float64 throughout: float32 sums over thousands of images change the third digit.
     first, second = (module.fid_features_to_statistics(s.matrix().double()) for s in (generated, real))
     value = module.fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
     return {"value": value, **_record(0, "", generated, real)}
 
 
 def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int = 1000) -> dict[str, Any]:
-    """Squared maximum mean discrepancy with a cubic kernel; KID where the trunk is Inception's.
+    """Squared maximum mean discrepancy with a cubic kernel; KID if the trunk is Inception's.
 
-    Unbiased at any number of images (Binkowski et al. 2018, arXiv 1801.01401), by torch-fidelity: mean and deviation
-    over 100 random subsets, drawn with a fixed seed.
+    Unbiased for any number of images (Binkowski et al. 2018, arXiv 1801.01401), by torch-fidelity: mean and deviation
+    over 100 random subsets with a fixed seed.
 
     Returns:
         As `frechet_distance`, with the ``deviation`` over subsets of ``subset_size``.
 
     Raises:
-        ValueError: a set has fewer images than ``subset_size``, or sets of different trunks.
+        ValueError: a set has fewer images than ``subset_size``, or the trunks differ.
     """
     _check(generated, real, subset_size)
     module = require("torch_fidelity.metric_kid", extra="metrics")
@@ -128,9 +128,9 @@ def _protocol(features: FeatureSet) -> str:
 
 def _record(which: int, detail: str, generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
     kind = getattr(generated.trunk, "distances", ("frechet", "kernel"))[which]
-    made = f",{generated.of}" if generated.of else ""
+    suffix = f",{generated.of}" if generated.of else ""
     return {
-        "protocol": f"{kind}[{_protocol(generated)}{detail},ref={real.of}{len(real)},n={len(generated)}{made}]",
+        "protocol": f"{kind}[{_protocol(generated)}{detail},ref={real.of}{len(real)},n={len(generated)}{suffix}]",
         "weights": generated.weights,
         "n": len(generated),
         "reference_n": len(real),

@@ -1,4 +1,4 @@
-"""Mask agreement: do parsed images have the labels they were generated from?"""
+"""Mask agreement: whether the parsed labels of generated images match their masks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from ssmgen.metrics.counted import check_new, join, list_hash
 class MaskAgreement:
     """Mean intersection over union and pixel accuracy from one confusion matrix over all images.
 
-    One matrix over the whole set, as segmentation benchmarks do it: the result does not depend on batches or processes.
-    Classes that occur in no true mask are left out of the mean. Which parser made the labels is the caller's: give its
-    name and the hash of its weights, and they stand beside the numbers.
+    As in segmentation benchmarks, one matrix covers the whole set, so the result does not depend on batches or
+    processes. The mean leaves out classes that occur in no true mask.
 
     Args:
-        classes: their names; the position is the id.
-        parser: what made the predicted labels.
-        weights: SHA-256 of its weights.
+        classes: class names; the position is the id.
+        parser: name of the parser that predicts the labels, for the protocol string.
+        weights: SHA-256 of the parser's weights.
 
     Attributes:
-        counted: the confusion matrix of each image ``(classes, classes)``, true by predicted, by its id.
+        counted: confusion matrices ``(classes, classes)``, true by predicted, by image id.
     """
 
     def __init__(self, classes: Sequence[str], parser: str = "", weights: str = "") -> None:
@@ -33,10 +32,10 @@ class MaskAgreement:
         self.counted: dict[str, Tensor] = {}
 
     def update(self, predicted: Tensor, true: Tensor, ids: Sequence[str] | None = None) -> None:
-        """Count a batch of label maps, both integer ``(batch, height, width)``, under their ids, else numbers.
+        """Count label maps, both integer ``(batch, height, width)``, under ``ids`` or consecutive numbers if None.
 
         Raises:
-            ValueError: the shapes differ, a label is no class, or an id is given twice.
+            ValueError: the shapes differ, a label is out of range, or an id is repeated.
         """
         if predicted.shape != true.shape:
             raise ValueError(
@@ -54,17 +53,17 @@ class MaskAgreement:
             self.counted[name] = torch.bincount(row, minlength=count**2).view(count, count)
 
     def merge(self, other: MaskAgreement) -> None:
-        """Take over the images of another one.
+        """Add the images of another instance.
 
         Raises:
-            ValueError: both have an image.
+            ValueError: an image is in both.
         """
         join(self.counted, other.counted)
 
     def result(self) -> dict[str, Any]:
-        """``miou``, ``pixel_accuracy`` and ``iou`` by class name (present classes only), all in [0, 1]; how they came.
+        """``miou``, ``pixel_accuracy`` and ``iou`` by class name (present classes only), all in [0, 1].
 
-        The rest is ``n``, the ``protocol``, the parser's ``weights`` and the hash of the ``list`` of images.
+        Also ``n``, the ``protocol``, the parser's ``weights`` and the hash of the ``list`` of images.
 
         Raises:
             ValueError: nothing was counted.

@@ -1,6 +1,6 @@
-"""Which FID: what stands before the network, and what the generated images are compared with.
+"""FID protocols: the preprocessing, and the real images that generated ones are compared with.
 
-Papers on CelebAMask-HQ differ in both, and FID moves by tens with them; a number is only as good as its protocol.
+Papers on CelebAMask-HQ differ in both, which changes FID by tens; a number means little without its protocol.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class FIDProtocol:
     """A way to compute FID and KID.
 
     Attributes:
-        name: what it is asked for by.
-        side: pixels a side to which images are resized by scikit-image first; 0 leaves them.
-        resize: how the network's 299 pixels come about, see `InceptionTrunk`.
-        reference: which real images: ``test`` or ``train``.
+        name: its name in `FID_PROTOCOLS`.
+        side: side in pixels to which scikit-image first resizes images; 0 skips this.
+        resize: resizing to the network's 299 pixels, see `InceptionTrunk`.
+        reference: the real images, ``test`` or ``train``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class FIDProtocol:
         return self._named(InceptionTrunk.published(folder, self.resize, self.side, download=download))
 
     def trunk(self, state: dict[str, Tensor]) -> InceptionTrunk:
-        """The trunk with other weights than the published ones."""
+        """The trunk with the given weights."""
         return self._named(InceptionTrunk(state, self.resize, self.side))
 
     def _named(self, trunk: InceptionTrunk) -> InceptionTrunk:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters by component, operations per image and step, memory."""
+"""The cost of a model: parameters by component, operations per image and step, memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,26 +14,25 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmgen.nn import SelectiveSSM
 from ssmgen.registry import build
 
-#: Operations of one state update: the exponential counts as one, then decay, input and output (Mamba's own estimate).
+#: Operations per state update, as Mamba estimates them: exponential (counted as one), decay, input and output.
 SCAN_FLOPS = 9
 
 
 @dataclass
 class Summary:
-    """Cost of a model at one latent size.
+    """The cost of a model at one latent size.
 
     Attributes:
-        name: the model's.
+        name: registered name of the model.
         size: side of the latent.
         batch: images at a time.
-        parameters: by component, in the order of the model; "blocks / ..." are summed over the blocks.
-        matrix_flops: floating point operations of matrix products and convolutions for one image and step.
+        parameters: counts by component, in the order of the model; "blocks / ..." are summed over the blocks.
+        matrix_flops: floating-point operations of matrix products and convolutions per image and step.
         scan_flops: those of the selective scans.
-        weight_bytes: float32 weights.
-        activation_bytes: the largest set of tensors that lives during a step without gradients, estimated.
+        weight_bytes: bytes of the float32 weights.
+        activation_bytes: estimated bytes of the largest set of live tensors in a step without gradients.
     """
 
     name: str
@@ -67,47 +67,76 @@ class Summary:
 
 
 def summarize(name: str, size: int | None = None, batch: int = 1) -> Summary:
-    """Count a registered model on the meta device: nothing is computed and no weights are made.
+    """Count a registered model on the meta device, without computing anything or allocating weights.
 
     Args:
-        name: of the model.
-        size: side of the latent; that of a 256 x 256 image where None.
+        name: registered name of the model.
+        size: side of the latent; that of a 256 x 256 image if None.
         batch: images at a time.
 
     Raises:
-        ValueError: unknown name, or a size that the model's patches do not fill.
+        ValueError: unknown name, or a size that is not a multiple of the model's patches.
     """
     with torch.device("meta"):
         model = build(name).eval()
         size = size or 256 // model.mask_scale
         x = torch.zeros(1, model.in_channels, size, size)
         mask = torch.zeros(1, size * model.mask_scale, size * model.mask_scale, dtype=torch.uint8)
-        with FlopCounterMode(display=False) as counter, _widest_moment(model) as widest, torch.no_grad():
-            model(x, torch.zeros(1), mask)
+        with _widest_layer(model) as widest:
+            matrix, scan = count_operations(model, x, torch.zeros(1), mask)
         kept = sum(tensor.numel() for tensor in _tensors(model.condition(mask)))
-    counts = counter.get_flop_counts()["Global"]
-    # The portable scan contracts its states by a batched product; scans are counted below. Attention's stay in.
-    matrix = sum(count for op, count in counts.items() if "bmm" not in str(op) or not _scans(model))
-    tokens = (size // model.patch_size) ** 2
     return Summary(
         name=name,
         size=size,
         batch=batch,
         parameters=_by_component(model),
         matrix_flops=matrix,
-        scan_flops=sum(SCAN_FLOPS * tokens * ssm.d_inner * ssm.d_state for ssm in _scans(model)),
+        scan_flops=scan,
         weight_bytes=4 * sum(p.numel() for p in model.parameters()),
         activation_bytes=4 * batch * (3 * widest[0] + kept),
     )
 
 
+def count_operations(module: nn.Module, *given: Any) -> tuple[int, int]:
+    """Operations of a forward pass: of matrix products and convolutions, and of selective scans.
+
+    Scans are counted by `SCAN_FLOPS`, whatever products a backend makes of them.
+
+    Args:
+        module: any module on the meta device. Modules in it with ``scan`` and ``d_state`` are scans.
+        given: its positional arguments.
+    """
+    with FlopCounterMode(display=False) as counter, _replaced_scans(module) as scanned, torch.no_grad():
+        module(*given)
+    return counter.get_total_flops(), scanned[0]
+
+
 @contextmanager
-def _widest_moment(model: nn.Module) -> Iterator[list[int]]:
-    """The most values that go in and out of any one layer; about three times as many live at that moment."""
+def _replaced_scans(module: nn.Module) -> Iterator[list[int]]:
+    """Replace each scan by a stand-in that only adds up its operations."""
+    operations = [0]
+
+    def stand_in(ssm: Any, u: Tensor, *rest: Any, **named: Any) -> Tensor:
+        operations[0] += SCAN_FLOPS * u.numel() * ssm.d_state
+        return torch.empty_like(u)
+
+    scans: list[Any] = [m for m in module.modules() if all(hasattr(m, name) for name in ("scan", "d_state"))]
+    for ssm in scans:
+        ssm.scan = partial(stand_in, ssm)
+    try:
+        yield operations
+    finally:
+        for ssm in scans:
+            del ssm.scan
+
+
+@contextmanager
+def _widest_layer(model: nn.Module) -> Iterator[list[int]]:
+    """The largest number of input and output values of a layer; about three times as many live at that moment."""
     widest = [0]
 
-    def look(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
-        widest[0] = max(widest[0], sum(tensor.numel() for tensor in [*_tensors(given), *_tensors(made)]))
+    def look(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        widest[0] = max(widest[0], sum(tensor.numel() for tensor in [*_tensors(inputs), *_tensors(outputs)]))
 
     handles = [m.register_forward_hook(look) for m in model.modules() if not list(m.children())]
     try:
@@ -119,10 +148,6 @@ def _widest_moment(model: nn.Module) -> Iterator[list[int]]:
 
 def _tensors(nested: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
-
-
-def _scans(model: nn.Module) -> list[SelectiveSSM]:
-    return [module for module in model.modules() if isinstance(module, SelectiveSSM)]
 
 
 def _by_component(model: nn.Module) -> dict[str, int]:

@@ -16,8 +16,8 @@ from torch import Tensor
 import ssmgen
 from recipes.sisma.demo.errors import InvalidRequest, JobStopped
 from ssmgen import MaskToImage
-from ssmgen.editing import STARTS, edit, interpolate, variations
 from ssmgen.ops import backends
+from ssmgen.pipeline import STARTS, edit, interpolate, variations
 
 MAX_STEPS, MAX_IMAGES, MAX_GUIDANCE, MAX_SEED = 100, 8, 10.0, 2**31 - 1
 _PREVIEW_EVERY = 0.3  # seconds

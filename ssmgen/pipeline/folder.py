@@ -1,4 +1,4 @@
-"""A trained model as a folder: settings, weights, autoencoder and card, on disk, in the package or on the hub."""
+"""The folder of a trained model: settings, weights, autoencoder and card, on disk, in the package or on the hub."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 import math
 import numbers
 import os
-import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,39 +18,39 @@ from torch import nn
 
 from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.labels import LabelSet
+from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.registry import build, closest, find, names
 from ssmgen.weights import load_weights, tensors_of, write_weights
 
 _FORMAT = 1
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
-_PACKAGED = Path(__file__).parent / "pretrained"
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_PACKAGED = Path(__file__).parents[1] / "pretrained"
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "shift": ("above 0", lambda value: value > 0),
     "guidance_scale": ("at least 0", lambda value: value >= 0),
     "guidance_start": ("in [0, 1]", lambda value: 0 <= value <= 1),
 }
-#: What weights may be saved in, as `MaskToImage.save_pretrained` takes it.
+#: The dtypes of saved weights by name, as `MaskToImage.save_pretrained` takes them.
 SAVED_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: The settings of a sampler that a model's folder may fix.
+#: The sampling settings that a recipe may set.
 SAMPLING = ("solver", "steps", *_RANGES)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is beside its weights; ``config.json`` of its folder.
+    """Everything that describes a trained model except its weights; ``config.json`` in its folder.
 
     Attributes:
-        model: its registered name.
-        model_args: what it is built with.
-        autoencoder: the registered name of its autoencoder.
+        model: registered name of the model.
+        model_args: keyword arguments to build it with.
+        autoencoder: registered name of its autoencoder.
         image_size: side of the square images in pixels.
         labels: classes of its masks.
-        sampling: ``solver``, ``steps``, ``shift``, ``guidance_scale`` and ``guidance_start`` where a call names none.
-        about: a line on what it was trained on and can do.
+        sampling: defaults for ``solver``, ``steps``, ``shift``, ``guidance_scale`` and ``guidance_start``.
+        about: one line on what the model was trained on and can do.
 
     Raises:
-        TypeError, ValueError: a field that is none, or a name that is not registered.
+        TypeError, ValueError: an invalid field or an unregistered name.
     """
 
     model: str
@@ -74,10 +72,10 @@ class Recipe:
 
 
 def check_sampling(settings: dict[str, Any]) -> None:
-    """Refuse settings of a sampler that are none.
+    """Check the settings in ``settings``, which may be any of `SAMPLING`.
 
     Raises:
-        ValueError: another key, a value out of range, or no such solver.
+        ValueError: an unknown setting or solver, or a value out of range.
     """
     for name, value in settings.items():
         if name not in SAMPLING:
@@ -95,16 +93,16 @@ def check_sampling(settings: dict[str, Any]) -> None:
 
 
 def packaged() -> list[str]:
-    """Names of the models that come with the package, for `MaskToImage.from_pretrained`."""
+    """Names of the models shipped with the package, for `MaskToImage.from_pretrained`."""
     return sorted(file.parent.name for file in _PACKAGED.glob(f"*/{_CONFIG}"))
 
 
 def locate(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The folder that ``source`` names: itself, the packaged model's, or a copy of a repository on the hub.
+    """The folder for ``source``: the path itself, a packaged model's, or a copy of a repository on the hub.
 
     Raises:
-        FileNotFoundError: it is none of these, or could not be fetched.
-        ValueError: a revision of what is not on the hub.
+        FileNotFoundError: ``source`` is none of these, or could not be fetched.
+        ValueError: ``revision`` is given and ``source`` is a folder or packaged model.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and str(source) in packaged():
@@ -120,33 +118,16 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
         raise FileNotFoundError(
             f"{source}: no such folder, no packaged model (there are: {there}), and not a hub id of the form owner/name"
         )
-    return _downloaded(source, revision, local_files_only)
+    files = [_CONFIG, _WEIGHTS, f"{_AUTOENCODER}/*", _CARD]
+    return download_folder(source, files, revision=revision, local_files_only=local_files_only)
 
 
-def _downloaded(source: str, revision: str | None, local_files_only: bool) -> Path:
-    import huggingface_hub
-
-    print(f"looking for {source} on the hub, or in its local cache", file=sys.stderr)
-    try:
-        copy = huggingface_hub.snapshot_download(
-            source,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=[_CONFIG, _WEIGHTS, f"{_AUTOENCODER}/*", _CARD],
-        )
-    except Exception as error:  # the hub, the HTTP library and the file system each have their own
-        raise FileNotFoundError(
-            f"{source}: no such folder here, and could not be fetched from the hub: {error}"
-        ) from error
-    return Path(copy)
-
-
-def read(folder: Path) -> tuple[Any, Any, Recipe, str]:
-    """Model, autoencoder, recipe and card of a folder.
+def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
+    """Load model, autoencoder, recipe and card from a folder.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of a newer format, or its weights do not fit its model.
+        ValueError: a file is damaged or of a newer format, or the weights do not fit the model.
     """
     recipe = _read_recipe(folder / _CONFIG)
     try:
@@ -160,15 +141,14 @@ def read(folder: Path) -> tuple[Any, Any, Recipe, str]:
     return model, build(recipe.autoencoder, **where), recipe, text
 
 
-def write(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
-    """Write a folder, or replace what is in it of such a folder's files and leave all others.
+def write_folder(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
+    """Write a folder, or replace its files in an existing folder and leave all others.
 
-    Everything is written in full aside before anything is replaced, and ``config.json`` is away while it is: what an
-    interruption leaves is refused by `read` and never a mixture of two models. A folder that is not there yet appears
-    when it is complete.
+    New files are complete before any is replaced, and ``config.json`` is absent during the replacement: `read_folder`
+    rejects what an interruption leaves, so two models are never mixed. A new folder appears only when it is complete.
 
     Raises:
-        OSError: it cannot be written; names the folder.
+        OSError: the folder cannot be written; names it.
     """
     if not folder.exists():
         with whole_folder(folder) as partial:
@@ -201,14 +181,14 @@ def _check_registered(name: Any, kind: str) -> None:
     except ValueError as error:
         if name in names():
             raise
-        raise ValueError(f"{error} If it is your own, import the module that registers it first.") from None
+        raise ValueError(f"{error} If you registered it yourself, import that module first.") from None
 
 
 def _read_recipe(file: Path) -> Recipe:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {file.parent} was not written by MaskToImage.save_pretrained")
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # an editor on Windows may add a byte-order mark
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows may add a byte-order mark
         if content.pop("format") > _FORMAT:
             raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
         labels = content.pop("labels")
@@ -216,4 +196,4 @@ def _read_recipe(file: Path) -> Recipe:
             labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
         return Recipe(labels=LabelSet(**labels), **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: is no configuration of a MaskToImage ({error})") from error
+        raise ValueError(f"{file}: not a MaskToImage configuration ({error})") from error

@@ -1,4 +1,4 @@
-"""A `MaskToImage` behind the calls of a diffusers pipeline, driven by a diffusers scheduler."""
+"""A `MaskToImage` with the interface of a diffusers pipeline, and diffusers schedulers as solvers."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ import torch
 from torch import Tensor
 
 from ssmgen.data.labels import LabelSet
-from ssmgen.pipeline import MaskToImage
+from ssmgen.pipeline.mask_to_image import MaskToImage
 from ssmgen.registry import explained
 from ssmgen.solvers.base import Progress, Solver, Velocity
 
 
 @dataclass
 class ImageOutput:
-    """What a diffusers pipeline returns."""
+    """The output of a diffusers pipeline."""
 
     images: Any
 
 
 class SchedulerSolver(Solver):
-    """A flow-matching scheduler of diffusers as a solver of ours: ``sample(..., solver=SchedulerSolver(scheduler))``.
+    """A flow-matching scheduler of diffusers as a solver: ``sample(..., solver=SchedulerSolver(scheduler))``.
 
-    diffusers counts sigma from 1 at noise to 0 at data and has the model predict ``noise - data``. Ours is t = 1 -
-    sigma and the velocity data - noise: time and sign are turned here. A scheduler that takes a grid gets ours, and
-    moves it by its own shift; the others take as many steps of their own.
+    In diffusers, sigma falls from 1 at noise to 0 at data and the model predicts ``noise - data``. Here t = 1 - sigma
+    and the velocity is data - noise, so time and sign are reversed. A scheduler that accepts a grid gets ours and
+    applies its own shift to it; others take as many steps of their own grid.
 
-    A scheduler keeps the step it is at, so each call works with a copy of its own: the scheduler given stays as it is,
-    and several threads may share it.
+    Schedulers are stateful, so each call copies the scheduler: the given one does not change, and several threads may
+    share it.
 
     Args:
-        scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or one like
-            ``UniPCMultistepScheduler`` or ``DPMSolverMultistepScheduler`` made with ``use_flow_sigmas=True,
+        scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or another such as
+            ``UniPCMultistepScheduler`` or ``DPMSolverMultistepScheduler`` with ``use_flow_sigmas=True,
             prediction_type="flow_prediction"``.
-        after_step: called as ``after_step(step, timestep, x)`` after each step, from 0; what it returns is gone on
-            with.
-        mu: the logarithm of the shift, for a scheduler with ``use_dynamic_shifting=True``; see `dynamic_shift`.
+        after_step: called as ``after_step(step, timestep, x)`` after each step, counted from 0; sampling continues
+            with what it returns.
+        mu: logarithm of the shift, for a scheduler with ``use_dynamic_shifting=True``; see `dynamic_shift`.
 
     Raises:
-        TypeError: a scheduler of another kind; DDPM's and its like expect models that predict noise.
-        ValueError: a scheduler with dynamic shifting without ``mu``.
+        TypeError: not a flow-matching scheduler; DDPM and similar ones expect models that predict noise.
+        ValueError: a scheduler with dynamic shifting and no ``mu``.
     """
 
     order = 1
@@ -60,14 +60,14 @@ class SchedulerSolver(Solver):
         if _is_dynamic(scheduler) and mu is None:
             raise ValueError(
                 f"{type(scheduler).__name__} has use_dynamic_shifting=True and shifts by the number of tokens: give "
-                "mu=dynamic_shift(scheduler, tokens), or make it without dynamic shifting"
+                "mu=dynamic_shift(scheduler, tokens), or create it without dynamic shifting"
             )
         self.scheduler = scheduler
         self.after_step = after_step
         self.mu = mu
 
     def nfe(self, steps: int) -> int:
-        """One at each of the scheduler's timesteps: a Heun scheduler has two of most."""
+        """One evaluation per timestep of the scheduler; a Heun scheduler has most timesteps twice."""
         return len(self._ready(torch.linspace(0, 1, steps + 1))[1])
 
     def times(self, ts: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class SchedulerSolver(Solver):
         return self._ready(ts)[1]
 
     def _ready(self, ts: Tensor) -> tuple[Any, Tensor]:
-        """A copy of the scheduler, set to begin, and the times at which it will ask."""
+        """A copy of the scheduler, ready to start, and the times at which it evaluates the model."""
         scheduler = copy.deepcopy(self.scheduler)
         arguments: dict[str, Any] = {"device": ts.device}
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
@@ -86,12 +86,12 @@ class SchedulerSolver(Solver):
             arguments["mu"] = self.mu
         scheduler.set_timesteps(**arguments)
         scheduler.set_begin_index(0)
-        # Their timesteps may be rounded to whole numbers; the sigmas are what they step by.
+        # Timesteps may be rounded to whole numbers; schedulers step by their sigmas.
         times = (1 - scheduler.sigmas[: len(scheduler.timesteps)]).to(ts)
         if ts[-1] < ts[0] or abs(float(times[0] - ts[0])) > 0.01:
             raise ValueError(
                 f"{type(scheduler).__name__} goes from {float(times[0]):g} to 1 and cannot follow times from "
-                f"{float(ts[0]):g} to {float(ts[-1]):g}: take a solver of ssmgen"
+                f"{float(ts[0]):g} to {float(ts[-1]):g}: use a solver of ssmgen"
             )
         return scheduler, times
 
@@ -108,21 +108,21 @@ class SchedulerSolver(Solver):
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler whose model is not to predict a velocity.
+    """Reject a scheduler for models that do not predict a velocity.
 
     Raises:
-        TypeError: names it.
+        TypeError: names the scheduler.
     """
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", {})
     flow = config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
     if not name.startswith("FlowMatch") and not flow:
         raise TypeError(
-            f"{name} is no flow-matching scheduler: give FlowMatchEulerDiscreteScheduler, another whose name begins "
-            'with FlowMatch, or one made with use_flow_sigmas=True and prediction_type="flow_prediction"'
+            f"{name} is not a flow-matching scheduler: use FlowMatchEulerDiscreteScheduler, another whose name starts "
+            'with FlowMatch, or one with use_flow_sigmas=True and prediction_type="flow_prediction"'
         )
     if config.get("invert_sigmas", False):
-        raise TypeError(f"{name} has invert_sigmas=True, for models whose time runs the other way; make it without")
+        raise TypeError(f"{name} has invert_sigmas=True, for models with reversed time: create it without")
 
 
 def _is_dynamic(scheduler: Any) -> bool:
@@ -130,10 +130,10 @@ def _is_dynamic(scheduler: Any) -> bool:
 
 
 def dynamic_shift(scheduler: Any, tokens: int) -> float:
-    """The ``mu`` of a scheduler with dynamic shifting for images of so many tokens, as diffusers' Flux pipeline has it.
+    """The ``mu`` of a scheduler with dynamic shifting for images of ``tokens`` tokens, as in diffusers' Flux pipeline.
 
-    It rises on a straight line from ``base_shift`` at ``base_image_seq_len`` tokens to ``max_shift`` at
-    ``max_image_seq_len``; where a scheduler's configuration lacks them, they are 0.5, 256, 1.15 and 4096.
+    It rises linearly from ``base_shift`` at ``base_image_seq_len`` tokens to ``max_shift`` at ``max_image_seq_len``.
+    Their defaults are 0.5, 256, 1.15 and 4096.
     """
     config = scheduler.config
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
@@ -142,20 +142,20 @@ def dynamic_shift(scheduler: Any, tokens: int) -> float:
 
 
 class MaskToImagePipeline:
-    """Call a `MaskToImage` as diffusers' pipelines are called.
+    """A `MaskToImage` that is called like a diffusers pipeline.
 
         pipe = MaskToImagePipeline.from_pretrained("folder")
         pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
 
     ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Each call
-    works with a copy of it, so several threads may call one pipeline.
+    copies it, so several threads may call one pipeline.
 
     Args:
-        pipe: what makes the images.
-        scheduler: see `SchedulerSolver`; ``FlowMatchEulerDiscreteScheduler()`` where None.
+        pipe: the pipeline that generates the images.
+        scheduler: see `SchedulerSolver`; ``FlowMatchEulerDiscreteScheduler()`` if None.
 
     Raises:
-        TypeError: a scheduler of another kind.
+        TypeError: not a flow-matching scheduler.
     """
 
     def __init__(self, pipe: MaskToImage, scheduler: Any = None) -> None:
@@ -169,21 +169,21 @@ class MaskToImagePipeline:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, scheduler: Any = None, **settings: Any) -> MaskToImagePipeline:
-        """``MaskToImage.from_pretrained(source, **settings)`` behind these calls."""
+        """Wrap ``MaskToImage.from_pretrained(source, **settings)``."""
         return cls(MaskToImage.from_pretrained(source, **settings), scheduler)
 
     @property
     def components(self) -> dict[str, Any]:
-        """Its parts by name."""
+        """The parts of the pipeline by name."""
         return {"transformer": self.pipe.model, "vae": self.pipe.autoencoder, "scheduler": self.scheduler}
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.pipe.device
 
     def to(self, *where: Any, **named: Any) -> MaskToImagePipeline:
-        """Move it, or set what it samples in, see `MaskToImage.to`."""
+        """Set device or sampling dtype, see `MaskToImage.to`."""
         self.pipe.to(*where, **named)
         return self
 
@@ -204,24 +204,24 @@ class MaskToImagePipeline:
         palette: str | LabelSet = "",
         remap: str | LabelSet = "",
     ) -> ImageOutput | tuple[Any]:
-        """Make images of a mask or a list of them, all in one batch.
+        """Generate images of a mask or a list of masks, all in one batch.
 
         Args:
             mask, palette, remap: see `MaskToImage`.
-            num_inference_steps: steps of the scheduler; the model's own where None.
-            guidance_scale: 1 is none; the model's own where None.
-            guidance_start: from which t on guidance acts, in [0, 1]; the model's own where None.
-            num_images_per_prompt: images of each mask.
-            generator: where the noise is drawn from, or one for each image; where None, image i has seed i.
-            latents: the noise itself, ``(n, c, h, w)``.
+            num_inference_steps: steps of the scheduler; the recipe's if None.
+            guidance_scale: 1 disables guidance; the recipe's if None.
+            guidance_start: t in [0, 1] at which guidance begins; the recipe's if None.
+            num_images_per_prompt: images per mask.
+            generator: source of the noise, one or one per image; if None, image i has seed i.
+            latents: initial noise ``(n, c, h, w)``.
             output_type: see `MaskToImage`.
-            return_dict: False gives a tuple.
-            callback_on_step_end: called with (self, step, timestep, {"latents": x}) after each step; the latents it
-                returns are gone on with.
+            return_dict: return an `ImageOutput`; a tuple if False.
+            callback_on_step_end: called with (self, step, timestep, {"latents": x}) after each step; sampling
+                continues with the latents it returns.
 
         Raises:
-            TypeError: the scheduler is of another kind, or a generator is none.
-            ValueError: latents of another shape, or what `MaskToImage` refuses.
+            TypeError: not a flow-matching scheduler, or not a generator.
+            ValueError: latents of the wrong shape, or an argument that `MaskToImage` rejects.
         """
 
         def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class MaskToImagePipeline:
             solver=self._solver(after_step),
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
-            shift=1.0,  # the scheduler's own is the one that counts
+            shift=1.0,  # the scheduler applies its own
             num_images=num_images_per_prompt,
             noise=self._drawn(count, generator) if latents is None else latents,
             output_type=output_type,
@@ -260,10 +260,10 @@ class MaskToImagePipeline:
         for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator):
                 raise TypeError(
-                    "generator is a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them, got "
-                    f"{one!r}"
+                    "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them, "
+                    f"got {one!r}"
                 )
         if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"give one generator, or one per image: got {len(generator)} for {count} image(s)")
+            raise ValueError(f"give one generator or one per image: got {len(generator)} for {count} image(s)")
         drawn: Tensor = randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)
         return drawn

@@ -1,4 +1,4 @@
-"""Change a picture a `MaskToImage` can make: a part of its mask, its details, or from one seed to another."""
+"""Edit images with a `MaskToImage`: change a part of the mask, vary the details, interpolate between seeds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmgen.data.labels import LabelSet
-from ssmgen.model_folder import SAMPLING
 from ssmgen.noise import checked_seed, image_seeds, initial_noise
 from ssmgen.objectives import FlowMatching
-from ssmgen.pipeline import MaskToImage, check_output_type, to_output
+from ssmgen.pipeline.folder import SAMPLING
+from ssmgen.pipeline.mask_to_image import MaskToImage, check_output_type, to_output
 from ssmgen.registry import explained, keywords
 from ssmgen.solvers import shifted_grid
 
@@ -37,33 +37,32 @@ def edit(
     callback: Callable[[int, Tensor], None] | None = None,
     **settings: Any,
 ) -> Any:
-    """Redraw what a changed mask asks for and keep the rest of the image.
+    """Redraw the region where the mask changes and keep the rest of the image.
 
-    Latents outside the region are moved on the straight line to those of the image, inside by the model, so that both
-    arrive together; in the end pixels outside the region are the image's own. Inside, the model starts from new noise,
-    or from the noise that the image comes from (the ODE is solved backwards under the old mask): that keeps a little
-    more of the colours, takes twice the time, and is slow to give up what was there for another class.
+    Outside the region, latents follow the straight line to those of the image; inside, they follow the model, so both
+    arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new noise
+    or from the inversion of the image (the ODE solved backwards under the old mask). Inversion keeps a little more of
+    the colours, takes twice the time, and resists a change of class.
 
     Args:
-        pipe: what redraws.
+        pipe: the pipeline that redraws.
         image: a path, a PIL image, or uint8 ``(3, size, size)``, of the model's size.
-        mask: its mask, as `MaskToImage` takes it.
-        new_mask: the mask it should have.
+        mask: the mask of the image, see `MaskToImage`.
+        new_mask: the mask of the edited image.
         region: bool ``(size, size)``, where the image may change; where the masks differ if None.
         margin: pixels by which the region is widened.
         start: ``"noise"`` or ``"inversion"``.
-        seed: of new noise.
+        seed: seed of the new noise.
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
-        callback: called as ``callback(step, x)`` after each step, of an inversion too.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; the model's own otherwise.
-            The way back takes the same, without guidance.
+        callback: called as ``callback(step, x)`` after each step, including those of an inversion.
+        **settings: any of `SAMPLING`; the recipe's by default. An inversion uses them without guidance.
 
     Returns:
-        One image, of the kind ``output_type`` says.
+        One image of the requested ``output_type``.
 
     Raises:
-        ValueError: a start, region or margin that is none, or masks that do not differ where no region is given.
+        ValueError: an invalid start, region or margin, or equal masks without a region.
     """
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
@@ -99,21 +98,21 @@ def variations(
     callback: Callable[[int, Tensor], None] | None = None,
     **settings: Any,
 ) -> Any:
-    """Images of the same mask near a given one: it is mixed with noise and sampled on from there (SDEdit).
+    """Generate images of the same mask near a given image, which is mixed with noise and resampled (SDEdit).
 
     Args:
-        pipe: what draws.
+        pipe: the pipeline that samples.
         image: a path, a PIL image, or uint8 ``(3, size, size)``, of the model's size.
-        mask: its mask.
-        strength: share of noise in (0, 1]; 1 forgets the image.
-        seed: of the first image; the next ones count up.
-        num_images: how many.
+        mask: the mask of the image.
+        strength: share of noise in (0, 1]; 1 ignores the image.
+        seed: seed of the first image; later images count up.
+        num_images: number of images.
         output_type, palette, remap, callback: see `MaskToImage`.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; of the steps, those after
-            the start are made.
+        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; only the steps after
+            the start are taken.
 
     Raises:
-        ValueError: a strength outside (0, 1], or no images.
+        ValueError: ``strength`` outside (0, 1], or ``num_images`` below 1.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
@@ -134,17 +133,17 @@ def variations(
 
 @explained(*keywords(MaskToImage.__call__))
 def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int = 8, **settings: Any) -> Any:
-    """``count`` images from that of one seed to that of another, their noise turned from one to the other (slerp).
+    """Generate ``count`` images between those of two seeds by spherical interpolation of their noise.
 
     Args:
-        pipe: what draws.
-        mask: as `MaskToImage` takes it, one.
-        seeds: of the first and the last image.
-        count: at least 2.
-        **settings: of `MaskToImage`'s call.
+        pipe: the pipeline that samples.
+        mask: one mask, see `MaskToImage`.
+        seeds: seeds of the first and the last image.
+        count: number of images, at least 2.
+        **settings: those of a `MaskToImage` call.
 
     Raises:
-        ValueError: a count below 2, or seeds that are not two.
+        ValueError: ``count`` below 2, or ``seeds`` that are not two different seeds.
     """
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
@@ -157,12 +156,12 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
 
 
 def _reversible(solver: Any) -> Any:
-    """A solver that can go from data to noise."""
+    """The given solver if it can integrate from data to noise, else ``ab3``."""
     return solver if isinstance(solver, str) and solver != "deis2" else "ab3"
 
 
 class _Kept:
-    """Flow matching whose velocity outside the region is that of the straight line to the image."""
+    """An objective whose velocity outside the region is that of the straight line to the image."""
 
     def __init__(self, inside: Tensor, line: Tensor) -> None:
         self.inside = inside
@@ -185,7 +184,7 @@ def _region(old: Tensor, new: Tensor, region: Tensor | None, margin: int) -> Ten
 
 
 def _paste(pipe: MaskToImage, latents: Tensor, image: Any, inside: Tensor, output_type: str) -> Any:
-    """The image with the region redrawn, its edge blended over a few pixels inside."""
+    """The image with the region replaced, blended over a few pixels inside its edge."""
     drawn, kept = pipe.decode(latents), pipe.pixels_of(image).to(latents.device).float() / 255
     weight = F.avg_pool2d(F.pad(inside[None, None].float(), (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     weight = torch.where(inside, weight, 0.0)

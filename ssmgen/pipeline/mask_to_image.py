@@ -1,4 +1,4 @@
-"""Masks in, images out: a trained model with its autoencoder, labels and settings as one object."""
+"""Images from masks: a trained model with its autoencoder, labels and settings as one object."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmgen import model_folder
 from ssmgen.data.images import from_pil, read_image, to_pil
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
-from ssmgen.model_card import NAME, model_card
-from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
+from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
+from ssmgen.pipeline.card import NAME, model_card
+from ssmgen.pipeline.folder import SAMPLING, Recipe, check_sampling, locate, read_folder, write_folder
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained
 from ssmgen.sampling import Sampler, Sampling, in_dtype
 from ssmgen.solvers import Solver
-
-__all__ = ["SAVED_DTYPES", "MaskToImage", "Recipe", "packaged"]
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
 _SAMPLER_DEFAULTS = {name: getattr(Sampling(), name) for name in SAMPLING}
@@ -35,12 +33,12 @@ class MaskToImage:
 
     Args:
         model: a mask-conditioned model, such as `ssmgen.models.SISMA`, with trained weights.
-        autoencoder: of its latents, see `ssmgen.latents`.
-        recipe: what they are.
-        card: Markdown that tells people of it, its README on disk and on the hub; a plain one where empty.
+        autoencoder: that of its latents, see `ssmgen.latents`.
+        recipe: the model's name and arguments, its labels, image size and sampling settings.
+        card: Markdown for the README on disk and on the hub; generated from the recipe if empty.
 
     Raises:
-        ValueError: model, autoencoder, labels and image size do not fit each other.
+        ValueError: model, autoencoder, labels and image size do not fit together.
     """
 
     def __init__(self, model: Any, autoencoder: Any, recipe: Recipe, *, card: str = "") -> None:
@@ -62,20 +60,20 @@ class MaskToImage:
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False
     ) -> MaskToImage:
-        """Load a folder that `save_pretrained` wrote, a model that comes with the package, or a repository on the hub.
+        """Load a folder that `save_pretrained` wrote, a model shipped with the package, or a repository on the hub.
 
         Args:
-            source: the folder; a name of `packaged`; or ``owner/name`` of a repository, which is downloaded once. They
-                are looked for in this order, and a `pathlib.Path` is a folder only.
+            source: a folder, a name that `packaged` lists, or ``owner/name`` of a repository, which is downloaded
+                once; tried in this order. A `pathlib.Path` is always a folder.
             revision: branch, tag or commit on the hub.
-            local_files_only: use what was downloaded before and stay off the network.
+            local_files_only: use earlier downloads only and stay off the network.
 
         Raises:
-            FileNotFoundError: no such folder, model or repository, or a file of it is missing.
-            ValueError: a file is damaged, of a newer format, or its weights do not fit its model.
+            FileNotFoundError: no such folder, model or repository, or one of its files is missing.
+            ValueError: a file is damaged or of a newer format, or the weights do not fit the model.
         """
-        folder = model_folder.locate(source, revision, local_files_only)
-        model, autoencoder, recipe, card = model_folder.read(folder)
+        folder = locate(source, revision, local_files_only)
+        model, autoencoder, recipe, card = read_folder(folder)
         try:
             return cls(model, autoencoder, recipe, card=card)
         except ValueError as error:
@@ -84,39 +82,38 @@ class MaskToImage:
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json``, ``model.safetensors``, ``autoencoder/`` and ``README.md``, for `from_pretrained`.
 
-        In a folder that is there its files of these names are replaced, when the new ones are complete, and others
-        stay as they are.
+        In an existing folder, files of these names are replaced once the new ones are complete; other files stay.
 
         Args:
-            folder: where to.
-            dtype: that of the weights in the file; 16 bits halve it. They are read back as float32.
+            folder: the folder to write.
+            dtype: dtype of the saved weights; a 16-bit one halves the file. They are loaded as float32.
         """
         model = self.model if dtype is None else in_dtype(self.model, dtype)
-        model_folder.write(Path(folder).expanduser(), model, self.autoencoder, self.recipe, self.card)
+        write_folder(Path(folder).expanduser(), model, self.autoencoder, self.recipe, self.card)
 
     def push_to_hub(
         self, repository: str, *, card: str = "", private: bool = False, dtype: torch.dtype | None = None
     ) -> str:
-        """Upload it to a repository on the hub, made where it is not there; needs the token of ``hf auth login``.
+        """Upload to a repository on the hub, which is created if it does not exist; needs ``hf auth login``.
 
         Args:
             repository: ``owner/name``.
-            card: its README; its own where empty. ``OWNER/NAME`` in it becomes the repository's name.
-            private: make it one that others do not see.
+            card: the README; the pipeline's card if empty. ``OWNER/NAME`` in it is replaced by ``repository``.
+            private: create a private repository.
             dtype: see `save_pretrained`.
 
         Returns:
             The address of the commit.
 
         Raises:
-            ValueError: ``repository`` is no ``owner/name``.
-            OSError: it could not be written, or not be uploaded: no token, no permission, no network.
+            ValueError: ``repository`` is not of the form ``owner/name``.
+            OSError: writing or uploading failed: no token, no permission, no network.
         """
         from tempfile import TemporaryDirectory
 
         import huggingface_hub
 
-        if not model_folder.HUB_ID.fullmatch(repository):
+        if not HUB_ID.fullmatch(repository):
             raise ValueError(f"repository must be of the form owner/name, got {repository!r}")
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
@@ -124,24 +121,23 @@ class MaskToImage:
             try:
                 huggingface_hub.create_repo(repository, private=private, exist_ok=True)
                 return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
-            except Exception as error:  # the hub, the HTTP library and the file system each have their own
+            except Exception as error:  # the hub, the HTTP library and the file system each raise their own
                 raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return next(iter(self.model.parameters())).device
 
     def to(self, *where: Any, device: Any = None, dtype: torch.dtype | str | None = None) -> MaskToImage:
-        """Move it, or set what it samples in: ``to("cuda")``, ``to(torch.bfloat16)``, ``to("cuda", torch.bfloat16)``.
+        """Set device or sampling dtype: ``to("cuda")``, ``to(torch.bfloat16)``, ``to("cuda", torch.bfloat16)``.
 
-        The dtype is that of the model's weights while sampling, see `Sampler`; the model itself and its autoencoder
-        stay in float32, so that nothing is lost by going back. ``"auto"`` is bfloat16 where that is faster on the
-        device, and float32 otherwise.
+        The dtype is that of the weights while sampling, see `Sampler`. The model and the autoencoder stay in float32,
+        so the change loses no precision. ``"auto"`` is bfloat16 if that is faster on the device, else float32.
 
         Raises:
             TypeError: neither a device nor a floating-point dtype.
-            ValueError: torch has no such device here, or another word as ``dtype``.
+            ValueError: torch cannot use the device here, or ``dtype`` is an unknown word.
         """
         for one in where:
             if isinstance(one, torch.dtype) or one == "auto":
@@ -154,7 +150,7 @@ class MaskToImage:
         if isinstance(dtype, str):
             dtype = sampling_dtype(dtype, place) or torch.float32
         if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         if device is not None:
             self.model.to(place)
             self.autoencoder.to(place)
@@ -181,31 +177,27 @@ class MaskToImage:
         batch_size: int = 16,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Any:
-        """Make images.
+        """Generate ``num_images`` images of each mask; those of one mask are adjacent.
 
         Args:
-            mask: a path to a PNG, a PIL image, an array or a tensor, or a list of these; of square shape and any size,
-                brought to the model's by nearest neighbour. See `to_labels`.
-            steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the model's own where None.
-            seed: of the first image, from 0 to 2**64 - 1; the next ones count up, mask by mask. Or one seed per image.
-            num_images: images of each mask.
-            noise: the noise itself ``(n, c, h, w)``, one for each image, instead of seeds.
-            output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
-                size)``, float32 in [0, 1]; ``"latent"`` the model's latents ``(n, c, h, w)``.
-            palette: the label set whose colours an RGB mask has: ``celebamask19``, ``bisenet19`` or a `LabelSet`.
-            remap: the label set whose ids the mask has, where it is not the model's; they are renamed by class.
-            batch_size: images in a call of the model; changes them by rounding only.
-            callback: called as ``callback(step, x)`` after each step, 1 to ``steps``, of each batch with its latents so
-                far, which `decode` shows. Adaptive solvers do not call it.
-
-        Returns:
-            ``len(masks) * num_images`` images, those of a mask side by side.
+            mask: a path, PIL image, array or tensor, see `to_labels`, or a list of them; resized by nearest neighbour.
+            steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the recipe's if None.
+            seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
+            num_images: images per mask.
+            noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
+            output_type: ``"pil"`` for a list; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size, size)`` for
+                float32 in [0, 1]; ``"latent"`` for latents ``(n, c, h, w)``.
+            palette: the label set of an RGB mask's colours: a registered name such as ``bisenet19``, or a `LabelSet`.
+            remap: the label set of the mask's ids if it is not the model's; ids are converted by class name.
+            batch_size: images per call of the model; affects the result by rounding only.
+            callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
+                adaptive solvers do not call it.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: a mask that is none (see `to_labels`), or settings that are none.
+            FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`) or setting.
 
         Warns:
-            UserWarning: a mask looks like one of the other order of the same classes, see ``remap``.
+            UserWarning: the ids of a mask look like another order of the same classes, see ``remap``.
         """
         check_output_type(output_type)
         if num_images < 1 or batch_size < 1:
@@ -214,10 +206,9 @@ class MaskToImage:
         count = len(masks) * num_images
         x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
-            raise ValueError(f"noise must be {(count, *self.latent_size)}, one for each image, got {tuple(x0.shape)}")
-        settings = self.sampling(
-            steps=steps, solver=solver, guidance_scale=guidance_scale, guidance_start=guidance_start, shift=shift
-        )
+            raise ValueError(f"noise must be {(count, *self.latent_size)}, one per image, got {tuple(x0.shape)}")
+        guidance = {"guidance_scale": guidance_scale, "guidance_start": guidance_start}
+        settings = self.sampling(steps=steps, solver=solver, shift=shift, **guidance)
         every = torch.stack(masks).repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
@@ -234,10 +225,10 @@ class MaskToImage:
         return self.autoencoder.channels, side, side
 
     def sampling(self, **given: Any) -> dict[str, Any]:
-        """All settings of a call: `Sampler`'s, replaced by the model's own, and those by what is given and not None.
+        """All settings of a call: the given ones that are not None, then the recipe's, then `Sampler`'s defaults.
 
         Raises:
-            ValueError: another setting, a value out of range, or no such solver.
+            ValueError: an unknown setting or solver, or a value out of range.
         """
         chosen = {key: value for key, value in given.items() if value is not None}
         settings = _SAMPLER_DEFAULTS | self.recipe.sampling | chosen
@@ -247,7 +238,7 @@ class MaskToImage:
     def labels_of(
         self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "", name: str = "the mask"
     ) -> Tensor:
-        """A mask as the model takes it: ids ``(image_size, image_size)`` uint8, see `to_labels`."""
+        """A mask as class ids ``(image_size, image_size)``, uint8, see `to_labels`."""
         labels = to_labels(mask, self.recipe.labels, palette=palette, order=remap, name=name)
         if labels.shape[0] != labels.shape[1]:
             where = mask if isinstance(mask, str | Path) else name
@@ -256,18 +247,18 @@ class MaskToImage:
         return nn.functional.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
 
     def encode(self, image: Any) -> Tensor:
-        """Latents ``(1, c, h, w)`` of an image.
+        """Encode an image to latents ``(1, c, h, w)``.
 
         Args:
             image: a path, a PIL image, or an array or tensor of uint8, ``(3, size, size)`` or ``(size, size, 3)``.
 
         Raises:
-            FileNotFoundError, ValueError, TypeError: no image, or not of the model's size.
+            FileNotFoundError, ValueError, TypeError: not an image, or not of the model's size.
         """
         return self.autoencoder.encode(self.pixels_of(image).to(self.device).float() / 127.5 - 1)
 
     def pixels_of(self, image: Any) -> Tensor:
-        """An image as `encode` takes it, uint8 ``(1, 3, size, size)``."""
+        """An image, see `encode`, as a uint8 tensor ``(1, 3, size, size)``."""
         pixels: Any = read_image(image) if isinstance(image, str | Path) else image
         if hasattr(pixels, "convert"):
             pixels = from_pil(pixels.convert("RGB"))
@@ -286,12 +277,12 @@ class MaskToImage:
         return pixels[None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images ``(n, 3, size, size)`` in [0, 1]."""
+        """Decode latents ``(n, c, h, w)`` to images ``(n, 3, size, size)`` in [0, 1]."""
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
 
 
 def _listed(mask: Any) -> list[tuple[str, Any]]:
-    """Each mask with what errors call it."""
+    """Each mask with its name for error messages."""
     if not isinstance(mask, list | tuple):
         return [("the mask", mask)]
     if not mask:
@@ -300,7 +291,7 @@ def _listed(mask: Any) -> list[tuple[str, Any]]:
 
 
 def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
-    """Refuse parts that do not belong together; a model of another family may lack an attribute."""
+    """Reject parts that do not fit together; an attribute that a model lacks is not checked."""
     wanted = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(recipe.labels)}
     words = {
         "in_channels": "channels of the autoencoder's latents",
@@ -316,14 +307,14 @@ def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
 
 
 def check_device(device: Any) -> None:
-    """Refuse a device that torch cannot use here, before a part of a model is moved.
+    """Reject a device that torch cannot use here, before any part of a model is moved.
 
     Raises:
-        ValueError: names it, and gives torch's reason.
+        ValueError: names the device and torch's reason.
     """
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, TypeError) as error:  # which of them depends on how torch was built
+    except (AssertionError, RuntimeError, TypeError) as error:  # depends on how torch was built
         reason = (str(error) or type(error).__name__).strip().splitlines()[0].partition(". ")[0]
         raise ValueError(
             f"device {str(device)!r}: torch cannot use it here ({reason}); 'ssmgen doctor' lists the devices it sees"
@@ -331,12 +322,13 @@ def check_device(device: Any) -> None:
 
 
 def check_output_type(output_type: str, outputs: Sequence[str] = _OUTPUTS) -> None:
-    """Refuse an ``output_type`` that is none."""
+    """Reject an unknown ``output_type``."""
     if output_type not in outputs:
         raise ValueError(f"output_type must be one of {', '.join(outputs)}, got {output_type!r}")
 
 
 def to_output(images: Tensor, output_type: str) -> Any:
+    """Images ``(n, 3, h, w)`` in [0, 1], or latents, as the requested type."""
     if output_type == "latent":
         return images
     images = images.float().cpu()

@@ -1,10 +1,10 @@
-"""The README of a model on the hub: what it is, how it is called, what it was made from and what was measured."""
+"""Model cards: the README of a model on the hub, with usage, data, training and results."""
 
 from __future__ import annotations
 
 from ssmgen.data.labels import LabelSet
 
-#: Stands in a card where the name belongs by which the model is loaded.
+#: Placeholder in a card for the name that `MaskToImage.from_pretrained` takes.
 NAME = "OWNER/NAME"
 
 
@@ -16,14 +16,14 @@ def model_card(
     license: str = "other",
     sections: dict[str, str] | None = None,
 ) -> str:
-    """Markdown with the metadata that the hub reads.
+    """A model card in Markdown, with the metadata that the hub reads.
 
     Args:
-        title: of the page.
-        about: a line on what the model can do.
+        title: title of the page.
+        about: one line on what the model can do.
         labels: classes of its masks.
-        license: lines of the metadata that tell it: an identifier of the hub's list, or ``other`` and those on it.
-        sections: text by heading: data and its licence, the command of the training, what was measured.
+        license: the hub's identifier of the licence, or ``other`` followed by the metadata lines that describe it.
+        sections: text by heading: data and its licence, training command, results.
     """
     metadata = [
         "library_name: ssmgen",

@@ -1,0 +1,54 @@
+"""The command ``ssmgen``: ``list``, ``info``, ``doctor``, ``bench`` and ``export``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ssmgen import __version__
+from ssmgen.cli import bench, doctor, export, models
+from ssmgen.cli.command import examples
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    0 is success; 2 is an error that the user can fix, with one message on stderr; 130 follows Ctrl-C; 141 means that
+    the reader of a pipe has closed it, as ``head`` does.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        facts, lines = arguments.command(arguments)
+        print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines), flush=True)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would print another error at exit
+            return 141
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssmgen",
+        description="What ssmgen can build, what it costs, what runs here; and models as folders.",
+        epilog=examples("list 'sisma*'", "info sisma-xl", "doctor", "bench", "export OWNER/NAME faces")
+        + "\n'ssmgen COMMAND --help' shows the options. Training has its own commands, see the README.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ssmgen {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for group in (models, doctor, bench, export):
+        group.add(commands)
+    return parser

@@ -1,0 +1,62 @@
+"""Files and folders from the Hugging Face hub: one way to ask for them, one message and one error."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+#: ``owner/name`` of a repository.
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def download_file(repository: str, name: str) -> Path:
+    """One file of a repository, from the local cache if it is there; raises what `download_folder` does."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, name))
+    except Exception as error:
+        raise _failure(repository, error) from error
+
+
+def download_folder(
+    repository: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    folder: Path | None = None,
+) -> Path:
+    """A copy of the files of a repository that match one of ``patterns``.
+
+    Args:
+        repository: ``owner/name``.
+        patterns: shell patterns of the wanted files.
+        revision: branch, tag or commit; the main branch if None.
+        local_files_only: use the local cache only.
+        folder: where to put the copy; in the local cache if None.
+
+    Raises:
+        FileNotFoundError: the repository does not exist, or it cannot be reached and no copy is in the local cache.
+    """
+    import huggingface_hub
+
+    print(f"looking for {repository} on the hub, or in its local cache", file=sys.stderr)
+    try:
+        copy = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=list(patterns),
+            local_dir=folder,
+        )
+    except Exception as error:
+        raise _failure(repository, error) from error
+    return folder or Path(copy)
+
+
+def _failure(repository: str, error: Exception) -> FileNotFoundError:
+    """The hub, the HTTP library and the file system each have their own exceptions: this stands for all of them."""
+    return FileNotFoundError(f"{repository}: no such folder here, and could not be fetched from the hub: {error}")
