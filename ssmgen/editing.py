@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.model_folder import SAMPLING
-from ssmgen.objectives import FlowMatching
+from ssmgen.objectives import LinearPath
 from ssmgen.pipeline import MaskToImage, check_output_type, to_output
 from ssmgen.registry import explained, keywords
 from ssmgen.sampling import checked_seed, image_seeds, initial_noise
@@ -127,7 +127,7 @@ def variations(
     first = 1 - strength
     times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)
-    x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
+    x = LinearPath().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
     latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, progress=callback, **chosen)
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 

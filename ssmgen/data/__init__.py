@@ -1,6 +1,6 @@
 """Label maps, paired transforms, data sets of image-mask pairs, and drawn faces that need no download."""
 
-from ssmgen.data.balance import class_weights, repeats
+from ssmgen.data.balance import class_weights, loss_weights, repeats
 from ssmgen.data.crops import Crops
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
@@ -29,6 +29,7 @@ __all__ = [
     "crop_resize",
     "draw_face",
     "flip_pair",
+    "loss_weights",
     "read_image",
     "read_mask",
     "remap",
