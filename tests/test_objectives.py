@@ -68,6 +68,11 @@ def test_an_exact_prediction_converts_to_the_velocity_and_the_data(objective):
     torch.testing.assert_close(single[1], (x1 - x0)[1], rtol=1e-3, atol=1e-4)
 
 
+def test_a_single_time_on_the_cpu_converts_on_any_device(objective):
+    x, t = torch.zeros(2, 3, 4, 4, device="meta"), torch.tensor(0.5)
+    assert objective.velocity(x, x, t).device == objective.data(x, x, t).device == x.device
+
+
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_conversions_are_safe_at_the_ends(objective, t):
     """Where the prediction does not determine the other end of the line, that end is zero; else all is exact."""
