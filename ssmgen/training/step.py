@@ -125,7 +125,7 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
         found = f"the entries {', '.join(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
         raise TypeError(
             "an example must be a mapping with 'data' and the model's conditions by name, "
-            f"e.g. {{'data': latent, 'mask': labels}}; got {found}"
+            f"{{'data': x, NAME: condition}}; got {found}"
         )
     size = len(batch["data"]) // parts
     return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(parts)]
