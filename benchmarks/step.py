@@ -45,15 +45,16 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     settings = {"in_channels": CHANNELS[name], "mask_scale": FACTOR[name], "num_classes": 19}
     model = build(config.model, **settings, **config.model_args)
     optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay, precision=precision)
-    objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=[1.0] * 19)
+    objective = build("flow-matching", t_sampling=config.t_sampling)
     side = config.image_size // FACTOR[name]
     x = torch.randn(config.batch_size, CHANNELS[name], side, side)
     mask = torch.randint(0, 19, (config.batch_size, 1, 8, 8), dtype=torch.uint8)
     mask = mask.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, 0]
+    weight = torch.ones(config.batch_size, 1, side, side)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = objective.loss(model, x, mask=mask)
+            loss = objective.loss(model, x, weight=weight, mask=mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()

@@ -106,6 +106,10 @@ class Sampling:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
+#: Names of the settings of sampling.
+SETTINGS = tuple(Sampling.__dataclass_fields__)
+
+
 class Sampler:
     """A model made ready to sample: its weights in the dtype wanted, its step compiled.
 
@@ -162,7 +166,7 @@ class Sampler:
             TypeError: neither a condition nor a setting; names the closest.
         """
         given = {"mask": mask, **others} if mask is not None else others
-        check_keywords("Sampler", given, [*_CALL, *self.conditions, *Sampling.__dataclass_fields__])
+        check_keywords("Sampler", given, [*_CALL, *self.conditions, *SETTINGS])
         values = {name: torch.as_tensor(given[name]) for name in self.conditions if given.get(name) is not None}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)

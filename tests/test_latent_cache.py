@@ -55,10 +55,10 @@ def test_cache_holds_latents_masks_and_flips(tiny, tmp_path):
     for index in range(5):
         image, mask = pairs[index]
         x = image.unsqueeze(0).float() / 127.5 - 1
-        latent, stored = cache[index]
+        latent, stored = cache[index].values()
         torch.testing.assert_close(latent, ae.encode(x)[0])
         assert torch.equal(stored, mask)
-        mirrored, swapped = cache.flipped(index)
+        mirrored, swapped = cache.flipped(index).values()
         torch.testing.assert_close(mirrored, ae.encode(x.flip(-1))[0])
         assert torch.equal(swapped == 1, mask.flip(-1) == 2) and torch.equal(swapped == 0, mask.flip(-1) == 0)
 
@@ -68,7 +68,7 @@ def test_latents_of_a_network_that_answers_channels_last_are_cached(kl, tmp_path
     x = torch.stack([Pairs()[index][0] for index in range(4)]).float() / 127.5 - 1
     write_latent_cache(Pairs(4), ae, tmp_path / "cache", flip=True, batch_size=4)
     cache = LatentCache(tmp_path / "cache", LABELS)
-    torch.testing.assert_close(torch.stack([cache[index][0] for index in range(4)]), ae.encode(x))
+    torch.testing.assert_close(torch.stack([cache[index]["data"] for index in range(4)]), ae.encode(x))
 
 
 def test_latents_that_are_no_numbers_are_refused(tiny, tmp_path):
@@ -101,7 +101,7 @@ def test_loader_processes_encode_each_on_one_thread(tmp_path, workers, expected)
     finally:
         torch.set_num_threads(before)
     cache = LatentCache(tmp_path / "cache", LABELS)
-    assert [cache[i][0].flatten().tolist() for i in range(5)] == [expected] * 5 and seen == [2, 2, 1]
+    assert [cache[i]["data"].flatten().tolist() for i in range(5)] == [expected] * 5 and seen == [2, 2, 1]
 
 
 def test_a_cache_is_the_same_whoever_encodes(tiny, kl, tmp_path):
@@ -113,8 +113,8 @@ def test_a_cache_is_the_same_whoever_encodes(tiny, kl, tmp_path):
         one, other = (LatentCache(tmp_path / f"{name}-{workers}", LABELS) for workers in (0, 2))
         for index in range(4):
             for mine, theirs in ((one[index], other[index]), (one.flipped(index), other.flipped(index))):
-                torch.testing.assert_close(mine[0], theirs[0], rtol=1e-4, atol=1e-5)
-                assert torch.equal(mine[1], theirs[1])
+                torch.testing.assert_close(mine["data"], theirs["data"], rtol=1e-4, atol=1e-5)
+                assert torch.equal(mine["mask"], theirs["mask"])
 
 
 def test_cache_spans_shards(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_cache_spans_shards(tmp_path, monkeypatch):
     write_latent_cache(Pairs(8), build("identity"), tmp_path / "cache", batch_size=2)
     cache = LatentCache(tmp_path / "cache", LABELS)
     for index in range(8):
-        torch.testing.assert_close(cache[index][0], Pairs()[index][0].float() / 127.5 - 1)
+        torch.testing.assert_close(cache[index]["data"], Pairs()[index][0].float() / 127.5 - 1)
 
 
 def test_cache_of_another_source_or_autoencoder_is_refused(tiny, tmp_path):
@@ -181,7 +181,7 @@ def test_a_cache_can_be_sent_to_loader_processes(tmp_path):
     cache = LatentCache(tmp_path / "cache", LABELS)
     first = cache[0]
     copy = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(copy[0][0], first[0])
+    assert torch.equal(copy[0]["data"], first["data"])
 
 
 def test_record_is_readable(tmp_path):

@@ -75,7 +75,7 @@ def test_a_folder_goes_through_the_cache_into_training(tmp_path):
     pairs, identity = PairFolder(write_pairs(tmp_path / "data"), LABELS), ssmgen.build("identity")
     write_latent_cache(pairs, identity, tmp_path / "cache")
     cache = LatentCache(tmp_path / "cache", LABELS)
-    assert torch.equal(cache[1, 7][0], cache[1][0])
+    assert torch.equal(cache[1, 7]["data"], cache[1]["data"])
     model = ssmgen.build("sisma-debug", num_classes=3)
     settings = TrainSettings(steps=2, batch_size=3)
     result = train(model, ssmgen.build("flow-matching"), cache, settings, tmp_path / "runs" / "new")

@@ -1,12 +1,15 @@
 """Solvers against closed-form solutions."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ssmgen
 from ssmgen import build, extras
+from ssmgen.objectives import LinearPath, Path
 from ssmgen.solvers import shifted_grid
 from ssmgen.solvers.base import RungeKutta
 
@@ -102,17 +105,113 @@ def test_the_exponential_solver_is_exact_where_the_data_prediction_is_a_line():
     torch.testing.assert_close(solver.solve(velocity, x0, ts), torch.ones_like(x0))  # the path ends in the data
 
 
-@pytest.mark.parametrize("ts", [[0.0, 2.0], [1.0, 0.0]])
-def test_exponential_solvers_refuse_times_outside_the_path(ts):
+def old_deis2(f, x, ts):
+    """The formulas of the linear path as they were before paths: deis2 must keep them to the bit."""
+    previous = None
+    for step in range(len(ts) - 1):
+        t, h = ts[step], ts[step + 1] - ts[step]
+        left, right = 1 - t, 1 - ts[step + 1]
+        data = x + left * f(t, x)
+        x = (right / left) * x + (h / left) * data
+        if previous is not None:
+            logarithm = torch.xlogy(right, left) - torch.xlogy(right, right)
+            x = x + (h - logarithm) / (t - ts[step - 1]) * (data - previous)
+        previous = data
+    return x
+
+
+@pytest.mark.parametrize("path", [None, LinearPath()])
+def test_deis2_keeps_the_bits_of_the_linear_path(path):
+    x, ts = torch.randn(3, 2, 4, 4), shifted_grid(7, 2.0)
+    out = build("deis2", path=path).solve(lambda t, x: torch.sin(3 * x) - t, x, ts)
+    assert torch.equal(out, old_deis2(lambda t, x: torch.sin(3 * x) - t, x, ts))
+
+
+class Cosine(Path):
+    """alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
+
+    def alpha(self, t):
+        return (math.pi / 2 * t).sin()
+
+    def sigma(self, t):
+        return (math.pi / 2 * t).cos()
+
+    def alpha_rate(self, t):
+        return math.pi / 2 * self.sigma(t)
+
+    def sigma_rate(self, t):
+        return -math.pi / 2 * self.alpha(t)
+
+
+def test_deis2_is_exact_on_any_path_where_the_data_prediction_is_a_line():
+    path, x0 = Cosine(), torch.full((1,), 0.3, dtype=torch.float64)
+    ts = torch.tensor([0, 0.1, 0.35, 0.6, 0.9], dtype=torch.float64)
+
+    def velocity(t, x):
+        data = 3 - 2 * t
+        return path.velocity((x - path.alpha(t) * data) / path.sigma(t), data, t)
+
+    solver, fine = build("deis2", path=path), build("dopri5", rtol=1e-10, atol=1e-10)
+    start = solver.solve(velocity, x0, ts[:2])
+    for steps in (2, 3, 4):
+        expected = fine.solve(velocity, start, ts[[1, steps]])
+        torch.testing.assert_close(solver.solve(velocity, x0, ts[: steps + 1]), expected, rtol=1e-7, atol=1e-7)
+    ts[-1] = 1
+    end = solver.solve(velocity, x0, ts)
+    torch.testing.assert_close(end, torch.ones_like(x0), rtol=1e-6, atol=1e-6)  # the path ends in the data
+
+
+def test_deis2_converges_on_any_path_with_order_two():
+    path = Cosine()
+
+    def velocity(t, x):  # data of variance 1/4 around 2
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        variance = alpha**2 / 4 + sigma**2
+        data = 2 + alpha / 4 * (x - 2 * alpha) / variance
+        return path.velocity((x - alpha * data) / sigma, data, t)
+
+    ts = [torch.linspace(0, 0.95, n + 1, dtype=torch.float64) for n in (64, 128, 256)]
+    exact = build("rk4").solve(velocity, X0, torch.linspace(0, 0.95, 1001, dtype=torch.float64))
+    errors = [(build("deis2", path=path).solve(velocity, X0, grid) - exact).norm().item() for grid in ts]
+    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(abs(slope - 2) < 0.25 for slope in slopes), slopes
+
+
+def test_deis2_rejects_times_outside_the_path():
     with pytest.raises(ValueError, match="from 0 .noise. up to 1 .data., got "):
-        build("deis2").solve(f, X0, torch.tensor(ts, dtype=torch.float64))
+        build("deis2").solve(f, X0, torch.tensor([0.0, 2.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", [name for name in FIXED + ADAPTIVE if name != "deis2"])
+@pytest.mark.parametrize("name", [name for name in FIXED + ADAPTIVE if build(name).reversible])
 def test_a_falling_grid_goes_back_to_the_start(name):
     there = build(name).solve(f, X0, grid(64))
     back = build(name).solve(f, there, grid(64).flip(0))
     assert (back - X0).abs().max() < 0.05 * (there - X0).abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in FIXED + ADAPTIVE if not build(name).reversible])
+def test_a_solver_that_is_not_reversible_rejects_a_falling_grid(name):
+    with pytest.raises(ValueError, match="is not reversible: ts must rise, got 1 to 0.*'ab3'"):
+        build(name).solve(f, X0, grid(4).flip(0))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_the_grid_may_stay_on_the_cpu(name):
+    """Any device but the CPU will do: meta tensors mix with single CPU times as those of a GPU do."""
+    end = build(name).solve(lambda t, x: t * x, torch.ones(2, 3, device="meta"), torch.linspace(0, 1, 5))
+    assert end.device.type == "meta" and end.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_solvers_move_the_grid_to_the_state(name, monkeypatch):
+    def odeint(f, x, ends, options, **settings):
+        assert ends.device == x.device == options["step_t"].device
+        return x.expand(2, *x.shape)
+
+    solver = build(name)
+    monkeypatch.setitem(sys.modules, "torchdiffeq", SimpleNamespace(odeint=odeint))
+    end = solver.solve(lambda t, x: -x, torch.ones(2, 3, device="meta"), torch.linspace(0, 1, 5))
+    assert end.device.type == "meta"
 
 
 def test_shifted_grids():
@@ -139,7 +238,7 @@ def test_a_missing_package_names_its_extra(monkeypatch):
         (((0, 0.5), ((0.5,),), (0.5, 0.7)), "must sum to 1, got .* which sum to 1.2"),
     ],
 )
-def test_a_tableau_that_is_none_is_refused(tableau, message):
+def test_an_inconsistent_tableau_is_rejected(tableau, message):
     with pytest.raises(ValueError, match=message):
         RungeKutta(2, *tableau)
 

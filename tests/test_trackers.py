@@ -12,10 +12,10 @@ import torch
 
 pytest.importorskip("accelerate", reason="training needs ssmgen[train]")
 
-from test_training import checkpoints, digests, run
+from toy_training import digests, run
 
 from ssmgen.data.images import write_png
-from ssmgen.training import TrainSettings, progress, trackers
+from ssmgen.training import TrainSettings, checkpoints, progress, trackers
 from ssmgen.training.log import RunLog
 
 ROOT = Path(__file__).parents[1]
@@ -212,7 +212,7 @@ def wandb_history(file):
         (
             "absent",
             ImportError,
-            r"tracker=absent: this needs not_there, .*'ssmgen\[trackers\]', or go on with tracker=none",
+            r"tracker=absent: this needs not_there, .*'ssmgen\[trackers\]', or use tracker=none",
         ),
     ],
 )

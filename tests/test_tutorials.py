@@ -95,7 +95,7 @@ def test_write_a_solver(run, saved):
 
 def test_write_an_objective(run):
     said = run("write_an_objective", "--faces", "16", "--steps", "2")
-    assert re.findall(r"([\w-]+): mean loss", said) == ["flow-matching", "data-prediction"]
+    assert re.findall(r"([\w-]+): mean loss", said) == ["flow-matching", "data-prediction", "cosine-v"]
 
 
 def test_change_resolution(run, saved):

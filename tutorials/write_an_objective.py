@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
+from torch import Tensor
 
 from ssmgen import build, initial_noise, register, sample
 from ssmgen.data import DrawnFaces
-from ssmgen.objectives import FlowMatching
+from ssmgen.objectives import GaussianObjective, Path
+
+# The network predicts the data; the loss is still that of the velocity, finite near t = 1.
+register("objective", "data-prediction", prediction="data", weighting="velocity", smallest=0.05)(GaussianObjective)
 
 
-@register("objective", "data-prediction")
-class DataPrediction(FlowMatching):
-    """The model predicts the data; the loss is still that of the velocity, kept finite near t = 1."""
+class CosinePath(Path):
+    """A quarter of a circle: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
 
-    def loss(self, model, data, noise=None, t=None, generator=None, **condition):
-        def as_velocity(x_t, t, **condition):
-            return self.velocity(model(x_t, t, **condition), x_t, t)
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t)
 
-        return super().loss(as_velocity, data, noise, t, generator, **condition)
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.cos(math.pi / 2 * t)
 
-    def velocity(self, prediction, x_t, t):
-        remaining = (1 - t).clamp(min=0.05).view(-1, *[1] * (x_t.dim() - 1))
-        return (prediction - x_t) / remaining
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * self.sigma(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * self.alpha(t)
+
+
+register("objective", "cosine-v", path=CosinePath(), prediction="v")(GaussianObjective)
+NEW = ("data-prediction", "cosine-v")
 
 
 def main() -> None:
     options = parse()
-    check_with_a_perfect_model()
+    for name in NEW:
+        check_with_a_perfect_model(name)
 
     faces = DrawnFaces(options.faces, size=32)
     images, masks = (torch.stack(part) for part in zip(*(faces[i] for i in range(len(faces))), strict=True))
     data = images / 127.5 - 1
-    for name in ("flow-matching", "data-prediction"):
+    for name in ("flow-matching", *NEW):
         objective, losses = build(name), []
         torch.manual_seed(0)
         model = build("sisma-debug", dim=96, patch_size=4, mask_input="add")
@@ -51,20 +62,23 @@ def main() -> None:
         print(f"{name}: mean loss of the last {len(last)} steps {sum(last) / len(last):.4f}, sample {made.std():.2f}")
 
 
-def check_with_a_perfect_model() -> None:
-    """A model that knows the answer has no loss, and following its velocity ends in the data."""
-    objective = build("data-prediction")
+def check_with_a_perfect_model(name: str) -> None:
+    """A model that knows the answer has no loss, and its prediction converts to the true velocity and the data."""
+    objective = build(name)
     data, noise = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     t = torch.tensor([0.0, 0.3, 0.6, 0.9])
-    assert objective.loss(lambda x_t, t: data, data, noise, t) < 1e-10
-    x_t = objective.interpolate(noise, data, t)
-    torch.testing.assert_close(objective.velocity(data, x_t, t), data - noise)
+    prediction = objective.target(noise, data, t)
+    assert objective.loss(lambda x_t, t: prediction, data, noise, t) == 0
+    x_t = objective.path.interpolate(noise, data, t)
+    velocity = objective.path.velocity(noise, data, t)
+    torch.testing.assert_close(objective.velocity(prediction, x_t, t), velocity, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(objective.data(prediction, x_t, t), data, rtol=1e-4, atol=1e-4)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=512, help="faces to draw")
-    parser.add_argument("--steps", type=int, default=200, help="steps to train each of the two models")
+    parser.add_argument("--steps", type=int, default=200, help="steps to train each model")
     return parser.parse_args()
 
 

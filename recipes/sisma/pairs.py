@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import CELEBAMASK19, Crops, class_weights, repeats
+from ssmgen.data import CELEBAMASK19, Crops, class_weights, loss_weights, repeats
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import PreparedFolder, load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
@@ -50,11 +51,11 @@ def prepared_pairs(folder: Path, split: str, size: int | None = None) -> Prepare
 
 
 def check_pairs(config: Config) -> None:
-    """Refuse data that a run could not be trained on, or not be evaluated or shown with when it is trained.
+    """Reject data that a run cannot be trained on, or be evaluated or sampled with afterwards.
 
     Raises:
         ValueError: masks of other classes, or too few test pairs; says what to change.
-        OSError: no prepared folder, or files that are missing from it.
+        OSError: no prepared folder, or files missing from it.
     """
     pairs = training_pairs(config)
     labels = pairs.labels
@@ -74,7 +75,7 @@ def check_pairs(config: Config) -> None:
 
 
 def load_autoencoder(config: Config) -> Any:
-    """The autoencoder of a run; where its class is ``auto``, the one that its source names.
+    """The autoencoder of a run; if its class is ``auto``, the one that its source names.
 
     Raises:
         FileNotFoundError: no such source.
@@ -86,41 +87,42 @@ def load_autoencoder(config: Config) -> Any:
     return build(autoencoder_at(source) if config.autoencoder == "auto" else config.autoencoder, source=source)
 
 
-class EncodedPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Latents and masks for training, those with rare classes more than once.
+class EncodedPairs(Dataset[dict[str, Tensor]]):
+    """Examples for training from a latent cache, those with rare classes more than once.
 
-    A coin derived from (seed, index, draw) decides on the mirrored pair.
+    An example is ``{"data": latent, "mask": labels}``, with ``class_weighting`` also ``"weight"``, the factor of its
+    error by the rarity of its classes. A coin derived from (seed, index, draw) decides whether it is mirrored.
     """
 
     def __init__(self, cache: LatentCache, *, flip: bool, balance: float, class_weighting: float, seed: int) -> None:
         self.cache = cache
-        self.class_weighting = class_weighting
         self.flip = flip
         self.seed = seed
-        self.shown = [(index, 0) for index in range(len(cache))]
+        self.examples = [(index, 0) for index in range(len(cache))]
         if balance:
-            self.shown = repeats((cache.mask(index) for index in range(len(cache))), balance, seed)
+            self.examples = repeats(self._masks(), balance, seed)
+        weighted = class_weighting != 0
+        self.class_weights = class_weights(self._masks(), len(cache.labels), class_weighting) if weighted else None
 
     def __len__(self) -> int:
-        return len(self.shown)
+        return len(self.examples)
 
-    def class_weights(self) -> list[float] | None:
-        """What each class counts in the loss; None where all count alike."""
-        if not self.class_weighting:
-            return None
-        masks = (self.cache.mask(index) for index in range(len(self.cache)))
-        return class_weights(masks, len(self.cache.labels), self.class_weighting)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         position, draw = key
-        index, before = self.shown[position]
-        if self.flip and derived_seed(self.seed, "flip", index, draw, before) % 2:
-            return self.cache.flipped(index)
-        return self.cache[index]
+        index, before = self.examples[position]
+        mirrored = self.flip and derived_seed(self.seed, "flip", index, draw, before) % 2
+        example = self.cache.flipped(index) if mirrored else self.cache[index]
+        if self.class_weights is not None:
+            size = example["data"].shape[-2:]
+            example["weight"] = loss_weights(example["mask"].unsqueeze(0), self.class_weights, size)[0]
+        return example
+
+    def _masks(self) -> Iterator[Tensor]:
+        return (self.cache.mask(index) for index in range(len(self.cache)))
 
 
 def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
-    """The training pairs from the cache on disk, which is made first where it is missing."""
+    """The training pairs from the cache on disk, which is written first if it is missing."""
     pairs = _cropped(config) if config.crops != 1 else training_pairs(config)
     record = cache_record(pairs, autoencoder, config.flip)
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
@@ -139,7 +141,7 @@ def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, config: Config) -
         device = next(autoencoder.parameters(), torch.empty(0)).device
         if device.type == "cpu":
             keep_freed_memory()
-        # On a CPU each of them encodes on a core of its own, with the memory of one network's activations.
+        # On a CPU each of them encodes on one core, with the memory of one network's activations.
         workers = loader_processes(_MOST_WORKERS)
         write_latent_cache(
             pairs, autoencoder, target, flip=config.flip, device=device, num_workers=workers, progress=bar.update
@@ -148,7 +150,7 @@ def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, config: Config) -
 
 def _cropped(config: Config) -> Crops:
     if config.data == "drawn":
-        raise UsageError("crops= is for a prepared folder; drawn faces have no end: give drawn_count=")
+        raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
     return Crops(prepared_pairs(_folder(config), "train"), config.image_size, config.crops, seed=config.seed)
 
 

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int | None:
             check_run_folder(run, config.resume)
             done = check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.steps)
         data = encoded_pairs(config, autoencoder.to(processes.device))
-    objective = build("flow-matching", t_sampling=config.t_sampling, class_weights=data.class_weights())
+    objective = build("flow-matching", t_sampling=config.t_sampling)
     config = choose_steps(
         config,
         lambda: seconds_per_step(model, objective, data, settings),
@@ -123,7 +123,7 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
         raise ValueError(f"class_weighting must be at least 0, got {config.class_weighting}")
-    build("flow-matching", t_sampling=config.t_sampling)  # says what is wrong with it
+    build("flow-matching", t_sampling=config.t_sampling)  # checks it
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")
     if config.solver_steps < 1 or (config.evaluate and config.evaluate_masks < 2):

@@ -1,6 +1,6 @@
 """Data sets of image-mask pairs, label sets, paired transforms, and drawn faces that need no download."""
 
-from ssmgen.data.balance import class_weights, repeats
+from ssmgen.data.balance import class_weights, loss_weights, repeats
 from ssmgen.data.crops import Crops
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
@@ -31,6 +31,7 @@ __all__ = [
     "crop_resize",
     "draw_face",
     "flip_pair",
+    "loss_weights",
     "read_image",
     "read_mask",
     "remap",

@@ -1,4 +1,4 @@
-"""A data set encoded once: latents and masks on disk, with a record of what made them."""
+"""A data set encoded once: latents and masks on disk, with a record of their origin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RECORD = "cache.json"
 
 
 class PairDataset(Protocol):
-    """Images ``(3, h, w)`` uint8 with masks ``(h, w)`` uint8, and a fingerprint of what they are."""
+    """Images ``(3, h, w)`` uint8 with masks ``(h, w)`` uint8, and a fingerprint of the data."""
 
     labels: LabelSet
 
@@ -44,24 +44,24 @@ def write_latent_cache(
 ) -> None:
     """Encode every image once and write latents, masks and their record to the folder ``target``.
 
-    The folder appears under its name only when it is complete.
+    The folder gets its name only once it is complete.
 
     Args:
         pairs: images and masks.
         autoencoder: one of `ssmgen.latents`.
-        target: folder to make; must not exist.
+        target: folder to create; must not exist.
         flip: also encode every image mirrored, for training with horizontal flips.
         batch_size: images encoded at a time.
-        num_workers: processes that read (or draw) images. Where ``device`` is a CPU they encode them too, each on one
-            thread: beside an encoder that uses all cores they would take turns with its threads, which wait for each
-            other. 0 does everything in this process, with all its threads.
+        num_workers: processes that read (or draw) images. If ``device`` is a CPU they also encode them, each on one
+            thread: next to an encoder on all cores they would compete with its threads, which wait for each other. 0
+            does everything in this process, with all its threads.
         device: where to encode.
         progress: called with the number of images just encoded.
 
     Raises:
         FileExistsError: ``target`` exists.
         OSError: the disk is full or cannot be written; names ``target``.
-        ValueError: the autoencoder makes latents that are not finite.
+        ValueError: the autoencoder returns latents that are not finite.
     """
     if target.exists():
         raise FileExistsError(f"{target}: exists already; a cache is written once")
@@ -77,25 +77,25 @@ def write_latent_cache(
             (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
     except OSError:
         if not (target / _RECORD).is_file():
-            raise  # else another process was faster, and its equal stays
+            raise  # otherwise another process was faster, and its equal copy stays
 
 
 def cache_record(pairs: PairDataset, autoencoder: Any, flip: bool) -> dict[str, Any]:
-    """What identifies a cache: the autoencoder with its scale and shift, the source, and whether flips are in it."""
+    """What identifies a cache: the autoencoder with its scale and shift, the source, and whether it holds flips."""
     return {"autoencoder": autoencoder.describe(), "source": pairs.fingerprint(), "flip": flip}
 
 
-class LatentCache(Dataset[tuple[Tensor, Tensor]]):
-    """Reads what `write_latent_cache` wrote; latents are read from disk as they are asked for.
+class LatentCache(Dataset[dict[str, Tensor]]):
+    """Reads what `write_latent_cache` wrote, each example from disk when it is asked for.
 
     Args:
         root: the cache's folder.
         labels: the classes of the masks.
-        expected: the `cache_record` it must have; None accepts any.
+        expected: the `cache_record` that it must have; None accepts any.
 
     Raises:
         FileNotFoundError: no complete cache there.
-        ValueError: it was made by another autoencoder, from another source or with another scale; names the difference.
+        ValueError: its autoencoder, source or scale is another; names the difference.
     """
 
     def __init__(self, root: Path, labels: LabelSet, expected: dict[str, Any] | None = None) -> None:
@@ -107,7 +107,7 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
             if self.record.get(key) != value:
                 raise ValueError(
                     f"{root}: made with {key} {self.record.get(key)}, but {value} is asked for: "
-                    "delete the cache to have it made again"
+                    "delete the cache so that it is written again"
                 )
         self.labels = labels
         self._swap = labels.swap_table()
@@ -117,23 +117,24 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.record["count"]
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Latent ``(channels, h, w)`` float32 and mask ``(H, W)`` uint8 of ``index``.
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        """``{"data": latent (channels, h, w) float32, "mask": labels (H, W) uint8}``.
 
-        `ssmgen.training.train` asks for ``index, draw``, the draw being the epoch: the same pair every time here.
+        `ssmgen.training.train` asks for ``index, draw``, where draw is the epoch; the example does not depend on it.
         """
         index = key if isinstance(key, int) else key[0]
-        return self._read("latents", index), self.mask(index)
+        return {"data": self._read("latents", index), "mask": self.mask(index)}
 
     def mask(self, index: int) -> Tensor:
-        """The mask alone."""
+        """The mask of an example."""
         return self._read("masks", index)
 
-    def flipped(self, index: int) -> tuple[Tensor, Tensor]:
-        """The mirrored pair, left and right labels swapped."""
+    def flipped(self, index: int) -> dict[str, Tensor]:
+        """The mirrored example, left and right labels swapped."""
         if not self.record["flip"]:
             raise ValueError("this cache holds no mirrored latents: write it with flip=True")
-        return self._read("latents_flipped", index), self._swap[self.mask(index).flip(-1).long()]
+        mask = self._swap[self.mask(index).flip(-1).long()]
+        return {"data": self._read("latents_flipped", index), "mask": mask}
 
     def _read(self, key: str, index: int) -> Tensor:
         if not self._open:
@@ -142,11 +143,11 @@ class LatentCache(Dataset[tuple[Tensor, Tensor]]):
         return self._open[shard].get_slice(key)[row]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": []}  # each loader process opens the files itself
+        return self.__dict__ | {"_open": []}  # each loader process opens its own files
 
 
 class _Encoder:
-    """A batch of pairs to what the cache keeps of it; loader processes may call it."""
+    """Turns a batch of pairs into what the cache keeps; loader processes may call it."""
 
     def __init__(self, autoencoder: Any, flip: bool, device: torch.device | str) -> None:
         self.autoencoder, self.flip, self.device = autoencoder, flip, torch.device(device)
@@ -156,7 +157,7 @@ class _Encoder:
         return self.encode(pixels, masks)
 
     def encode(self, pixels: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Images uint8 ``(batch, 3, h, w)`` with their masks to latents and masks."""
+        """Latents and masks of images uint8 ``(batch, 3, h, w)`` and their masks."""
         images = pixels.to(self.device).float() / 127.5 - 1
         batch = {"latents": self._latents(images), "masks": masks}
         if self.flip:
@@ -170,7 +171,7 @@ class _Encoder:
 def _encoded(
     pairs: Any, encoder: _Encoder, batch_size: int, num_workers: int, progress: Callable[[int], None] | None
 ) -> Iterator[dict[str, Tensor]]:
-    """The encoded batches in order; on a CPU the loader's processes encode what they read."""
+    """The encoded batches in order; on a CPU the loader processes encode what they read."""
     in_loader = encoder.device.type == "cpu"
     loader: Any = DataLoader(
         pairs, batch_size, num_workers=num_workers, collate_fn=encoder if in_loader else default_collate
@@ -180,7 +181,7 @@ def _encoded(
         if not all(bool(batch[key].isfinite().all()) for key in batch if key != "masks"):
             raise ValueError(
                 f"{encoder.autoencoder.name}: its latents of the images are not finite: "
-                "its weights are damaged, or not its own"
+                "its weights are damaged, or those of another network"
             )
         if progress is not None:
             progress(len(batch["masks"]))

@@ -1,5 +1,6 @@
-"""What is learned: interpolant, target, loss, and how a prediction becomes a velocity."""
+"""What is learned: a path from noise to data, what the network predicts about it, and the loss."""
 
-from ssmgen.objectives.flow_matching import FlowMatching
+from ssmgen.objectives.gaussian import GaussianObjective
+from ssmgen.objectives.path import LinearPath, Path
 
-__all__ = ["FlowMatching"]
+__all__ = ["GaussianObjective", "LinearPath", "Path"]

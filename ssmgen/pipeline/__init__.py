@@ -3,18 +3,16 @@
 from ssmgen.pipeline.card import model_card
 from ssmgen.pipeline.diffusers import MaskToImagePipeline, SchedulerSolver, dynamic_shift
 from ssmgen.pipeline.editing import STARTS, edit, interpolate, variations
-from ssmgen.pipeline.folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
+from ssmgen.pipeline.folder import SAVED_DTYPES, Recipe, packaged
 from ssmgen.pipeline.mask_to_image import MaskToImage
 
 __all__ = [
-    "SAMPLING",
     "SAVED_DTYPES",
     "STARTS",
     "MaskToImage",
     "MaskToImagePipeline",
     "Recipe",
     "SchedulerSolver",
-    "check_sampling",
     "dynamic_shift",
     "edit",
     "interpolate",

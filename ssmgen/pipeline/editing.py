@@ -11,16 +11,15 @@ from torch.nn import functional as F
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.noise import checked_seed, image_seeds, initial_noise
-from ssmgen.objectives import FlowMatching
-from ssmgen.pipeline.folder import SAMPLING
 from ssmgen.pipeline.mask_to_image import MaskToImage, check_output_type, to_output
-from ssmgen.registry import explained, keywords
+from ssmgen.registry import explained, keywords, make
+from ssmgen.sampling import SETTINGS, Sampling
 from ssmgen.solvers import shifted_grid
 
 STARTS = ("inversion", "noise")
 
 
-@explained(*SAMPLING)
+@explained(*SETTINGS)
 def edit(
     pipe: MaskToImage,
     image: Any,
@@ -39,8 +38,8 @@ def edit(
 ) -> Any:
     """Redraw the region where the mask changes and keep the rest of the image.
 
-    Outside the region, latents follow the straight line to those of the image; inside, they follow the model, so both
-    arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new noise
+    Outside the region, latents follow the objective's path to those of the image; inside, they follow the model, so
+    both arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new noise
     or from the inversion of the image (the ODE solved backwards under the old mask). Inversion keeps a little more of
     the colours, takes twice the time, and resists a change of class.
 
@@ -56,13 +55,14 @@ def edit(
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
         callback: called as ``callback(step, x)`` after each step, including those of an inversion.
-        **settings: any of `SAMPLING`; the recipe's by default. An inversion uses them without guidance.
+        **settings: any of `Sampling`; the recipe's by default. An inversion uses them without guidance.
 
     Returns:
         One image of the requested ``output_type``.
 
     Raises:
-        ValueError: an invalid start, region or margin, or equal masks without a region.
+        ValueError: an invalid start, region or margin, equal masks without a region, or an inversion with a solver
+            that is not reversible.
     """
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
@@ -71,19 +71,21 @@ def edit(
     old = pipe.labels_of(mask, palette=palette, remap=remap, name="the mask")
     new = pipe.labels_of(new_mask, palette=palette, remap=remap, name="the new mask")
     widened = _region(old, new, region, margin).to(pipe.device)
-    chosen = pipe.sampling(**settings)
+    sampling = pipe.recipe.sampling.replaced(**settings)
+    if start == "inversion":
+        _check_reversible(sampling)
     data = pipe.encode(image)
     if start == "inversion":
-        back = chosen | {"guidance_scale": 1.0, "solver": _reversible(chosen["solver"])}
-        times = shifted_grid(back.pop("steps"), back.pop("shift")).flip(0)
-        noise = pipe.sampler(data, old[None].to(pipe.device), times=times, progress=callback, **back)
+        times, back = shifted_grid(sampling.steps, sampling.shift).flip(0), sampling.replaced(guidance_scale=1.0)
+        given = {"objective": pipe.objective, "times": times, "progress": callback}
+        noise = pipe.sampler(data, old[None].to(pipe.device), back, **given)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
-    kept = _Kept(inside, data - noise)
-    latents = pipe.sampler(noise, new[None].to(pipe.device), objective=kept, progress=callback, **chosen)
+    kept = _Kept(pipe.objective, inside, noise, data)
+    latents = pipe.sampler(noise, new[None].to(pipe.device), sampling, objective=kept, progress=callback)
     return _paste(pipe, latents, image, widened, output_type)
 
 
-@explained(*SAMPLING)
+@explained(*SETTINGS)
 def variations(
     pipe: MaskToImage,
     image: Any,
@@ -121,13 +123,14 @@ def variations(
     check_output_type(output_type)
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, palette=palette, remap=remap)
-    chosen = pipe.sampling(**settings)
-    grid = shifted_grid(chosen.pop("steps"), chosen.pop("shift"))
+    sampling = pipe.recipe.sampling.replaced(**settings)
+    grid = shifted_grid(sampling.steps, sampling.shift)
     first = 1 - strength
     times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)
-    x = FlowMatching().interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
-    latents = pipe.sampler(x, labels[None].to(pipe.device), times=times, progress=callback, **chosen)
+    x = pipe.objective.path.interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
+    given = {"objective": pipe.objective, "times": times, "progress": callback}
+    latents = pipe.sampler(x, labels[None].to(pipe.device), sampling, **given)
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 
 
@@ -155,20 +158,25 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
     return pipe(mask, noise=torch.stack(parts) / torch.sin(angle), num_images=count, **settings)
 
 
-def _reversible(solver: Any) -> Any:
-    """The given solver if it can integrate from data to noise, else ``ab3``."""
-    return solver if isinstance(solver, str) and solver != "deis2" else "ab3"
+def _check_reversible(sampling: Sampling) -> None:
+    solver = make(sampling.solver) if isinstance(sampling.solver, str) else sampling.solver
+    if not solver.reversible:
+        raise ValueError(
+            f"start='inversion' integrates from data to noise, and solver={sampling.solver!r} is not reversible: give "
+            "another, such as solver='ab3', or start='noise'"
+        )
 
 
 class _Kept:
-    """An objective whose velocity outside the region is that of the straight line to the image."""
+    """An objective whose velocity outside the region is that of its path to the image."""
 
-    def __init__(self, inside: Tensor, line: Tensor) -> None:
-        self.inside = inside
-        self.line = line
+    def __init__(self, objective: Any, inside: Tensor, noise: Tensor, data: Tensor) -> None:
+        self.objective, self.path, self.inputs = objective, objective.path, objective.inputs
+        self.inside, self.noise, self.data = inside, noise, data
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.where(self.inside, prediction, self.line)
+        drawn = self.objective.velocity(prediction, x_t, t)
+        return torch.where(self.inside, drawn, self.path.velocity(self.noise, self.data, t))
 
 
 def _region(old: Tensor, new: Tensor, region: Tensor | None, margin: int) -> Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,21 +17,15 @@ from torch import nn
 from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.labels import LabelSet
 from ssmgen.hub import HUB_ID, download_folder
-from ssmgen.registry import build, closest, find, names
+from ssmgen.registry import Spec, build, divided, find, names
+from ssmgen.sampling import Sampling
 from ssmgen.weights import load_weights, tensors_of, write_weights
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had no objective, which was flow matching
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parents[1] / "pretrained"
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "shift": ("above 0", lambda value: value > 0),
-    "guidance_scale": ("at least 0", lambda value: value >= 0),
-    "guidance_start": ("in [0, 1]", lambda value: 0 <= value <= 1),
-}
 #: The dtypes of saved weights by name, as `MaskToImage.save_pretrained` takes them.
 SAVED_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: The sampling settings that a recipe may set.
-SAMPLING = ("solver", "steps", *_RANGES)
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,8 @@ class Recipe:
         autoencoder: registered name of its autoencoder.
         image_size: side of the square images in pixels.
         labels: classes of its masks.
-        sampling: defaults for ``solver``, ``steps``, ``shift``, ``guidance_scale`` and ``guidance_start``.
+        sampling: settings of sampling where a call gives none; a mapping of some of them will do.
+        objective: registered name of the objective it was trained with, or a spec.
         about: one line on what the model was trained on and can do.
 
     Raises:
@@ -58,38 +51,20 @@ class Recipe:
     autoencoder: str
     image_size: int
     labels: LabelSet
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+    objective: Spec = "flow-matching"
     about: str = ""
 
     def __post_init__(self) -> None:
         for kind in ("model", "autoencoder"):
             _check_registered(getattr(self, kind), kind)
+        _check_registered(divided(self.objective)[0], "objective")
         if not isinstance(self.image_size, int) or self.image_size < 1:
             raise ValueError(f"image_size must be a positive number of pixels, got {self.image_size!r}")
-        if not isinstance(self.model_args, dict) or not isinstance(self.sampling, dict):
-            raise TypeError(f"model_args and sampling must be dicts, got {self.model_args!r} and {self.sampling!r}")
-        check_sampling(self.sampling)
-
-
-def check_sampling(settings: dict[str, Any]) -> None:
-    """Check the settings in ``settings``, which may be any of `SAMPLING`.
-
-    Raises:
-        ValueError: an unknown setting or solver, or a value out of range.
-    """
-    for name, value in settings.items():
-        if name not in SAMPLING:
-            raise ValueError(f"no setting {name!r}{closest(name, SAMPLING)} There are {', '.join(SAMPLING)}.")
-        if name == "solver":
-            if isinstance(value, str):
-                _check_registered(value, "solver")
-        elif name == "steps":
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"steps must be a positive whole number, got {value!r}")
-        else:
-            words, within = _RANGES[name]
-            if not isinstance(value, numbers.Real) or not math.isfinite(value) or not within(float(value)):
-                raise ValueError(f"{name} must be a number {words}, got {value!r}")
+        if not isinstance(self.model_args, dict):
+            raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
+        if isinstance(self.sampling, Mapping):
+            object.__setattr__(self, "sampling", Sampling().replaced(**self.sampling))
 
 
 def packaged() -> list[str]:

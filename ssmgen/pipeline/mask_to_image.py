@@ -15,14 +15,12 @@ from ssmgen.data.mask_input import to_labels
 from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
-from ssmgen.pipeline.folder import SAMPLING, Recipe, check_sampling, locate, read_folder, write_folder
+from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
 from ssmgen.precision import sampling_dtype
-from ssmgen.registry import explained
-from ssmgen.sampling import Sampler, Sampling, in_dtype
-from ssmgen.solvers import Solver
+from ssmgen.registry import explained, make
+from ssmgen.sampling import SETTINGS, Sampler, in_dtype
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
-_SAMPLER_DEFAULTS = {name: getattr(Sampling(), name) for name in SAMPLING}
 
 
 class MaskToImage:
@@ -49,6 +47,7 @@ class MaskToImage:
         self.card = card or model_card(
             f"{recipe.model}, {recipe.image_size} x {recipe.image_size}", recipe.about, recipe.labels
         )
+        self.objective = make(recipe.objective)
         self.sampler = Sampler(self.model)
 
     def __repr__(self) -> str:
@@ -158,16 +157,11 @@ class MaskToImage:
         self.sampler = Sampler(self.model, dtype=None if dtype == torch.float32 else dtype)
         return self
 
-    @explained()
+    @explained(*SETTINGS)
     def __call__(
         self,
         mask: Any,
         *,
-        steps: int | None = None,
-        solver: str | Solver | None = None,
-        guidance_scale: float | None = None,
-        guidance_start: float | None = None,
-        shift: float | None = None,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
         noise: Tensor | None = None,
@@ -176,12 +170,12 @@ class MaskToImage:
         remap: str | LabelSet = "",
         batch_size: int = 16,
         callback: Callable[[int, Tensor], None] | None = None,
+        **settings: Any,
     ) -> Any:
         """Generate ``num_images`` images of each mask; those of one mask are adjacent.
 
         Args:
             mask: a path, PIL image, array or tensor, see `to_labels`, or a list of them; resized by nearest neighbour.
-            steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the recipe's if None.
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
@@ -192,6 +186,8 @@ class MaskToImage:
             batch_size: images per call of the model; affects the result by rounding only.
             callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
                 adaptive solvers do not call it.
+            **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``, see `Sampling`; the
+                recipe's if None or not given.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`) or setting.
@@ -207,14 +203,15 @@ class MaskToImage:
         x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
             raise ValueError(f"noise must be {(count, *self.latent_size)}, one per image, got {tuple(x0.shape)}")
-        guidance = {"guidance_scale": guidance_scale, "guidance_start": guidance_start}
-        settings = self.sampling(steps=steps, solver=solver, shift=shift, **guidance)
+        sampling = self.recipe.sampling.replaced(**settings)
         every = torch.stack(masks).repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
             labels = every[part] if len(masks) > 1 else every[:1]
-            latents = self.sampler(x0[part], labels.to(self.device), progress=callback, **settings)
+            latents = self.sampler(
+                x0[part], labels.to(self.device), sampling, objective=self.objective, progress=callback
+            )
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
@@ -223,17 +220,6 @@ class MaskToImage:
         """(channels, height, width) of a latent."""
         side = self.recipe.image_size // self.autoencoder.factor
         return self.autoencoder.channels, side, side
-
-    def sampling(self, **given: Any) -> dict[str, Any]:
-        """All settings of a call: the given ones that are not None, then the recipe's, then `Sampler`'s defaults.
-
-        Raises:
-            ValueError: an unknown setting or solver, or a value out of range.
-        """
-        chosen = {key: value for key, value in given.items() if value is not None}
-        settings = _SAMPLER_DEFAULTS | self.recipe.sampling | chosen
-        check_sampling(settings)
-        return settings
 
     def labels_of(
         self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "", name: str = "the mask"

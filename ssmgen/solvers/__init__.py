@@ -1,4 +1,4 @@
-"""How dx/dt = f(t, x) is integrated: a declared order plus a step, over one shared loop."""
+"""Solvers of dx/dt = f(t, x): a declared order and a step, over one shared loop."""
 
 from ssmgen.solvers.adams_bashforth import AdamsBashforth
 from ssmgen.solvers.adaptive import Adaptive

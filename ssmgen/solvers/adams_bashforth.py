@@ -1,4 +1,4 @@
-"""Adams-Bashforth methods: one evaluation a step, the earlier ones are kept."""
+"""Adams-Bashforth methods: one evaluation per step, and earlier slopes are reused."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from ssmgen.solvers.midpoint import midpoint
 class AdamsBashforth(Solver):
     """Explicit linear multistep method on any grid (Hairer, Norsett, Wanner, Solving ODEs I, section III.5).
 
-    The polynomial through the last ``order`` slopes is integrated over the step. The first step is one of the midpoint
-    method, whose error is small enough for order 3; the second of ``ab3`` has order 2.
+    A step integrates the polynomial through the last ``order`` slopes. The first step uses the midpoint method, whose
+    error is small enough for order 3; the second step of ``ab3`` has order 2.
 
     Args:
         order: slopes used, 2 or 3.
+
+    Raises:
+        ValueError: another order.
     """
 
     def __init__(self, order: int) -> None:
@@ -28,7 +31,7 @@ class AdamsBashforth(Solver):
         self.order = order
 
     def nfe(self, steps: int) -> int:
-        """One a step, and one more in the first."""
+        """One per step, and one more in the first."""
         return steps + 1
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adaptive solvers, by torchdiffeq."""
+"""Adaptive solvers from torchdiffeq."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ssmgen.solvers.base import Progress, Solver, Velocity
 class Adaptive(Solver):
     """An embedded Runge-Kutta pair that chooses its steps by an error estimate (`torchdiffeq.odeint`).
 
-    Every image is integrated on its own, so that its steps do not depend on what else is in the batch; `f` is therefore
-    called with batches of one.
+    Every image is integrated on its own, so its steps do not depend on the rest of the batch; `f` is called with
+    batches of one.
 
     Args:
         method: the name of the method in torchdiffeq.
@@ -26,6 +26,7 @@ class Adaptive(Solver):
         rtol, atol: relative and absolute tolerance of a step, positive.
 
     Raises:
+        ValueError: a tolerance that is not positive.
         ImportError: torchdiffeq is missing; names the extra.
     """
 
@@ -41,14 +42,14 @@ class Adaptive(Solver):
         self.atol = atol
 
     def nfe(self, steps: int) -> None:
-        """Not known ahead: read ``evaluations`` after `solve`."""
+        """Not known in advance: read ``evaluations`` after `solve`."""
         return None
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
         from torchdiffeq import odeint
 
-        ends = torch.stack([ts[0], ts[-1]])
-        # A step must end at the last time: by default it would overshoot, ask the velocity beyond t = 1, and
+        ends = torch.stack([ts[0], ts[-1]]).to(x0.device)
+        # A step must end at the last time: by default it would overshoot, evaluate the velocity beyond t = 1, and
         # interpolate.
         options = {"step_t": ends[1:]}
 

@@ -1,4 +1,4 @@
-"""What every solver shares: the call, the checks on the time grid, and the fixed-step loop.
+"""The base of all solvers: the call and the checks of the time grid; and explicit Runge-Kutta methods.
 
 A solver integrates dx/dt = f(t, x) over one grid, from t = 0 (noise) to t = 1 (data) or back. It knows no model.
 """
@@ -20,13 +20,14 @@ class Solver(ABC):
 
     Attributes:
         order: order of convergence.
-        adaptive: whether it chooses its own steps by an error estimate; the grid then only says where it starts and
-            ends.
+        adaptive: whether it chooses its own steps by an error estimate, using only the ends of the grid.
+        reversible: whether it also integrates falling times, from data to noise.
         evaluations: how often the last `solve` called the velocity.
     """
 
     order: int
     adaptive: bool = False
+    reversible: bool = True
     evaluations: int = 0
 
     def solve(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None = None) -> Tensor:
@@ -35,17 +36,24 @@ class Solver(ABC):
         Args:
             f: velocity ``f(t, x)`` with a scalar t and x of the shape of ``x0``.
             x0: start, any shape.
-            ts: ``(n + 1,)`` increasing times for n intervals; decreasing ones go back, from data to noise.
+            ts: ``(n + 1,)`` rising times for n intervals, or falling ones, from data to noise, if the solver is
+                ``reversible``. They may stay on the CPU: single times mix with tensors of any device.
             progress: called as ``progress(step, x)`` after each interval (fixed steps only).
 
         Returns:
             x at ``ts[-1]``, the shape of ``x0``.
 
         Raises:
-            ValueError: a grid that does not always rise or always fall, or has no interval.
+            ValueError: a grid that neither rises nor falls throughout, has no interval, or falls though the solver is
+                not reversible.
         """
         if ts.dim() != 1 or len(ts) < 2 or not bool((ts.diff() > 0).all() or (ts.diff() < 0).all()):
             raise ValueError(f"ts must be (n + 1,) times, all rising or all falling, with n >= 1, got {ts.tolist()}")
+        if not self.reversible and ts[0] > ts[-1]:
+            raise ValueError(
+                f"{type(self).__name__} is not reversible: ts must rise, got {ts[0]:g} to {ts[-1]:g}. Use a reversible "
+                "solver, e.g. 'ab3', from data to noise."
+            )
         self.evaluations = 0
 
         def counted(t: Tensor, x: Tensor) -> Tensor:
@@ -55,9 +63,9 @@ class Solver(ABC):
         return self._integrate(counted, x0, ts, progress)
 
     def times(self, ts: Tensor) -> Tensor | None:
-        """Every time at which `solve` asks for the velocity on this grid, in turn; None for adaptive solvers.
+        """Every time at which `solve` evaluates the velocity on this grid, in order; None for adaptive solvers.
 
-        What depends on the time alone can so be computed for all of them at once.
+        Whatever depends on the time alone can be computed from them in one batch.
         """
         if self.adaptive:
             return None
@@ -72,7 +80,7 @@ class Solver(ABC):
 
     @abstractmethod
     def nfe(self, steps: int) -> int | None:
-        """Evaluations of the velocity for ``steps`` intervals; None where it is not known ahead."""
+        """Evaluations of the velocity for ``steps`` intervals; None if not known in advance."""
 
     @abstractmethod
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor: ...
@@ -85,10 +93,10 @@ class RungeKutta(Solver):
         order: order of convergence.
         nodes: c, the times of the stages as fractions of the step; the first is 0.
         matrix: a, one row per stage after the first.
-        weights: b, how the stages are combined.
+        weights: b, the weights of the stages in the step.
 
     Raises:
-        ValueError: parts of different lengths, or weights that do not sum to 1.
+        ValueError: parts whose lengths disagree, or weights that do not sum to 1.
     """
 
     def __init__(
@@ -120,7 +128,7 @@ class RungeKutta(Solver):
         return x
 
     def advance(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor | None = None) -> Tensor:
-        """One step of length h from (t, x); ``slope`` is f(t, x) where it is known already."""
+        """One step of length h from (t, x); ``slope`` is f(t, x) if already known."""
         slopes = [f(t, x) if slope is None else slope]
         for node, row in zip(self.nodes[1:], self.matrix, strict=True):
             slopes.append(f(t + node * h, x + h * _combine(row, slopes)))

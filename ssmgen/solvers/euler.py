@@ -6,5 +6,5 @@ from ssmgen.solvers.base import RungeKutta
 
 @register("solver", "euler")
 def euler() -> RungeKutta:
-    """First order, one evaluation a step: ``x += h f(t, x)``. The paper's, with 200 steps."""
+    """First order, one evaluation per step: ``x += h f(t, x)``. SISMA's, with 200 steps."""
     return RungeKutta(order=1, nodes=(0.0,), matrix=(), weights=(1.0,))

@@ -1,6 +1,8 @@
-"""An exponential multistep method for straight paths: what is extrapolated is the predicted data, not the velocity."""
+"""An exponential multistep method: it extrapolates the predicted data, not the velocity."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,35 +10,80 @@ from torch import Tensor
 from ssmgen.registry import register
 from ssmgen.solvers.base import Progress, Solver, Velocity
 
+# Gauss-Legendre nodes and weights on [-1, 1], exact for polynomials of degree 15.
+_NODES = (0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363)
+_WEIGHTS = (0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763)
+
+
+class Path(Protocol):
+    """What this solver asks of a path ``x_t = alpha x_1 + sigma x_0``, see `ssmgen.objectives.Path`."""
+
+    linear: bool
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    def data_of_velocity(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
 
 @register("solver", "deis2")
 class Exponential(Solver):
     """Exponential Adams-Bashforth on the predicted data (the tAB scheme of DEIS, arXiv 2204.13902, section 4.2).
 
-    On the path ``x_t = t x_1 + (1 - t) x_0`` a velocity v stands for the data ``D = x + (1 - t) v``, and the equation
-    ``dx/dt = (D - x) / (1 - t)`` is solved exactly for the straight line through the last two predictions. The first
-    step has one and takes it for constant. DPM-Solver++ (2M) rests on the same idea, with a line in log((1 - t) / t).
+    On a path ``x_t = alpha x_1 + sigma x_0`` the velocity determines the predicted data D, and ``x / sigma`` has the
+    derivative ``D d(alpha / sigma)/dt``. A step integrates that for the straight line in t through the last two
+    predictions; the first step has one and takes D as constant. The integral is exact on the linear path, where
+    ``dx/dt = (D - x) / (1 - t)``, and a Gauss-Legendre quadrature of eight nodes on others. DPM-Solver++ (2M) rests on
+    the same idea, with a line in log(alpha / sigma).
+
+    Args:
+        path: the objective's path; None is the linear one.
     """
 
     order = 2
+    reversible = False
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = None if path is None or path.linear else path
 
     def nfe(self, steps: int) -> int:
-        """One a step."""
+        """One per step."""
         return steps
 
     def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
-        if ts[0] < 0 or ts[-1] > 1 or ts[0] > ts[-1]:
-            raise ValueError(f"this solver needs times from 0 (noise) up to 1 (data), got {ts[0]:g} to {ts[-1]:g}")
+        if ts[0] < 0 or ts[-1] > 1:
+            raise ValueError(f"deis2 needs times from 0 (noise) up to 1 (data), got {ts[0]:g} to {ts[-1]:g}")
         x, previous = x0, None
         for step in range(len(ts) - 1):
-            t, h = ts[step], ts[step + 1] - ts[step]
-            left, right = 1 - t, 1 - ts[step + 1]
-            data = x + left * f(t, x)
-            x = (right / left) * x + (h / left) * data
+            t, end = ts[step], ts[step + 1]
+            data = self._data(f(t, x), x, t)
+            scale, constant, slope = _linear_step(t, end) if self.path is None else _step(self.path, t, end)
+            x = scale * x + constant * data
             if previous is not None:
-                logarithm = torch.xlogy(right, left) - torch.xlogy(right, right)  # right log(left / right), 0 at t = 1
-                x = x + (h - logarithm) / (t - ts[step - 1]) * (data - previous)
+                x = x + slope / (t - ts[step - 1]) * (data - previous)
             previous = data
             if progress is not None:
                 progress(step + 1, x)
         return x
+
+    def _data(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return x + (1 - t) * velocity if self.path is None else self.path.data_of_velocity(velocity, x, t)
+
+
+def _linear_step(t: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of x, of constant data and of their slope in t over the step from t to ``end`` on the linear path."""
+    h, left, right = end - t, 1 - t, 1 - end
+    logarithm = torch.xlogy(right, left) - torch.xlogy(right, right)  # right log(left / right), 0 at t = 1
+    return right / left, h / left, h - logarithm
+
+
+def _step(path: Path, t: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same factors on any path, with r = alpha / sigma and integration by parts of ``(t - start) dr``."""
+    h, sigma = end - t, path.sigma(end)
+    scale = sigma / path.sigma(t)
+    nodes = torch.tensor([*(-node for node in _NODES), *_NODES], dtype=t.dtype, device=t.device)
+    weights = torch.tensor([*_WEIGHTS, *_WEIGHTS], dtype=t.dtype, device=t.device)
+    times = t + h * (1 + nodes) / 2
+    integral = h / 2 * (weights * path.alpha(times) / path.sigma(times)).sum()
+    return scale, path.alpha(end) - scale * path.alpha(t), h * path.alpha(end) - sigma * integral

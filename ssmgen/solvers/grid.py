@@ -5,10 +5,11 @@ from torch import Tensor
 
 
 def shifted_grid(steps: int, shift: float = 1.0) -> Tensor:
-    """Times ``(steps + 1,)`` from 0 to 1 whose noise level ``s = 1 - t`` is moved to ``shift s / (1 + (shift - 1) s)``.
+    """Times ``(steps + 1,)`` from 0 to 1, float32: a uniform grid whose noise level ``s = 1 - t`` is shifted.
 
-    Esser et al. (arXiv 2403.03206), equation 23. A shift above 1 steps finely near the noise, where the layout is
-    decided, and one below 1 near the data, where details are; 1 is the uniform grid.
+    The shifted level is ``shift s / (1 + (shift - 1) s)`` (Esser et al., arXiv 2403.03206, eq. 23). A shift above 1
+    takes finer steps near the noise, where the layout is decided; one below 1 near the data, where details are; 1 is
+    the uniform grid.
 
     Raises:
         ValueError: ``steps`` or ``shift`` not positive.

@@ -6,7 +6,7 @@ from ssmgen.solvers.base import RungeKutta
 
 @register("solver", "rk4")
 def rk4() -> RungeKutta:
-    """Fourth order, four evaluations a step (Kutta 1901)."""
+    """Fourth order, four evaluations per step (Kutta 1901)."""
     return RungeKutta(
         order=4,
         nodes=(0.0, 0.5, 0.5, 1.0),

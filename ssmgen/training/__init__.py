@@ -1,4 +1,4 @@
-"""The loop, the moving average, the order of examples, and checkpoints."""
+"""Training: the loop, the moving average, the order of examples, and checkpoints."""
 
 from ssmgen.training.checkpoint import (
     CheckpointError,
@@ -12,11 +12,12 @@ from ssmgen.training.checkpoint import (
 )
 from ssmgen.training.ema import moving_average
 from ssmgen.training.launch import check_launch, loader_processes, on_cpu
-from ssmgen.training.loop import TrainResult, find_checkpoint, train
+from ssmgen.training.loop import TrainResult, train
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.pace import seconds_per_step
 from ssmgen.training.progress import progress_bar
+from ssmgen.training.resume import find_checkpoint
 from ssmgen.training.schedule import schedule_changes, schedule_of
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.settle import settle_precision

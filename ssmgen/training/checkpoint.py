@@ -1,8 +1,8 @@
 """Checkpoints in safetensors and JSON: complete or absent, verified before use, nothing unpickled.
 
 ``step-00001500/`` holds ``model.safetensors``, ``ema.safetensors``, ``optimizer.safetensors``, ``state.json`` and
-``MANIFEST.json`` (size and SHA-256 of each), written last. It is written beside its name and renamed, so that a process
-killed at any moment leaves the older ones as they were.
+``MANIFEST.json`` (size and SHA-256 of each), written last. The folder is written under a temporary name and renamed, so
+a process killed at any moment leaves the older checkpoints intact.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def save_checkpoint(
     """Write one complete checkpoint into ``folder`` and return its path.
 
     Args:
-        folder: where checkpoints live, e.g. ``RUN/checkpoints``.
+        folder: the folder of all checkpoints, e.g. ``RUN/checkpoints``.
         step: optimiser steps done.
-        model: the trained weights; wrapped or not, they are written under the model's own names.
-        ema: their moving average, a module with the same parameters.
+        model: the trained model; wrapped or not, its weights are written under their plain names.
+        ema: its moving average, a module with the same parameters.
         optimizer: its state is stored under the names of the model's parameters.
-        state: what else belongs to it (configuration, counters); must be JSON.
+        state: configuration, counters and the like; must be JSON.
 
     Raises:
-        OSError: no space or no permission; names the checkpoint. Those already there stay as they are.
+        OSError: no space or no permission; names the checkpoint. Existing checkpoints stay intact.
     """
     final = folder / f"step-{step:08d}"
     content = {"step": step, _AVERAGED: _averaged(ema), **state}
@@ -102,10 +102,10 @@ def load_checkpoint(
 
 
 def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights of a checkpoint under the model's names, and after how many updates they are.
+    """The averaged weights of a checkpoint under the model's names, and the number of their updates.
 
-    The count is 0 where the checkpoint's state has it, as it does since weights are written without the names of what
-    they are wrapped in; before, it stood among them.
+    The first format kept the number among the weights, under the names of the wrapper. Later ones keep it in the state,
+    and 0 is returned for it here.
     """
     tensors = read_weights(path / _EMA)
     count = tensors.pop("n_averaged", None)
@@ -129,7 +129,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint as it is, without the check of `verify_checkpoint`.
+    """The state of a checkpoint, without the checks of `verify_checkpoint`.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -138,14 +138,14 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder``, oldest first; unfinished ones are not counted."""
+    """Complete checkpoints in ``folder``, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what unfinished saves left behind."""
+    """Delete all but the newest ``keep`` checkpoints, and the leftovers of unfinished saves."""
     for path in checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
     for path in folder.glob("step-*.tmp-*"):
@@ -153,7 +153,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def _averaged(ema: nn.Module) -> int:
-    """How many updates a moving average has had, which its ramp depends on; 0 where it is a plain module."""
+    """The number of updates of a moving average, on which its ramp depends; 0 for a plain module."""
     return int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
 
 
@@ -178,7 +178,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
         if name not in named:
             raise CheckpointError(f"{file}: holds state of {name!r}, which the model does not have")
         parameter = named[name]
-        # Adam keeps its step counter on the CPU whatever the device of the weights.
+        # Adam keeps its step counter on the CPU, whatever the device of the weights.
         device = value.device if slot == "step" else parameter.device
         optimizer.state[parameter][slot] = value.to(device)
 
@@ -213,7 +213,7 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a rename never outruns its contents."""
+    """Flush a file or folder to disk, so that a rename never precedes its contents."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""What a launcher decides of a training: devices and processes. The arithmetic is the settings' alone.
+"""What a launcher decides about a training: devices and processes. The settings alone decide the arithmetic.
 
-accelerate also reads gradient accumulation, precision, compilation and sharding from the environment, which a
-``accelerate launch`` fills from the user's own file of defaults. No run records them, so none of them is followed.
+accelerate also reads gradient accumulation, precision, compilation and sharding from the environment, which
+``accelerate launch`` fills from the user's file of defaults. No run records them, so they are ignored or rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHARDING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
-# Variable, its value that asks for nothing, and what decides instead.
+# Variable, its neutral value, and what decides instead.
 _IGNORED = (
     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "accumulate={accumulate} of the run decides"),
     ("ACCELERATE_MIXED_PRECISION", "no", "precision={precision} of the run decides"),
@@ -29,39 +29,39 @@ _IGNORED = (
 
 
 def make_accelerator(settings: Any, *, quiet: bool = False) -> Any:
-    """accelerate's `Accelerator` for a training, which scales, rounds and compiles nothing by itself.
+    """accelerate's `Accelerator` for a training, which does not scale, round or compile anything.
 
     Args:
-        settings: a `ssmgen.training.TrainSettings`, to say what decides in the place of a variable.
-        quiet: do not say it.
+        settings: a `ssmgen.training.TrainSettings`, named in the warnings about ignored variables.
+        quiet: do not warn.
 
     Raises:
-        ValueError: the environment asks for what `check_launch` refuses.
+        ValueError: the environment asks for sharding, see `check_launch`.
     """
     check_launch()
     accelerate = require("accelerate", extra="train")
     accelerator = accelerate.Accelerator(
-        # Autocast is entered in the step: accelerate's own setting cannot change within a process, so that a second run
-        # with another precision in one notebook would fail.
+        # The step enters autocast: accelerate's setting cannot change within a process, so a second run with another
+        # precision in one notebook would fail.
         mixed_precision="no",
         cpu=on_cpu(),
         dynamo_backend="no",
-        # As a plugin: a plain number would give way to the variable.
+        # As a plugin: the variable would override a plain number.
         gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
     )
     if accelerator.is_main_process and not quiet:
-        for name, nothing, instead in _IGNORED:
-            value = os.environ.get(name, nothing)
-            if value.lower() != nothing:
+        for name, neutral, instead in _IGNORED:
+            value = os.environ.get(name, neutral)
+            if value.lower() != neutral:
                 print(f"{name}={value} has no effect: {instead.format(**vars(settings))}", file=sys.stderr)
     return accelerator
 
 
 def check_launch() -> None:
-    """Refuse an environment in which accelerate would shard the model.
+    """Reject an environment in which accelerate would shard the model.
 
     Raises:
-        ValueError: a variable that asks for it; names it.
+        ValueError: a variable asks for it; names it.
     """
     for name, what in _SHARDING.items():
         if os.environ.get(name, "false").lower() == "true":
@@ -72,12 +72,12 @@ def check_launch() -> None:
 
 
 def on_cpu() -> bool:
-    """Whether accelerate is to take the CPU: there is nothing else, or ``ACCELERATE_USE_CPU`` says so."""
+    """Whether to run on the CPU: there is no other device, or ``ACCELERATE_USE_CPU`` says so."""
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
     return asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def loader_processes(wanted: int) -> int:
-    """``wanted`` processes that read examples, but no more than this process has cores. No example depends on it."""
+    """``wanted`` loader processes, but no more than this process has cores. No example depends on the number."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return min(wanted, len(allowed))

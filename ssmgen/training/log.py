@@ -1,4 +1,4 @@
-"""What training says while it runs: ``log.jsonl``, the progress bar, and a tracker."""
+"""Reports of a running training: ``log.jsonl``, the progress bar, and a tracker."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ssmgen.training.trackers import TRACKERS, Tracker
 
 
 class RunLog:
-    """Where the loop reports its steps.
+    """The loop reports its steps here.
 
     Args:
-        run: the run's folder; ``log.jsonl`` and what the tracker keeps go there.
-        first: the step the run goes on after, 0 at its start. What was logged beyond it is forgotten.
-        steps, batch_size, log_every: those of `TrainSettings`.
-        tracker: a name of `TRACKERS`, or ``"none"``.
-        config: what a tracker shows beside the curves.
-        pending: what `pending` was when the run stopped, as a line is a mean over all its steps.
+        run: the run's folder, for ``log.jsonl`` and the tracker's files.
+        first: the step after which the run continues, 0 at its start. Log lines beyond it are dropped.
+        steps, batch_size, log_every: as in `TrainSettings`.
+        tracker: a name in `TRACKERS`, or ``"none"``.
+        config: what a tracker shows next to the curves.
+        pending: the value of `pending` when the run stopped: a line is a mean over all its steps.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunLog:
         self._losses = [math.nan if loss is None else loss for loss in pending]
 
     def step(self, step: int, loss: float, norm: float, lr: float) -> None:
-        """Report a step that is done; every ``log_every`` of them make a line."""
+        """Report a finished step; every ``log_every`` of them make a line."""
         self._losses.append(loss)
         self._fresh += 1
         self._bar.update()
@@ -60,22 +60,22 @@ class RunLog:
         mean = sum(self._losses) / len(self._losses)
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # NaN is no JSON
+        self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # JSON has no NaN
         self._stream.flush()
         if self._tracker is not None:
             self._tracker.scalars(step, finite)
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
         self._since, self._fresh = now, 0
-        if step % self._log_every == 0:  # else the run may be prolonged, and the line there is a mean over these too
+        if step % self._log_every == 0:  # otherwise the run may be prolonged, and its next line includes these losses
             self._losses = []
 
     @property
     def pending(self) -> list[float | None]:
-        """Losses of the steps since the last line, for a checkpoint: None where not finite, NaN being no JSON."""
+        """Losses of the steps since the last line, for a checkpoint; None if not finite, because JSON has no NaN."""
         return [loss if math.isfinite(loss) else None for loss in self._losses]
 
     def samples(self, step: int, grid: Path | None) -> None:
-        """Report a picture of samples, if there is one."""
+        """Report a picture of samples, if any."""
         if self._tracker is not None and grid is not None:
             self._tracker.image(step, "samples", grid)
 
@@ -90,7 +90,7 @@ class RunLog:
 
 
 def _forget_after(file: Path, step: int) -> int:
-    """Drop log lines of steps that a resumed run will do again; the last step there was a line of."""
+    """Drop log lines of steps that a resumed run will repeat; returns the last logged step."""
     if not file.exists():
         return 0
     lines = [(logged, line) for line in file.read_text().splitlines() if (logged := _logged_step(line)) is not None]

@@ -1,4 +1,4 @@
-"""Memory of a training on a CPU."""
+"""Memory reuse in a training on a CPU."""
 
 import ctypes
 import platform
@@ -8,14 +8,14 @@ _LARGEST = 32 * 2**20  # glibc takes no larger threshold for mmap on 64 bits
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory it frees, for the next tensors, where the C library is glibc.
+    """Let the process keep freed memory for the next tensors, if the C library is glibc.
 
-    Every training step frees and allocates the same tensors. By itself, glibc gives much of that back to the system and
-    takes it again, and the system clears every page it hands out, which on two cores was a sixth of the time of a step
-    of the preset `quick`. The process then stays as large as its largest step until it ends.
+    Every training step frees and allocates the same tensors. By default, glibc returns much of that memory to the
+    system and requests it again, and the system clears every page it hands out: a sixth of the time of a training step,
+    measured on two cores. The process then stays as large as its largest step until it ends.
 
     Returns:
-        Whether it could be done; another C library is left as it is.
+        Whether it was done; other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

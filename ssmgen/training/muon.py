@@ -1,7 +1,7 @@
-"""Muon's step (K. Jordan, 2024), with products in the precision of the run.
+"""The step of Muon (K. Jordan, 2024), with products in the precision of the run.
 
-`torch.optim.Muon` multiplies in bfloat16 whatever the run does, which takes a third of a step on a processor without
-instructions for it. Momentum, coefficients and names of the state are the same as there.
+`torch.optim.Muon` always multiplies in bfloat16, which takes a third of a step on a processor without bfloat16
+instructions. Momentum, coefficients and the names in the state are the same as there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
-# Elements that are orthogonalised at once: small matrices of one shape share their products, large ones gain nothing.
+# Elements orthogonalised at once: small matrices of one shape share their products, large ones gain nothing.
 _BATCH = 2**21
 
 
@@ -24,13 +24,13 @@ _BATCH = 2**21
 def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any]], dtype: torch.dtype) -> None:
     """Step the matrices of a parameter group that have a gradient.
 
-    The update, orthogonal and ``0.2 sqrt(max(rows, columns))`` in size, has the RMS of AdamW's (Liu et al., arXiv
-    2502.16982).
+    The update is orthogonal and scaled by ``0.2 sqrt(max(rows, columns))``, which gives it the RMS of AdamW's (Liu et
+    al., arXiv 2502.16982).
 
     Args:
         group: ``params``, two-dimensional, ``lr``, ``weight_decay`` (decoupled) and ``momentum`` (Nesterov's).
-        state: of each parameter; gets ``momentum_buffer``.
-        dtype: of the products, float32 or bfloat16.
+        state: state of each parameter; gets ``momentum_buffer``.
+        dtype: dtype of the products, float32 or bfloat16.
     """
     lr, momentum = group["lr"], group["momentum"]
     by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -53,20 +53,20 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Singular values of each matrix to about 1 (0.7 to 1.2, the smallest less), by Newton-Schulz iterations.
+    """Bring the singular values of each matrix to about 1 (0.7 to 1.2, the smallest less) by Newton-Schulz iterations.
 
     An iteration is ``X <- (a + b G + c G^2) X`` with ``G = X X^T``. In float32 only ``G`` and the product of the
-    polynomials are iterated, which takes half the work for wide matrices; ``G`` holds squares, for which bfloat16 has
-    too few bits.
+    polynomials are iterated, which halves the work for wide matrices; ``G`` holds squares, for which bfloat16 has too
+    few bits.
 
     Args:
         matrices: ``(n, rows, columns)``, ``rows <= columns``.
-        dtype: of the products, float32 or bfloat16.
+        dtype: dtype of the products, float32 or bfloat16.
 
     Returns:
         ``(n, rows, columns)`` of that dtype.
     """
-    # Rows first: each sum is then short enough that torch does not cut it up by the number of threads.
+    # Rows first: torch then does not split a sum over threads, whose number would change its rounding.
     norms = matrices.float().square().sum(dim=-1).sum(dim=-1).sqrt().clamp(min=_SMALLEST_NORM)
     x = (matrices / norms.view(-1, 1, 1)).to(dtype)
     return _by_gram_matrix(x) if dtype == torch.float32 else _directly(x)

@@ -1,4 +1,4 @@
-"""Optimisers of the loop, by name: AdamW, and Muon for the blocks' matrices with AdamW for the rest."""
+"""Optimisers by name: AdamW, and Muon for the blocks' matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MOMENTUM = 0.95
 def make_optimizer(
     model: nn.Module, name: str, lr: float, weight_decay: float, precision: str = "no"
 ) -> torch.optim.Optimizer:
-    """The optimiser of a run over the parameters of ``model`` that are trained.
+    """The optimiser of the trainable parameters of ``model``.
 
     Args:
-        model: what is trained. ``"muon"`` looks for the matrices in ``model.blocks``, all of them without.
+        model: what is trained. ``"muon"`` takes the matrices in ``model.blocks``, or all if there are no blocks.
         name: ``"adamw"``, or ``"muon"`` (`MuonAdamW`).
         lr: learning rate.
         weight_decay: see `parameter_groups`.
-        precision: of Muon's products, ``"no"`` (float32) or ``"bf16"``.
+        precision: precision of Muon's products, ``"no"`` (float32) or ``"bf16"``.
 
     Raises:
-        ValueError: no such optimiser.
+        ValueError: an unknown optimiser.
     """
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
@@ -40,7 +40,7 @@ def make_optimizer(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; vectors, and whatever is marked ``no_weight_decay`` (A_log and D), without."""
+    """Matrices with weight decay; vectors, and parameters marked ``no_weight_decay`` (A_log and D), without."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     exempt = [p for p in parameters if p.dim() < 2 or getattr(p, "no_weight_decay", False)]
     held = {id(p) for p in exempt}
@@ -51,17 +51,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (K. Jordan, 2024) steps some matrices, AdamW the other parameters at a third of the learning rate.
+    """Muon (K. Jordan, 2024) for some matrices, and AdamW for the other parameters at a third of the learning rate.
 
-    See `ssmgen.training.muon`. At the whole of a rate that suits Muon, AdamW sometimes threw the time embedding off,
-    and the loss was a hundred times as large for a step or two; hence the third, and the second moment that forgets
-    sooner (0.95).
+    See `ssmgen.training.muon`. At the full rate of Muon, AdamW sometimes disturbed the time embedding, and the loss
+    rose a hundredfold for a step or two; hence the third, and a shorter memory of the second moment (0.95).
 
     Args:
         matrices: two-dimensional parameters for Muon.
         groups: parameter groups as in `parameter_groups`, ``matrices`` among those of the first.
-        lr: learning rate of Muon. Groups of AdamW carry ``lr_scale``, by which whoever sets their rate multiplies it.
-        bfloat16: Muon's products are in bfloat16, otherwise in float32.
+        lr: learning rate of Muon. Groups of AdamW carry ``lr_scale``, a factor for whoever sets their rate.
+        bfloat16: compute Muon's products in bfloat16 instead of float32.
     """
 
     def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], lr: float, bfloat16: bool = False) -> None:
@@ -74,7 +73,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([muon, *self._adamw.param_groups], {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both. State and groups live here, so that saving and loading see one optimiser."""
+        """One step of both. State and groups are kept here, so that saving and loading see one optimiser."""
         self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[1:]
         muon_step(self.param_groups[0], self.state, self._dtype)
         self._adamw.step()

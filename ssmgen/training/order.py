@@ -1,4 +1,4 @@
-"""Which examples a step sees: a function of the seed and the step alone, so that resuming needs no state."""
+"""The examples of a step: a function of the seed and the step alone, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from torch.utils.data import Sampler
 def derived_seed(*parts: int | str) -> int:
     """A 63-bit seed from any number of parts, e.g. ``derived_seed(seed, "step", step)``.
 
-    torch's CPU generator uses the lower 32 bits of a seed. Passed to ``torch.manual_seed``, two of 100,000 steps share
-    their noise with a probability of about 70 %. They still see different examples, so training does not suffer. Where
-    every seed must give noise of its own, use `ssmgen.initial_noise`, in which all bits count.
+    torch's CPU generator uses the lower 32 bits of a seed: among 100,000 steps seeded with ``torch.manual_seed``, two
+    share their noise with a probability of about 70 %. They still see different examples, so training does not suffer.
+    `ssmgen.initial_noise` uses all bits of a seed.
     """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class StepOrder(Sampler[list[tuple[int, int]]]):
-    """Yields the batch of each step as pairs (index, draw), from ``first`` on and without end.
+    """Yields the batch of each step as pairs (index, draw), from step ``first`` on, without end.
 
-    Every epoch is a permutation drawn from (seed, epoch). ``draw`` counts how often the data set was gone through; it
-    seeds the augmentation of an example.
+    Every epoch is a permutation drawn from (seed, epoch). ``draw`` counts the epochs and seeds the augmentation of an
+    example.
 
     Args:
         count: examples in the data set.
-        batch_size: examples a step.
-        seed: of the run.
-        first: the step to begin with.
-        rank, world_size: take every ``world_size``-th example of each batch, beginning with the ``rank``-th.
+        batch_size: examples per step.
+        seed: the run's seed.
+        first: the first step.
+        rank, world_size: take every ``world_size``-th example of each batch, from the ``rank``-th on.
+
+    Raises:
+        ValueError: an empty data set.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A progress bar for where it is shown: drawn in place on a terminal or in a notebook, lines in a log or pipe."""
+"""A progress bar: drawn in place on a terminal or in a notebook, written as lines to a log or pipe."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from ssmgen.extras import require
 
-#: Seconds between two lines where nobody watches.
+#: Seconds between two lines in a log or pipe.
 _PAUSE = 20.0
 _LINE = "{desc}{n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remaining} to go, {rate_fmt}{postfix}"
-#: Seconds a thing may take without a bar.
+#: Work that takes fewer seconds shows no bar.
 _AT_ONCE = 1.0
 
 
 def progress_bar(total: int, unit: str, *, what: str = "", initial: int = 0, quiet: bool = False) -> Any:
-    """A bar on stderr, for ``with`` and ``update(n)``; none for what is done within a second.
+    """A bar on stderr, for ``with`` and ``update(n)``; it is not shown for work that takes less than a second.
 
-    In a notebook it is a widget where ipywidgets is installed; where stderr is no terminal, a plain line every 20 s and
-    one at the end, without carriage returns.
+    In a notebook it is a widget if ipywidgets is installed; if stderr is no terminal, a plain line every 20 s and one
+    at the end, without carriage returns.
 
     Args:
-        total: how many there are.
-        unit: of what, e.g. ``"step"``.
-        what: is being done to them, in front of the bar.
-        initial: how many are done before.
+        total: number of units.
+        unit: their name, e.g. ``"step"``.
+        what: label in front of the bar.
+        initial: units done before.
         quiet: show nothing.
     """
     auto = require("tqdm.auto", extra="train")
@@ -46,7 +46,7 @@ def progress_bar(total: int, unit: str, *, what: str = "", initial: int = 0, qui
 
 
 class _Lines:
-    """What the recipe uses of tqdm's bar, as lines."""
+    """The part of tqdm's bar that is used here, as lines."""
 
     def __init__(self, total: int, unit: str, what: str, initial: int, quiet: bool) -> None:
         self._total, self._unit, self._initial, self._done = total, unit, initial, initial

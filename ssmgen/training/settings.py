@@ -1,4 +1,4 @@
-"""How to train: the settings of the loop, checked when they are made."""
+"""How to train: the settings of the loop, checked on construction."""
 
 from __future__ import annotations
 
@@ -9,35 +9,42 @@ from ssmgen.precision import PRECISIONS
 from ssmgen.training.optimizers import OPTIMIZERS
 from ssmgen.training.trackers import check_tracker
 
+_POSITIVE = ("batch_size", "accumulate", "lr", "checkpoint_every", "keep_checkpoints", "log_every")
+_NOT_NEGATIVE = ("steps", "warmup", "lr_decay_steps", "weight_decay", "clip", "num_workers")
+
 
 @dataclass
 class TrainSettings:
     """How to train.
 
     Attributes:
-        steps: optimiser steps in all.
-        batch_size: examples of one optimiser step, over all processes and accumulated parts.
+        steps: optimiser steps in total; 0 leaves them undecided, which `train` rejects.
+        batch_size: examples per optimiser step, over all processes and accumulated parts.
         accumulate: parts each batch is cut into, to save memory.
         optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW at a third
             of ``lr``.
         lr: learning rate after the warm-up.
         warmup: steps of linear warm-up.
-        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``. It does not follow ``steps``.
-            A run that goes on may have another, but no shorter cosine: from there on the rate follows the new one.
-        weight_decay: on matrices only (never on A_log, D, norms and biases).
-        clip: largest gradient norm; 0 does not clip.
-        ema_decay: of the moving average of the weights.
+        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``, None is the last step. A run
+            that continues may have another, but no shorter cosine: from there on the rate follows the new one.
+        weight_decay: for matrices only (never for A_log, D, norms and biases).
+        clip: largest gradient norm; 0 disables clipping.
+        ema_decay: decay of the moving average of the weights.
         precision: ``"no"`` (float32), ``"bf16"`` autocast, or ``"auto"``: bf16 where its products are faster on this
             machine, see `ssmgen.precision`. The run records which; Muon's products follow it.
         matmul_precision: how products of float32 matrices are rounded, torch's ``"highest"`` (float32), ``"high"``
             (TensorFloat32 on a GPU) or ``"medium"`` (bfloat16, also on a CPU that has it; sums stay float32).
-        seed: of everything random.
+        seed: seed of everything random.
         checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_checkpoints: how many stay.
+        keep_checkpoints: number of checkpoints kept.
         log_every: steps between lines of the log.
-        num_workers: loader processes, of which no more than there are cores are started.
+        num_workers: loader processes; no more than there are cores are started.
         tracker: where curves and samples go besides ``log.jsonl``: ``"tensorboard"``, ``"trackio"``, ``"wandb"`` or
             ``"none"``, see `ssmgen.training.trackers`.
+
+    Raises:
+        ValueError: a value out of range, an unknown name, or a cosine that ends before ``steps``.
+        ImportError: the tracker's package is missing; names the extra.
     """
 
     steps: int
@@ -46,7 +53,7 @@ class TrainSettings:
     optimizer: str = "adamw"
     lr: float = 1e-4
     warmup: int = 0
-    lr_decay_steps: int = 0
+    lr_decay_steps: int | None = 0
     weight_decay: float = 0.0
     clip: float = 1.0
     ema_decay: float = 0.9999
@@ -60,30 +67,41 @@ class TrainSettings:
     tracker: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "lr", "checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "lr_decay_steps", "weight_decay", "clip", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
-        if self.matmul_precision not in ("highest", "high", "medium"):
-            raise ValueError(f"matmul_precision must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}")
-        if 0 < self.lr_decay_steps < self.steps:
+        self._check_ranges()
+        self._check_names()
+        if 0 < self.decay_steps < self.steps:
             raise ValueError(
-                f"lr_decay_steps={self.lr_decay_steps} ends before steps={self.steps}: the rest would train at a "
+                f"lr_decay_steps={self.decay_steps} ends before steps={self.steps}: the rest would train at a "
                 f"learning rate of zero. Set lr_decay_steps={self.steps}, or 0 for a constant rate."
             )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         check_tracker(self.tracker)
 
+    @property
+    def decay_steps(self) -> int:
+        """``lr_decay_steps``, with None resolved to the last step."""
+        return self.steps if self.lr_decay_steps is None else self.lr_decay_steps
+
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         lr = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
-        if self.lr_decay_steps:
-            lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.lr_decay_steps)))
+        if self.decay_steps:
+            lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.decay_steps)))
         return lr
+
+    def _check_ranges(self) -> None:
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def _check_names(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
+        if self.matmul_precision not in ("highest", "high", "medium"):
+            raise ValueError(f"matmul_precision must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}")

@@ -1,4 +1,4 @@
-"""Settings that a run decides for itself, once: its precision."""
+"""The precision of a run that asks for ``"auto"``: decided once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | None, processes: Any) -> TrainSettings:
-    """``settings`` with ``"no"`` or ``"bf16"`` in the place of ``precision="auto"``; one line says which, and why.
+    """Replace ``precision="auto"`` by ``"no"`` or ``"bf16"`` and print which, and why.
 
-    A resumed run keeps what its checkpoint records. A new one takes what `ssmgen.precision.choose_precision` finds on
-    the first process, for all of them.
+    A resumed run keeps the precision in its checkpoint. A new one takes what `ssmgen.precision.choose_precision` finds
+    on the first process, for all of them.
 
     Args:
-        settings: of the run.
+        settings: the run's settings.
         run, resume: as in `train`.
         processes: accelerate's ``PartialState`` or ``Accelerator``.
     """
@@ -40,7 +40,7 @@ def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | No
 
 
 def _recorded(run: Path, resume: Path | str | None) -> Choice | None:
-    """What the newest checkpoint records. Whether that one can be resumed is checked by who resumes it."""
+    """What the newest readable checkpoint records; `find_checkpoint` checks whether it can be resumed."""
     if resume is None:
         return None
     for path in reversed(checkpoints(run / "checkpoints") if resume == "auto" else [Path(resume)]):

@@ -1,26 +1,82 @@
-"""One step of training, and the batches that steps take: what the loop repeats and `seconds_per_step` tries."""
+"""One step of training, and its batches: what the loop repeats and `seconds_per_step` measures."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
+from ssmgen.training.ema import moving_average
 from ssmgen.training.launch import loader_processes
+from ssmgen.training.optimizers import make_optimizer
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.settings import TrainSettings
 
+#: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
+Batch = Mapping[str, Any]
 
-def batches_from(
-    first: int, data: Dataset[tuple[Tensor, Tensor]], settings: TrainSettings, accelerator: Any
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """This process's share of the batches of step ``first`` and those after it, without end."""
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        accelerator: accelerate's `Accelerator`.
+        model: the trained model itself.
+        wrapped: the same model as accelerate prepared it, which averages gradients over the processes.
+        optimizer: as accelerate prepared it.
+        ema: the moving average of the weights.
+    """
+
+    accelerator: Any
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: Any
+    ema: AveragedModel
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss, gradient norm, and whether any process was asked to stop; the same in every process."""
+
+    loss: float
+    norm: float
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step changed the weights."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> TrainState:
+    """Place a model on the run's device in training mode, with a fresh optimiser and moving average.
+
+    Raises:
+        ValueError: a batch that does not divide into processes and accumulated parts.
+    """
+    pieces = accelerator.num_processes * settings.accumulate
+    if settings.batch_size % pieces:
+        raise ValueError(f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {pieces}")
+    optimizer = make_optimizer(
+        model, settings.optimizer, settings.lr, settings.weight_decay, precision=settings.precision
+    )
+    ema = moving_average(model, settings.ema_decay).to(accelerator.device)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped.train()
+    return TrainState(accelerator, accelerator.unwrap_model(wrapped), wrapped, optimizer, ema)
+
+
+def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, accelerator: Any) -> DataLoader[Batch]:
+    """This process's share of the batches from step ``first`` on, without end."""
     count, rank, world = len(data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
     return DataLoader(
         data,
@@ -32,59 +88,64 @@ def batches_from(
 
 
 def training_step(
-    accelerator: Any,
-    model: nn.Module,
-    objective: Any,
-    optimizer: Any,
-    x: Tensor,
-    mask: Tensor,
-    settings: TrainSettings,
-    step: int,
-    stop: bool,
-) -> tuple[float, float, bool]:
-    """One optimiser step; returns the mean loss, the gradient norm, and whether any process was asked to stop.
+    state: TrainState, objective: Any, batch: Batch, settings: TrainSettings, step: int, stop: bool = False
+) -> StepResult:
+    """One optimiser step, and one of the moving average.
 
-    A loss or norm that is not finite changes no weight. All processes get the same answers, so they decide alike.
+    A loss or norm that is not finite changes no weight. All processes get the same result, so they decide alike.
     """
-    parts = settings.accumulate
+    accelerator, optimizer, parts = state.accelerator, state.optimizer, settings.accumulate
+    set_lr(optimizer, settings.lr_at(step))
     total = torch.zeros((), device=accelerator.device)
-    pieces = list(zip(x.chunk(parts), mask.chunk(parts), strict=True))
-    for part, (x_part, mask_part) in enumerate(pieces):
-        torch.manual_seed(derived_seed(settings.seed, "step", step, part, accelerator.process_index))
-        x_part, mask_part = x_part.to(accelerator.device), mask_part.to(accelerator.device)
-        with _sync_only_if(part == parts - 1, accelerator, model):
+    for index, part in enumerate(split(batch, parts)):
+        torch.manual_seed(derived_seed(settings.seed, "step", step, index, accelerator.process_index))
+        part = {name: x.to(accelerator.device) if isinstance(x, Tensor) else x for name, x in part.items()}
+        with _sync_only_if(index == parts - 1, state):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = objective.loss(model, x_part, mask=mask_part) / parts
+                loss = objective.loss(state.wrapped, **part) / parts
             accelerator.backward(loss)
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
+    norm = accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf)
     shared = accelerator.reduce(torch.stack([total, torch.full_like(total, stop)]), reduction="mean").tolist()
-    loss_value, norm_value, asked = shared[0], float(norm), shared[1] > 0
-    if math.isfinite(loss_value) and math.isfinite(norm_value):
+    result = StepResult(shared[0], float(norm), shared[1] > 0)
+    if result.finite:
         optimizer.step()
+        state.ema.update_parameters(state.model)
     optimizer.zero_grad()
-    return loss_value, norm_value, asked
+    return result
 
 
-@contextmanager
-def _sync_only_if(last: bool, accelerator: Any, model: nn.Module) -> Iterator[None]:
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(model):
-            yield
+def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
+    """Cut every entry of a batch into ``parts`` equal parts along its first dimension.
+
+    Raises:
+        TypeError: the batch is no mapping with an entry ``data``.
+    """
+    if not isinstance(batch, Mapping) or "data" not in batch:
+        found = f"the entries {', '.join(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(
+            "an example must be a mapping with 'data' and the model's conditions by name, "
+            f"{{'data': x, NAME: condition}}; got {found}"
+        )
+    size = len(batch["data"]) // parts
+    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(parts)]
+
+
+def _sync_only_if(last: bool, state: TrainState) -> AbstractContextManager[Any]:
+    """Average the gradients over the processes once, after the last part."""
+    return nullcontext() if last else state.accelerator.no_sync(state.wrapped)
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
-    """Set the learning rate of every group, times its own ``lr_scale``."""
+    """Set the learning rate of every group, times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def _ignore_stop_requests(worker: int) -> None:
-    """For a loader process, which a terminal's Ctrl-C and a scheduler's SIGTERM reach as well.
+    """Ignore SIGINT and SIGTERM in a loader process, which a terminal's Ctrl-C and a scheduler reach as well.
 
-    The step that is being finished needs its batches; it is ended with the loop.
+    The step in progress still needs its batches; the process ends with the loop.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

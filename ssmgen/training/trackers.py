@@ -1,8 +1,8 @@
-"""Where a run's curves and sample grids go besides ``log.jsonl``: TensorBoard, trackio or wandb.
+"""Trackers show a run's curves and sample grids: TensorBoard, trackio or wandb.
 
-A tracker is a class made as ``Tracker(run, first, last, config)``: the run's folder, the step it goes on after, the
-last step logged so far, and what the run was made with. ``last`` is beyond ``first`` where a run was killed after its
-last checkpoint: the steps in between are done again, and each tracker sees to it that they are shown once.
+A tracker is a class, constructed as ``Tracker(run, first, last, config)``: the run's folder, the step after which it
+continues, the last step logged so far, and the run's configuration. If a run was killed after its last checkpoint,
+``last`` is greater than ``first``: the steps in between are repeated, and each tracker shows them once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PROJECT = "ssmgen"
 
 
 class Tracker(Protocol):
-    """What the log asks of a tracker. ``extra`` is the extra of the installation that brings ``package``."""
+    """What the log asks of a tracker. ``extra`` is the installation extra that contains ``package``."""
 
     package: str
     extra: str
@@ -42,7 +42,7 @@ class TensorBoard:
         require(self.package, self.extra)
         from torch.utils.tensorboard import SummaryWriter
 
-        # Hides what an earlier part of the run wrote about steps that are done again.
+        # Hides what an earlier part of the run wrote about repeated steps.
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -65,14 +65,14 @@ class TensorBoard:
 class Trackio:
     """A run of the project ``ssmgen`` in trackio's local database; ``trackio show --project ssmgen`` shows it.
 
-    trackio sends it elsewhere only where its own ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` is set.
+    trackio sends it elsewhere only if ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` is set.
     """
 
     package, extra = "trackio", "trackers"
 
     def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None:
         self._trackio: Any = require(self.package, self.extra)
-        # trackio knows a run by its name, and folders of one name are many.
+        # trackio identifies a run by its name, and many folders share one.
         name = f"{run.resolve().name}-{_identity(run, first)}"
         self._run = self._trackio.init(_PROJECT, name, config=config, resume="allow", embed=False)
         self._last = last
@@ -130,16 +130,16 @@ class Wandb:
         self._run.finish()
 
 
-#: A new tracker is its class and a line here.
+#: A new tracker needs its class and a line here.
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
 
 
 def check_tracker(name: str) -> None:
-    """Find out before training what would stop it.
+    """Check before training that a tracker can be used.
 
     Raises:
-        ValueError: no such tracker.
-        ImportError: its package is not installed; the message names the extra that brings it.
+        ValueError: an unknown tracker.
+        ImportError: its package is not installed; the message names the extra that contains it.
     """
     if name == "none":
         return
@@ -149,11 +149,11 @@ def check_tracker(name: str) -> None:
     try:
         require(TRACKERS[name].package, TRACKERS[name].extra)
     except ImportError as error:
-        raise ImportError(f"tracker={name}: {error}, or go on with tracker=none") from None
+        raise ImportError(f"tracker={name}: {error}, or use tracker=none") from None
 
 
 def _identity(run: Path, first: int) -> str:
-    """By which trackers know the run again: made when it begins, kept in its folder."""
+    """The name by which trackers recognise a run: created at its start, kept in its folder."""
     file = run / "tracker-id"
     if first == 0 or not file.is_file():
         file.write_text(secrets.token_hex(4) + "\n")

@@ -206,7 +206,7 @@ class JobRunner:
                     break
                 yield message
             names = tuple(names or (f"seed {seed}" for seed in fields["seeds"]))
-            settings = self.pipe.sampling() | settings
+            settings = asdict(self.pipe.recipe.sampling) | settings
             yield JobResult(message, names=names, settings=settings, seconds=time.monotonic() - started, **fields)
         finally:
             stop.set()

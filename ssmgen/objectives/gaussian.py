@@ -1,0 +1,218 @@
+"""Objectives on Gaussian paths: a path, what the network predicts, and how its error is weighted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmgen.objectives.path import LinearPath, Path, broadcast_time
+from ssmgen.registry import check_keywords, closest, register
+
+_PREDICTIONS = ("velocity", "v", "data", "noise")
+_WEIGHTINGS = ("uniform", "velocity")
+_T_SAMPLINGS = ("uniform", "logit-normal")
+_ARGUMENTS = ("noise", "t", "generator", "weight")
+_LINEAR = LinearPath()
+
+
+@register("objective", "flow-matching", prediction="velocity")
+@register("objective", "v", prediction="v")
+@register("objective", "x0", prediction="data")
+@register("objective", "eps", prediction="noise", smallest=0.05)
+class GaussianObjective:
+    """Mean squared error of one prediction about the path ``x_t = alpha(t) x_1 + sigma(t) x_0``.
+
+    The network predicts one of
+
+    - ``"velocity"``: ``alpha' x_1 + sigma' x_0``, on the linear path ``x_1 - x_0`` (SISMA eqs. 1 to 3; flow matching,
+      arXiv 2210.02747);
+    - ``"v"``: ``alpha x_0 - sigma x_1`` (Salimans and Ho, arXiv 2202.00512, section 4, with their sign: noise minus
+      data). Their path has ``alpha^2 + sigma^2 = 1``; on others the inverse divides by that sum;
+    - ``"data"``: x_1, which diffusion papers call x_0;
+    - ``"noise"``: x_0, which they call eps (DDPM, arXiv 2006.11239, eq. 14).
+
+    ``"velocity"`` and ``"v"`` convert to each other at every t in [0, 1]. Predicted data do not tell the noise where
+    sigma = 0, nor does predicted noise tell the data where alpha = 0: there sigma or alpha is replaced by ``smallest``,
+    so that the unknown part shrinks towards zero and stays finite.
+
+    Args:
+        path: a `Path`; None is the linear one.
+        prediction: one of the above.
+        weighting: ``"uniform"`` counts the error of the prediction itself at all t alike, ``"velocity"`` that of the
+            velocity it stands for.
+        t_sampling: ``"uniform"`` on [0, 1], or ``"logit-normal"``: the logistic function of a standard normal, with
+            most times near the middle of the path (arXiv 2403.03206, section 3.1).
+        smallest: smallest divisor of ``"data"`` and ``"noise"``, positive. A sampler multiplies the network's error at
+            t = 0 by its step over ``smallest``, so ``eps`` has a larger one.
+
+    Raises:
+        ValueError: an unknown prediction, weighting or t_sampling, or ``smallest`` not positive.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        prediction: str = "velocity",
+        weighting: str = "uniform",
+        t_sampling: str = "uniform",
+        smallest: float = 1e-3,
+    ) -> None:
+        _check_choice("prediction", prediction, _PREDICTIONS)
+        _check_choice("weighting", weighting, _WEIGHTINGS)
+        _check_choice("t_sampling", t_sampling, _T_SAMPLINGS)
+        if not smallest > 0:
+            raise ValueError(f"smallest must be positive, got {smallest}")
+        self.path = _LINEAR if path is None else path
+        self.prediction = prediction
+        self.weighting = weighting
+        self.t_sampling = t_sampling
+        self.smallest = smallest
+
+    def loss(
+        self,
+        model: Callable[..., Tensor],
+        data: Tensor,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        weight: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """Weighted mean squared error of the prediction, a scalar (SISMA eq. 3 for ``"velocity"``).
+
+        Args:
+            model: called as ``model(*inputs(x_t, t), **condition)``.
+            data: x_1, ``(batch, channels, height, width)``.
+            noise: x_0 of the same shape; drawn where None.
+            t: ``(batch,)`` in [0, 1]; drawn where None.
+            generator: source of noise and t, on the device of ``data``.
+            weight: factor of the squared error, ``(batch or 1, 1, height, width)`` or any shape that broadcasts to that
+                of ``data``, e.g. from `ssmgen.data.loss_weights`. The best prediction does not depend on it.
+            **condition: passed to the model, e.g. ``mask=...``.
+
+        Raises:
+            TypeError: data that are not floating point, or a condition that the model does not take.
+            ValueError: an empty batch, or noise, t or weight of a shape that does not fit data.
+        """
+        check_keywords("loss", condition, [*_ARGUMENTS, *_conditions(model, condition)])
+        _check_data(data)
+        if noise is None:
+            noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+        if t is None:
+            t = self.sample_t(data.shape[0], data.device, generator)
+        _check_shapes(data, noise, t, weight)
+        prediction = model(*self.inputs(self.path.interpolate(noise, data, t), t), **condition)
+        error = (prediction.float() - self.target(noise, data, t).float()).square()
+        if self.weighting == "velocity":
+            error = error * broadcast_time(self._velocity_factor(t), error)
+        return error.mean() if weight is None else (error * weight).mean()
+
+    def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is shown of the state x_t and the time t: both unchanged."""
+        return x_t, t
+
+    def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """What a perfect network predicts for known noise and data, of their shape."""
+        if self.prediction == "velocity":
+            return self.path.velocity(noise, data, t)
+        if self.prediction == "v":
+            t = broadcast_time(t, data)
+            return self.path.alpha(t) * noise - self.path.sigma(t) * data
+        return data if self.prediction == "data" else noise
+
+    def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The velocity dx/dt of the probability-flow ODE (SISMA eq. 2) that a prediction stands for.
+
+        Args:
+            prediction: the network's output, ``(batch, ...)``.
+            x_t: the state, of the same shape.
+            t: one time ``()``, or one per image ``(batch,)``.
+        """
+        if self.prediction == "velocity":
+            return prediction
+        return self.path.velocity(self._noise(prediction, x_t, t), self.data(prediction, x_t, t), t)
+
+    def data(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The data x_1 that a prediction stands for; arguments as in `velocity`."""
+        if self.prediction == "velocity":
+            return self.path.data_of_velocity(prediction, x_t, t)
+        if self.prediction == "noise":
+            return self.path.data_of_noise(prediction, x_t, t, self.smallest)
+        if self.prediction == "data":
+            return prediction
+        alpha, sigma, norm = self._rotation(broadcast_time(t, x_t))
+        return (alpha * x_t - sigma * prediction) / norm
+
+    def _noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "noise":
+            return prediction
+        if self.prediction == "data":
+            return self.path.noise_of_data(prediction, x_t, t, self.smallest)
+        alpha, sigma, norm = self._rotation(broadcast_time(t, x_t))
+        return (sigma * x_t + alpha * prediction) / norm
+
+    def _rotation(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Alpha, sigma and the norm ``alpha^2 + sigma^2`` by which (x_t, v) turns into (data, noise)."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        return alpha, sigma, alpha.square() + sigma.square()
+
+    def _velocity_factor(self, t: Tensor) -> Tensor:
+        """Squared error of the velocity over that of the prediction, of the shape of t."""
+        if self.prediction == "velocity":
+            return torch.ones_like(t)
+        alpha, sigma, norm = self._rotation(t)
+        divisor = {"v": norm, "data": sigma.clamp(min=self.smallest), "noise": alpha.clamp(min=self.smallest)}
+        return (self.path.determinant(t) / divisor[self.prediction]).square()
+
+    def sample_t(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """``(count,)`` times for training."""
+        if self.t_sampling == "uniform":
+            return torch.rand(count, device=device, generator=generator, dtype=torch.float32)
+        return torch.randn(count, device=device, generator=generator, dtype=torch.float32).sigmoid()
+
+
+def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        *most, last = (repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {given!r}{closest(given, choices)}")
+
+
+def _check_data(data: Tensor) -> None:
+    if not data.is_floating_point():
+        raise TypeError(
+            f"data must be floating point, latents or images in [-1, 1], got {data.dtype}: convert uint8 images with "
+            "images / 127.5 - 1"
+        )
+    if not data.shape[0]:
+        raise ValueError(f"the batch is empty: data must hold at least one image, got {tuple(data.shape)}")
+
+
+def _check_shapes(data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None) -> None:
+    if noise.shape != data.shape or t.shape != data.shape[:1]:
+        raise ValueError(
+            f"noise must be {tuple(data.shape)} and t ({data.shape[0]},) to go with data, "
+            f"got {tuple(noise.shape)} and {tuple(t.shape)}"
+        )
+    if weight is not None and not _broadcasts(weight.shape, data.shape):
+        raise ValueError(f"weight must broadcast to data {tuple(data.shape)}, got {tuple(weight.shape)}")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _conditions(model: Callable[..., Tensor], given: dict[str, Any]) -> list[str]:
+    """What a model takes by name after x and t; all that is given where its signature is open or unknown."""
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    try:
+        parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters
+    except ValueError:  # compiled from another language
+        return list(given)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return list(given)
+    return list(parameters)[2:]
