@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssmgen import model_folder
 from ssmgen.data.images import from_pil, read_image, to_pil
-from ssmgen.data.labels import LabelSet
+from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
 from ssmgen.model_card import NAME, model_card
 from ssmgen.model_folder import SAMPLING, SAVED_DTYPES, Recipe, check_sampling, packaged
@@ -23,7 +23,7 @@ from ssmgen.solvers import Solver
 
 __all__ = ["SAVED_DTYPES", "MaskToImage", "Recipe", "packaged"]
 
-_OUTPUTS = ("pil", "np", "pt", "latent")
+_OUTPUTS = ("pil", "np", "pt", "uint8", "latent")
 _PARAMETERS = inspect.signature(Sampler.__call__).parameters
 _SAMPLER_DEFAULTS = {name: _PARAMETERS[name].default for name in SAMPLING}
 
@@ -186,13 +186,14 @@ class MaskToImage:
 
         Args:
             mask: a path to a PNG, a PIL image, an array or a tensor, or a list of these; of square shape and any size,
-                brought to the model's by nearest neighbour. See `to_labels`.
+                brought to the model's by nearest neighbour. See `to_labels`. Or a tensor of many, see `label_maps`.
             steps, solver, guidance_scale, guidance_start, shift: see `Sampler`; the model's own where None.
             seed: of the first image, from 0 to 2**64 - 1; the next ones count up, mask by mask. Or one seed per image.
             num_images: images of each mask.
             noise: the noise itself ``(n, c, h, w)``, one for each image, instead of seeds.
             output_type: ``"pil"``, a list of images; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size,
-                size)``, float32 in [0, 1]; ``"latent"`` the model's latents ``(n, c, h, w)``.
+                size)``, float32 in [0, 1]; ``"uint8"`` ``(n, 3, size, size)``; ``"latent"`` the model's latents ``(n,
+                c, h, w)``.
             palette: the label set whose colours an RGB mask has: ``celebamask19``, ``bisenet19`` or a `LabelSet`.
             remap: the label set whose ids the mask has, where it is not the model's; they are renamed by class.
             batch_size: images in a call of the model; changes them by rounding only.
@@ -211,7 +212,7 @@ class MaskToImage:
         check_output_type(output_type)
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
-        masks = [self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in _listed(mask)]
+        masks = self.label_maps(mask, palette=palette, remap=remap)
         count = len(masks) * num_images
         x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
@@ -219,7 +220,7 @@ class MaskToImage:
         settings = self.sampling(
             steps=steps, solver=solver, guidance_scale=guidance_scale, guidance_start=guidance_start, shift=shift
         )
-        every = torch.stack(masks).repeat_interleave(num_images, dim=0)
+        every = masks.repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
@@ -250,11 +251,29 @@ class MaskToImage:
     ) -> Tensor:
         """A mask as the model takes it: ids ``(image_size, image_size)`` uint8, see `to_labels`."""
         labels = to_labels(mask, self.recipe.labels, palette=palette, order=remap, name=name)
-        if labels.shape[0] != labels.shape[1]:
-            where = mask if isinstance(mask, str | Path) else name
-            raise ValueError(f"{where} is {labels.shape[0]} x {labels.shape[1]} (height x width): crop it to a square")
+        return self._resized(labels[None], str(mask) if isinstance(mask, str | Path) else name)[0]
+
+    def label_maps(self, masks: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Tensor:
+        """One mask or several as the model takes them: ids ``(n, image_size, image_size)`` uint8.
+
+        Args:
+            masks: what `labels_of` takes, a list of these, or one integer tensor ``(n, height, width)`` of ids. A
+                tensor in the model's own ids is checked as a whole, and the order of its classes is not questioned. A
+                uint8 tensor whose first or last size is 3 is one mask of colours: convert ids to int64.
+            palette, remap: see `__call__`.
+        """
+        if _is_stack(masks) and not palette and not remap:
+            check_labels(masks, len(self.recipe.labels), where="the masks")
+            return self._resized(masks.cpu().to(torch.uint8), "each mask")
+        listed = _listed(list(masks) if _is_stack(masks) else masks)
+        return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
+
+    def _resized(self, labels: Tensor, name: str) -> Tensor:
+        height, width = labels.shape[1:]
+        if height != width:
+            raise ValueError(f"{name} is {height} x {width} (height x width): crop it to a square")
         size = self.recipe.image_size
-        return nn.functional.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
+        return nn.functional.interpolate(labels[:, None], (size, size), mode="nearest-exact")[:, 0]
 
     def encode(self, image: Any) -> Tensor:
         """Latents ``(1, c, h, w)`` of an image.
@@ -298,6 +317,14 @@ def _listed(mask: Any) -> list[tuple[str, Any]]:
     if not mask:
         raise ValueError("the list of masks is empty: give at least one mask")
     return [(f"mask {i} of {len(mask)}", one) for i, one in enumerate(mask, 1)]
+
+
+def _is_stack(masks: Any) -> bool:
+    """Whether these are ids of several masks in one tensor, and not the colours of one mask."""
+    if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
+        return False
+    ids = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
+    return ids and not (masks.dtype == torch.uint8 and 3 in (masks.shape[0], masks.shape[-1]))
 
 
 def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
@@ -345,4 +372,5 @@ def to_output(images: Tensor, output_type: str) -> Any:
         return images
     if output_type == "np":
         return images.movedim(1, -1).numpy()
-    return [to_pil(image) for image in (images * 255).round().to(torch.uint8)]
+    images = (images * 255).round().to(torch.uint8)
+    return images if output_type == "uint8" else [to_pil(image) for image in images]
