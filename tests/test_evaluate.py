@@ -16,8 +16,9 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
-from recipes.sisma import evaluate, generated, given, measure, report, results, train
+from recipes.sisma import evaluate, generated, measure, report, results, train
 from recipes.sisma.arguments import UsageError
+from recipes.sisma.evaluation.image_folder import find_images
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import write_pair, write_records
@@ -259,7 +260,7 @@ def test_several_images_a_mask_count_for_the_diversity(prepared, faces):
         file.unlink()
     result = evaluate.evaluate_images(faces, str(prepared), command="test", masks=4)
     assert result["masks"] == 4 and result["diversity"]["same_mask"] > result["diversity"]["other_masks"] > 0
-    files, groups = given.find_given(faces, [f"face{index}" for index in range(6)], 6)
+    files, groups = find_images(faces, [f"face{index}" for index in range(6)], 6)
     assert [file.name for file in files] == [f"face{index}--0.png" for index in range(6)]
     assert [[file.name for file in group] for group in groups][0] == ["face0--0.png", "face0--1.png"]
 

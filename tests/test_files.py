@@ -11,7 +11,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import prepare, sample
 from recipes.sisma.arguments import from_command_line
-from recipes.sisma.given import find_given
+from recipes.sisma.evaluation.image_folder import find_images
 from recipes.sisma.watch import find_runs
 from ssmgen.data import CELEBAMASK19, PairFolder, draw_face, write_png
 from ssmgen.data.drawn_faces import write_official_layout
@@ -111,7 +111,7 @@ def test_names_with_accents_are_paired_however_they_are_written(tmp_path):
     pairs = PreparedFolder(tmp_path / "target", "train")
     assert pairs.ids == [COMPOSED] and torch.equal(pairs[0][1], mask)
     write_png(tmp_path / f"{APART}.png", image)
-    assert [file.stem for file in find_given(tmp_path, pairs.ids, 1)[0]] == [APART]
+    assert [file.stem for file in find_images(tmp_path, pairs.ids, 1)[0]] == [APART]
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):

@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 import hashlib
-import importlib
 import json
 import re
 import shlex
@@ -20,9 +19,9 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import budget, evaluate, export, parser, prepare, provenance, sample, train
-from recipes.sisma.arguments import Help, UsageError, keys_help, run_command
-from recipes.sisma.given import find_given
-from recipes.sisma.names import check_distinct
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.evaluation.image_folder import find_images
+from recipes.sisma.image_names import check_mask_names
 from recipes.sisma.pictures import save_sheet
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import find_run, load_config, load_run, sampling_settings, save_config
@@ -284,42 +283,6 @@ def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
 
-def test_a_command_ends_with_one_message_and_no_traceback(tmp_path):
-    (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.sisma.train", f"run={tmp_path / 'file' / 'run'}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "file" in done.stderr
-
-
-COMMANDS = ("sample", "evaluate", "compare", "export", "autoencoder", "parser", "watch", "prepare", "demo.__main__")
-
-
-@pytest.mark.parametrize("schema", [preset("quick"), *COMMANDS], ids=lambda s: s if isinstance(s, str) else "train")
-def test_every_key_says_what_it_is(schema):
-    if isinstance(schema, str):
-        schema = importlib.import_module(f"recipes.sisma.{schema}").Settings()
-    text = keys_help(schema)
-    for field in dataclasses.fields(schema):
-        assert re.search(rf"^  {field.name}=.*\n      \S", text, re.MULTILINE), field.name
-
-
-def test_help_is_the_command_and_its_keys():
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.sisma.train", "faces", "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0 and not done.stderr
-    assert done.stdout.startswith("Train SISMA") and "\n  flip=True\n      train on mirrored pairs too" in done.stdout
-    assert "\n  batch_size=16\n      examples of one optimiser step" in done.stdout
-    for word in ("--help", "-h"):
-        with pytest.raises(Help, match="solver_steps=11"):
-            train.parse([word])
-
-
 def test_a_training_that_is_asked_to_stop_gives_the_status_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     stopped = TrainResult(step=3, seconds=1.0, ema=torch.nn.Identity(), interrupted=True)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
@@ -328,25 +291,6 @@ def test_a_training_that_is_asked_to_stop_gives_the_status_and_says_how_to_go_on
     assert f"stopped at step 3; continue with: python -m recipes.sisma.train {' '.join(given)} resume=auto" in (
         capsys.readouterr().out
     )
-
-
-def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
-    def stopped(argv):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "argv", ["command"])
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back what the command sets
-    for main, status in ((stopped, 130), (lambda argv: 130, 130), (lambda argv: None, 0)):
-        with pytest.raises(SystemExit) as ended:
-            run_command(main)
-        assert ended.value.code == status
-    assert capsys.readouterr().err == "stopped\n"
-
-
-def test_a_warning_of_a_command_is_one_line():
-    code = "import warnings, recipes.sisma.arguments as a; a.run_command(lambda _: warnings.warn('odd\\n mask'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "warning: odd mask\n"
 
 
 def test_sample_writes_images_of_its_own_seeds(trained, tmp_path, capsys):
@@ -399,7 +343,7 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
     sample.main(common)
     images = {"p--0.png", "p--1.png", "p-1--0.png", "p-1--1.png"}
     assert {file.name for file in out.iterdir()} == images
-    one, groups = find_given(out, ["p", "p-1"], 2)
+    one, groups = find_images(out, ["p", "p-1"], 2)
     assert [file.name for file in one] == ["p--0.png", "p-1--0.png"]
     assert [[file.name for file in group] for group in groups] == [
         ["p--0.png", "p--1.png"],
@@ -415,10 +359,10 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
             sample.check_names([masks / "a.png", masks / other], [5])
     write_png(tmp_path / "p--1.png", draw_face(3, size=64)[1][None].expand(3, -1, -1))
     with pytest.raises(ValueError, match="p--1 is the name of a mask and of an image"):
-        find_given(tmp_path, ["p", "p--1"], 2)
+        find_images(tmp_path, ["p", "p--1"], 2)
     with pytest.raises(ValueError, match="p--2 is the name of a mask and of an image"):
-        check_distinct(["p", "q", "p--2"], range(1, 3))
-    check_distinct(["p", "q", "p--3", "p--02"], range(1, 3))
+        check_mask_names(["p", "q", "p--2"], range(1, 3))
+    check_mask_names(["p", "q", "p--3", "p--02"], range(1, 3))
 
 
 def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):

@@ -1,15 +1,17 @@
-"""``key=value`` command lines over dataclasses, and commands that fail with one clear message."""
+"""``key=value`` command lines for dataclasses, and commands that fail with one clear message."""
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import reduce
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from ssmgen.extras import require
@@ -18,97 +20,139 @@ from ssmgen.sampling import checked_seed
 
 Schema = TypeVar("Schema")
 
-
-#: Exit status of what was stopped by Ctrl-C, as shells give it.
+#: Exit status after Ctrl-C, as in shells.
 STOPPED = 130
 
 
 class UsageError(ValueError):
-    """A command line that cannot be understood."""
+    """An invalid command line."""
 
 
 class Help(Exception):
-    """``--help`` was asked for; its text is what to print."""
+    """Raised for ``--help``; its text is the list of keys."""
 
 
 def from_command_line(schema: Schema, argv: list[str]) -> Schema:
-    """Fill a dataclass from ``key=value`` words; nested keys are written with dots, ``~`` is the home folder.
+    """Fill a dataclass from ``key=value`` words; a leading ``~`` in a value is the home folder.
+
+    A field of a nested dataclass has two keys, its dotted path and its name alone (``train.lr=`` and ``lr=``). The
+    short key is left out where another field has that name; ``short_names`` of the schema's class, a dict from key to
+    dotted path, gives a field a different one: ``{"solver_steps": "sampling.steps"}``.
 
     Args:
         schema: an instance whose values are the defaults.
         argv: the words.
 
     Raises:
-        UsageError: a word that is no ``key=value``, an unknown key (with the closest ones), or a value of another type.
+        UsageError: a word without ``=``, an unknown key (the closest ones are listed), or a value of the wrong type.
         ValueError: a ``seed`` outside 0 to 2**64 - 1.
         Help: one of the words is ``--help`` or ``-h``.
     """
+    short = _short_keys(schema)
     if {"-h", "--help"} & set(argv):
         raise Help(keys_help(schema))
     omegaconf = require("omegaconf", extra="train")
-    known = [field.name for field in fields(cast(Any, schema))]
-    for word in argv:
-        key, separator, _ = word.partition("=")
-        if not separator:
-            raise UsageError(f"{word!r} is not key=value; the keys are {', '.join(known)}")
-        if key.partition(".")[0] not in known:
-            raise UsageError(f"unknown key {key!r}{closest(key, known)} The keys are {', '.join(known)}.")
+    keys = {path: path for path in short.values()} | short
+    paths = [_path_of(word, keys, short) for word in argv]
     structured = omegaconf.OmegaConf.structured(schema)
+    for owner in {path.rpartition(".")[0] for path in short.values()} - {""}:
+        omegaconf.OmegaConf.set_readonly(
+            omegaconf.OmegaConf.select(structured, owner), False
+        )  # a frozen one is read-only
     try:
-        for word in argv:
-            key, _, value = word.partition("=")
-            if value.startswith("~"):  # not every shell does this behind a "="
-                value = os.path.expanduser(value)
-            # A plain value is converted by its field's type alone: as YAML, run=007 would become 7.
-            given = omegaconf.OmegaConf.from_dotlist([word]) if "." in key else {key: value}
-            structured = omegaconf.OmegaConf.merge(structured, given)
+        for word, path in zip(argv, paths, strict=True):
+            structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], keys, omegaconf))
         filled = cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
-    checked_seed(getattr(filled, "seed", 0))
+    for path in short.values():
+        if path.rpartition(".")[2] == "seed":
+            checked_seed(attrgetter(path)(filled))
     return filled
 
 
 def keys_help(schema: Any) -> str:
-    """Every key with its default and what a docstring says of it.
+    """List every key with its default and its description.
 
-    That is the dataclass's own, its parents', or that of a class in its ``documented_by``.
+    Descriptions come from the ``Attributes:`` of the dataclass, its parents, the classes in its ``documented_by`` and
+    its nested dataclasses.
     """
-    told: dict[str, str] = {}
-    for kind in (*getattr(schema, "documented_by", ()), *reversed(type(schema).__mro__)):
-        told |= _attributes(inspect.getdoc(kind) or "")
-    lines = [f"  {each.name}={getattr(schema, each.name)}\n      {told[each.name]}" for each in fields(schema)]
+    described, lines = _attributes(schema), []
+    for key, path in _short_keys(schema).items():
+        owner, _, name = path.rpartition(".")
+        text = described[key] if key in described else _attributes(attrgetter(owner)(schema))[name]
+        lines.append(f"  {key}={attrgetter(path)(schema)}\n      {text}")
     return "Keys and their defaults, given as key=value:\n" + "\n".join(lines)
 
 
-def _attributes(doc: str) -> dict[str, str]:
-    """The entries under ``Attributes:``; one for several names, ``a, b: text``, is an entry of each."""
-    section = re.match(r"(?: {4}.*\n?)*", doc.partition("Attributes:\n")[2])
-    assert section is not None
-    entries = re.sub(r"\n {5,}", " ", section[0]).splitlines()
-    found = {}
-    for entry in entries:
-        heading, _, text = entry.strip().partition(": ")
-        found |= dict.fromkeys(re.split(r", | and ", heading), text)
+def _short_keys(schema: Any) -> dict[str, str]:
+    """The dotted path of every field, nested ones included, by its shortest key."""
+    paths = list(_field_paths(schema))
+    renamed = {path: key for key, path in getattr(schema, "short_names", {}).items()}
+    short = {path: renamed.get(path, path.rpartition(".")[2]) for path in paths}
+    used = Counter(short.values())
+    return {short[path] if used[short[path]] == 1 else path: path for path in paths}
+
+
+def _field_paths(schema: Any, prefix: str = "") -> Iterator[str]:
+    for each in fields(schema):
+        value = getattr(schema, each.name)
+        if is_dataclass(value):
+            yield from _field_paths(value, f"{prefix}{each.name}.")
+        else:
+            yield prefix + each.name
+
+
+def _path_of(word: str, keys: Mapping[str, str], short: Mapping[str, str]) -> str:
+    """The dotted path that a ``key=value`` word sets: of a field, or of an entry of a dict field."""
+    key, separator, _ = word.partition("=")
+    if not separator:
+        raise UsageError(f"{word!r} is not key=value; the keys are {', '.join(short)}")
+    field, entry = key, ""
+    while field not in keys:
+        field, dot, last = field.rpartition(".")
+        if not dot:
+            raise UsageError(f"unknown key {key!r}{closest(key, keys)} The keys are {', '.join(short)}.")
+        entry = f".{last}{entry}"
+    return keys[field] + entry
+
+
+def _nested(path: str, value: str, keys: Mapping[str, str], omegaconf: Any) -> Any:
+    """The value under its path, as nested mappings."""
+    if path not in keys:  # an entry of a dict has no type: it is read as YAML
+        return omegaconf.OmegaConf.from_dotlist([f"{path}={value}"])
+    if value.startswith("~"):  # not every shell expands it after "="
+        value = os.path.expanduser(value)
+    # The field's type alone converts the value: as YAML, run=007 would become 7.
+    return reduce(lambda inner, name: {name: inner}, reversed(path.split(".")), cast(Any, value))
+
+
+def _attributes(schema: Any) -> dict[str, str]:
+    """Descriptions by attribute; an entry for several, ``a, b: text``, describes each."""
+    docstring_parser = require("docstring_parser", extra="train")
+    found: dict[str, str] = {}
+    for kind in (*getattr(schema, "documented_by", ()), *reversed(type(schema).__mro__)):
+        for entry in docstring_parser.google.parse(inspect.getdoc(kind) or "").params:
+            found |= dict.fromkeys(entry.arg_name.split(", "), " ".join((entry.description or "").split()))
     return found
 
 
 def command_line(command: str, *words: str) -> str:
-    """``python -m recipes.sisma.COMMAND`` with its words, quoted so that it can be pasted into a shell."""
+    """``python -m recipes.sisma.COMMAND`` with its words, quoted for a shell."""
     return shlex.join(["python", "-m", f"recipes.sisma.{command}", *words])
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run a command and exit with the status it returns.
 
-    What a user can mend ends it with one message on stderr and status 2, Ctrl-C with one line, both without traceback.
-    Warnings are one line each.
+    Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C ends it with one line; neither
+    prints a traceback. Each warning is one line.
     """
     warnings.formatwarning = _one_line
     try:
         raise SystemExit(main(sys.argv[1:]) or 0)
     except Help as help:
-        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\n{help}")
+        print(f"{(sys.modules[main.__module__].__doc__ or '').strip()}\n\n{help}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(STOPPED) from None
@@ -118,5 +162,5 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning without the line of the library that gave it, which says nothing to who typed a command."""
+    """Format a warning without the source line that raised it, which does not help the user of a command."""
     return f"warning: {' '.join(str(message).split())}\n"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.distances import DistanceSettings
+from recipes.sisma.evaluation.image_folder import common_side, find_images
 from recipes.sisma.generated import (
     Groups,
     evaluation_folder,
@@ -36,9 +37,8 @@ from recipes.sisma.generated import (
     read_images,
     some_more,
 )
-from recipes.sisma.given import common_side, find_given
+from recipes.sisma.image_names import check_mask_names, split_image_name
 from recipes.sisma.measure import Images, Judge, load_gauges, load_judge, measure_images
-from recipes.sisma.names import check_distinct, parted
 from recipes.sisma.pairs import held_out_pairs, training_pairs
 from recipes.sisma.pictures import save_mask_sheet, to_uint8
 from recipes.sisma.presets import Config
@@ -183,7 +183,7 @@ def evaluate_run(
     gauges = load_gauges(judge, distances, CELEBAMASK19, count, config.image_size)
     real, true = _read_pairs(pairs, count)
     ids = pair_ids(pairs)[:count]
-    check_distinct(ids, range(1, samples + 1))
+    check_mask_names(ids, range(1, samples + 1))
     single = one_each(ids, true, seed)
     repeated = some_more(single[:diversity_masks], samples)
     folder = evaluation_folder(loaded, run, chosen, seed, micro_batch)
@@ -261,7 +261,7 @@ def evaluate_images(
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
     ids = pair_ids(pairs)
     count = _count(pairs, masks or len(ids), asked=True)
-    files, groups = find_given(folder, ids, count)
+    files, groups = find_images(folder, ids, count)
     config.image_size = common_side([*files, *(file for group in groups for file in group)])
     pairs = held_out_pairs(config, masks or config.evaluate_masks)
     labels = pairs.labels
@@ -273,7 +273,7 @@ def evaluate_images(
     check_writable(target)
     generated = read_images(files)
     real, true = _read_pairs(pairs, count)
-    names = [found[0] for group in groups if (found := parted(group[0].stem))]
+    names = [found[0] for group in groups if (found := split_image_name(group[0].stem))]
     images = Images(ids[:count], true, real, generated, Groups(groups), names, labels, "given")
     result, parsed = measure_images(images, gauges, training_pairs(config) if gauges.measures else [])
     result |= {"images": folder.name, **_about(config, command)}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.sisma.names import numbered
+from recipes.sisma.image_names import image_name
 from recipes.sisma.pairs import held_out_pairs
 from recipes.sisma.runs import LoadedRun, check_writable
 from ssmgen.atomic import write_text
@@ -69,7 +69,7 @@ def one_each(ids: Sequence[str], masks: Tensor, seed: int) -> list[Wanted]:
 def some_more(images: Sequence[Wanted], samples: int) -> list[Wanted]:
     """Several images of each mask, with noise that no other image has, however many are asked for."""
     return [
-        Wanted(numbered(image.name, k + 1), image.mask, derived_seed(image.seed, "diversity", k))
+        Wanted(image_name(image.name, k + 1), image.mask, derived_seed(image.seed, "diversity", k))
         for image in images
         for k in range(samples)
     ]

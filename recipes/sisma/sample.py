@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.names import check_distinct, numbered
+from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, sampling_settings
 from ssmgen.data.files import files_with, stem_of
 from ssmgen.data.images import write_png
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     for file, mask in zip(files, masks, strict=True):
         images = loaded.generate(mask.unsqueeze(0), seeds, **sampling)
         for seed, image in zip(seeds, images, strict=True):
-            target = out / f"{numbered(stem_of(file), seed)}.png"
+            target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
             print(target)
 
@@ -84,10 +84,10 @@ def check_names(files: list[Path], seeds: list[int]) -> None:
     for file in files:
         stem = stem_of(file)
         if stem in stems:
-            name = f"{numbered(stem, seeds[0])}.png"
+            name = f"{image_name(stem, seeds[0])}.png"
             raise ValueError(f"{file} and {stems[stem].name} would both be sampled into {name}: rename one of them")
         stems[stem] = file
-    check_distinct(list(stems), seeds)
+    check_mask_names(list(stems), seeds)
 
 
 def mask_files(mask: str) -> list[Path]:
