@@ -176,7 +176,7 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
         parser.load_parser(tmp_path / "my parser")
     asked = []
-    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, *, command, **_: asked.append(command))
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, settings, *, command, **_: asked.append(command))
     evaluate.main(["run=my run", "masks=2"])
     assert shlex.split(asked[0]) == ["python", "-m", "recipes.sisma.evaluate", "run=my run", "masks=2"]
 
