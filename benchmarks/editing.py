@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import write
 from recipes.sisma.autoencoder import HELD_OUT
-from recipes.sisma.measure import load_judge
+from recipes.sisma.evaluation.measure import load_named_parser
 from ssmgen import MaskToImage
 from ssmgen.data import draw_face
 from ssmgen.pipeline import STARTS, edit
@@ -55,15 +55,15 @@ def main() -> None:
 
 def measure(pipe: MaskToImage, faces: int) -> list[dict[str, Any]]:
     """One row for each edit and start, means over the faces that the edit changes."""
-    judge = load_judge("drawn", pipe.recipe.labels)
-    assert judge is not None
+    named = load_named_parser("drawn", pipe.recipe.labels)
+    assert named is not None
     rows = []
     pairs = [draw_face(HELD_OUT + i, pipe.recipe.image_size) for i in range(faces)]
     for name, change in EDITS.items():
         edited = [(image, mask, change(mask, pipe.recipe.labels.classes)) for image, mask in pairs]
         edited = [(image, mask, new) for image, mask, new in edited if bool((mask != new).any())]
         for start in (*STARTS, "anew"):
-            found = [judged(pipe, judge.parser, start, *one, seed=index) for index, one in enumerate(edited)]
+            found = [judged(pipe, named.parser, start, *one, seed=index) for index, one in enumerate(edited)]
             row: dict[str, Any] = {"edit": name, "start": start, "faces": len(found)}
             for key in found[0]:
                 values = [one[key] for one in found if one[key] is not None]

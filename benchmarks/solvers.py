@@ -15,8 +15,9 @@ from torch import Tensor
 
 from benchmarks.timing import write
 from recipes.sisma.pairs import held_out_pairs
-from recipes.sisma.runs import LoadedRun, latent_size, load_run
-from ssmgen import Sampler, build, initial_noise, names
+from recipes.sisma.presets import Config
+from recipes.sisma.runs import load_run
+from ssmgen import MaskToImage, build, initial_noise, names
 
 EVALUATIONS = (6, 10, 16, 25, 50)
 SHIFTS = (1.0, 2.0)
@@ -29,25 +30,26 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=4, help="unseen masks, one image each (default 4)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
-    run = load_run(arguments.run)
-    rows = measure(run, arguments.masks)
-    print(f"relative error of the endpoint, guidance {run.config.guidance_scale}, {arguments.masks} masks")
+    pipe, run = load_run(arguments.run)
+    rows = measure(pipe, run.config, arguments.masks)
+    print(f"relative error of the endpoint, guidance {run.config.sampling.guidance_scale}, {arguments.masks} masks")
     print(f"{'solver':<10}{'shift':>6}{'steps':>7}{'NFE':>6}{'error':>10}")
     for row in rows:
         print("{solver:<10}{shift:>6}{steps:>7}{evaluations:>6}{error:>10.4f}".format(**row))
-    content = {"rows": rows, "guidance_scale": run.config.guidance_scale, "step": run.step}
+    content = {"rows": rows, "guidance_scale": run.config.sampling.guidance_scale, "step": run.step}
     write(arguments.json, shlex.join(["solvers", str(arguments.run)]), content)
 
 
-def measure(run: LoadedRun, count: int) -> list[dict[str, object]]:
+def measure(pipe: MaskToImage, config: Config, count: int) -> list[dict[str, object]]:
     """One row for each solver, shift and number of evaluations, and 200 Euler steps as the paper takes them."""
-    pairs = held_out_pairs(run.config, count)
+    pairs = held_out_pairs(config, count)
     masks = torch.stack([pairs[i][1] for i in range(count)])
-    noise = initial_noise(range(count), latent_size(run.config, run.autoencoder))
-    sampler = Sampler(run.model)  # type: ignore[arg-type]
+    noise = initial_noise(range(count), pipe.latent_size)
 
     def endpoint(solver: str, steps: int, shift: float = 1.0) -> Tensor:
-        return sampler(noise, masks, solver=solver, steps=steps, shift=shift, guidance_scale=run.config.guidance_scale)
+        return pipe.sampler(
+            noise, masks, solver=solver, steps=steps, shift=shift, guidance_scale=config.sampling.guidance_scale
+        )
 
     reference = endpoint("rk4", 50)
     fixed = [name for name in names("solver") if not build(name).adaptive]

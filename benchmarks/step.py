@@ -44,19 +44,21 @@ def training_step(name: str, precision: str) -> Callable[[], None]:
     torch.manual_seed(0)
     settings = {"in_channels": CHANNELS[name], "mask_scale": FACTOR[name], "num_classes": 19}
     model = build(config.model, **settings, **config.model_args)
-    optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay, precision=precision)
+    optimizer = make_optimizer(
+        model, config.train.optimizer, config.train.lr, config.train.weight_decay, precision=precision
+    )
     objective = build("flow-matching", t_sampling=config.t_sampling)
     side = config.image_size // FACTOR[name]
-    x = torch.randn(config.batch_size, CHANNELS[name], side, side)
-    mask = torch.randint(0, 19, (config.batch_size, 1, 8, 8), dtype=torch.uint8)
+    x = torch.randn(config.train.batch_size, CHANNELS[name], side, side)
+    mask = torch.randint(0, 19, (config.train.batch_size, 1, 8, 8), dtype=torch.uint8)
     mask = mask.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, 0]
-    weight = torch.ones(config.batch_size, 1, side, side)
+    weight = torch.ones(config.train.batch_size, 1, side, side)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective.loss(model, x, weight=weight, mask=mask)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
         optimizer.step()
         optimizer.zero_grad()
 

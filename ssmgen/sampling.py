@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ssmgen.guidance import Scale, check_scale, plan
+from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, find, make
 from ssmgen.solvers.base import Solver
@@ -58,8 +58,8 @@ class Sampling:
     """The settings of sampling, from the command line, the page and the pipeline to the sampler.
 
     Attributes:
-        solver: a name or a solver. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below that
-            of 200 Euler steps (docs/performance.md).
+        solver: a name or a `Solver`. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below
+            that of 200 Euler steps (docs/performance.md).
         steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
         shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
         guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_cond - v_null)`` and needs a
@@ -72,15 +72,17 @@ class Sampling:
         ValueError: a value out of range, or no such solver.
     """
 
-    solver: str | Solver = "ab3"
+    solver: Any = "ab3"
     steps: int = 24
     shift: float = 1.0
-    guidance_scale: Scale = 1.0
+    guidance_scale: Any = 1.0
     guidance_start: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
             find(self.solver, "solver")
+        elif not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a name or a Solver, got {self.solver!r}")
         if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
             raise ValueError(f"steps must be a positive whole number, got {self.steps!r}")
         if not _is_number(self.shift) or self.shift <= 0:

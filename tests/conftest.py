@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared real data is not here ({folder}); set SSMGEN_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one small run with everything in it, and of its cache."""
+    from recipe_runs import words
+
+    from recipes.sisma import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train.main(words(folder, "steps=6", "sample_every=3", "model_args.mask_dropout=0.1"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this run for the tests of one file."""
+    return shutil.copytree(trained_once, tmp_path_factory.mktemp("copy") / "trained") / "run"
 
 
 def randomize(module: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:

@@ -1,6 +1,7 @@
 """FID, KID, LPIPS and the proxy of an evaluation."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,14 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 pytest.importorskip("torch_fidelity", reason="distances need ssmgen[metrics]")
 
-from recipes.sisma import distances, evaluate, train
+
+from recipes.sisma import evaluate, train
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.distances import DistanceSettings
+from recipes.sisma.evaluation import distances
+from recipes.sisma.evaluation.held_out import HeldOut
+from recipes.sisma.evaluation.results import summary
+from recipes.sisma.evaluation.settings import Settings
+from ssmgen.data import CELEBAMASK19
 from ssmgen.metrics import FeatureSet, InceptionTrunk, kernel_distance
 
 SMALL = [
@@ -50,8 +56,8 @@ def stand_ins(monkeypatch):
 
 
 def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand_ins):
-    measure = DistanceSettings(fid="sdm-oasis,train-ref", lpips=True)
-    result = evaluate.evaluate_run(trained, command="test", measure=measure, diversity_masks=2)
+    settings = Settings(fid="sdm-oasis,train-ref", lpips=True, diversity_masks=2)
+    result = evaluate.evaluate_run(trained, settings, command="test")
     oasis, train_ref = result["distances"]["sdm-oasis"], result["distances"]["train-ref"]
     assert oasis["protocol"] == "fid[sdm-oasis,colours,ref=test6,n=6,seed=0]"
     assert "ref=train10" in train_ref["protocol"] and train_ref["frechet"]["reference_n"] == 10
@@ -60,7 +66,7 @@ def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand
     assert oasis["kernel"]["subset_size"] == oasis["kernel_noise_floor"]["n"] == 3, "as many as a half has"
     assert "samples=10,pairs=45,masks=2" in result["lpips"]["protocol"], "what the literature counts"
     assert oasis["frechet"]["weights"] == oasis["weights"] and len(oasis["frechet"]["reference_features"]) == 64
-    text, page = evaluate.summary(result), (trained / "report.html").read_text()
+    text, page = summary(result), (trained / "report.html").read_text()
     assert f"FID {oasis['frechet']['value']:.2f}" in text and oasis["protocol"] in text and oasis["protocol"] in page
     for kernel in (oasis["kernel"], oasis["kernel_noise_floor"]):
         assert f"{kernel['value']:.5f}" in text and f"{kernel['value']:.5f}" in page
@@ -69,24 +75,26 @@ def test_every_protocol_is_printed_with_what_it_was_computed_from(trained, stand
 
 
 def test_images_are_far_from_other_images_and_not_from_themselves(stand_ins):
-    measure = distances.load_measures(DistanceSettings(fid="clean"), 8)[0]
+    distance = distances.load_distances(Settings(fid="clean"), 8)[0]
     ids, real = [f"{i}" for i in range(8)], torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     done = []
-    same = distances.distances(measure, ids, real, real, None, "given", done.append)
-    darker = distances.distances(measure, ids, real // 2, real, None, "given", [].append)
+    held_out = HeldOut(ids, real[:, 0], real, CELEBAMASK19)
+    same = distances.measure_distance(distance, held_out, real, None, "given", done.append)
+    darker = distances.measure_distance(distance, held_out, real // 2, None, "given", [].append)
     assert same["frechet"]["value"] == pytest.approx(0, abs=1e-6) and darker["frechet"]["value"] > 1000
     assert same["noise_floor"]["value"] == darker["noise_floor"]["value"] > 0
-    assert sum(done) == distances.work(measure, 8, None) == 16, "what the bar of the progress counts to"
+    assert sum(done) == distances.image_count(distance, 8, None) == 16, "what the bar of the progress counts to"
     assert same["frechet"]["list"] == same["frechet"]["reference_list"]
 
 
 def test_the_kernel_distance_of_real_halves_is_its_noise_floor(stand_ins, monkeypatch):
     monkeypatch.setattr(distances, "_KID_SUBSET", 5)
-    measure = distances.load_measures(DistanceSettings(fid="clean"), 24)[0]
+    distance = distances.load_distances(Settings(fid="clean"), 24)[0]
     images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     ids = [f"{i:02}" for i in range(24)]
-    found = distances.distances(measure, ids, images // 2, images, None, "given", [].append)
-    halves = [FeatureSet(measure.trunk, "test") for _ in range(2)]
+    held_out = HeldOut(ids, images[:, 0], images, CELEBAMASK19)
+    found = distances.measure_distance(distance, held_out, images // 2, None, "given", [].append)
+    halves = [FeatureSet(distance.trunk, "test") for _ in range(2)]
     for half, which in zip(halves, (0, 1), strict=True):
         half.update(ids[which::2], images[which::2])
     assert found["kernel_noise_floor"]["value"] == kernel_distance(*halves, subset_size=5)["value"]
@@ -97,9 +105,10 @@ def test_the_kernel_distance_of_real_halves_is_its_noise_floor(stand_ins, monkey
 def test_the_batch_size_moves_no_distance_by_more_than_a_thousandth(trained, stand_ins):
     found = []
     for batch_size in (1, 3, 8):
-        measure = DistanceSettings(fid="clean", lpips=True)
         result = evaluate.evaluate_run(
-            trained, command="test", measure=measure, samples=2, diversity_masks=2, batch_size=batch_size, seed=7
+            trained,
+            Settings(fid="clean", lpips=True, samples=2, diversity_masks=2, batch_size=batch_size, seed=7),
+            command="test",
         )
         found.append((result["distances"]["clean"]["frechet"]["value"], result["lpips"]["value"]))
         for file in trained.glob("evaluation/*/*.png"):
@@ -109,7 +118,7 @@ def test_the_batch_size_moves_no_distance_by_more_than_a_thousandth(trained, sta
 
 def test_samples_of_a_mask_do_not_depend_on_how_many_are_asked_for(trained):
     def images(samples):
-        evaluate.evaluate_run(trained, command="test", samples=samples, diversity_masks=1, micro_batch=1)
+        evaluate.evaluate_run(trained, Settings(samples=samples, diversity_masks=1, micro_batch=1), command="test")
         (folder,) = (f.parent for f in trained.glob("evaluation/*/record.json") if '"micro_batch": 1' in f.read_text())
         found = {file.name: file.read_bytes() for file in folder.glob("*-[12].png")}
         for file in folder.glob("*.png"):
@@ -122,17 +131,17 @@ def test_samples_of_a_mask_do_not_depend_on_how_many_are_asked_for(trained):
 @pytest.mark.parametrize(
     ("settings", "masks", "error", "message"),
     [
-        (DistanceSettings(fid="sdm-oasi"), 6, UsageError, r"unknown protocol fid='sdm-oasi'. Did you mean 'sdm-oasis'"),
-        (DistanceSettings(fid="clean"), 3, ValueError, "at least 4 unseen masks with real images, got 3"),
-        (DistanceSettings(fid="clean"), 6, FileNotFoundError, r"pt_inception-2015.*\.pth: not found"),
-        (DistanceSettings(lpips=True), 6, FileNotFoundError, r"alexnet-owt.*\.pth: not found"),
-        (DistanceSettings(proxy="no.safetensors"), 6, FileNotFoundError, "no.safetensors: not found"),
+        (Settings(fid="sdm-oasi"), 6, UsageError, r"unknown protocol fid='sdm-oasi'. Did you mean 'sdm-oasis'"),
+        (Settings(fid="clean"), 3, ValueError, "at least 4 unseen masks with real images, got 3"),
+        (Settings(fid="clean"), 6, FileNotFoundError, r"pt_inception-2015.*\.pth: not found"),
+        (Settings(lpips=True), 6, FileNotFoundError, r"alexnet-owt.*\.pth: not found"),
+        (Settings(proxy="no.safetensors"), 6, FileNotFoundError, "no.safetensors: not found"),
     ],
 )
 def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error, message):
     before = sorted(trained.rglob("*"))
     with pytest.raises(error, match=message):
-        evaluate.evaluate_run(trained, command="test", measure=settings, masks=masks, solver="heun")
+        evaluate.evaluate_run(trained, replace(settings, masks=masks, solver="heun"), command="test")
     assert sorted(trained.rglob("*")) == before
 
 
@@ -156,7 +165,7 @@ def test_words_that_cannot_work_are_refused_before_sampling(trained, words, mess
 @pytest.mark.parametrize("given", [{"samples": 1}, {"diversity_masks": 0}])
 def test_diversity_needs_pairs(trained, given):
     with pytest.raises(ValueError, match="at least 1 mask and 2 samples"):
-        evaluate.evaluate_run(trained, command="test", **given)
+        evaluate.evaluate_run(trained, Settings(**given), command="test")
 
 
 def test_the_proxy_is_never_called_fid(trained, shared):
@@ -165,12 +174,13 @@ def test_the_proxy_is_never_called_fid(trained, shared):
     result = json.loads((trained / "result.json").read_text())
     found = result["distances"]["squeezenet11"]
     assert found["protocol"].startswith("proxy[squeezenet11,") and found["frechet"]["value"] > 0
-    assert "FID" not in evaluate.summary(result).replace("not FID", "")
+    assert "FID" not in summary(result).replace("not FID", "")
 
 
 def test_a_small_training_set_bounds_the_subsets_too(stand_ins):
-    measure = distances.load_measures(DistanceSettings(fid="train-ref"), 12)[0]
+    distance = distances.load_distances(Settings(fid="train-ref"), 12)[0]
     images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
     train = [(image, None) for image in images[:4]]
-    found = distances.distances(measure, [f"{i:02}" for i in range(12)], images, images, train, "given", [].append)
+    held_out = HeldOut([f"{i:02}" for i in range(12)], images[:, 0], images, CELEBAMASK19)
+    found = distances.measure_distance(distance, held_out, images, train, "given", [].append)
     assert found["kernel"]["subset_size"] == found["kernel"]["reference_n"] == 4

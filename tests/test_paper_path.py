@@ -68,8 +68,8 @@ def test_from_the_archive_to_a_loaded_export(name, words, data, tmp_path, capsys
     train.main([name, f"run={run}", *words, "steps=3", "resume=auto"])
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000002", "step-00000003"]
     own, config = preset(name), load_config(run)
-    assert (config.lr, config.num_workers, config.solver) == (own.lr, 4, "euler")
-    assert (config.precision, config.evaluate, config.evaluate_masks) == ("no", True, 2000)
+    assert (config.train.lr, config.train.num_workers, config.sampling.solver) == (own.train.lr, 4, "euler")
+    assert (config.train.precision, config.evaluate, config.evaluate_masks) == ("no", True, 2000)
     result = json.loads((run / "result.json").read_text())
     assert result["masks"] == 3 and result["steps"] == 3 and result["image_size"] == 32
     assert result["sampling"]["steps"] == 3 and "mask_agreement" not in result  # the preset has no parser

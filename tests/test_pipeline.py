@@ -26,6 +26,18 @@ def pipe():
     return random_pipe({"solver": "euler", "steps": 3}, "A test.")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_tensor_of_label_maps_is_a_list_of_masks(pipe, face, count):
+    masks = [face, face.flip(-1), face.flip(0)][:count]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = pipe(masks, seed=4, num_images=2, output_type="pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no order of classes is suggested
+        found = pipe(torch.stack(masks).long(), seed=4, num_images=2, output_type="uint8")
+    assert found.dtype == torch.uint8 and torch.equal(found, (expected * 255).round().to(torch.uint8))
+
+
 def test_every_output_type_is_the_same_image(pipe, face):
     latents = pipe(face, output_type="latent")
     tensor, array, images = (pipe(face, output_type=kind) for kind in ("pt", "np", "pil"))
@@ -149,7 +161,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
 
 
 BAD_CALLS = [
-    ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, latent, got 'jpg'"),
+    ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, uint8, latent, got 'jpg'"),
     ({"num_images": 0}, "num_images and batch_size must be at least 1, got 0"),
     ({"seed": [1, 2]}, "got 2 seeds for 1 image"),
     *(({"seed": seed}, "a seed is a whole number from 0 to 2") for seed in (None, -1, 2**64, 0.0, True, "1", [1.5])),
@@ -180,7 +192,9 @@ BAD_MASKS = [
     (torch.full((8, 8), 19, dtype=torch.uint8), ValueError, "19"),
     (torch.full((8, 8), 300), ValueError, "300"),
     (torch.zeros(8, 8), TypeError, "ids are integers, got torch.float32"),
-    (torch.zeros(2, 8, 8, dtype=torch.uint8), ValueError, "Several masks go into a list"),
+    (torch.zeros(2, 8, 8, dtype=torch.uint8).numpy(), ValueError, "Several masks go into a list"),
+    (torch.full((2, 8, 8), 19), ValueError, "the masks: label 19 is outside 0..18"),
+    (torch.zeros(3, 8, 9).long(), ValueError, "each mask is 8 x 9"),
     (torch.full((8, 8, 3), 7, dtype=torch.uint8).index_fill(2, torch.tensor(1), 9), ValueError, "not in the palette"),
     ([], ValueError, "the list of masks is empty"),
     ({"mask": 1}, TypeError, "a mask is a path, a PIL image, an array or a tensor, got dict"),

@@ -5,9 +5,9 @@ A test wants an entry for every setting in which one of the two differs from wha
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from recipes.sisma.arguments import flat
 from recipes.sisma.presets import Config, preset
 
 PRESETS = ("quick", "faces")
@@ -50,6 +50,6 @@ def rows() -> list[list[str]]:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    settings = asdict(config)
+    settings = flat(config)
     arguments = {f"model_args.{key}": value for key, value in settings.pop("model_args").items()}
     return settings | arguments

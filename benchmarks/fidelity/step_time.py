@@ -44,10 +44,10 @@ def training_step(words: list[str]) -> Callable[[], None]:
     autoencoder = load_autoencoder(config)
     model = new_model(config, autoencoder).train()
     objective = build("flow-matching", t_sampling=config.t_sampling)
-    bf16 = choose_precision(config.precision).precision == "bf16"
+    bf16 = choose_precision(config.train.precision).precision == "bf16"
     side = config.image_size // autoencoder.factor
-    latents = torch.randn(config.batch_size, autoencoder.channels, side, side)
-    masks = torch.randint(0, 19, (config.batch_size, config.image_size, config.image_size), dtype=torch.uint8)
+    latents = torch.randn(config.train.batch_size, autoencoder.channels, side, side)
+    masks = torch.randint(0, 19, (config.train.batch_size, config.image_size, config.image_size), dtype=torch.uint8)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

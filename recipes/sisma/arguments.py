@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ssmgen.extras import require
@@ -54,11 +55,7 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     omegaconf = require("omegaconf", extra="train")
     keys = {path: path for path in short.values()} | short
     paths = [_path_of(word, keys, short) for word in argv]
-    structured = omegaconf.OmegaConf.structured(schema)
-    for owner in {path.rpartition(".")[0] for path in short.values()} - {""}:
-        omegaconf.OmegaConf.set_readonly(
-            omegaconf.OmegaConf.select(structured, owner), False
-        )  # a frozen one is read-only
+    structured = _structured(schema, short)
     try:
         for word, path in zip(argv, paths, strict=True):
             structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], keys, omegaconf))
@@ -71,11 +68,41 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     return filled
 
 
+def from_file(schema: Schema, file: Path) -> Schema:
+    """Fill a dataclass from a YAML file, whose nested settings may also stand side by side under their short keys.
+
+    Raises:
+        UsageError: a key that the dataclass does not have, or a value of the wrong type; names the file.
+    """
+    short = _short_keys(schema)
+    omegaconf = require("omegaconf", extra="train")
+    structured = _structured(schema, short)
+    try:
+        for key, value in omegaconf.OmegaConf.load(file).items():
+            omegaconf.OmegaConf.update(structured, short.get(key, key), value, merge=True)
+        return cast(Schema, omegaconf.OmegaConf.to_object(structured))
+    except (omegaconf.errors.OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: {str(error).splitlines()[0]}") from error
+
+
+def flat(schema: Any) -> dict[str, Any]:
+    """All settings side by side under their short keys."""
+    return {key: attrgetter(path)(schema) for key, path in _short_keys(schema).items()}
+
+
+def _structured(schema: Any, short: Mapping[str, str]) -> Any:
+    """OmegaConf's form of a dataclass in which nested frozen ones can be set too."""
+    omegaconf = require("omegaconf", extra="train").OmegaConf
+    structured = omegaconf.structured(schema)
+    for owner in {path.rpartition(".")[0] for path in short.values()} - {""}:
+        omegaconf.set_readonly(omegaconf.select(structured, owner), False)
+    return structured
+
+
 def keys_help(schema: Any) -> str:
     """List every key with its default and its description.
 
-    Descriptions come from the ``Attributes:`` of the dataclass, its parents, the classes in its ``documented_by`` and
-    its nested dataclasses.
+    Descriptions come from the ``Attributes:`` of the dataclass, its parents and its nested dataclasses.
     """
     described, lines = _attributes(schema), []
     for key, path in _short_keys(schema).items():
@@ -131,7 +158,7 @@ def _attributes(schema: Any) -> dict[str, str]:
     """Descriptions by attribute; an entry for several, ``a, b: text``, describes each."""
     docstring_parser = require("docstring_parser", extra="train")
     found: dict[str, str] = {}
-    for kind in (*getattr(schema, "documented_by", ()), *reversed(type(schema).__mro__)):
+    for kind in reversed(type(schema).__mro__):
         for entry in docstring_parser.google.parse(inspect.getdoc(kind) or "").params:
             found |= dict.fromkeys(entry.arg_name.split(", "), " ".join((entry.description or "").split()))
     return found

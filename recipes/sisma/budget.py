@@ -24,17 +24,17 @@ def continued(config: Config) -> Config:
     Raises:
         UsageError: ``steps`` is left open without ``minutes``, or the run to continue does not tell its number.
     """
-    if config.steps < 0:
-        raise UsageError(f"steps must be positive, or 0 for as many as fit in minutes=; got {config.steps}")
-    if config.steps:
-        return _with_its_cosine(config).with_steps(config.steps)
+    if config.train.steps < 0:
+        raise UsageError(f"steps must be positive, or 0 for as many as fit in minutes=; got {config.train.steps}")
+    if config.train.steps:
+        return _with_its_cosine(config).with_steps(config.train.steps)
     if config.minutes <= 0:
         raise UsageError(f"steps must be positive, or 0 with minutes= to train for; got minutes={config.minutes:g}")
     if config.resume == "no":
         return config
     run = _run_of(config)
     if (run / "config.yaml").is_file():
-        return config.with_steps(load_config(run).steps)
+        return config.with_steps(load_config(run).train.steps)
     if config.resume != "auto" or checkpoints(run / "checkpoints"):
         raise UsageError(f"{run / 'config.yaml'}: not found, so the run's number of steps is not known: give steps=")
     return config
@@ -43,10 +43,12 @@ def continued(config: Config) -> Config:
 def _with_its_cosine(config: Config) -> Config:
     """Where a run is continued for fewer steps than its cosine has, and none is asked for: that cosine."""
     file = _run_of(config) / "config.yaml"
-    if config.resume == "no" or config.lr_decay_steps is not None or not file.is_file():
+    if config.resume == "no" or config.train.lr_decay_steps is not None or not file.is_file():
         return config
-    before = load_config(file.parent).lr_decay_steps or 0
-    return replace(config, lr_decay_steps=before) if before > config.steps else config
+    before = load_config(file.parent).train.lr_decay_steps or 0
+    if before <= config.train.steps:
+        return config
+    return replace(config, train=replace(config.train, lr_decay_steps=before))
 
 
 def _run_of(config: Config) -> Path:
@@ -56,7 +58,7 @@ def _run_of(config: Config) -> Path:
 
 def most_steps(config: Config) -> int:
     """The largest number that may be chosen: a cosine that is to end earlier is not trained beyond."""
-    end = config.lr_decay_steps or 0
+    end = config.train.lr_decay_steps or 0
     return min(MOST, end) if end > 0 else MOST
 
 
@@ -68,7 +70,7 @@ def choose_steps(config: Config, seconds_per_step: Callable[[], float], *, quiet
         seconds_per_step: measures a step; called only where the number is open.
         quiet: do not say what was chosen.
     """
-    if config.steps:
+    if config.train.steps:
         return config
     seconds, most = seconds_per_step(), most_steps(config)
     fitting = int(60 * config.minutes / seconds) // _MULTIPLE * _MULTIPLE

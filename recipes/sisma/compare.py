@@ -1,6 +1,6 @@
-"""A run's pictures beside those of another model: ``python -m recipes.sisma.compare run=RUN [pipe=drawn-faces]``.
+"""A run's images beside those of another model: ``python -m recipes.sisma.compare run=RUN [pipe=drawn-faces]``.
 
-Writes ``compare.png`` into the run: unseen masks, what the run and the other model make of each, and the real image.
+Writes ``compare.png`` into the run: held-out masks, the images of both models, and the real images.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.pairs import held_out_pairs
-from recipes.sisma.pictures import save_mask_sheet
-from recipes.sisma.runs import LoadedRun, check_writable, find_run, load_run
+from recipes.sisma.presets import Config
+from recipes.sisma.runs import check_writable, find_run, load_run
+from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
 
 _MASKS, _SAMPLES = 6, 2
 
@@ -25,8 +25,8 @@ class Settings:
     """Keys of the command line.
 
     Attributes:
-        run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
-        pipe: the other model: packaged, a folder of recipes.sisma.export, or ``OWNER/NAME`` on the hub.
+        run: the run's folder, or ``hf://OWNER/NAME`` for a run on the hub.
+        pipe: the other model: a packaged one, a folder of recipes.sisma.export, or ``OWNER/NAME`` on the hub.
     """
 
     run: str = "runs/quick"
@@ -34,35 +34,41 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load both, draw, write the picture."""
+    """Load both models, generate images, write the picture."""
     settings = from_command_line(Settings(), argv)
     run = find_run(settings.run)
-    loaded, pipe = load_run(run), MaskToImage.from_pretrained(settings.pipe)
+    (pipe, trained), other = load_run(run), MaskToImage.from_pretrained(settings.pipe)
     check_writable(run)
     file = run / "compare.png"
-    compare(loaded, pipe, settings.pipe, file)
-    print(f"picture: {file}, this run after {loaded.step} steps beside {settings.pipe} ({pipe.recipe.about})")
+    compare(pipe, trained.config, other, settings.pipe, file)
+    print(f"picture: {file}, this run after {trained.step} steps beside {settings.pipe} ({other.recipe.about})")
 
 
-def compare(loaded: LoadedRun, pipe: MaskToImage, name: str, file: Path) -> None:
-    """Draw both models' pictures of the same masks.
+def compare(pipe: MaskToImage, config: Config, other: MaskToImage, name: str, file: Path) -> None:
+    """Write a picture of both models' images of the same held-out masks.
+
+    Args:
+        pipe: the run.
+        config: its settings.
+        other: the model beside it.
+        name: of the other model.
+        file: the picture.
 
     Raises:
-        UsageError: the models' images or classes are not the same.
+        UsageError: the models have different image sizes or classes.
     """
-    size = loaded.config.image_size
-    if (pipe.recipe.image_size, pipe.recipe.labels) != (size, CELEBAMASK19):
+    ours, theirs = pipe.recipe, other.recipe
+    if (theirs.image_size, theirs.labels) != (ours.image_size, ours.labels):
         raise UsageError(
-            f"{name} makes images of {pipe.recipe.image_size} pixels from masks of {pipe.recipe.labels.name}, the run "
-            f"of {size} from {CELEBAMASK19.name}: give pipe= another model"
+            f"{name} makes images of {theirs.image_size} pixels from masks of {theirs.labels.name}, the run of "
+            f"{ours.image_size} from {ours.labels.name}: give pipe= another model"
         )
-    pairs = held_out_pairs(loaded.config, _MASKS)
+    pairs = held_out_pairs(config, _MASKS)
     real, masks = zip(*(pairs[i] for i in range(min(_MASKS, len(pairs)))), strict=True)
-    seeds = list(range(len(masks) * _SAMPLES))
-    ours = loaded.generate(torch.stack(masks).repeat_interleave(_SAMPLES, dim=0), seeds)
-    theirs = (pipe(list(masks), seed=seeds, num_images=_SAMPLES, output_type="pt") * 255).round().to(torch.uint8)
-    both = torch.cat([images.cpu().unflatten(0, (-1, _SAMPLES)) for images in (ours, theirs)], dim=1)
-    save_mask_sheet(file, masks, list(both), real, CELEBAMASK19, ["this run"] * _SAMPLES + [name] * _SAMPLES)
+    labels, seeds = torch.stack(masks).long(), list(range(len(masks) * _SAMPLES))
+    drawn = [one(labels, seed=seeds, num_images=_SAMPLES, output_type="uint8") for one in (pipe, other)]
+    groups = torch.cat([images.unflatten(0, (-1, _SAMPLES)) for images in drawn], dim=1)
+    save_mask_sheet(file, masks, list(groups), real, ours.labels, ["this run"] * _SAMPLES + [name] * _SAMPLES)
 
 
 if __name__ == "__main__":

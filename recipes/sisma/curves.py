@@ -1,4 +1,4 @@
-"""The curves of runs, ready to draw: for the report of an evaluation and for the page that watches training."""
+"""Curves of runs as coordinates, for the report of an evaluation and the page that watches training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Points = list[tuple[float, float]]
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``log.jsonl``, none where there is no log yet; a line cut off by a kill is left out."""
+    """The lines of ``log.jsonl``, empty without a log; a line truncated by a kill is left out."""
     file = run / "log.jsonl"
     lines = []
     for text in file.read_text().splitlines() if file.is_file() else []:
@@ -31,13 +31,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def points_of(log: list[dict[str, Any]], key: str) -> Points:
-    """(step, value) of one quantity, where it is a number."""
+    """(step, value) of one quantity wherever it is a finite number."""
     values = [(line["step"], line.get(key)) for line in log]
     return [(step, value) for step, value in values if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def smoothed(points: Points, weight: float) -> Points:
-    """A moving average that keeps ``weight`` in [0, 1) of itself at each point, without a bias to where it starts."""
+    """An exponential moving average with ``weight`` in [0, 1), corrected for its start as in Adam."""
     mean, total, out = 0.0, 0.0, []
     for step, value in points:
         mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
@@ -48,13 +48,13 @@ def smoothed(points: Points, weight: float) -> Points:
 def chart(
     title: str, curves: Sequence[Points], smoothing: float = 0.0, *, linear: bool = False
 ) -> dict[str, Any] | None:
-    """What ``curves.html.j2`` draws of some curves on common axes; None where none has two points.
+    """Curves on common axes as ``curves.html.j2`` draws them; None if no curve has two points.
 
     Args:
         title: of the quantity.
-        curves: one for each run, perhaps empty.
-        smoothing: the weight of `smoothed`; with 0 the curves are drawn as they are.
-        linear: keep the axis linear even where the values span decades.
+        curves: one for each run; may be empty.
+        smoothing: the weight of `smoothed`; 0 draws the curves as they are.
+        linear: keep the axis linear even if the values span decades.
     """
     values = [value for points in curves for _, value in points]
     if all(len(points) < 2 for points in curves):
@@ -80,26 +80,26 @@ def chart(
 
 
 def _spans_decades(values: list[float]) -> bool:
-    """Whether most of the values lie so far apart that only a logarithmic axis shows them."""
+    """Whether the middle 90 % of the values span so many decades that they need a logarithmic axis."""
     ranked = sorted(values)
     low, high = ranked[len(ranked) // 20], ranked[-1 - len(ranked) // 20]
     return ranked[0] > 0 and high / low > _LOG_RATIO
 
 
 class _Axis:
-    """From values to [0, SIDE]."""
+    """Maps values to [0, SIDE]."""
 
     def __init__(self, values: list[float], logarithmic: bool = False) -> None:
         self._logarithmic = logarithmic
         self.low, self.high = self._scale(min(values)), self._scale(max(values))
-        if self.low == self.high:  # a constant, drawn in the middle
+        if self.low == self.high:  # constant: draw it in the middle
             self.low, self.high = self.low - (abs(self.low) / 2 or 1), self.high + (abs(self.high) / 2 or 1)
 
     def at(self, value: float) -> float:
         return (self._scale(value) - self.low) / (self.high - self.low) * SIDE
 
     def ticks(self, count: int) -> list[float]:
-        """Round values, about so many."""
+        """About ``count`` round values."""
         if self._logarithmic:
             powers = range(math.ceil(self.low), math.floor(self.high) + 1)
             return [float(f"{m}e{p}") for p in powers for m in ((1, 3) if len(powers) < 3 else (1,))
@@ -115,7 +115,7 @@ class _Axis:
 
 
 def _thinned(points: Points) -> Points:
-    """At most as many points as a screen shows, each the mean of its neighbours."""
+    """At most as many points as a screen can show, each the mean of a group of neighbours."""
     group = -(-len(points) // _MOST_POINTS)
     parts = [points[start : start + group] for start in range(0, len(points), group)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts] if group > 1 else points

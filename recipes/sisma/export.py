@@ -1,29 +1,29 @@
-"""Make a folder for `ssmgen.MaskToImage` of a run: ``python -m recipes.sisma.export run=RUN out=FOLDER``.
+"""Export a run as a folder for `ssmgen.MaskToImage`: ``python -m recipes.sisma.export run=RUN out=FOLDER``.
 
     python -m recipes.sisma.export run=runs/quick out=exports/quick
     python -m recipes.sisma.export run=runs/faces out=exports/faces hub=OWNER/NAME
     python -m recipes.sisma.export run=runs/drawn out=ssmgen/pretrained/drawn-faces name=drawn-faces
 
-Holds the averaged weights, the autoencoder, the settings, and a model card with what the run's evaluation measured.
+The folder holds the averaged weights, the autoencoder, the settings, and a model card with the run's evaluation.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
-from recipes.sisma.evaluate import summary
+from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
+from recipes.sisma.evaluation.results import summary
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import LoadedRun, as_pipeline, check_writable, find_run, load_run
+from recipes.sisma.runs import Trained, check_writable, find_run, load_run
 from ssmgen import MaskToImage
 from ssmgen.pipeline import SAVED_DTYPES
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.training import schedule_changes
 
-# License lines of a card's metadata, and what it says of the data.
+# The license lines of a card's metadata, and its section on the data.
 _TERMS = {
     "drawn": ("apache-2.0", "Faces drawn by the library itself; Apache-2.0."),
     "CelebAMask-HQ": (
@@ -40,12 +40,12 @@ class Settings:
     """Keys of the command line.
 
     Attributes:
-        run: the run's folder, or ``hf://OWNER/NAME`` for one on the hub.
-        out: the folder to write; it must not be there yet.
+        run: the run's folder, or ``hf://OWNER/NAME`` for a run on the hub.
+        out: the folder to write; it must not exist yet.
         hub: also upload it to this repository, ``OWNER/NAME``.
-        name: what its card says it is loaded by; that of the repository where empty.
+        name: by which its card loads it; the repository's if empty.
         dtype: of the weights in the file: ``float32``, or ``float16`` or ``bfloat16`` for half the size.
-        about: a line on what the model can do; one is written where it is empty.
+        about: a line on what the model can do; written from the run's settings if empty.
     """
 
     run: str = "runs/quick"
@@ -57,19 +57,19 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load the run, upload it if asked to, write the folder."""
+    """Load the run, upload it if requested, write the folder."""
     settings = from_command_line(Settings(), argv)
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
-        raise UsageError(f"out={out} is there already: delete it or name another folder")
+        raise UsageError(f"out={out} already exists: delete it or name another folder")
     if settings.dtype not in SAVED_DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
-    loaded = load_run(run)
+    pipe, trained = load_run(run)
     check_writable(out.parent)
-    pipe = as_pipeline(loaded, settings.about or _about(loaded))
-    pipe.card = run_card(loaded, pipe, _result(run, loaded.step)).replace(NAME, settings.name or settings.hub or NAME)
+    pipe.recipe = replace(pipe.recipe, about=settings.about or _about(trained))
+    pipe.card = run_card(pipe, trained, _result(run, trained.step)).replace(NAME, settings.name or settings.hub or NAME)
     dtype = SAVED_DTYPES[settings.dtype]
-    # First, as it may fail for many a reason, and the folder would then be in the way of the next try.
+    # Upload first: if it fails, no folder is in the way of the next attempt.
     address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
     pipe.save_pretrained(out, dtype=dtype)
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
@@ -77,12 +77,12 @@ def main(argv: list[str]) -> None:
         print(address)
 
 
-def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> str:
-    """README.md of the folder: what it is, how to use it, what was measured, under which terms."""
-    license, data = _TERMS["drawn" if is_drawn(loaded.config) else "CelebAMask-HQ"]
+def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any]) -> str:
+    """README.md of the folder: what the model is, how to use it, its evaluation, and its license."""
+    license, data = _TERMS["drawn" if is_drawn(trained.config) else "CelebAMask-HQ"]
     size = pipe.recipe.image_size
     return model_card(
-        f"{loaded.config.model}, {size} x {size}",
+        f"{trained.config.model}, {size} x {size}",
         pipe.recipe.about,
         pipe.recipe.labels,
         license=license,
@@ -90,9 +90,9 @@ def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> st
             "Data": data,
             "Training": " ".join(
                 [
-                    f"`{training_command(loaded.config)}`: {loaded.step} steps in {loaded.seconds:.0f} s, weights "
+                    f"`{training_command(trained.config)}`: {trained.step} steps in {trained.seconds:.0f} s, weights "
                     "averaged.",
-                    *(f"{change.capitalize()}." for change in schedule_changes(loaded.schedule)),
+                    *(f"{change.capitalize()}." for change in schedule_changes(trained.schedule)),
                 ]
             ),
             "Evaluation": _evaluation(result),
@@ -101,10 +101,10 @@ def run_card(loaded: LoadedRun, pipe: MaskToImage, result: dict[str, Any]) -> st
 
 
 def training_command(config: Config) -> str:
-    """The command that makes a run with these settings; where data and weights lay is left to its user."""
+    """The command that trains a run with these settings; paths of data and weights are left open."""
     words = []
-    plain = asdict(preset(config.preset))
-    for key, value in asdict(config).items():
+    plain = flat(preset(config.preset))
+    for key, value in flat(config).items():
         if key in ("run", "resume", "cache") or value == plain[key]:
             continue
         if isinstance(value, dict):
@@ -147,24 +147,24 @@ def _evaluation(result: dict[str, Any]) -> str:
 
 
 def _result(run: Path, step: int) -> dict[str, Any]:
-    """What an evaluation found of these weights; nothing where it was one of others, after fewer steps."""
+    """The result of these weights' evaluation; empty if there is none, or only one of another step."""
     file = run / "result.json"
     result = json.loads(file.read_text()) if file.is_file() else {}
     return result if result.get("steps") == step else {}
 
 
 def is_drawn(config: Config) -> bool:
-    """Whether a run was trained on drawn faces: drawn as it went, or prepared from them and still there to say so."""
+    """Whether a run was trained on drawn faces, or on a folder prepared from them that still exists."""
     file = Path(config.data) / "prepared.json"
     if config.data == "drawn" or not file.is_file():
         return config.data == "drawn"
     return json.loads(file.read_text(encoding="utf-8-sig")).get("source", {}).get("layout") == "drawn"
 
 
-def _about(loaded: LoadedRun) -> str:
-    drawn = is_drawn(loaded.config)
+def _about(trained: Trained) -> str:
+    drawn = is_drawn(trained.config)
     what = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
-    return f"Trained on {what}, {loaded.config.image_size} pixels, for {loaded.step} steps."
+    return f"Trained on {what}, {trained.config.image_size} pixels, for {trained.step} steps."
 
 
 if __name__ == "__main__":

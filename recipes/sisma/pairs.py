@@ -131,7 +131,7 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
         _write_cache(pairs, autoencoder, target, config)
     cache = LatentCache(target, pairs.labels, record)
     return EncodedPairs(
-        cache, flip=config.flip, balance=config.balance, class_weighting=config.class_weighting, seed=config.seed
+        cache, flip=config.flip, balance=config.balance, class_weighting=config.class_weighting, seed=config.train.seed
     )
 
 
@@ -151,7 +151,7 @@ def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, config: Config) -
 def _cropped(config: Config) -> Crops:
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    return Crops(prepared_pairs(_folder(config), "train"), config.image_size, config.crops, seed=config.seed)
+    return Crops(prepared_pairs(_folder(config), "train"), config.image_size, config.crops, seed=config.train.seed)
 
 
 def _folder(config: Config) -> Path:

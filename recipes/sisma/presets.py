@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from recipes.sisma.arguments import UsageError
+from ssmgen import Sampling
 from ssmgen.registry import closest
 from ssmgen.training import TrainSettings
 
 ASSETS = Path(__file__).parent / "assets"
+
+
+_SMALL: dict[str, Any] = {
+    **{"batch_size": 16, "lr": 2e-3, "warmup": 50, "ema_decay": 0.995, "checkpoint_every": 500},
+    "tracker": "tensorboard",
+}
+_FACES: dict[str, Any] = _SMALL | {"optimizer": "muon", "lr": 0.012, "precision": "auto", "lr_decay_steps": None}
 
 
 @dataclass
@@ -39,21 +47,19 @@ class Config:
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
         model: a registered model, see ``ssmgen list``.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
-        t_sampling: of flow matching, ``uniform`` or ``logit-normal``.
-        steps: optimiser steps in all; 0 takes as many as a measurement says will fit in ``minutes``, 400 to 1,300. A
+        objective: a registered objective, see ``ssmgen list``.
+        t_sampling: how it draws times, ``uniform`` or ``logit-normal``.
+        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
             continued run keeps the number it began with.
-        minutes: time to train in, where ``steps`` is 0.
-        batch_size ... tracker: see `ssmgen.training.TrainSettings`.
-        lr_decay_steps: step at which a cosine from ``lr`` reaches zero; 0 keeps ``lr``, None is the last step.
+        train: see `ssmgen.training.TrainSettings`.
+        sampling: how samples are drawn, in grids and in the evaluation, see `ssmgen.Sampling`.
         sample_every: steps between grids of samples; 0 makes none, None one halfway and one at the end.
-        solver, solver_steps, shift, guidance_scale, guidance_start: how samples are drawn, in grids and in the
-            evaluation.
         evaluate: measure the run when training is done.
         evaluate_masks: unseen masks it is measured on.
         parser: ``drawn`` (shipped), a file made by recipes.sisma.parser, or ``none``.
     """
 
-    documented_by = (TrainSettings,)
+    short_names: ClassVar[dict[str, str]] = {"steps": "train.steps", "solver_steps": "sampling.steps"}
 
     preset: str = "quick"
     run: str = "runs/quick"
@@ -70,47 +76,21 @@ class Config:
     autoencoder_source: str = "drawn"
     model: str = "sisma-s"
     model_args: dict[str, Any] = field(default_factory=dict)
+    objective: str = "flow-matching"
     t_sampling: str = "uniform"
-    steps: int = 1500
     minutes: float = 0.0
-    batch_size: int = 16
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    warmup: int = 50
-    lr_decay_steps: int | None = 0
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema_decay: float = 0.995
-    precision: str = "no"
-    matmul_precision: str = "highest"
-    seed: int = 0
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    num_workers: int = 0
-    tracker: str = "tensorboard"
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(steps=1500, **_SMALL))
+    sampling: Sampling = Sampling()
     sample_every: int | None = 500
-    solver: str = "ab3"
-    solver_steps: int = 24
-    shift: float = 1.0
-    guidance_scale: float = 1.0
-    guidance_start: float = 0.0
     evaluate: bool = True
     evaluate_masks: int = 128
     parser: str = "drawn"
 
-    def train_settings(self) -> TrainSettings:
-        """The part the training loop takes."""
-        settings = self.with_steps(self.steps)
-        return TrainSettings(**{name: getattr(settings, name) for name in TrainSettings.__dataclass_fields__})
-
     def with_steps(self, steps: int) -> Config:
         """A copy for so many steps, with what was left to follow from their number."""
-        decay = steps if self.lr_decay_steps is None else self.lr_decay_steps
-        halfway = max(1, (steps + 1) // 2)
-        every = halfway if self.sample_every is None else self.sample_every
-        return replace(self, steps=steps, lr_decay_steps=decay, sample_every=every)
+        train = replace(self.train, steps=steps)
+        every = max(1, (steps + 1) // 2) if self.sample_every is None else self.sample_every
+        return replace(self, train=replace(train, lr_decay_steps=train.decay_steps), sample_every=every)
 
 
 def quick() -> Config:
@@ -121,18 +101,12 @@ def quick() -> Config:
         model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,
-        optimizer="muon",
-        lr=0.012,
         t_sampling="logit-normal",
-        precision="auto",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
-        steps=0,
         minutes=6.0,
-        lr_decay_steps=None,
+        train=TrainSettings(steps=0, **_FACES),
+        sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
-        solver_steps=11,
-        guidance_scale=2.0,
-        guidance_start=0.2,
     )
 
 
@@ -152,17 +126,10 @@ def faces() -> Config:
         model_args={"dim": 128, "depth": 4, "patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
         balance=0.5,
         class_weighting=0.5,
-        optimizer="muon",
-        lr=0.012,
         t_sampling="logit-normal",
-        precision="auto",
-        steps=2000,
-        lr_decay_steps=None,
-        ema_decay=0.998,
+        train=TrainSettings(steps=2000, **_FACES | {"ema_decay": 0.998}),
+        sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
-        solver_steps=11,
-        guidance_scale=2.0,
-        guidance_start=0.2,
         evaluate_masks=64,
         parser="none",
     )
@@ -180,18 +147,19 @@ def paper() -> Config:
         model="sisma-xl",
         model_args={},
         t_sampling="uniform",  # assumed
-        steps=150_000,
-        batch_size=8,
-        lr=4e-3,
-        warmup=0,
-        clip=0.0,  # none is mentioned
-        ema_decay=0.9999,
-        checkpoint_every=5000,
-        log_every=50,
-        num_workers=4,
+        train=TrainSettings(
+            steps=150_000,
+            batch_size=8,
+            lr=4e-3,
+            clip=0.0,  # none is mentioned
+            ema_decay=0.9999,
+            checkpoint_every=5000,
+            log_every=50,
+            num_workers=4,
+            tracker="tensorboard",
+        ),
+        sampling=Sampling(solver="euler", steps=200),  # the solver is assumed: only the 200 steps are printed
         sample_every=5000,
-        solver="euler",  # assumed: only the 200 steps are printed
-        solver_steps=200,
         evaluate_masks=2000,
         parser="none",
     )
@@ -200,8 +168,7 @@ def paper() -> Config:
 def stable() -> Config:
     """`paper` with the learning rate its authors use in their other work."""
     config = paper()
-    config.preset, config.run, config.lr = "stable", "runs/stable", 1e-4
-    return config
+    return replace(config, preset="stable", run="runs/stable", train=replace(config.train, lr=1e-4))
 
 
 PRESETS: dict[str, Callable[[], Config]] = {"quick": quick, "faces": faces, "paper": paper, "stable": stable}

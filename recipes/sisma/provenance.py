@@ -1,4 +1,4 @@
-"""What a number must stand beside: the command, commit, seed, versions and hardware that made it."""
+"""What is recorded beside every figure: command, commit, seed, versions and hardware."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = (
 
 
 def provenance(command: str, seed: int) -> dict[str, Any]:
-    """Command, commit, seed, versions and hardware: what a number must stand beside."""
+    """Command, commit, seed, versions and hardware, for a result's JSON."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -48,14 +48,14 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked where code differs from it; None outside a checkout."""
+    """The checkout's commit, marked ``-dirty`` if code differs from it; None outside a checkout."""
     folder = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        # Pages and the results of earlier measurements change nothing that is measured.
+        # Pages and earlier results do not affect a measurement.
         changed = git("diff", "--name-only", "HEAD", "--", ".", ":!docs", ":!*.md", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

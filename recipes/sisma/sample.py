@@ -1,11 +1,11 @@
-"""Turn masks into images with a trained run: ``python -m recipes.sisma.sample run=RUN mask=FILE_OR_FOLDER out=FOLDER``.
+"""Generate images with a trained run: ``python -m recipes.sisma.sample run=RUN mask=FILE_OR_FOLDER out=FOLDER``.
 
-python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
-python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
-python -m recipes.sisma.sample run=runs/quick mask=parsed.png remap=bisenet19
+    python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
+    python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
+    python -m recipes.sisma.sample run=runs/quick mask=parsed.png remap=bisenet19
 
-Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and those that look like the other order of the
-classes are warned about.
+Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and a mask that seems to use the other order of
+classes causes a warning.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
-from recipes.sisma.runs import as_pipeline, check_writable, find_run, load_run, sampling_settings
+from recipes.sisma.runs import SamplingKeys, check_writable, find_run, load_run, sampling_of
 from ssmgen.data.files import files_with, stem_of
 from ssmgen.data.images import write_png
 from ssmgen.noise import image_seeds
-from ssmgen.pipeline import SAMPLING
 
 
 @dataclass
-class Settings:
+class Settings(SamplingKeys):
     """Keys of the command line.
 
     Attributes:
-        run: folder of a trained run, or ``hf://OWNER/NAME`` for one on the hub.
+        run: folder of a trained run, or ``hf://OWNER/NAME`` for a run on the hub.
         mask: a label PNG, or a folder of them.
         out: folder for the images, ``<mask's name>--<seed>.png``.
-        palette: the label set whose colours an RGB mask has, where it is not the run's: ``bisenet19``.
-        remap: the label set whose ids a mask has, where it is not the run's: ``bisenet19``.
-        solver, steps, shift, guidance_scale, guidance_start: of `ssmgen.Sampler`; the run's own where not given.
+        palette: the label set of an RGB mask's colours if it is not the run's: ``bisenet19``.
+        remap: the label set of a mask's ids if it is not the run's: ``bisenet19``.
         seed: of the first image of each mask, from 0 to 2**64 - 1; the next ones count up.
         num_images: images per mask.
     """
@@ -42,32 +40,25 @@ class Settings:
     out: str = "out"
     palette: str = ""
     remap: str = ""
-    solver: str | None = None
-    steps: int | None = None
-    shift: float | None = None
-    guidance_scale: float | None = None
-    guidance_start: float | None = None
     seed: int = 0
     num_images: int = 1
 
 
 def main(argv: list[str]) -> None:
-    """Check all masks, then sample them."""
+    """Check all masks, then generate their images."""
     settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
     seeds = image_seeds(settings.seed, settings.num_images)
     files = mask_files(settings.mask)
     check_names(files, seeds)
-    loaded = load_run(find_run(settings.run))
-    given = {name: getattr(settings, name) for name in SAMPLING}
-    sampling = sampling_settings(loaded.config, loaded.model, given)
-    pipe = as_pipeline(loaded, "")
-    masks = [pipe.labels_of(file, palette=settings.palette, remap=settings.remap) for file in files]
+    pipe, _ = load_run(find_run(settings.run))
+    sampling = sampling_of(pipe, settings)
+    masks = [pipe.label_maps(file, palette=settings.palette, remap=settings.remap) for file in files]
     out = Path(settings.out)
     check_writable(out)
     for file, mask in zip(files, masks, strict=True):
-        images = loaded.generate(mask.unsqueeze(0), seeds, **sampling)
+        images = pipe(mask, seed=seeds, num_images=len(seeds), output_type="uint8", sampling=sampling)
         for seed, image in zip(seeds, images, strict=True):
             target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
@@ -75,10 +66,10 @@ def main(argv: list[str]) -> None:
 
 
 def check_names(files: list[Path], seeds: list[int]) -> None:
-    """Refuse masks whose images would have one name, before anything is sampled.
+    """Reject masks whose images would share a name.
 
     Raises:
-        ValueError: two masks of one name, or a mask that is called as an image of another will be.
+        ValueError: two masks of one name, or a mask with the name of another mask's image.
     """
     stems: dict[str, Path] = {}
     for file in files:
@@ -91,10 +82,10 @@ def check_names(files: list[Path], seeds: list[int]) -> None:
 
 
 def mask_files(mask: str) -> list[Path]:
-    """The files a ``mask=`` names.
+    """The files that ``mask=`` names.
 
     Raises:
-        UsageError: none was given.
+        UsageError: it is empty.
         FileNotFoundError: no such file, or a folder without PNGs.
     """
     if not mask:

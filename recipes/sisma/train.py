@@ -1,38 +1,40 @@
 """Train SISMA: ``python -m recipes.sisma.train [preset] [key=value ...]``.
 
-    python -m recipes.sisma.train                                   # quick: drawn faces, what fits in 6 minutes
+    python -m recipes.sisma.train                                   # quick: drawn faces, for about 6 minutes
     python -m recipes.sisma.train faces data=PREPARED
     python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
-The run's folder gets ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``, ``result.json`` and
-what ``tracker=`` keeps. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
+The run's folder receives ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``, ``result.json``
+and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from recipes.sisma.arguments import STOPPED, UsageError, command_line, from_command_line, run_command
+from recipes.sisma.arguments import STOPPED, UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.budget import choose_steps, continued, most_steps
-from recipes.sisma.evaluate import evaluate_run, load_judge
+from recipes.sisma.evaluation.measure import load_named_parser
+from recipes.sisma.evaluation.settings import Settings
+from recipes.sisma.evaluation.trained_run import evaluate_run
 from recipes.sisma.pairs import check_pairs, encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
-from recipes.sisma.pictures import save_mask_sheet
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import all_processes, check_writable, generate, new_model, sampling_settings, save_config
+from recipes.sisma.runs import all_processes, as_pipeline, check_writable, new_model, save_config
+from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
+from ssmgen.guidance import plan
 from ssmgen.ops import backends
 from ssmgen.training import find_checkpoint, read_state, seconds_per_step, settle_precision, train
 
-# What may differ between a run and its continuation: it does not change what a step computes.
+# Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
     *("preset", "run", "resume", "steps", "minutes", "cache", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("num_workers", "tracker"),
@@ -44,36 +46,36 @@ _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
 def main(argv: list[str]) -> int | None:
-    """Train a preset, then measure it. Everything that can be checked is checked before anything is written.
+    """Train a preset, then evaluate it. Everything that can be checked is checked before anything is written.
 
     Returns:
-        The exit status: `STOPPED` where training was asked to stop.
+        The exit status: `STOPPED` if training was interrupted.
     """
     config = continued(parse(argv))
-    settings = config.with_steps(config.steps or most_steps(config)).train_settings()
+    settings = config.with_steps(config.train.steps or most_steps(config)).train
     run = Path(config.run)
     check_pairs(config)
     autoencoder = load_autoencoder(config)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.train.seed)
     model = new_model(config, autoencoder)
     check_config(config, model, autoencoder)
     resume = None if config.resume == "no" else config.resume
     processes = all_processes()
     settings = settle_precision(settings, run, resume, processes)
-    config.precision = settings.precision
+    config.train.precision = settings.precision
     done = 0
     with processes.main_process_first():
         if processes.is_main_process:
             check_run_folder(run, config.resume)
-            done = check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.steps)
+            done = check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.train.steps)
         data = encoded_pairs(config, autoencoder.to(processes.device))
-    objective = build("flow-matching", t_sampling=config.t_sampling)
+    objective = build(config.objective, t_sampling=config.t_sampling)
     config = choose_steps(
         config,
         lambda: seconds_per_step(model, objective, data, settings),
         quiet=not processes.is_main_process,
     )
-    settings, record = config.train_settings(), _record(config, autoencoder)
+    settings, record = config.train, _record(config, autoencoder)
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
@@ -91,12 +93,12 @@ def main(argv: list[str]) -> int | None:
     else:
         print(f"{run} is at step {result.step} already: nothing is trained{skipped}")
     if config.evaluate:
-        evaluate_run(run, seconds=result.seconds, command=command_line("train", *argv))
+        evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
     return None
 
 
 def parse(argv: list[str]) -> Config:
-    """``[preset] [key=value ...]`` to the settings of a run."""
+    """Parse ``[preset] [key=value ...]`` into the settings of a run."""
     named = argv[:1] and "=" not in argv[0] and not argv[0].startswith("-")
     name, words = (argv[0], argv[1:]) if named else ("quick", argv)
     config = from_command_line(preset(name), words)
@@ -106,13 +108,13 @@ def parse(argv: list[str]) -> Config:
 
 
 def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
-    """What would otherwise fail only after training.
+    """Reject settings that would fail only after training.
 
     Raises:
-        ValueError: an image size that the patches do not fill or the parser does not take, an unknown solver, or
-            guidance without mask dropout.
+        ValueError: an image size that does not suit the patches or the parser, an unknown solver, or guidance without
+            mask dropout.
         FileNotFoundError: no such parser.
-        ImportError: the solver needs a package that is missing; names the extra.
+        ImportError: the solver needs a missing package; names the extra.
     """
     multiple = autoencoder.factor * model.patch_size
     if config.image_size % multiple:
@@ -123,28 +125,25 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
         raise ValueError(f"class_weighting must be at least 0, got {config.class_weighting}")
-    build("flow-matching", t_sampling=config.t_sampling)  # checks it
+    build(config.objective, t_sampling=config.t_sampling)  # checks both
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")
-    if config.solver_steps < 1 or (config.evaluate and config.evaluate_masks < 2):
-        raise ValueError(
-            f"solver_steps must be at least 1 and evaluate_masks at least 2, got {config.solver_steps} and "
-            f"{config.evaluate_masks}"
-        )
-    sampling_settings(config, model, {})
-    build(config.solver)  # which may need a package
-    judge = load_judge(config.parser) if config.evaluate else None
-    if judge is not None:
-        judge.check(CELEBAMASK19, config.image_size)
+    if config.evaluate and config.evaluate_masks < 2:
+        raise ValueError(f"evaluate_masks must be at least 2, got {config.evaluate_masks}")
+    plan(config.sampling.guidance_scale, ["mask"], model.conditions)
+    build(config.sampling.solver)  # it may need a package
+    parser = load_named_parser(config.parser) if config.evaluate else None
+    if parser is not None:
+        parser.check(CELEBAMASK19, config.image_size)
 
 
 def check_run_folder(run: Path, resume: str) -> None:
-    """Make the run's folder, or refuse it before any work is done.
+    """Create the run's folder, or reject it before any work is done.
 
     Raises:
         FileExistsError: it is a file, or already holds a run and ``resume`` is ``no``.
-        FileNotFoundError: ``resume`` names no folder.
-        OSError: it cannot be written.
+        FileNotFoundError: ``resume`` is not a folder.
+        OSError: it cannot be written to.
     """
     if run.is_file():
         raise FileExistsError(f"{run}: is a file; run= names a folder")
@@ -159,10 +158,10 @@ def check_run_folder(run: Path, resume: str) -> None:
 
 
 def check_steps(found: Path | None, steps: int) -> int:
-    """How many steps a run has. Refuses to go on with it for fewer.
+    """The number of steps that a checkpoint has; 0 without one.
 
     Raises:
-        ValueError: it has more.
+        ValueError: it is beyond ``steps``.
     """
     done = read_state(found)["step"] if found else 0
     if done > steps:
@@ -171,8 +170,10 @@ def check_steps(found: Path | None, steps: int) -> int:
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
-    """What a continuation must agree on: all that changes what a step computes."""
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    """The settings that a continuation must share, because a training step depends on them."""
+    settings = {key: value for key, value in flat(config).items() if key not in _FREE}
+    if config.objective == "flow-matching":
+        del settings["objective"]  # runs that began before there was a choice do not record it
     return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 
@@ -183,36 +184,31 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     changed = f" {config.model_args}" if config.model_args else ""
     print(
         f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
-        f"{examples} examples an epoch, {config.steps} steps of {config.batch_size}, run {config.run}\n"
+        f"{examples} examples an epoch, {config.train.steps} steps of {config.train.batch_size}, run {config.run}\n"
         f"scan backend on {device}: {scan}",
         file=sys.stderr,
     )
 
 
 def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:
-    """A callback that draws the same masks with the same seeds every ``sample_every`` steps."""
+    """A callback that writes samples of the same masks and seeds every ``sample_every`` steps."""
     pairs = held_out_pairs(config, _SHEET_MASKS)
     items = [pairs[i] for i in range(min(_SHEET_MASKS, len(pairs)))]
     masks = torch.stack([mask for _, mask in items])
 
     def draw(step: int, model: nn.Module) -> Path | None:
         file = run / "samples" / f"step-{step:06d}.png"
-        if step == 0 or (step % config.sample_every and step != config.steps):
+        if step == 0 or (step % config.sample_every and step != config.train.steps):
             return None
         if file.exists():
             return file
         seeds = [100 * row + column for row in range(len(items)) for column in range(_SHEET_SAMPLES)]
-        images = generate(
-            model, autoencoder.to(_device(model)), config, masks.repeat_interleave(_SHEET_SAMPLES, dim=0), seeds
-        )
+        pipe = as_pipeline(config, model, autoencoder.to(next(model.parameters()).device))
+        images = pipe(masks.long(), seed=seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
         save_mask_sheet(file, masks, images.unflatten(0, (len(items), -1)), [image for image, _ in items], CELEBAMASK19)
         return file
 
     return draw
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _continue(argv: list[str]) -> str:

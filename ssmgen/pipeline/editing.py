@@ -34,14 +34,15 @@ def edit(
     palette: str | LabelSet = "",
     remap: str | LabelSet = "",
     callback: Callable[[int, Tensor], None] | None = None,
+    sampling: Sampling | None = None,
     **settings: Any,
 ) -> Any:
     """Redraw the region where the mask changes and keep the rest of the image.
 
     Outside the region, latents follow the objective's path to those of the image; inside, they follow the model, so
-    both arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new noise
-    or from the inversion of the image (the ODE solved backwards under the old mask). Inversion keeps a little more of
-    the colours, takes twice the time, and resists a change of class.
+    both arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new
+    noise or from the inversion of the image (the ODE solved backwards under the old mask). Inversion keeps a little
+    more of the colours, takes twice the time, and resists a change of class.
 
     Args:
         pipe: the pipeline that redraws.
@@ -55,7 +56,7 @@ def edit(
         output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
         palette, remap: of both masks, see `MaskToImage`.
         callback: called as ``callback(step, x)`` after each step, including those of an inversion.
-        **settings: any of `Sampling`; the recipe's by default. An inversion uses them without guidance.
+        sampling, settings: see `MaskToImage`. An inversion uses them without guidance.
 
     Returns:
         One image of the requested ``output_type``.
@@ -71,7 +72,7 @@ def edit(
     old = pipe.labels_of(mask, palette=palette, remap=remap, name="the mask")
     new = pipe.labels_of(new_mask, palette=palette, remap=remap, name="the new mask")
     widened = _region(old, new, region, margin).to(pipe.device)
-    sampling = pipe.recipe.sampling.replaced(**settings)
+    sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
     if start == "inversion":
         _check_reversible(sampling)
     data = pipe.encode(image)
@@ -98,6 +99,7 @@ def variations(
     palette: str | LabelSet = "",
     remap: str | LabelSet = "",
     callback: Callable[[int, Tensor], None] | None = None,
+    sampling: Sampling | None = None,
     **settings: Any,
 ) -> Any:
     """Generate images of the same mask near a given image, which is mixed with noise and resampled (SDEdit).
@@ -109,9 +111,8 @@ def variations(
         strength: share of noise in (0, 1]; 1 ignores the image.
         seed: seed of the first image; later images count up.
         num_images: number of images.
-        output_type, palette, remap, callback: see `MaskToImage`.
-        **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; only the steps after
-            the start are taken.
+        output_type, palette, remap, callback, sampling, settings: see `MaskToImage`. Only the steps after the start are
+            taken.
 
     Raises:
         ValueError: ``strength`` outside (0, 1], or ``num_images`` below 1.
@@ -123,7 +124,7 @@ def variations(
     check_output_type(output_type)
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, palette=palette, remap=remap)
-    sampling = pipe.recipe.sampling.replaced(**settings)
+    sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
     grid = shifted_grid(sampling.steps, sampling.shift)
     first = 1 - strength
     times = torch.cat([torch.tensor([first]), grid[grid > first]])
@@ -134,7 +135,7 @@ def variations(
     return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
 
 
-@explained(*keywords(MaskToImage.__call__))
+@explained(*keywords(MaskToImage.__call__), *SETTINGS)
 def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int = 8, **settings: Any) -> Any:
     """Generate ``count`` images between those of two seeds by spherical interpolation of their noise.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmgen.data.images import from_pil, read_image, to_pil
-from ssmgen.data.labels import LabelSet
+from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
 from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
@@ -18,9 +18,9 @@ from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained, make
-from ssmgen.sampling import SETTINGS, Sampler, in_dtype
+from ssmgen.sampling import SETTINGS, Sampler, Sampling, in_dtype
 
-_OUTPUTS = ("pil", "np", "pt", "latent")
+_OUTPUTS = ("pil", "np", "pt", "uint8", "latent")
 
 
 class MaskToImage:
@@ -170,24 +170,26 @@ class MaskToImage:
         remap: str | LabelSet = "",
         batch_size: int = 16,
         callback: Callable[[int, Tensor], None] | None = None,
+        sampling: Sampling | None = None,
         **settings: Any,
     ) -> Any:
         """Generate ``num_images`` images of each mask; those of one mask are adjacent.
 
         Args:
-            mask: a path, PIL image, array or tensor, see `to_labels`, or a list of them; resized by nearest neighbour.
+            mask: a path, PIL image, array or tensor, see `to_labels`, a list of them, or a tensor of many, see
+                `label_maps`; resized by nearest neighbour.
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
             output_type: ``"pil"`` for a list; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size, size)`` for
-                float32 in [0, 1]; ``"latent"`` for latents ``(n, c, h, w)``.
+                float32 in [0, 1]; ``"uint8"`` ``(n, 3, size, size)``; ``"latent"`` for latents ``(n, c, h, w)``.
             palette: the label set of an RGB mask's colours: a registered name such as ``bisenet19``, or a `LabelSet`.
             remap: the label set of the mask's ids if it is not the model's; ids are converted by class name.
             batch_size: images per call of the model; affects the result by rounding only.
             callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
                 adaptive solvers do not call it.
-            **settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``, see `Sampling`; the
-                recipe's if None or not given.
+            sampling: settings of sampling; the recipe's if None.
+            **settings: single ones instead: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`) or setting.
@@ -198,13 +200,13 @@ class MaskToImage:
         check_output_type(output_type)
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
-        masks = [self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in _listed(mask)]
+        masks = self.label_maps(mask, palette=palette, remap=remap)
         count = len(masks) * num_images
         x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
         if tuple(x0.shape) != (count, *self.latent_size):
             raise ValueError(f"noise must be {(count, *self.latent_size)}, one per image, got {tuple(x0.shape)}")
-        sampling = self.recipe.sampling.replaced(**settings)
-        every = torch.stack(masks).repeat_interleave(num_images, dim=0)
+        sampling = (sampling or self.recipe.sampling).replaced(**settings)
+        every = masks.repeat_interleave(num_images, dim=0)
         parts = []
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
@@ -226,11 +228,29 @@ class MaskToImage:
     ) -> Tensor:
         """A mask as class ids ``(image_size, image_size)``, uint8, see `to_labels`."""
         labels = to_labels(mask, self.recipe.labels, palette=palette, order=remap, name=name)
-        if labels.shape[0] != labels.shape[1]:
-            where = mask if isinstance(mask, str | Path) else name
-            raise ValueError(f"{where} is {labels.shape[0]} x {labels.shape[1]} (height x width): crop it to a square")
+        return self._resized(labels[None], str(mask) if isinstance(mask, str | Path) else name)[0]
+
+    def label_maps(self, masks: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Tensor:
+        """One mask or several as class ids ``(n, image_size, image_size)``, uint8.
+
+        Args:
+            masks: what `labels_of` takes, a list of these, or one integer tensor ``(n, height, width)`` of ids. A
+                tensor in the model's own ids is checked as a whole, and the order of its classes is not questioned. A
+                uint8 tensor whose first or last size is 3 is one mask of colours: convert ids to int64.
+            palette, remap: see `__call__`.
+        """
+        if _is_stack(masks) and not palette and not remap:
+            check_labels(masks, len(self.recipe.labels), where="the masks")
+            return self._resized(masks.cpu().to(torch.uint8), "each mask")
+        listed = _listed(list(masks) if _is_stack(masks) else masks)
+        return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
+
+    def _resized(self, labels: Tensor, name: str) -> Tensor:
+        height, width = labels.shape[1:]
+        if height != width:
+            raise ValueError(f"{name} is {height} x {width} (height x width): crop it to a square")
         size = self.recipe.image_size
-        return nn.functional.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
+        return nn.functional.interpolate(labels[:, None], (size, size), mode="nearest-exact")[:, 0]
 
     def encode(self, image: Any) -> Tensor:
         """Encode an image to latents ``(1, c, h, w)``.
@@ -274,6 +294,14 @@ def _listed(mask: Any) -> list[tuple[str, Any]]:
     if not mask:
         raise ValueError("the list of masks is empty: give at least one mask")
     return [(f"mask {i} of {len(mask)}", one) for i, one in enumerate(mask, 1)]
+
+
+def _is_stack(masks: Any) -> bool:
+    """Whether these are ids of several masks in one tensor, and not the colours of one mask."""
+    if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
+        return False
+    ids = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
+    return ids and not (masks.dtype == torch.uint8 and 3 in (masks.shape[0], masks.shape[-1]))
 
 
 def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
@@ -322,4 +350,5 @@ def to_output(images: Tensor, output_type: str) -> Any:
         return images
     if output_type == "np":
         return images.movedim(1, -1).numpy()
-    return [to_pil(image) for image in (images * 255).round().to(torch.uint8)]
+    images = (images * 255).round().to(torch.uint8)
+    return images if output_type == "uint8" else [to_pil(image) for image in images]

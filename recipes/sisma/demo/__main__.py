@@ -67,18 +67,17 @@ def main(argv: list[str]) -> None:
 
 
 def load_pipe(settings: Settings) -> MaskToImage:
-    """The pipeline that ``run`` or ``pipe`` names, on its device.
+    """The pipeline named by ``run`` or ``pipe``, on its device.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is damaged.
+        FileNotFoundError, ValueError: it does not exist, or is damaged.
     """
     import torch
 
     if settings.run:
-        from recipes.sisma.runs import as_pipeline, find_run, load_run
+        from recipes.sisma.runs import find_run, load_run
 
-        loaded = load_run(find_run(settings.run))
-        pipe = as_pipeline(loaded, f"A run after {loaded.step} steps of training.")
+        pipe, _ = load_run(find_run(settings.run))
     else:
         pipe = MaskToImage.from_pretrained(settings.pipe)
     return pipe.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))

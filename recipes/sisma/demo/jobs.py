@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ssmgen
 from recipes.sisma.demo.errors import InvalidRequest, JobStopped
-from ssmgen import MaskToImage
+from ssmgen import MaskToImage, Sampling, build
 from ssmgen.ops import backends
 from ssmgen.pipeline import STARTS, edit, interpolate, variations
 
@@ -28,16 +28,13 @@ class GenerationRequest:
     """Settings of a job, made by `JobRunner.checked`."""
 
     seed: int
-    steps: int
-    solver: str
-    guidance_scale: float
+    sampling: Sampling
     num_images: int = 1
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """Keyword arguments that every call of the pipeline takes."""
-        settings = {"steps": self.steps, "solver": self.solver, "guidance_scale": self.guidance_scale}
-        return settings | {"output_type": "pt"}
+    def settings(self) -> dict[str, Any]:
+        """All of them side by side, as a result records them."""
+        return {"seed": self.seed, **asdict(self.sampling), "num_images": self.num_images}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -122,17 +119,17 @@ class JobRunner:
             raise InvalidRequest("This model was trained without guidance: leave it at 1.")
         return GenerationRequest(
             seed=_whole_number("The seed", seed, 0, MAX_SEED),
-            steps=_whole_number("Steps", steps, 1, MAX_STEPS),
-            solver=solver,
-            guidance_scale=guidance,
+            sampling=self.pipe.recipe.sampling.replaced(
+                steps=_whole_number("Steps", steps, 1, MAX_STEPS), solver=solver, guidance_scale=guidance
+            ),
             num_images=_whole_number("The number of images", num_images, 1, MAX_IMAGES),
         )
 
     def generate(self, mask: Tensor, request: GenerationRequest) -> Job:
         """Images of a mask ``(size, size)``."""
-        work = partial(self.pipe, mask, seed=request.seeds, num_images=request.num_images, **request.sampling)
-        settings = {"what": "generate", **asdict(request)}
-        return self._run(work, request.steps, settings, mask=mask, seeds=request.seeds)
+        work = partial(self.pipe, mask, seed=request.seeds, num_images=request.num_images)
+        settings = {"what": "generate", **request.settings}
+        return self._run(work, request, settings, mask=mask, seeds=request.seeds)
 
     def redraw(
         self, image: Tensor, mask: Tensor, new_mask: Tensor, request: GenerationRequest, start: str = "noise"
@@ -146,10 +143,12 @@ class JobRunner:
             raise InvalidRequest("Nothing to redraw: the mask is still the picture's own. Paint on it first.")
         if start not in STARTS:
             raise InvalidRequest(f"The start must be one of {', '.join(STARTS)}.")
-        work = partial(edit, self.pipe, image, mask, new_mask, start=start, seed=request.seed, **request.sampling)
-        steps = request.steps * (2 if start == "inversion" else 1)
-        settings = {"what": "redraw", "start": start, **asdict(request), "num_images": 1}
-        return self._run(work, steps, settings, mask=new_mask, seeds=(request.seed,), before=image)
+        if start == "inversion" and not build(request.sampling.solver).reversible:
+            raise InvalidRequest(f"The solver {request.sampling.solver} cannot go back to the noise: choose another.")
+        work = partial(edit, self.pipe, image, mask, new_mask, start=start, seed=request.seed)
+        steps = request.sampling.steps * (2 if start == "inversion" else 1)
+        settings = {"what": "redraw", "start": start, **request.settings, "num_images": 1}
+        return self._run(work, request, settings, steps=steps, mask=new_mask, seeds=(request.seed,), before=image)
 
     def vary(self, image: Tensor, mask: Tensor, strength: Any, request: GenerationRequest) -> Job:
         """Variations of an image ``(3, size, size)`` of a mask.
@@ -159,10 +158,10 @@ class JobRunner:
         """
         share = _number("Strength", strength, 0.05, 1)
         options = {"strength": share, "seed": request.seed, "num_images": request.num_images}
-        work = partial(variations, self.pipe, image, mask, **options, **request.sampling)
-        settings = {"what": "vary", "strength": share, **asdict(request)}
-        steps = max(1, round(request.steps * share))
-        return self._run(work, steps, settings, mask=mask, seeds=request.seeds, before=image)
+        work = partial(variations, self.pipe, image, mask, **options)
+        settings = {"what": "vary", "strength": share, **request.settings}
+        steps = max(1, round(request.sampling.steps * share))
+        return self._run(work, request, settings, steps=steps, mask=mask, seeds=request.seeds, before=image)
 
     def between(self, mask: Tensor, last: Any, request: GenerationRequest) -> Job:
         """Images of a mask, interpolated from the request's seed to another.
@@ -174,13 +173,21 @@ class JobRunner:
         if seeds[0] == seeds[1]:
             raise InvalidRequest("The other seed must differ from the seed.")
         count = max(3, request.num_images)
-        work = partial(interpolate, self.pipe, mask, seeds, count=count, **request.sampling)
+        work = partial(interpolate, self.pipe, mask, seeds, count=count)
         names = [f"{100 * i // (count - 1)} %" for i in range(count)]
         names[0], names[-1] = (f"seed {seed}" for seed in seeds)
-        settings = {"what": "between", "seeds": list(seeds), **asdict(request), "num_images": count}
-        return self._run(work, request.steps, settings, names, mask=mask, seeds=(request.seed,) * count)
+        settings = {"what": "between", "seeds": list(seeds), **request.settings, "num_images": count}
+        return self._run(work, request, settings, names, mask=mask, seeds=(request.seed,) * count)
 
-    def _run(self, work: Work, steps: int, settings: dict[str, Any], names: Sequence[str] = (), **fields: Any) -> Job:
+    def _run(
+        self,
+        work: Work,
+        request: GenerationRequest,
+        settings: dict[str, Any],
+        names: Sequence[str] = (),
+        steps: int = 0,
+        **fields: Any,
+    ) -> Job:
         """Yield previews and then the `JobResult`, whose remaining fields are ``fields``.
 
         Raises:
@@ -189,6 +196,7 @@ class JobRunner:
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
         started = time.monotonic()
+        work, steps = partial(work, output_type="pt", sampling=request.sampling), steps or request.sampling.steps
         threading.Thread(target=self._work, args=(work, steps, messages, stop), daemon=True).start()
         try:
             while True:
@@ -206,7 +214,6 @@ class JobRunner:
                     break
                 yield message
             names = tuple(names or (f"seed {seed}" for seed in fields["seeds"]))
-            settings = asdict(self.pipe.recipe.sampling) | settings
             yield JobResult(message, names=names, settings=settings, seconds=time.monotonic() - started, **fields)
         finally:
             stop.set()

@@ -98,18 +98,18 @@ def _add_painter(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
 
 def _add_settings(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
     """Seed, steps, solver, guidance and number of images, starting at the model's defaults."""
-    defaults = runner.pipe.sampling()
+    defaults = runner.pipe.recipe.sampling
     with gr.Row():
         seed = gr.Number(value=0, precision=0, elem_id="seed", label="Seed", min_width=90)
         count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", min_width=150)
     with gr.Row():
-        steps = gr.Slider(1, MAX_STEPS, value=min(defaults["steps"], MAX_STEPS), step=1, label="Steps", min_width=150)
-        name = defaults["solver"] if defaults["solver"] in runner.solvers else runner.solvers[0]
+        steps = gr.Slider(1, MAX_STEPS, value=min(defaults.steps, MAX_STEPS), step=1, label="Steps", min_width=150)
+        name = defaults.solver if defaults.solver in runner.solvers else runner.solvers[0]
         solver = gr.Dropdown(runner.solvers, value=name, label="Solver", min_width=110)
     guidance = gr.Slider(
         0,
         MAX_GUIDANCE,
-        value=min(defaults["guidance_scale"], MAX_GUIDANCE),
+        value=min(defaults.guidance_scale, MAX_GUIDANCE),
         step=0.1,
         label="Guidance",
         info="above 1, pictures follow the mask more closely" if runner.guided else "not available for this model",

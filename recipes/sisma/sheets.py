@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ssmgen.atomic import whole_file
@@ -16,11 +15,6 @@ _GAP = 4
 _HEADER = 22
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8, rounded."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-
-
 def save_mask_sheet(
     path: Path,
     masks: Sequence[Tensor],
@@ -29,15 +23,15 @@ def save_mask_sheet(
     labels: LabelSet,
     headings: Sequence[str] = (),
 ) -> None:
-    """A `save_sheet` of one row a mask: the mask in colours, the images made from it, the real image.
+    """Write a `save_sheet` with a row for each mask: the mask in colours, its generated images, its real image.
 
     Args:
         path: the PNG.
         masks: labels ``(h, w)``.
-        groups: of each mask the images ``(3, h, w)``.
-        real: of each mask its image.
+        groups: the generated images ``(3, h, w)`` of each mask.
+        real: the real image of each mask.
         labels: the classes.
-        headings: over the images in the middle; counted where none are given.
+        headings: of the generated images; numbers where empty.
     """
     columns = headings or [f"generated {i + 1}" for i in range(len(groups[0]))]
     rows = [[labels.colorize(mask), *group, image] for mask, group, image in zip(masks, groups, real, strict=True)]
@@ -45,10 +39,10 @@ def save_mask_sheet(
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[str]) -> None:
-    """Write rows of equally large ``(3, h, w)`` uint8 images as one PNG, with a heading over each column.
+    """Write rows of ``(3, h, w)`` uint8 images of one size as one PNG, with a heading over each column.
 
     Raises:
-        ValueError: rows of different lengths, or headings that do not match them.
+        ValueError: rows whose length is not the number of headings.
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -1,4 +1,4 @@
-"""``report.html``: what an evaluation found, on one page without a network, beside the published figures."""
+"""``report.html``: the figures of an evaluation beside published ones, on one page that needs no network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from recipes.sisma.curves import chart, points_of, read_log
-from recipes.sisma.measure import Images
+from recipes.sisma.evaluation.measure import Images
 from ssmgen.atomic import write_text
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
+_SHARED = _TEMPLATE.parents[1]  # holds curves.html.j2
 _EXTREMES, _ROWS, _COLUMNS = 3, 8, 10
 
 
@@ -27,12 +28,12 @@ class Published:
 
     Attributes:
         method: its name.
-        fid, lpips, miou: figures; mIoU in per cent; None where none is known.
-        known: how sure they are.
-        reference: the real images of the FID: ``test``, ``train``, ``validation``, or empty where not known.
-        images: how many generated ones, 0 where not known.
-        side: of the images in pixels, 0 where not known.
-        note: what else belongs to it.
+        fid, lpips, miou: figures; mIoU in per cent; None where unknown.
+        known: where they were seen.
+        reference: the real images of the FID: ``test``, ``train``, ``validation``, or empty where unknown.
+        images: number of generated images, 0 where unknown.
+        side: of the images in pixels, 0 where unknown.
+        note: anything else that matters for a comparison.
     """
 
     method: str
@@ -48,7 +49,7 @@ class Published:
 
 _SECOND_HAND = "second-hand: seen quoted, not in the paper itself"
 _RECALLED = "recalled: seen in no text at hand"
-#: None of these figures was verified in the paper that states it.
+#: None of these figures was checked against the paper that reports it.
 PUBLISHED = (
     Published("SPADE", 29.2, 0.0, None, _SECOND_HAND, "validation", note="no noise goes in, so no diversity"),
     Published("CLADE", 30.6, 0.0, None, _RECALLED, "train", side=256, note="no noise goes in, so no diversity"),
@@ -64,14 +65,14 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
     """Write the page.
 
     Args:
-        file: the page; the losses in ``log.jsonl`` beside it, if there is one, are drawn.
-        result: what goes into ``result.json``.
-        images: what was measured.
-        parsed: the labels a parser gave the generated images; None where there is none.
+        file: the page; the losses in a ``log.jsonl`` beside it are plotted.
+        result: the content of ``result.json``.
+        images: the measured images.
+        parsed: a parser's labels of the generated images; None without a parser.
     """
     from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
-    loader = FileSystemLoader(_TEMPLATE.parent)
+    loader = FileSystemLoader([_TEMPLATE.parent, _SHARED])
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template(_TEMPLATE.name).render(
         name=result.get("images", file.parent.name),
@@ -81,7 +82,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
         published=[(row, differences(row, result)) for row in PUBLISHED],
-        own=_own(result),
+        own=_result_rows(result),
     )
     write_text(file, page)
 
@@ -89,7 +90,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The loss, the gradient's norm and the learning rate of the folder's ``log.jsonl``, each as a `chart`.
 
-    What was logged fewer than twice is left out, so the list may be empty.
+    Quantities with fewer than two points are left out, so the list may be empty.
     """
     log = read_log(folder)
     names = {"loss": "training loss", "grad_norm": "norm of the gradient", "lr": "learning rate"}
@@ -98,7 +99,7 @@ def curves(folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(row: Published, result: dict[str, Any]) -> str:
-    """In what the figures of a row were made otherwise than those of a result."""
+    """How the conditions of a published row differ from those of a result."""
     said = ["photos, here drawn faces" if result["data"] == "drawn" else "trained on 28,000 photos of CelebAMask-HQ"]
     if not row.side:
         said.append("size not stated")
@@ -120,8 +121,8 @@ def differences(row: Published, result: dict[str, Any]) -> str:
     return "; ".join([*said, row.note] if row.note else said)
 
 
-def _own(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of this result for the table of the published ones: one for every FID, or one without."""
+def _result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """This result in the table of published figures: one row for every FID, or one without."""
     fids = [found for name, found in result.get("distances", {}).items() if name in FID_PROTOCOLS]
     miou = 100 * result["mask_agreement"]["miou"] if "mask_agreement" in result else None
     lpips = result.get("lpips", {})
@@ -138,7 +139,7 @@ def _own(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """(class, generated, ceiling, floor): intersection over union of the classes that occur."""
+    """(class, generated, ceiling, floor): intersection over union of every class that occurs."""
     if "mask_agreement" not in result:
         return []
     parts = [result[key]["iou"] for key in ("mask_agreement", "ceiling", "floor")]
@@ -146,25 +147,23 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
 
 
 def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
-    """The masks that are followed best, half-way and worst, by the mean over the classes of each; none twice."""
-    scores = [image_agreement(p, t, images.labels) for p, t in zip(parsed, images.true, strict=True)]
+    """The best, median and worst masks by the mean IoU over the classes of each, none of them twice."""
+    held_out = images.held_out
+    scores = [image_agreement(p, t, held_out.labels) for p, t in zip(parsed, held_out.masks, strict=True)]
     ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
     shown = max(1, min(_EXTREMES, len(ranked) // 3))
     middle = (len(ranked) - shown) // 2
     groups = {"best": ranked[:shown], "median": ranked[middle : middle + shown], "worst": ranked[-shown:]}
     if len(ranked) < 3:
         del groups["median"]
-    colours = images.labels.colorize
+    colours = held_out.labels.colorize
+
+    def pictures(i: int) -> list[str]:
+        shown = colours(held_out.masks[i]), images.generated[i], colours(parsed[i]), held_out.images[i]
+        return [_picture(image) for image in shown]
+
     return [
-        {
-            "group": group,
-            "id": images.ids[i],
-            "score": scores[i],
-            "pictures": [
-                *(_picture(colours(images.true[i])), _picture(images.generated[i])),
-                *(_picture(colours(parsed[i])), _picture(images.real[i])),
-            ],
-        }
+        {"group": group, "id": held_out.ids[i], "score": scores[i], "pictures": pictures(i)}
         for group, chosen in groups.items()
         for i in chosen
     ]
@@ -179,20 +178,20 @@ def image_agreement(parsed: Tensor, true: Tensor, labels: LabelSet) -> float:
 
 def _rows(images: Images) -> list[list[str]]:
     """Mask, samples and real image of the first masks that have several samples."""
-    place = {id: index for index, id in enumerate(images.ids)}
-    chosen = [place[name] for name in images.names[:_ROWS]]
+    held_out = images.held_out
+    index = {id: i for i, id in enumerate(held_out.ids)}
     return [
         [
-            _picture(images.labels.colorize(images.true[i])),
+            _picture(held_out.labels.colorize(held_out.masks[index[id]])),
             *map(_picture, group[:_COLUMNS]),
-            _picture(images.real[i]),
+            _picture(held_out.images[index[id]]),
         ]
-        for i, group in zip(chosen, images.several, strict=False)
+        for id, group in zip(images.sampled_ids[:_ROWS], images.samples, strict=False)
     ]
 
 
 def _picture(image: Tensor) -> str:
-    """A PNG within the page."""
+    """A PNG as a data URL."""
     stream = io.BytesIO()
     to_pil(image).save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

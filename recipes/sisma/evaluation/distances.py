@@ -1,0 +1,171 @@
+"""Distances between generated and real images: FID and KID by named protocols, a proxy, and LPIPS diversity.
+
+Missing packages or weights, unknown protocols and too few images are reported before any image is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.evaluation.held_out import HeldOut, pair_ids
+from recipes.sisma.evaluation.settings import Settings
+from ssmgen.metrics import (
+    FID_PROTOCOLS,
+    FeatureSet,
+    LPIPSDiversity,
+    SqueezeNetTrunk,
+    frechet_distance,
+    kernel_distance,
+    published_lpips,
+)
+from ssmgen.registry import closest
+
+_LEAST = 4  # the two halves of the real images are compared, and a covariance needs two images
+_KID_SUBSET = 1000
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """A distance by its name, with its feature network and the real images it compares with: ``test`` or ``train``."""
+
+    name: str
+    trunk: nn.Module
+    reference: str = "test"
+
+
+def load_distances(settings: Settings, count: int) -> list[FeatureDistance]:
+    """The requested distances, with their weights loaded and checked.
+
+    Args:
+        settings: which distances, and where their weights are.
+        count: number of real images to compare with.
+
+    Raises:
+        UsageError: an unknown protocol.
+        ValueError: too few images, or weights other than the published ones.
+        FileNotFoundError: missing weights; the message gives file and address.
+    """
+    asked = [name for name in settings.fid.split(",") if name]
+    for name in asked:
+        if name not in FID_PROTOCOLS:
+            raise UsageError(f"unknown protocol fid={name!r}{closest(name, FID_PROTOCOLS)} "
+                             f"There are {', '.join(FID_PROTOCOLS)}.")  # fmt: skip
+    if (asked or settings.proxy) and count < _LEAST:
+        raise ValueError(f"fid= and proxy= need at least {_LEAST} unseen masks with real images, got {count}")
+    distances = [
+        FeatureDistance(name, protocol.published(settings.weights, download=settings.download), protocol.reference)
+        for name, protocol in ((name, FID_PROTOCOLS[name]) for name in asked)
+    ]
+    if settings.proxy:
+        distances.append(FeatureDistance(SqueezeNetTrunk.name, SqueezeNetTrunk(settings.proxy)))
+    for distance in distances:
+        distance.trunk.to(_device())
+    return distances
+
+
+def load_lpips(settings: Settings) -> Any:
+    """The LPIPS network if requested, else None; raises as `load_distances` does."""
+    return published_lpips(settings.weights, download=settings.download).to(_device()) if settings.lpips else None
+
+
+def measure_distance(
+    distance: FeatureDistance,
+    held_out: HeldOut,
+    generated: Tensor,
+    train: Any,
+    source: str,
+    step: Callable[[int], Any],
+) -> dict[str, Any]:
+    """Frechet and kernel distance of the generated images from real ones, and of real images from real ones.
+
+    Args:
+        distance: what to measure.
+        held_out: the masks' ids and real images.
+        generated: an image of each mask, uint8 ``(n, 3, h, w)``.
+        train: the training pairs, read only by a protocol that compares with them.
+        source: of the generated images, for the protocol's string, such as ``seed=0``.
+        step: called with the number of images of each finished batch.
+
+    Returns:
+        ``frechet`` and ``kernel``, each with its protocol, counts and hashes; ``noise_floor`` and
+        ``kernel_noise_floor``, those between the two halves of the real images; and again the ``protocol`` and
+        ``weights`` of the first. Kernel distances use subsets of 1,000 images, or as many as a half has: the size of
+        the subsets affects their deviation, not their mean.
+    """
+    drawn = _features(distance, source, _batches(held_out.ids, generated), step)
+    test = _features(distance, "test", _batches(held_out.ids, held_out.images), step)
+    reference = test
+    if distance.reference == "train":
+        reference = _features(distance, "train", _training_batches(train), step)
+    halves = _half(test, 0), _half(test, 1)
+    subset = min(_KID_SUBSET, len(reference), *map(len, halves))
+    result: dict[str, Any] = {
+        "frechet": frechet_distance(drawn, reference),
+        "noise_floor": frechet_distance(*halves),
+        "kernel": kernel_distance(drawn, reference, subset_size=subset),
+        "kernel_noise_floor": kernel_distance(*halves, subset_size=subset),
+    }
+    return result | {key: result["frechet"][key] for key in ("protocol", "weights")}
+
+
+def image_count(distance: FeatureDistance, count: int, train: Any) -> int:
+    """How many images `measure_distance` reads for ``count`` masks."""
+    return 2 * count + (len(train) if distance.reference == "train" else 0)
+
+
+def lpips_diversity(
+    network: Any, ids: Sequence[str], samples: Sequence[Tensor], step: Callable[[int], Any]
+) -> dict[str, Any]:
+    """Mean LPIPS over all pairs of images of a mask, averaged over the masks.
+
+    Args:
+        network: from `load_lpips`.
+        ids: of the masks.
+        samples: uint8 ``(samples, 3, h, w)`` for each mask, read one mask at a time.
+        step: called with 1 after every mask.
+    """
+    diversity = LPIPSDiversity(network)
+    for id, images in zip(ids, samples, strict=True):
+        diversity.update(id, (images.float() / 127.5 - 1).to(_device()))
+        step(1)
+    return diversity.result()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _features(
+    distance: FeatureDistance, source: str, batches: Iterable[tuple[Sequence[str], Tensor]], step: Callable[[int], Any]
+) -> FeatureSet:
+    features = FeatureSet(distance.trunk, source)
+    for ids, images in batches:
+        features.update(ids, images)
+        step(len(ids))
+    return features
+
+
+def _half(whole: FeatureSet, which: int) -> FeatureSet:
+    """Every second image of a set, starting with the first (0) or the second (1)."""
+    half = FeatureSet(whole.trunk, whole.of)
+    half.counted = {id: whole.counted[id] for id in sorted(whole.counted)[which::2]}
+    return half
+
+
+def _batches(ids: Sequence[str], images: Tensor) -> Iterable[tuple[Sequence[str], Tensor]]:
+    for start in range(0, len(images), _BATCH):
+        yield ids[start : start + _BATCH], images[start : start + _BATCH]
+
+
+def _training_batches(pairs: Any) -> Iterable[tuple[Sequence[str], Tensor]]:
+    ids = pair_ids(pairs)
+    for start in range(0, len(pairs), _BATCH):
+        numbers = range(start, min(start + _BATCH, len(pairs)))
+        yield [ids[number] for number in numbers], torch.stack([pairs[number][0] for number in numbers])

@@ -1,0 +1,203 @@
+"""The figures of an evaluation, from existing images: agreement with the masks, distances, diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recipes.sisma.evaluation.distances import (
+    FeatureDistance,
+    image_count,
+    load_distances,
+    load_lpips,
+    lpips_diversity,
+    measure_distance,
+)
+from recipes.sisma.evaluation.held_out import HeldOut
+from recipes.sisma.evaluation.settings import Settings
+from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
+from ssmgen.data import CELEBAMASK19, LabelSet
+from ssmgen.metrics import MaskAgreement, pairwise_rms
+from ssmgen.metrics.backbones import sha256_of
+from ssmgen.training import progress_bar
+
+_BATCH = 16
+_COMPARED = 128  # images of different masks in the diversity between masks
+
+
+class Parser(Protocol):
+    """Anything that labels images: ``(batch, 3, h, w)`` in [-1, 1] to integers ``(batch, h, w)``."""
+
+    def parse(self, images: Tensor) -> Tensor:
+        """The labels."""
+
+
+@dataclass(frozen=True)
+class NamedParser:
+    """A parser and what is recorded beside its figures.
+
+    Attributes:
+        name: in the protocol of a figure.
+        parser: any `Parser`; its owner moves it to a device.
+        num_classes: number of classes it predicts.
+        weights: SHA-256 of its weights.
+        card: its settings and held-out score, for ``result.json``.
+        multiple: the sides of images must be a multiple of this.
+    """
+
+    name: str
+    parser: Parser
+    num_classes: int
+    weights: str = ""
+    card: dict[str, Any] | None = None
+    multiple: int = 1
+
+    def check(self, labels: LabelSet, side: int) -> None:
+        """Reject masks or images that the parser cannot handle.
+
+        Raises:
+            ValueError: another number of classes, or an unsuitable image size.
+        """
+        if self.num_classes != len(labels):
+            raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
+        if side % self.multiple:
+            raise ValueError(
+                f"{self.name}: needs images with sides that are multiples of {self.multiple}, got {side} pixels; "
+                "or parser=none"
+            )
+
+
+def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser | None:
+    """The parser that ``parser=`` names: ``drawn`` (the shipped one), ``none``, or a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not the file of a parser, or a parser of another number of classes.
+    """
+    if name == "none":
+        return None
+    file = SHIPPED if name == "drawn" else Path(name)
+    parser, card = load_parser(file)
+    if card["num_classes"] != len(labels):
+        raise ValueError(f"{file}: predicts {card['num_classes']} classes, the masks have {len(labels)}")
+    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, FaceParser.multiple)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The networks of the metrics; all are loaded and checked before any image is generated."""
+
+    parser: NamedParser | None
+    distances: list[FeatureDistance]
+    lpips: Any
+
+
+def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSet, count: int, side: int) -> Metrics:
+    """Load and check the networks of the requested metrics.
+
+    Raises:
+        FileNotFoundError: missing weights.
+        ValueError: fewer than two masks, a parser of other classes or sizes, or what `load_distances` rejects.
+    """
+    if count < 2:
+        raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
+    if parser is not None:
+        parser.check(labels, side)
+    return Metrics(parser, load_distances(settings, count), load_lpips(settings))
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images to measure.
+
+    Attributes:
+        held_out: the masks and their real images.
+        generated: an image of each mask, uint8 ``(n, 3, h, w)``.
+        samples: several images of some masks, ``(samples, 3, h, w)`` each; may be empty.
+        sampled_ids: the ids of those masks.
+        source: of the generated images, for protocols, such as ``seed=0``.
+    """
+
+    held_out: HeldOut
+    generated: Tensor
+    samples: Sequence[Tensor]
+    sampled_ids: Sequence[str]
+    source: str
+
+
+def measure_images(
+    images: Images, metrics: Metrics, train: Any, round_trip: Callable[[Tensor], Tensor] | None = None
+) -> tuple[dict[str, Any], Tensor | None]:
+    """All figures, and the parser's labels of the generated images.
+
+    Args:
+        images: the images to measure.
+        metrics: the networks of the metrics.
+        train: the training pairs, read by a protocol that compares with them.
+        round_trip: passes uint8 images through the autoencoder, if the model has one.
+    """
+    held_out = images.held_out
+    result: dict[str, Any] = {"masks": len(held_out.ids)}
+    parsed = None
+    if metrics.parser is not None:
+        parsed = parse(metrics.parser, images.generated, "parsing")
+        result |= _agreement(metrics.parser, held_out, parsed, round_trip)
+    if metrics.distances:
+        total = sum(image_count(distance, len(held_out.ids), train) for distance in metrics.distances)
+        with progress_bar(total, "img", what="features") as bar:
+            result["distances"] = {
+                distance.name: measure_distance(distance, held_out, images.generated, train, images.source, bar.update)
+                for distance in metrics.distances
+            }
+    if metrics.lpips is not None:
+        with progress_bar(len(images.samples), "mask", what="LPIPS") as bar:
+            result["lpips"] = lpips_diversity(metrics.lpips, images.sampled_ids, images.samples, bar.update)
+    result["diversity"] = _diversity(images)
+    return result, parsed
+
+
+def parse(parser: NamedParser, images: Tensor, what: str) -> Tensor:
+    """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``."""
+    parsed = []
+    with progress_bar(len(images), "img", what=what) as bar:
+        for batch in images.split(_BATCH):
+            parsed.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
+            bar.update(len(batch))
+    return torch.cat(parsed)
+
+
+def _agreement(
+    parser: NamedParser, held_out: HeldOut, parsed: Tensor, round_trip: Callable[[Tensor], Tensor] | None
+) -> dict[str, Any]:
+    def agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
+        agreement = MaskAgreement(held_out.labels.classes, parser.name, parser.weights)
+        agreement.update(predicted, true, held_out.ids)
+        return agreement.result()
+
+    masks, real = held_out.masks, held_out.images
+    result = {
+        "mask_agreement": agree(parsed, masks),
+        "ceiling": agree(parse(parser, real, "parsing real images"), masks),
+        "floor": agree(parsed, masks.roll(1, dims=0)),
+        "parser": parser.card or {"name": parser.name},
+    }
+    if round_trip is not None:
+        decoded = parse(parser, round_trip(real), "parsing after the autoencoder")
+        result["autoencoder_ceiling"] = agree(decoded, masks)
+    low, high = result["floor"]["miou"], result["ceiling"]["miou"]
+    # A parser that is no better than chance on real images says nothing about generated ones.
+    result["floor_to_ceiling"] = (result["mask_agreement"]["miou"] - low) / (high - low) if high > low else None
+    return result
+
+
+def _diversity(images: Images) -> dict[str, float]:
+    found = {"other_masks": pairwise_rms(images.generated[:_COMPARED].float() / 127.5 - 1)}
+    if images.samples:
+        same = [pairwise_rms(group.float() / 127.5 - 1) for group in images.samples]
+        found = {"same_mask": sum(same) / len(same), **found}
+    return found

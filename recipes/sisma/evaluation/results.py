@@ -1,0 +1,177 @@
+"""The files of an evaluation: ``result.json``, ``result.png`` and ``report.html``, and the summary that is printed.
+
+These belong to the newest evaluation, unless the previous one covers it: same weights, at least as many masks and at
+least the same metrics. The newest then goes beside it, as ``result-step-1300-16-masks-mask_agreement.json`` and so on.
+Where neither covers the other, the older one is renamed in this way, and a result of earlier weights to
+``result-step-<steps>.json``. A name taken by a result that the new one does not cover gets a number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recipes.sisma.evaluation.measure import Images
+from recipes.sisma.evaluation.report import write_report
+from recipes.sisma.presets import Config
+from recipes.sisma.provenance import provenance
+from recipes.sisma.sheets import save_mask_sheet
+from ssmgen.atomic import write_text
+from ssmgen.metrics import FID_PROTOCOLS
+
+_NAMES = {"json": "result{}.json", "picture": "result{}.png", "report": "report{}.html"}
+_SHEET_ROWS, _SHEET_SAMPLES = 6, 4
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of one result, and a note if another result of the folder keeps or loses its names."""
+
+    json: Path
+    picture: Path
+    report: Path
+    note: str = ""
+
+
+def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
+    """Write the files of a result and print its summary.
+
+    Args:
+        folder: of the run, or of the evaluation of a folder of images.
+        result: the content of ``result.json``.
+        images: the measured images.
+        parsed: a parser's labels of the generated images; None without a parser.
+    """
+    files = result_files(folder, result)
+    write_text(files.json, json.dumps(result, indent=2) + "\n")
+    _save_sheet(files.picture, images)
+    write_report(files.report, result, images, parsed)
+    print(summary(result))
+    if files.note:
+        print(f"note: {files.note}")
+    print(f"report: {files.report}")
+    print(f"picture: {files.picture}")
+
+
+def description(config: Config, command: str) -> dict[str, Any]:
+    """What is recorded beside the figures: data, image size, command, seed of the training, versions and hardware."""
+    data = "drawn" if config.data == "drawn" else "prepared folder"
+    return {"data": data, "image_size": config.image_size, **provenance(command, config.train.seed)}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The figures in a few lines."""
+    return "\n".join([_agreement(result), *_distances(result), *_diversity(result)])
+
+
+def result_files(folder: Path, result: dict[str, Any]) -> ResultFiles:
+    """The files for a result, none of which replaces a result that it does not cover: those are renamed."""
+    usual = _files(folder)
+    before = _read(usual["json"])
+    if not before or _covers(result, before):
+        return ResultFiles(**usual)
+    if _covers(before, result):
+        beside = _free(folder, _extent(result), result)
+        return ResultFiles(
+            **beside, note=f"{usual['json'].name} stays, since it says more; this one is {beside['json'].name}"
+        )
+    other = _subject(before) != _subject(result)
+    kept = _free(folder, f"-{_subject(before)}" if other else _extent(before), before)
+    for name, file in usual.items():
+        if file.exists():
+            file.replace(kept[name])
+    return ResultFiles(**usual, note=f"the previous result is now {kept['json'].name}")
+
+
+def _agreement(result: dict[str, Any]) -> str:
+    if "mask_agreement" not in result:
+        return "mask agreement not measured: give parser=FILE, made by python -m recipes.sisma.parser data=FOLDER"
+    generated, ceiling, floor = (result[key]["miou"] for key in ("mask_agreement", "ceiling", "floor"))
+    way = result["floor_to_ceiling"]
+    if way is None:
+        between = "neither better nor worse than chance, as the parser fails on real images"
+    else:
+        between = f"{round(100 * way)} % of the way from shuffled masks ({floor:.3f}) to real images ({ceiling:.3f})"
+    return f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, {between}"
+
+
+def _distances(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in result.get("distances", {}).items():
+        frechet = "FID" if name in FID_PROTOCOLS else "Frechet distance (a proxy, not FID)"
+        pairs = [("frechet", "noise_floor", frechet, 2)]
+        if "kernel_noise_floor" in found:  # missing in results of earlier versions
+            pairs.append(("kernel", "kernel_noise_floor", "kernel distance", 5))
+        for key, floor, what, digits in pairs:
+            lines.append(
+                f"{what} {found[key]['value']:.{digits}f}, one half of the real images from the other "
+                f"{found[floor]['value']:.{digits}f}: {found[key]['protocol']}"
+            )
+    return lines
+
+
+def _diversity(result: dict[str, Any]) -> list[str]:
+    lines = []
+    if "lpips" in result:
+        lines.append(f"LPIPS diversity {result['lpips']['value']:.3f}: {result['lpips']['protocol']}")
+    diversity = result["diversity"]
+    same = f"{diversity['same_mask']:.3f} between samples of one mask, " if "same_mask" in diversity else ""
+    return [*lines, f"diversity (RMS, images in [-1, 1]): {same}{diversity['other_masks']:.3f} between masks"]
+
+
+def _save_sheet(file: Path, images: Images) -> None:
+    """The first masks that have several images, or the first of all masks."""
+    held_out = images.held_out
+    index = {id: i for i, id in enumerate(held_out.ids)}
+    shown = [index[id] for id in (images.sampled_ids or held_out.ids)[:_SHEET_ROWS]]
+    several = images.samples or [image.unsqueeze(0) for image in images.generated[:_SHEET_ROWS]]
+    groups = [group[:_SHEET_SAMPLES] for group in several[: len(shown)]]
+    save_mask_sheet(file, held_out.masks[shown], groups, held_out.images[shown], held_out.labels)
+
+
+def _covers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a result has all the figures of another one, of the same weights or images and of as many masks."""
+    same = _subject(one) == _subject(other)
+    return same and one["masks"] >= other["masks"] and _measured(one) >= _measured(other)
+
+
+def _extent(result: dict[str, Any]) -> str:
+    return "-".join(["", _subject(result), str(result["masks"]), "masks", *sorted(_measured(result))])
+
+
+def _free(folder: Path, suffix: str, result: dict[str, Any]) -> dict[str, Path]:
+    """Files of these names, numbered where a result that this one does not cover has them."""
+    for number in itertools.count(1):
+        files = _files(folder, suffix if number == 1 else f"{suffix}-{number}")
+        existing = _read(files["json"])
+        if not existing or _covers(result, existing):
+            return files
+    raise AssertionError("unreachable")
+
+
+def _files(folder: Path, suffix: str = "") -> dict[str, Path]:
+    return {key: folder / name.format(suffix) for key, name in _NAMES.items()}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "masks" in found else {}
+
+
+def _subject(result: dict[str, Any]) -> str:
+    """What was measured, as a part of a file's name."""
+    return str(result["images"]) if "images" in result else f"step-{result.get('steps')}"
+
+
+def _measured(result: dict[str, Any]) -> set[str]:
+    found: Iterable[str] = [key for key in ("mask_agreement", "lpips") if key in result]
+    return {*found, *result.get("distances", {})}

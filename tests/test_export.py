@@ -1,0 +1,134 @@
+"""Runs are exported with a card, loaded again, and fetched from the hub."""
+
+import dataclasses
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
+
+
+from recipes.sisma import export, prepare, train
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.presets import preset
+from recipes.sisma.runs import find_run, load_config, load_run
+from ssmgen import MaskToImage
+from ssmgen.data import CELEBAMASK19
+from ssmgen.data.drawn_faces import draw_face
+from ssmgen.data.folder import write_pair, write_records
+from ssmgen.training import CheckpointError
+
+
+def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("autoencoder: auto\n", "autoencoder: identity\n"))
+    with pytest.raises(CheckpointError, match="trained on latents of"):
+        load_run(run)
+
+
+def test_a_failed_upload_leaves_nothing_in_the_way_of_the_next_try(trained, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: None)
+    words = [f"run={trained}", f"out={tmp_path / 'out'}", "hub=me/faces"]
+
+    def upload(**_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    with pytest.raises(OSError, match="me/faces: could not be uploaded to the hub: no network"):
+        export.main(words)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **_: "https://hub/me/faces")
+    export.main(words)
+    assert capsys.readouterr().out.endswith("https://hub/me/faces\n") and (tmp_path / "out/config.json").is_file()
+    with pytest.raises(ValueError, match="repository must be of the form owner/name, got 'faces'"):
+        export.main([f"run={trained}", f"out={tmp_path / 'other'}", "hub=faces"])
+
+
+def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monkeypatch):
+    import inspect
+
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    signature = inspect.signature(huggingface_hub.snapshot_download)
+
+    def matches(file, patterns):
+        return any(fnmatch.fnmatch(str(file.relative_to(trained)), pattern) for pattern in patterns)
+
+    def fetch(*args, **kwargs):
+        asked = signature.bind(*args, **kwargs).arguments  # what the installed library would take
+        if asked["repo_id"] != "someone/faces":
+            raise LocalEntryNotFoundError("no network")
+        kept = [f for f in trained.rglob("*") if f.is_file() and matches(f, asked["allow_patterns"])]
+        for file in kept:
+            target = Path(asked["local_dir"]) / file.relative_to(trained)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    folder = find_run("hf://someone/faces", tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "checkpoints"}
+    assert load_run(folder)[1].weights == load_run(trained)[1].weights
+    assert find_run("someone/faces", tmp_path) == Path("someone/faces")  # a mistyped folder asks no network
+    with pytest.raises(FileNotFoundError, match="hf://no/one: could not be fetched: no network"):
+        find_run("hf://no/one", tmp_path)
+    with pytest.raises(ValueError, match="expected hf://OWNER/NAME"):
+        find_run("hf://faces", tmp_path)
+
+
+def test_an_exported_run_gives_the_same_images(trained, tmp_path, capsys):
+    export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
+    assert "MaskToImage.from_pretrained" in capsys.readouterr().out
+    pipe = MaskToImage.from_pretrained(tmp_path / "exported")
+    mask = draw_face(3, 64)[1]
+    theirs = load_run(trained)[0](mask, seed=7, output_type="uint8")
+    ours = pipe(mask, seed=7, output_type="pt", batch_size=1)
+    assert torch.equal((ours * 255).round().to(torch.uint8), theirs)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    result = json.loads((trained / "result.json").read_text())
+    assert f"| {result['mask_agreement']['miou']:.3f} |" in card and result["commit"] in card
+    assert "license: apache-2.0" in card and "not photographs" in card and str(trained.parent) not in card
+    assert "shuffled masks" in card and 'from_pretrained("OWNER/NAME")' in card
+    with pytest.raises(UsageError, match="already exists"):
+        export.main([f"run={trained}", f"out={tmp_path / 'exported'}"])
+    with pytest.raises(UsageError, match="dtype must be one of float32, bfloat16, float16, got half"):
+        export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=half"])
+    export.main([f"run={trained}", f"out={tmp_path / 'half'}", "dtype=float16", "name=small-faces"])
+    assert 'from_pretrained("small-faces")' in (tmp_path / "half" / "README.md").read_text()
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("exported", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_card_does_not_carry_the_figures_of_other_weights(tmp_path):
+    assert export._result(tmp_path, 6) == {}
+    (tmp_path / "result.json").write_text('{"steps": 6}')
+    assert export._result(tmp_path, 6) == {"steps": 6} and export._result(tmp_path, 9) == {}
+
+
+def test_the_cards_command_makes_the_same_settings(trained):
+    config = load_config(trained)
+    words = export.training_command(config).removeprefix("python -m recipes.sisma.train ").split()
+    again = train.parse(words)
+    again.run, again.resume, again.cache = config.run, config.resume, config.cache
+    assert again == config
+
+
+def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):
+    config = preset("faces")
+    assert export.is_drawn(preset("quick")) and not export.is_drawn(config)
+    prepare.main(["source=drawn", f"target={tmp_path / 'drawn'}", "count=3", "size=32"])
+    assert export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "drawn")))
+    image, mask = draw_face(0, size=32)
+    (tmp_path / "own").mkdir()
+    hashes = write_pair(tmp_path / "own", "a", image, mask)
+    write_records(tmp_path / "own", CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {"layout": "folder"})
+    assert not export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "own")))
