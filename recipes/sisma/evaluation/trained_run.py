@@ -26,7 +26,7 @@ from recipes.sisma.image_names import check_mask_names
 from recipes.sisma.pairs import held_out_pairs, training_pairs
 from recipes.sisma.runs import Trained, check_writable, load_run, sampling_of
 from ssmgen import MaskToImage, Sampling
-from ssmgen.pipeline import to_output
+from ssmgen.pipeline.mask_to_image import to_output
 
 _SAMPLES, _LPIPS_SAMPLES = 4, 10  # ten give the 45 pairs of the literature
 
