@@ -151,7 +151,7 @@ def _scan(backend: str, tensors: dict[str, Any], backward: bool) -> None:
 def _block_inputs(batch: int, tokens: int, dim: int, device: str) -> tuple[Any, ...]:
     height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
     x, mask_tokens = torch.randn(2, batch, tokens, dim, device=device)
-    return x, torch.randn(batch, dim, device=device), mask_tokens, (height, tokens // height)
+    return x, torch.randn(batch, dim, device=device), {"mask": mask_tokens}, (height, tokens // height)
 
 
 def _block(block: torch.nn.Module, given: tuple[Any, ...], backward: bool) -> None:

@@ -84,7 +84,7 @@ class Sampling:
         elif not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a name or a Solver, got {self.solver!r}")
         if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
-            raise ValueError(f"steps must be a positive whole number, got {self.steps!r}")
+            raise ValueError(f"sampling steps must be a positive whole number, got {self.steps!r}")
         if not _is_number(self.shift) or self.shift <= 0:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)

@@ -163,7 +163,7 @@ def test_help_is_the_command_and_its_keys():
     )
     assert done.returncode == 0 and not done.stderr
     assert done.stdout.startswith("Train SISMA") and "\n  flip=True\n      train on mirrored pairs too" in done.stdout
-    assert "\n  batch_size=16\n      examples of one optimiser step" in done.stdout
+    assert "\n  batch_size=16\n      examples per optimiser step" in done.stdout
     for word in ("--help", "-h"):
         with pytest.raises(Help, match="solver_steps=11"):
             train.parse([word])

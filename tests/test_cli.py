@@ -169,7 +169,7 @@ def test_export_refuses_before_it_writes(folder, tmp_path, capsys):
     [
         (["info", "sisma-xxl"], "'sisma-xl'"),
         (["info", "euler"], "'euler' is a solver; info takes a model"),
-        (["info", "sisma-xl", "--size", "33"], "multiples of patch_size 2"),
+        (["info", "sisma-xl", "--size", "33"], "positive multiples of 2"),
         (["info", "sisma-s", "--size", "-2"], "--size must be at least 1, got -2"),
         (["info", "sisma-s", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
         (["bench", "--rounds", "0"], "rounds must be at least 1, got 0"),

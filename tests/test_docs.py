@@ -170,7 +170,7 @@ CHECKS = {
 PLACES = (
     ("solvers/__init__.py", "from ssmgen.solvers.midpoint"),
     ("nn/__init__.py", "from ssmgen.nn.mamba "),
-    ("models/sisma.py", '@register("model", "sisma-b"'),
+    ("models/sisma.py", 'register("model", "sisma-b"'),
 )
 
 

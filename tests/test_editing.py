@@ -4,6 +4,7 @@ import pytest
 import torch
 from pipelines import random_pipe
 
+import ssmgen
 from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.pipeline import edit, editing, interpolate, variations
 
@@ -35,6 +36,10 @@ def changed(image, result):
 @pytest.mark.parametrize("solver", ["euler", "ab3", "deis2"])
 def test_an_edit_leaves_the_rest_to_the_bit(pipe, face, hat, start, solver):
     image, mask = face
+    if start == "inversion" and not ssmgen.build(solver).reversible:
+        with pytest.raises(ValueError, match="solver='deis2' is not reversible: give another, such as solver='ab3'"):
+            edit(pipe, image, mask, hat, start=start, solver=solver)
+        return
     result = edit(pipe, image, mask, hat, margin=2, start=start, solver=solver, output_type="pt")
     allowed = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     differs = (mask != hat).nonzero()

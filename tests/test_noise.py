@@ -51,5 +51,5 @@ def test_noise_that_cannot_be_is_explained():
     ):
         with pytest.raises(kind, match=message):
             ssmgen.initial_noise(seeds, (3, 4, 4))
-    with pytest.raises(TypeError, match="sample takes no 'step'. Did you mean 'steps'"):
-        ssmgen.sample(None, torch.zeros(1), step=3)
+    with pytest.raises(TypeError, match="Sampler takes no 'step'. Did you mean 'steps'"):
+        ssmgen.sample(ssmgen.build("sisma-debug"), torch.zeros(1), step=3)

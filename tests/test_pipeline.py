@@ -153,7 +153,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
     for wrong, kind, message in (
         ({"model": "euler"}, ValueError, r"'euler' is of kind solver, not model\. All models: [^.]*\.$"),
         ({"model": "my-own"}, ValueError, "import that module first"),
-        ({"sampling": {"step": 3}}, ValueError, "no setting 'step'. Did you mean 'steps'"),
+        ({"sampling": {"step": 3}}, TypeError, "takes no 'step'. Did you mean 'steps'"),
         ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
     ):
         with pytest.raises(kind, match=message):
@@ -171,8 +171,8 @@ BAD_CALLS = [
     ({"steps": 2.5}, "steps must be a positive whole number, got 2.5"),
     ({"shift": 0}, "shift must be a number above 0, got 0"),
     ({"shift": float("nan")}, "shift must be a number above 0, got nan"),
-    ({"guidance_scale": -1.0}, "guidance_scale must be a number at least 0, got -1.0"),
-    ({"guidance_start": 1.5}, r"guidance_start must be a number in \[0, 1\], got 1.5"),
+    ({"guidance_scale": -1.0}, "guidance_scale must be a number at least 0, or one for each condition, got -1.0"),
+    ({"guidance_start": 1.5}, r"guidance_start must be a time in \[0, 1\], 0 noise and 1 data, got 1.5"),
     ({"solver": "eular"}, "Did you mean 'euler'"),
     ({"solver": "sisma-xl"}, "'sisma-xl' is of kind model, not solver"),
     ({"remap": "bisenet"}, "unknown label set 'bisenet'.*bisenet19"),

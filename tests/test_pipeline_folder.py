@@ -130,7 +130,7 @@ def damage_config(folder):
 
 
 def newer_format(folder):
-    content = json.loads(folder.joinpath("config.json").read_text()) | {"format": 2}
+    content = json.loads(folder.joinpath("config.json").read_text()) | {"format": 3}
     folder.joinpath("config.json").write_text(json.dumps(content))
 
 

@@ -121,7 +121,7 @@ def test_a_solver_whose_package_is_missing_is_refused_before_training(tmp_path, 
         (["quick", "steps=many"], "steps"),
         (["quick", "preset=paper"], "name the preset as the first word"),
         (["faces"], "needs data=FOLDER"),
-        (["quick", "steps=-1"], "steps must be positive"),
+        (["quick", "steps=-1"], "steps must not be negative, got -1"),
         (["paper", "steps=0"], "steps must be positive, or 0 with minutes= to train for; got minutes=0"),
         (["quick", "minutes=-1"], "got minutes=-1"),
         (["quick", "seed=-1"], "a seed is a whole number from 0 to .* got -1"),
@@ -132,12 +132,12 @@ def test_a_solver_whose_package_is_missing_is_refused_before_training(tmp_path, 
         (["quick", "image_size=60"], "multiple of 8 \\(autoencoder"),
         (["quick", "steps=3000", "lr_decay_steps=1300"], "lr_decay_steps=1300 ends before steps=3000"),
         (["quick", "solver=flow-matching"], "'flow-matching' is of kind objective, not solver. All solvers: ab2"),
-        (["quick", "solver_steps=0"], "solver_steps must be at least 1"),
+        (["quick", "solver_steps=0"], "sampling steps must be a positive whole number, got 0"),
         (["quick", "shift=0"], "shift must be a number above 0, got 0"),
-        (["quick", "guidance_start=2"], r"guidance_start must be a number in \[0, 1\], got 2"),
-        (["quick", "guidance_scale=-3"], "guidance_scale must be a number at least 0, got -3.0"),
+        (["quick", "guidance_start=2"], r"guidance_start must be a time in \[0, 1\], 0 noise and 1 data, got 2"),
+        (["quick", "guidance_scale=-3"], "guidance_scale must be a number at least 0, .* got -3"),
         (["quick", "balance=5"], r"balance is a share of the masks, in \[0, 1\], got 5"),
-        (["quick", "evaluate_masks=1"], "evaluate_masks at least 2"),
+        (["quick", "evaluate_masks=1"], "evaluate_masks must be at least 2"),
         (["quick", "parser=nothing"], "nothing: no such parser"),
         (
             ["quick", "image_size=72"],
@@ -166,8 +166,8 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     words = ["quick", "run=my runs/a;b", "model_args={depth: 1}", "resume=no"]
     expected = ["python", "-m", "recipes.sisma.train", *words[:3], "resume=auto"]
     assert shlex.split(train._continue(words)) == expected
-    config = dataclasses.replace(preset("quick"), tracker="a b")
-    assert shlex.split(export.training_command(config))[3:] == ["quick", "tracker=a b"]
+    config = dataclasses.replace(preset("quick"), t_sampling="a b")
+    assert shlex.split(export.training_command(config))[3:] == ["quick", "t_sampling=a b"]
     target = tmp_path / "my faces"
     prepare.main(["source=drawn", f"target={target}", "count=24", "size=32"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
@@ -177,7 +177,7 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
         parser.load_parser(tmp_path / "my parser")
     asked = []
-    monkeypatch.setattr(evaluate, "evaluate_run", lambda run, *, command, **_: asked.append(command))
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *_, command, **__: asked.append(command))
     evaluate.main(["run=my run", "masks=2"])
     assert shlex.split(asked[0]) == ["python", "-m", "recipes.sisma.evaluate", "run=my run", "masks=2"]
 
@@ -204,14 +204,15 @@ def test_a_run_takes_the_class_of_its_autoencoder_from_the_source(tmp_path):
 
 def test_presets_are_as_printed():
     paper, stable = preset("paper"), preset("stable")
-    assert (paper.model, paper.batch_size, paper.lr, paper.weight_decay) == ("sisma-xl", 8, 4e-3, 0.0)
-    assert (paper.ema_decay, paper.steps, paper.flip, paper.image_size) == (0.9999, 150_000, False, 256)
-    assert (paper.solver, paper.solver_steps, paper.model_args) == ("euler", 200, {})
-    assert stable.lr == 1e-4
+    own = paper.train
+    assert (paper.model, own.batch_size, own.lr, own.weight_decay) == ("sisma-xl", 8, 4e-3, 0.0)
+    assert (own.ema_decay, own.steps, paper.flip, paper.image_size) == (0.9999, 150_000, False, 256)
+    assert (paper.sampling.solver, paper.sampling.steps, paper.model_args) == ("euler", 200, {})
+    assert stable.train == dataclasses.replace(own, lr=1e-4)
     for name, make in PRESETS.items():
         assert make().preset == name
-        make().with_steps(make().steps or budget.MOST).train_settings()
-    assert preset("faces").train_settings().lr_decay_steps == preset("faces").steps
+        make().with_steps(make().train.steps or budget.MOST)
+    assert preset("faces").with_steps(2000).train.lr_decay_steps == preset("faces").train.steps == 2000
 
 
 def test_config_survives_the_run_folder(trained):

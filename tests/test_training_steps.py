@@ -1,6 +1,5 @@
 """How many steps a run takes, and how it continues."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -36,7 +35,7 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
     common += [f"cache={tmp_path / 'cache'}", "checkpoint_every=2", "evaluate=false"]
     train.main([*common, f"run={chosen}"])
     said = re.search(r"measured \d+\.\d\d s a step: 4 steps, the most that are chosen, take", capsys.readouterr().err)
-    assert said and load_config(chosen).steps == load_config(chosen).lr_decay_steps == 4
+    assert said and load_config(chosen).train.steps == load_config(chosen).train.lr_decay_steps == 4
     train.main([*common, f"run={given}", "steps=4"])
     assert digests(chosen) == digests(given) and len(digests(chosen)) == 3
     losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").open()] for run in (chosen, given)]
@@ -49,7 +48,7 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
     monkeypatch.setattr(budget, "MOST", 9)
     shutil.rmtree(checkpoints(chosen / "checkpoints")[-1])  # stopped after step 2
     train.main([*common, f"run={chosen}", "resume=auto", "minutes=1"])
-    assert digests(chosen) == digests(given) and load_config(chosen).steps == 4
+    assert digests(chosen) == digests(given) and load_config(chosen).train.steps == 4
     (chosen / "config.yaml").unlink()
     with pytest.raises(UsageError, match=r"config.yaml: not found, .*give steps="):
         train.main([*common, f"run={chosen}", "resume=auto"])
@@ -65,7 +64,7 @@ def test_steps_fill_the_minutes_within_bounds(capsys):
     assert said[3].endswith("400 steps, the fewest that are chosen, take about 13.3 minutes (6 were asked for)")
     assert "90 steps, as many as the cosine of the learning rate has, take about 0.1 minutes" in said[4]
     own = budget.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
-    assert (own.steps, own.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
+    assert (own.train.steps, own.train.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
 
 
 def test_the_cosine_ends_where_training_does_if_nothing_else_is_said():
@@ -104,7 +103,7 @@ def test_a_finished_run_is_prolonged_and_says_so(tmp_path, capsys):
     assert (result["steps"], before["steps"]) == (4, 2)
     assert result["schedule"] == [{"step": 0, "lr_decay_steps": 2}, {"step": 2, "lr_decay_steps": 4}]
     assert (run / "result-step-2.png").is_file() and (run / "report-step-2.html").is_file()
-    assert load_config(run).lr_decay_steps == 4
+    assert load_config(run).train.lr_decay_steps == 4
     with pytest.raises(CheckpointError, match="lr_decay_steps: 4 there, 3 now, which may only grow or become 0"):
         train.main([*common, "steps=3", "lr_decay_steps=3", "resume=auto"])
     export.main([f"run={run}", f"out={tmp_path / 'exported'}"])
@@ -147,8 +146,8 @@ def test_skipped_steps_are_counted_in_the_last_line(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_records_the_precision_it_took_and_refuses_the_other(trained):
-    taken = load_config(trained).precision
-    assert preset("quick").precision == preset("faces").precision == "auto" and taken in ("no", "bf16")
+    taken = load_config(trained).train.precision
+    assert preset("quick").train.precision == preset("faces").train.precision == "auto" and taken in ("no", "bf16")
     assert verify_checkpoint(checkpoints(trained / "checkpoints")[-1])["record"]["precision"] == taken
     other = {"no": "bf16", "bf16": "no"}[taken]
     with pytest.raises(CheckpointError, match=rf"another configuration \(precision: '{taken}' there, '{other}' now"):
@@ -158,11 +157,14 @@ def test_a_run_records_the_precision_it_took_and_refuses_the_other(trained):
 def test_a_run_continued_for_fewer_steps_keeps_its_cosine(tmp_path):
     """Whoever wants to end sooner names steps= alone; a cosine that follows them would be another schedule."""
     save_config(preset("quick").with_steps(1300), tmp_path / "config.yaml")
-    asked = dataclasses.replace(preset("quick"), run=str(tmp_path), resume="auto", steps=800)
-    assert budget.continued(asked).lr_decay_steps == 1300
-    assert budget.continued(dataclasses.replace(asked, steps=2000)).lr_decay_steps == 2000
-    assert budget.continued(dataclasses.replace(asked, lr_decay_steps=0)).lr_decay_steps == 0
-    assert budget.continued(dataclasses.replace(asked, resume="no")).lr_decay_steps == 800
+    for given, cosine in (
+        (["steps=800"], 1300),
+        (["steps=2000"], 2000),
+        (["steps=800", "lr_decay_steps=0"], 0),
+        (["steps=800", "resume=no"], 800),
+    ):
+        asked = train.parse(["quick", f"run={tmp_path}", "resume=auto", *given])
+        assert budget.continued(asked).train.lr_decay_steps == cosine
 
 
 def test_a_run_is_not_continued_for_fewer_steps_than_it_has(trained):

@@ -39,7 +39,7 @@ def sample(pipe: MaskToImage, masks: Tensor) -> Tensor:
     """Images ``(n, 3, h, w)`` in [0, 1] for masks ``(n, h, w)`` of any size that the patches fill."""
     sides = [side // pipe.autoencoder.factor for side in masks.shape[1:]]
     noise = initial_noise(range(len(masks)), (pipe.autoencoder.channels, *sides))
-    return pipe.decode(pipe.sampler(noise, masks, **pipe.sampling()))
+    return pipe.decode(pipe.sampler(noise, masks, pipe.recipe.sampling))
 
 
 def faces(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,10 @@ from ssmgen.training import TrainSettings, train
 class TwoWayMamba(nn.Module):
     """Scan forwards and backwards."""
 
-    def __init__(self, dim: int, **ssm) -> None:
+    def __init__(self, dim: int, d_state: int = 16) -> None:
         super().__init__()
-        self.forwards = build("self-mamba", dim=dim, order="row", **ssm)
-        self.backwards = build("self-mamba", dim=dim, order="row-reversed", **ssm)
+        self.forwards = build("self-mamba", dim=dim, d_state=d_state, order="row")
+        self.backwards = build("self-mamba", dim=dim, d_state=d_state, order="row-reversed")
 
     def forward(self, x, size):
         return self.forwards(x, size) + self.backwards(x, size)

@@ -56,9 +56,10 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     keys = {path: path for path in short.values()} | short
     paths = [_path_of(word, keys, short) for word in argv]
     structured = _structured(schema, short)
+    typed = set(_field_paths(schema, typed=True))
     try:
         for word, path in zip(argv, paths, strict=True):
-            structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], keys, omegaconf))
+            structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], typed, omegaconf))
         filled = cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
@@ -121,12 +122,13 @@ def _short_keys(schema: Any) -> dict[str, str]:
     return {short[path] if used[short[path]] == 1 else path: path for path in paths}
 
 
-def _field_paths(schema: Any, prefix: str = "") -> Iterator[str]:
+def _field_paths(schema: Any, prefix: str = "", typed: bool = False) -> Iterator[str]:
+    """Dotted paths of the fields; without those of type Any if only ``typed`` ones are wanted."""
     for each in fields(schema):
         value = getattr(schema, each.name)
         if is_dataclass(value):
-            yield from _field_paths(value, f"{prefix}{each.name}.")
-        else:
+            yield from _field_paths(value, f"{prefix}{each.name}.", typed)
+        elif not (typed and each.type in (Any, "Any")):
             yield prefix + each.name
 
 
@@ -144,9 +146,9 @@ def _path_of(word: str, keys: Mapping[str, str], short: Mapping[str, str]) -> st
     return keys[field] + entry
 
 
-def _nested(path: str, value: str, keys: Mapping[str, str], omegaconf: Any) -> Any:
+def _nested(path: str, value: str, typed: set[str], omegaconf: Any) -> Any:
     """The value under its path, as nested mappings."""
-    if path not in keys:  # an entry of a dict has no type: it is read as YAML
+    if path not in typed:  # such as an entry of a dict: it is read as YAML
         return omegaconf.OmegaConf.from_dotlist([f"{path}={value}"])
     if value.startswith("~"):  # not every shell expands it after "="
         value = os.path.expanduser(value)

@@ -14,6 +14,7 @@ from ssmgen.cli.command import Answer, add_command
 OPTIONAL = {
     "accelerate": ("train", "training"),
     "omegaconf": ("train", "settings of a run"),
+    "docstring_parser": ("train", "help of the commands"),
     "tqdm": ("train", "progress bars"),
     "jinja2": ("train", "reports and pages"),
     "tensorboard": ("train", "curves of a run, tracker=tensorboard"),

@@ -209,6 +209,8 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 def _conditions(model: Callable[..., Tensor], given: dict[str, Any]) -> list[str]:
     """What a model takes by name after x and t; all that is given where its signature is open or unknown."""
     inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    if hasattr(inner, "conditions"):
+        return list(inner.conditions)
     try:
         parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters
     except ValueError:  # compiled from another language

@@ -39,8 +39,8 @@ class Recipe:
         image_size: side of the square images in pixels.
         labels: classes of its masks.
         sampling: settings of sampling where a call gives none; a mapping of some of them will do.
-        objective: registered name of the objective it was trained with, or a spec.
         about: one line on what the model was trained on and can do.
+        objective: registered name of the objective it was trained with, or a spec.
 
     Raises:
         TypeError, ValueError: an invalid field or an unregistered name.
@@ -52,8 +52,8 @@ class Recipe:
     image_size: int
     labels: LabelSet
     sampling: Sampling = Sampling()
-    objective: Spec = "flow-matching"
     about: str = ""
+    objective: Spec = "flow-matching"
 
     def __post_init__(self) -> None:
         for kind in ("model", "autoencoder"):
