@@ -19,11 +19,6 @@ from ssmgen.pipeline import Recipe, packaged
 
 #: Mean red, green and blue of two pictures of the packaged model.
 MEANS = torch.tensor([[0.4091, 0.2899, 0.2434], [0.7434, 0.4861, 0.3413]])
-    [
-        [0.4372, 0.2631, 0.4278, 0.5084, 0.3115, 0.1845, 0.2942, 0.3693, 0.2927, 0.1534, 0.2457, 0.2819],
-        [0.6562, 0.7964, 0.6806, 0.8403, 0.3692, 0.5021, 0.4468, 0.6264, 0.265, 0.3291, 0.309, 0.462],
-    ]
-)
 
 
 @pytest.fixture(scope="module")
