@@ -1,7 +1,5 @@
 """Counter class imbalance: show examples with rare classes more often, or weight their pixels in the loss."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Several crops of every image: more data from a small set, before it is encoded."""
 
-from __future__ import annotations
-
 import random
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The one lister of files: the same rules for every command and for folders from any operating system."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Collection
 from pathlib import Path

@@ -9,8 +9,6 @@
 `ssmgen.atomic.whole_folder`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

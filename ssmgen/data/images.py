@@ -3,8 +3,6 @@
 A file is decoded in full or rejected: nothing is padded, truncated, rescaled or guessed.
 """
 
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A mask is an 8-bit image whose pixel values are class ids. A `LabelSet` describe
 orders of the 19 face classes are instances of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

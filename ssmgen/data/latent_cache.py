@@ -1,7 +1,5 @@
 """A data set encoded once: latents and masks on disk, with a record of their origin."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Conversion of masks to labels: files, PIL images, arrays and tensors, as ids or colours, in either class order."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

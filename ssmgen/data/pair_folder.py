@@ -1,7 +1,5 @@
 """A plain folder of images and masks with your own classes; it needs no preparation."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

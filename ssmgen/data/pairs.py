@@ -1,7 +1,5 @@
 """The interface shared by all data sets of image-mask pairs."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor

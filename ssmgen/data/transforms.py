@@ -1,7 +1,5 @@
 """Transforms applied to an image and its mask together, so that they stay aligned."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ssmgen.data.images import from_pil, to_pil

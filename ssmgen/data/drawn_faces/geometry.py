@@ -3,14 +3,12 @@
 Lengths are in units of the picture's side.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass
 
-from ssmgen.data.drawn_faces.stream import random_stream
-
+#: Increase it when a change alters any pixel: caches and checkpoints record which faces they were made from.
+DRAWN_FACES_VERSION = 1
 #: Side of the image (-1: left) for each side of the person (first letter of the class names).
 SIDES = ((-1, "r"), (1, "l"))
 
@@ -127,6 +125,11 @@ class Geometry:
     mouth: Mouth
     body: Body
     accessories: Accessories
+
+
+def random_stream(*key: object) -> random.Random:
+    """The random stream of a key. Text seeds and ``random()`` are the same on every platform and Python version."""
+    return random.Random(" ".join(map(str, ("ssmgen drawn face", DRAWN_FACES_VERSION, *key))))
 
 
 def random_geometry(seed: int, index: int) -> Geometry:
