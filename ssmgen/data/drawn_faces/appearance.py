@@ -62,7 +62,8 @@ class Appearance:
 def random_appearance(seed: int, appearance: int) -> Appearance:
     """Appearance number ``appearance`` of a seed."""
     rng = random_stream("appearance", seed, appearance)
-    skin, hair = _between(rng, _SKIN_TONES), _hair_colour(rng)
+    skin = _between(rng, _SKIN_TONES)
+    hair = _any_colour(rng) if rng.random() < 0.07 else _jitter(rng, rng.choice(_HAIR_TONES), 0.025)
     dye = rng.choice(((0.75, 0.15, 0.22), (0.80, 0.35, 0.38), (0.55, 0.12, 0.25), (0.72, 0.38, 0.30)))
     turn = rng.uniform(0.0, 2.0 * math.pi)
     return Appearance(
@@ -112,10 +113,6 @@ def _between(rng: random.Random, tones: tuple[Colour, ...]) -> Colour:
 def _any_colour(rng: random.Random) -> Colour:
     """Any hue, mostly of moderate saturation, from dark to bright."""
     return colorsys.hsv_to_rgb(rng.random(), rng.random() ** 1.6 * 0.85, rng.uniform(0.12, 0.95))
-
-
-def _hair_colour(rng: random.Random) -> Colour:
-    return _any_colour(rng) if rng.random() < 0.07 else _jitter(rng, rng.choice(_HAIR_TONES), 0.025)
 
 
 def _fabric(rng: random.Random, similar: tuple[Colour, ...]) -> Fabric:

@@ -62,6 +62,21 @@ class Canvas:
         facing = (1.0 - x * x - y * y).clamp_(min=0.0).sqrt_()
         return 0.78 + strength * (x * self.light[0] + y * self.light[1]) + 0.26 * facing
 
+    def fabric(self, fabric: Fabric, x: Tensor, y: Tensor) -> Tensor:
+        """The pattern of a fabric on the grid, ``(3, height, width)``."""
+        cos, sin = math.cos(fabric.angle), math.sin(fabric.angle)
+        along, across = cos * x + sin * y, cos * y - sin * x
+        wave, sharp = 2.0 * math.pi / fabric.pitch, 0.12 * self.size * fabric.pitch
+        if fabric.kind == "stripes":
+            share = (torch.sin(along * wave) * sharp + 0.5).clamp_(0.0, 1.0)
+        elif fabric.kind == "dots":
+            share = ((torch.sin(along * wave) * torch.sin(across * wave) - 0.45) * sharp + 0.5).clamp_(0.0, 1.0)
+        elif fabric.kind == "gradient":
+            share = torch.sigmoid(4.0 * (along - 0.5 * cos - 0.5 * sin))
+        else:
+            share = torch.zeros_like(along)
+        return blend(fabric.first, fabric.second, share)
+
 
 def rgb(colour: Colour) -> Tensor:
     """A colour as ``(3, 1, 1)``."""
@@ -71,22 +86,6 @@ def rgb(colour: Colour) -> Tensor:
 def blend(first: Colour, second: Colour, share: Tensor) -> Tensor:
     """Per-pixel interpolation of two colours, ``(3, height, width)``."""
     return rgb(first) + (rgb(second) - rgb(first)) * share
-
-
-def fabric_colours(canvas: Canvas, fabric: Fabric, x: Tensor, y: Tensor) -> Tensor:
-    """The pattern of a fabric on the grid, ``(3, height, width)``."""
-    cos, sin = math.cos(fabric.angle), math.sin(fabric.angle)
-    along, across = cos * x + sin * y, cos * y - sin * x
-    wave, sharp = 2.0 * math.pi / fabric.pitch, 0.12 * canvas.size * fabric.pitch
-    if fabric.kind == "stripes":
-        share = (torch.sin(along * wave) * sharp + 0.5).clamp_(0.0, 1.0)
-    elif fabric.kind == "dots":
-        share = ((torch.sin(along * wave) * torch.sin(across * wave) - 0.45) * sharp + 0.5).clamp_(0.0, 1.0)
-    elif fabric.kind == "gradient":
-        share = torch.sigmoid(4.0 * (along - 0.5 * cos - 0.5 * sin))
-    else:
-        share = torch.zeros_like(along)
-    return blend(fabric.first, fabric.second, share)
 
 
 def ellipse(x: Tensor, y: Tensor, rx: float, ry: float) -> Tensor:

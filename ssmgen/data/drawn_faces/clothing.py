@@ -4,18 +4,7 @@ import torch
 from torch import Tensor
 
 from ssmgen.data.drawn_faces.appearance import Appearance
-from ssmgen.data.drawn_faces.canvas import (
-    CLASS_ID,
-    Canvas,
-    box,
-    bump,
-    ellipse,
-    fabric_colours,
-    intersect,
-    rgb,
-    smooth_union,
-    union,
-)
+from ssmgen.data.drawn_faces.canvas import CLASS_ID, Canvas, box, bump, ellipse, intersect, rgb, smooth_union, union
 from ssmgen.data.drawn_faces.face import skull_shape
 from ssmgen.data.drawn_faces.geometry import SIDES, Accessories, Geometry, ear_place, eye_place
 
@@ -27,7 +16,7 @@ def paint_body(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
         shape = intersect(_cloth_shape(c, g, g.body.shoulder), -head)
         fold = 0.06 * torch.sin(30.0 * x / (c.y - 0.5).clamp(min=0.1) + a.strands[5])
         shade = c.lit(x * 1.6, torch.full_like(c.y, 0.3), 0.3) + fold - 0.25 * torch.exp(shape.clamp(max=0.0) / 0.012)
-        c.paint(shape, fabric_colours(c, a.cloth, c.x, c.y) * shade, "cloth")
+        c.paint(shape, c.fabric(a.cloth, c.x, c.y) * shade, "cloth")
     if g.body.necklace is not None:  # a thin chain of beads, of which often only the sides are in the picture
         hang = c.y - g.body.necklace + 2.4 * x * x
         shape = intersect(intersect(hang.abs() - 0.0034, x.abs() - g.body.neck + 0.01), -head)
@@ -104,7 +93,7 @@ def paint_hat(c: Canvas, g: Geometry, a: Appearance) -> None:
     u = c.u - g.head.centre
     shade = c.lit(u * 2.2, (c.v + 0.3) * 1.5, 0.35)
     shade = shade - 0.22 * c.cover(band) - 0.15 * torch.exp(shape.clamp(max=0.0) / 0.01)
-    c.paint(shape, fabric_colours(c, a.hat, c.u, c.v) * shade, "hat")
+    c.paint(shape, c.fabric(a.hat, c.u, c.v) * shade, "hat")
 
 
 def _hat_shape(c: Canvas, g: Geometry) -> tuple[Tensor, Tensor]:

@@ -164,10 +164,9 @@ def _random_locks(rng: random.Random, kind: str, head: Head, length: float) -> l
     """Per side: half width of the face opening, and height at which the front hair ends."""
     sides = []
     for _ in SIDES:
-        if kind == "long" and rng.random() < 0.78:
-            sides.append((head.half_width * rng.uniform(0.72, 0.98), length))
-        else:
-            sides.append((head.half_width * rng.uniform(0.88, 1.0), rng.uniform(-0.1, 0.02)))
+        hangs = kind == "long" and rng.random() < 0.78
+        width = head.half_width * (rng.uniform(0.72, 0.98) if hangs else rng.uniform(0.88, 1.0))
+        sides.append((width, length if hangs else rng.uniform(-0.1, 0.02)))
     return sides
 
 

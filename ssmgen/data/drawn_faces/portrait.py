@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssmgen.data.drawn_faces.appearance import Appearance, random_appearance
-from ssmgen.data.drawn_faces.canvas import Canvas, fabric_colours, rgb
+from ssmgen.data.drawn_faces.canvas import Canvas, rgb
 from ssmgen.data.drawn_faces.clothing import paint_body, paint_earrings, paint_glasses, paint_hat
 from ssmgen.data.drawn_faces.face import (
     front_hair,
@@ -65,7 +65,7 @@ def _paint_all(c: Canvas, g: Geometry, a: Appearance) -> None:
 
 
 def _paint_backdrop(c: Canvas, a: Appearance) -> None:
-    image = fabric_colours(c, a.backdrop, c.x, c.y)
+    image = c.fabric(a.backdrop, c.x, c.y)
     for x, y, radius, colour in a.blobs:
         image = torch.lerp(image, rgb(colour), 0.6 * torch.sigmoid(25.0 * (radius - torch.hypot(c.x - x, c.y - y))))
     c.image.copy_(image)
@@ -119,16 +119,12 @@ def write_official_layout(target: Path, count: int, size: int = 512, seed: int =
         to_pil(draw_face(number, 2 * size, seed)[0]).save(images / f"{number}.jpg", quality=92)
         parts = target / "CelebAMask-HQ-mask-anno" / str(number // 2000)
         parts.mkdir(parents=True, exist_ok=True)
-        _write_parts(draw_face(number, size, seed)[1], parts, number)
+        mask = draw_face(number, size, seed)[1]
+        for label, part in enumerate(CELEBAMASK19.classes):
+            inside = mask == label
+            if label > 0 and inside.any():  # each part that is present has a black-and-white image
+                write_png(parts / f"{number:05d}_{part}.png", (inside * 255).to(torch.uint8).expand(3, -1, -1))
         # The step is coprime to CelebA's 202599 images, so the original numbers are scattered and unique.
         original = (119613 + 7919 * number) % 202599
         mapping.append(f"{number:<13}{original:<13}{original + 1:06d}.jpg")
     (target / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(mapping) + "\n", encoding="utf-8")
-
-
-def _write_parts(mask: Tensor, folder: Path, number: int) -> None:
-    """Write one black-and-white image per part that is present, as in the official archive."""
-    for label, part in enumerate(CELEBAMASK19.classes[1:], start=1):
-        inside = mask == label
-        if inside.any():
-            write_png(folder / f"{number:05d}_{part}.png", (inside * 255).to(torch.uint8).expand(3, -1, -1))
