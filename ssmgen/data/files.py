@@ -71,8 +71,7 @@ def _by_stem(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[tu
     found: dict[str, Path] = {}
     problems = []
     for file in files_with(folder, suffixes):
-        stem = stem_of(file)
-        if stem in found:
-            problems.append((file, f"has the same stem as {found[stem].name}; a stem identifies one pair"))
-        found.setdefault(stem, file)
+        first = found.setdefault(stem_of(file), file)
+        if first != file:
+            problems.append((file, f"has the same stem as {first.name}; a stem identifies one pair"))
     return found, problems

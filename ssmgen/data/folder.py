@@ -144,18 +144,16 @@ def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[
         mask: ``(height, width)`` uint8 labels.
     """
     suffix = image.suffix.lower() if isinstance(image, Path) else ".png"
-    image_file, mask_file = root / f"images/{id}{suffix}", root / f"masks/{id}.png"
-    for file in (image_file, mask_file):
+    hashes = {}
+    for name, content in ((f"images/{id}{suffix}", image), (f"masks/{id}.png", mask)):
+        file = root / name
         file.parent.mkdir(exist_ok=True)
-    if isinstance(image, Path):
-        shutil.copyfile(image, image_file)
-    else:
-        write_png(image_file, image)
-    write_png(mask_file, mask)
-    return {
-        file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in (image_file, mask_file)
-    }
+        if isinstance(content, Path):
+            shutil.copyfile(content, file)
+        else:
+            write_png(file, content)
+        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
 
 
 def write_records(
@@ -177,8 +175,8 @@ def write_records(
         "counts": {name: len(ids) for name, ids in splits.items()},
         "files": dict(sorted(hashes.items())),
     }
-    _write_json(root / _SPLITS, splits)
-    _write_json(root / _RECORD, record)
+    for name, value in ((_SPLITS, splits), (_RECORD, record)):
+        (root / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_record(root: Path, hint: str) -> dict[str, Any]:
@@ -220,7 +218,3 @@ def _read_json(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

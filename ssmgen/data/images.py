@@ -1,7 +1,4 @@
-"""Reading and writing image and mask files; every error names the file.
-
-A file is decoded in full or rejected: nothing is padded, truncated, rescaled or guessed.
-"""
+"""Image and mask files: decoded in full or rejected by name; nothing is padded, truncated, rescaled or guessed."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,8 +10,6 @@ from torch import Tensor
 from ssmgen.atomic import whole_file
 from ssmgen.data.files import IMAGE_SUFFIXES
 from ssmgen.data.labels import LabelSet, check_labels
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -108,11 +103,7 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
-    """Open and decode in full, so that a damaged file fails here and not in a worker during training.
-
-    Returns:
-        An image of mode ``1``, ``L``, ``P`` or ``RGB``.
-    """
+    """Decode to mode ``1``, ``L``, ``P`` or ``RGB`` in full: a damaged file fails here, not in a worker later."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -134,7 +125,7 @@ def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
     except Exception as error:
         reason = (str(error) or type(error).__name__).rstrip(".")
         raise ValueError(f"{path}: cannot be decoded ({reason})") from error
-    if image.mode.startswith(("I", "F")) or (data.startswith(_PNG_SIGNATURE) and _png_depth(data) > 8):
+    if image.mode.startswith(("I", "F")) or _png_depth(data) > 8:
         raise ValueError(f"{path}: has 16 or more bits per channel; save it with 8")
     image = without_opaque_alpha(image)
     if image.mode in ("LA", "RGBA"):
@@ -145,8 +136,8 @@ def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
 
 
 def _png_depth(data: bytes) -> int:
-    """Bits per channel from the header: Pillow does not keep them."""
-    return data[24]
+    """Bits per channel in the header of a PNG file, which Pillow does not keep; 0 for other formats."""
+    return data[24] if data.startswith(b"\x89PNG\r\n\x1a\n") else 0
 
 
 def without_opaque_alpha(image: Any) -> Any:

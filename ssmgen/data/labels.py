@@ -1,8 +1,4 @@
-"""Label sets: class names, colours and left/right pairs of the masks.
-
-A mask is an 8-bit image whose pixel values are class ids. A `LabelSet` describes any set of classes; the two common
-orders of the 19 face classes are instances of it.
-"""
+"""Label sets: class names, colours and left/right pairs of masks, which are 8-bit images of class ids."""
 
 from dataclasses import dataclass
 

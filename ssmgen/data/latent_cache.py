@@ -29,9 +29,7 @@ def write_latent_cache(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Encode every image once and write latents, masks and their record to the folder ``target``.
-
-    The folder gets its name only once it is complete.
+    """Encode every image once and write latents, masks and their record to a folder, which is complete or absent.
 
     Args:
         pairs: images and masks.
@@ -55,8 +53,7 @@ def write_latent_cache(
     try:
         with whole_folder(target) as temporary:
             for shard, start in enumerate(range(0, len(pairs), _SHARD)):
-                stop = min(start + _SHARD, len(pairs))
-                part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
+                part: Any = Subset(pairs, range(len(pairs))[start : start + _SHARD])  # type: ignore[arg-type]
                 batches = list(_encoded(part, _Encoder(autoencoder, flip, device), batch_size, num_workers, progress))
                 tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
                 write_weights(temporary / f"shard-{shard:05d}.safetensors", tensors)

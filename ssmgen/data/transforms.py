@@ -38,9 +38,7 @@ def crop_resize(
     """`center_crop_resize` with a choice of the crop.
 
     Args:
-        image: ``(3, height, width)`` uint8.
-        mask: ``(height, width)`` uint8 labels.
-        size: side of a square, or ``(height, width)``, in pixels.
+        image, mask, size: as in `center_crop_resize`, but a size is needed.
         share: side of the crop relative to the largest crop with that aspect ratio, in (0, 1].
         place: vertical and horizontal position of the crop, from top and left (0) to bottom and right (1).
 

@@ -10,10 +10,13 @@ from ssmgen.data.drawn_faces.geometry import SIDES, Accessories, Geometry, ear_p
 
 
 def paint_body(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
-    """Paint clothes and necklace below the head."""
+    """Paint clothes, with sloping shoulders and a round or pointed neckline, and a necklace below the head."""
     x = c.x - g.body.centre
     if g.body.shoulder is not None:
-        shape = intersect(_cloth_shape(c, g, g.body.shoulder), -head)
+        away, neckline = x.abs(), g.body.neckline
+        top = g.body.shoulder + g.body.slope * (away - 0.18).clamp(min=0.0) ** 1.5
+        dip = (1.0 - away / neckline) if g.body.pointed else (1.0 - (away / neckline) ** 2)
+        shape = intersect((top + 0.5 * neckline * dip.clamp(min=0.0) - c.y) * 0.9, -head)
         fold = 0.06 * torch.sin(30.0 * x / (c.y - 0.5).clamp(min=0.1) + a.strands[5])
         shade = c.lit(x * 1.6, torch.full_like(c.y, 0.3), 0.3) + fold - 0.25 * torch.exp(shape.clamp(max=0.0) / 0.012)
         c.paint(shape, c.fabric(a.cloth, c.x, c.y) * shade, "cloth")
@@ -21,14 +24,6 @@ def paint_body(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
         hang = c.y - g.body.necklace + 2.4 * x * x
         shape = intersect(intersect(hang.abs() - 0.0034, x.abs() - g.body.neck + 0.01), -head)
         c.paint(shape, rgb(a.metal) * (0.8 + 0.35 * torch.sin(300.0 * x)), "neck_l")
-
-
-def _cloth_shape(c: Canvas, g: Geometry, shoulder: float) -> Tensor:
-    """Sloping shoulders with a round or pointed neckline."""
-    x, neckline = (c.x - g.body.centre).abs(), g.body.neckline
-    top = shoulder + g.body.slope * (x - 0.18).clamp(min=0.0) ** 1.5
-    dip = (1.0 - x / neckline) if g.body.pointed else (1.0 - (x / neckline) ** 2)
-    return (top + 0.5 * neckline * dip.clamp(min=0.0) - c.y) * 0.9
 
 
 def paint_glasses(c: Canvas, g: Geometry, a: Appearance) -> None:

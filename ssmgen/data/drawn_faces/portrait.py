@@ -1,4 +1,7 @@
-"""Drawing a face from its parts, a data set of faces, and their files in the layout of CelebAMask-HQ."""
+"""Drawing a face from its parts, back to front; a data set of faces; and their files as CelebAMask-HQ has them.
+
+Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance.
+"""
 
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from ssmgen.data.drawn_faces.face import (
     paint_face,
     paint_neck,
 )
-from ssmgen.data.drawn_faces.geometry import DRAWN_FACES_VERSION, Geometry, random_geometry
+from ssmgen.data.drawn_faces.geometry import DRAWN_FACES_VERSION, random_geometry
 from ssmgen.data.images import to_pil, write_png
 from ssmgen.data.labels import CELEBAMASK19
 
@@ -37,15 +40,8 @@ def draw_face(index: int, size: int = 128, seed: int = 0, appearance: int | None
     Returns:
         Image ``(3, size, size)`` uint8 RGB and mask ``(size, size)`` uint8 in the order of ``CELEBAMASK19``.
     """
-    geometry = random_geometry(seed, index)
-    colours = random_appearance(seed, index if appearance is None else appearance)
-    canvas = Canvas(size, geometry.pose, colours.light)
-    _paint_all(canvas, geometry, colours)
-    return canvas.image.clamp_(0.0, 1.0).mul_(255.0).round_().to(torch.uint8), canvas.mask
-
-
-def _paint_all(c: Canvas, g: Geometry, a: Appearance) -> None:
-    """Paint all parts back to front. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
+    g, a = random_geometry(seed, index), random_appearance(seed, index if appearance is None else appearance)
+    c = Canvas(size, g.pose, a.light)
     head, mass = head_shape(c, g.head), hair_mass(c, g.hair, g.head)
     front, strands = front_hair(c, g.hair, g.head, mass), hair_colours(c, g, a)
     _paint_backdrop(c, a)
@@ -62,6 +58,7 @@ def _paint_all(c: Canvas, g: Geometry, a: Appearance) -> None:
         paint_body(c, g, a, head)
     paint_earrings(c, g, a)
     paint_hat(c, g, a)
+    return c.image.clamp_(0.0, 1.0).mul_(255.0).round_().to(torch.uint8), c.mask
 
 
 def _paint_backdrop(c: Canvas, a: Appearance) -> None:
