@@ -58,7 +58,6 @@ def evaluate_images(
         raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>--1.png, <id>--2.png and so on")
     out = Path(settings.out) if settings.out else folder.with_name(f"{folder.name}-evaluation")
     check_writable(out)
-
     generated = read_images(files)
     images = Images(read_held_out(pairs, count, pairs.labels), generated, samples, "given")
     result, parsed = measure_images(images, metrics, training_pairs(config) if metrics.distances else [])
@@ -88,10 +87,8 @@ def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path
     groups = {id: group for id, group in groups.items() if len(group) > 1}
     sizes = {len(group): id for id, group in groups.items()}
     if len(sizes) > 1:
-        raise ValueError(
-            f"{folder}: every mask needs the same number of images for the diversity; "
-            + ", ".join(f"{id} has {size}" for size, id in sizes.items())
-        )
+        found = ", ".join(f"{id} has {size}" for size, id in sizes.items())
+        raise ValueError(f"{folder}: every mask needs the same number of images for the diversity; {found}")
     return files, groups
 
 

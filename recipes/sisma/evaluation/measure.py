@@ -56,18 +56,12 @@ class NamedParser:
     multiple: int = 1
 
     def check(self, labels: LabelSet, side: int) -> None:
-        """Reject masks or images that the parser cannot handle.
-
-        Raises:
-            ValueError: another number of classes, or an unsuitable image size.
-        """
+        """Reject masks of another number of classes, and images of a ``side`` it cannot take, by a `ValueError`."""
         if self.num_classes != len(labels):
             raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
         if side % self.multiple:
-            raise ValueError(
-                f"{self.name}: needs images with sides that are multiples of {self.multiple}, got {side} pixels; "
-                "or parser=none"
-            )
+            needed = f"images with sides that are multiples of {self.multiple}"
+            raise ValueError(f"{self.name}: needs {needed}, got {side} pixels; or parser=none")
 
 
 def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser | None:

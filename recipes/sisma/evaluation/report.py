@@ -152,9 +152,7 @@ def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
     groups = {"best": ranked[:shown], "median": ranked[middle : middle + shown], "worst": ranked[-shown:]}
     if len(ranked) < 3:
         del groups["median"]
-    colours = held_out.labels.colorize
-
-    rows = []
+    colours, rows = held_out.labels.colorize, []
     for group, chosen in groups.items():
         for i in chosen:
             row = colours(held_out.masks[i]), images.generated[i], colours(parsed[i]), held_out.images[i]

@@ -47,8 +47,7 @@ def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: T
     print(summary(result))
     if files.note:
         print(f"note: {files.note}")
-    print(f"report: {files.report}")
-    print(f"picture: {files.picture}")
+    print(f"report: {files.report}\npicture: {files.picture}")
 
 
 def description(config: Config, command: str) -> dict[str, Any]:
@@ -99,10 +98,9 @@ def _distances(result: dict[str, Any]) -> list[str]:
         if "kernel_noise_floor" in found:  # missing in results of earlier versions
             pairs.append(("kernel", "kernel_noise_floor", "kernel distance", 5))
         for key, floor, what, digits in pairs:
-            lines.append(
-                f"{what} {found[key]['value']:.{digits}f}, one half of the real images from the other "
-                f"{found[floor]['value']:.{digits}f}: {found[key]['protocol']}"
-            )
+            value, halves = (f"{found[which]['value']:.{digits}f}" for which in (key, floor))
+            protocol = found[key]["protocol"]
+            lines.append(f"{what} {value}, one half of the real images from the other {halves}: {protocol}")
     return lines
 
 

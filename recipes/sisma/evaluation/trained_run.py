@@ -98,10 +98,8 @@ def _checked(settings: Settings) -> Settings:
     if settings.diversity_masks < 1 or samples < 2:
         raise ValueError(f"diversity needs at least 1 mask and 2 samples, got {settings.diversity_masks} and {samples}")
     if settings.batch_size < 1 or settings.micro_batch < 0:
-        raise ValueError(
-            f"batch_size must be at least 1 and micro_batch at least 0, got {settings.batch_size} and "
-            f"{settings.micro_batch}"
-        )
+        given = f"{settings.batch_size} and {settings.micro_batch}"
+        raise ValueError(f"batch_size must be at least 1 and micro_batch at least 0, got {given}")
     return replace(settings, samples=samples)
 
 
