@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -182,19 +182,11 @@ class Sampler:
                 )
         x0 = x0.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
-            solve = self._one_by_one if solver.adaptive and x0.shape[0] > 1 else self._solve
-            return solve(x0, values, settings, learned, solver, ts.cpu(), progress)
+            task = _Task(x0, values, settings, learned, solver, ts.cpu())
+            return self._solve(task, progress) if not solver.adaptive or len(x0) == 1 else self._one_by_one(task)
 
-    def _solve(
-        self,
-        x0: Tensor,
-        values: dict[str, Tensor],
-        settings: Sampling,
-        objective: Objective,
-        solver: Solver,
-        ts: Tensor,
-        progress: Callable[[int, Tensor], None] | None,
-    ) -> Tensor:
+    def _solve(self, task: _Task, progress: Callable[[int, Tensor], None] | None = None) -> Tensor:
+        x0, values, settings, objective, solver, ts = task
         guidance = plan(settings.guidance_scale, list(values), self.conditions)
         known = guidance.known[::-1]  # all conditions first: before guidance starts they are the only ones
         conds = [self._condition({name: values[name] for name in each}, x0) for each in known]
@@ -208,6 +200,16 @@ class Sampler:
             return velocities[0] if len(velocities) == 1 else guidance.combine(velocities[::-1])
 
         return solver.solve(velocity, x0, ts, progress)
+
+    def _one_by_one(self, task: _Task) -> Tensor:
+        """Adaptive steps depend on the error of what is integrated: each image gets its own."""
+        images, evaluations = [], 0
+        for i in range(len(task.x0)):
+            values = {name: value if len(value) == 1 else value[i : i + 1] for name, value in task.values.items()}
+            images.append(self._solve(task._replace(x0=task.x0[i : i + 1], values=values)))
+            evaluations += task.solver.evaluations
+        task.solver.evaluations = evaluations
+        return torch.cat(images)
 
     def _condition(self, values: Mapping[str, Tensor], x0: Tensor) -> Any:
         return self.model.condition(**{**dict.fromkeys(self.conditions), **values}, size=(x0.shape[2], x0.shape[3]))
@@ -238,24 +240,16 @@ class Sampler:
         # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
         return out.clone() if self.compiled and out.is_cuda else out
 
-    def _one_by_one(
-        self,
-        x0: Tensor,
-        values: dict[str, Tensor],
-        settings: Sampling,
-        objective: Objective,
-        solver: Solver,
-        *rest: Any,
-    ) -> Tensor:
-        """Adaptive steps depend on the error of what is integrated: each image gets its own."""
-        images = []
-        evaluations = 0
-        for i in range(x0.shape[0]):
-            own = {name: value if len(value) == 1 else value[i : i + 1] for name, value in values.items()}
-            images.append(self._solve(x0[i : i + 1], own, settings, goal, solver, *rest))
-            evaluations += solver.evaluations
-        solver.evaluations = evaluations
-        return torch.cat(images)
+
+class _Task(NamedTuple):
+    """What is integrated: noise, values of the conditions, and how."""
+
+    x0: Tensor
+    values: dict[str, Tensor]
+    settings: Sampling
+    objective: Objective
+    solver: Solver
+    ts: Tensor
 
 
 class _Rows:
