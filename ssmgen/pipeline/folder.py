@@ -1,7 +1,5 @@
 """The folder of a trained model: settings, weights, autoencoder and card, on disk, in the package or on the hub."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -84,9 +82,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
         folder = _PACKAGED / source
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} is for repositories on the hub, and {source} is the folder {folder}"
-            )
+            raise ValueError(f"revision={revision!r} is for repositories on the hub; {source} is the folder {folder}")
         return folder
     if isinstance(source, Path) or not HUB_ID.fullmatch(source):
         there = ", ".join(packaged()) or "none"
@@ -98,12 +94,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 
 
 def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
-    """Load model, autoencoder, recipe and card from a folder.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or of a newer format, or the weights do not fit the model.
-    """
+    """Load model, autoencoder, recipe and card from a folder; raises the errors of `MaskToImage.from_pretrained`."""
     recipe = _read_recipe(folder / _CONFIG)
     try:
         model = build(recipe.model, **recipe.model_args)
