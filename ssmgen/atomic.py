@@ -1,7 +1,5 @@
 """Atomic writes: files and folders are written under a temporary name beside the target, then renamed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -64,9 +64,8 @@ def _info(arguments: argparse.Namespace) -> Answer:
         if value is not None and value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
     device = arguments.device or bench.default_device()
-    bench.check_device(device)
-    summary = summarize(arguments.name, arguments.size, arguments.batch)
     measured = bench.rates(device)
+    summary = summarize(arguments.name, arguments.size, arguments.batch)
     step = summary.matrix_flops / measured.matrix + summary.scan_flops / measured.scan
     guess = {
         "basis": "operations divided by throughput measured on this machine just now; real runs are slower",
