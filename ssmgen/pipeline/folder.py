@@ -82,7 +82,9 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
         folder = _PACKAGED / source
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision!r} is for repositories on the hub; {source} is the folder {folder}")
+            raise ValueError(
+                f"revision={revision!r} is for repositories on the hub, and {source} is the folder {folder}"
+            )
         return folder
     if isinstance(source, Path) or not HUB_ID.fullmatch(source):
         there = ", ".join(packaged()) or "none"
