@@ -32,8 +32,7 @@ class SchedulerSolver(Solver):
     and the velocity is data - noise, so time and sign are reversed. A scheduler that accepts a grid gets ours and
     applies its own shift to it; others take as many steps of their own grid.
 
-    Schedulers are stateful, so each call copies the scheduler: the given one does not change, and several threads may
-    share it.
+    Each call copies the scheduler, which has state, so several threads may share it.
 
     Args:
         scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or another such as
@@ -138,8 +137,8 @@ class MaskToImagePipeline:
         pipe = MaskToImagePipeline.from_pretrained("folder")
         pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
 
-    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Each call
-    copies it, so several threads may call one pipeline.
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Several
+    threads may call one pipeline.
 
     Args:
         pipe: the pipeline that generates the images.

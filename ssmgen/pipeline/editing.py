@@ -63,12 +63,12 @@ def edit(
     check_output_type(options.get("output_type", "pil"), ("pil", "np", "pt"))
     given = _Options(pipe, **options)
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
-    old, new = given.labels_of(mask), given.labels_of(new_mask, "the new mask")
+    old = pipe.labels_of(mask, **given.orders)
+    new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
     widened = _region(old, new, region, margin).to(pipe.device)
-    if start == "inversion":
-        _check_reversible(given.sampling)
     data = pipe.encode(image)
     if start == "inversion":
+        _check_reversible(given.sampling)
         backwards = shifted_grid(given.sampling.steps, given.sampling.shift).flip(0)
         noise = given.sample(data, old, times=backwards, guidance_scale=1.0)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
@@ -105,7 +105,7 @@ def variations(
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     given = _Options(pipe, **options)
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
-    labels = given.labels_of(mask)
+    labels = pipe.labels_of(mask, **given.orders)
     grid = shifted_grid(given.sampling.steps, given.sampling.shift)
     first = 1 - strength
     data = pipe.encode(image)
@@ -139,7 +139,7 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
 
 
 class _Options:
-    """The options of a `MaskToImage` call that `edit` and `variations` share, and the steps that use them."""
+    """The options of a `MaskToImage` call that `edit` and `variations` share, and sampling with them."""
 
     def __init__(
         self,
@@ -153,11 +153,8 @@ class _Options:
     ) -> None:
         check_output_type(output_type)
         self.pipe, self.output_type, self.callback = pipe, output_type, callback
-        self.orders = {"palette": palette, "remap": remap}
+        self.orders: dict[str, Any] = {"palette": palette, "remap": remap}
         self.sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
-
-    def labels_of(self, mask: Any, name: str = "the mask") -> Tensor:
-        return self.pipe.labels_of(mask, name=name, **self.orders)
 
     def sample(self, x: Tensor, labels: Tensor, objective: Any = None, **options: Any) -> Tensor:
         """Latents of one mask ``(size, size)``."""

@@ -64,6 +64,11 @@ class Recipe:
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", Sampling().replaced(**self.sampling))
 
+    @property
+    def title(self) -> str:
+        """The model and its image size, such as ``sisma-s, 128 x 128``."""
+        return f"{self.model}, {self.image_size} x {self.image_size}"
+
 
 def packaged() -> list[str]:
     """Names of the models shipped with the package, for `MaskToImage.from_pretrained`."""
@@ -75,7 +80,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 
     Raises:
         FileNotFoundError: ``source`` is none of these, or could not be fetched.
-        ValueError: ``revision`` is given and ``source`` is a folder or packaged model.
+        ValueError: ``revision`` is given for a folder or packaged model.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and str(source) in packaged():

@@ -43,16 +43,12 @@ class MaskToImage:
         self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self.card = card or model_card(self._title, recipe.about, recipe.labels)
+        self.card = card or model_card(recipe.title, recipe.about, recipe.labels)
         self.objective = make(recipe.objective)
         self.sampler = Sampler(self.model)
 
-    @property
-    def _title(self) -> str:
-        return f"{self.recipe.model}, {self.recipe.image_size} x {self.recipe.image_size}"
-
     def __repr__(self) -> str:
-        return f"MaskToImage({self._title}, {len(self.recipe.labels)} classes, {self.device})"
+        return f"MaskToImage({self.recipe.title}, {len(self.recipe.labels)} classes, {self.device})"
 
     @classmethod
     @explained()
