@@ -53,11 +53,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def written_for(target: Path, partial: Path) -> Iterator[None]:
-    """Make errors of writing to ``partial`` name ``target``; errors about other files stay unchanged.
-
-    Raises:
-        OSError: the changed or unchanged error.
-    """
+    """Make errors of writing to ``partial`` name ``target``; errors about other files stay unchanged."""
     try:
         yield
     except OSError as error:

@@ -39,11 +39,7 @@ def default_device() -> str:
 
 
 def rates(device: str) -> Rates:
-    """Time a square matrix product and a scan, each for a fraction of a second.
-
-    Raises:
-        ValueError: see `check_device`.
-    """
+    """Time a square matrix product and a scan, each for a fraction of a second; raises the error of `check_device`."""
     check_device(device)
     side = 4096 if device == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device)
@@ -96,11 +92,7 @@ def usable(device: str) -> list[str]:
 
 
 def check_device(device: str) -> None:
-    """Reject an unavailable device.
-
-    Raises:
-        ValueError: not ``cpu`` or ``cuda``, or torch sees no CUDA device.
-    """
+    """Raise a ValueError for a device other than ``cpu`` and ``cuda``, or for ``cuda`` if torch sees no such device."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():

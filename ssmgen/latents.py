@@ -115,11 +115,7 @@ class _DiffusersAutoencoder(nn.Module):
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
     def save(self, folder: Path) -> None:
-        """Write a folder in diffusers' layout, with scale and shift, that can be the ``source`` of an autoencoder.
-
-        Raises:
-            OSError: the disk is full or not writable; names the file.
-        """
+        """Write a folder that can be the ``source`` of an autoencoder, see `save_network`."""
         self.network.register_to_config(scaling_factor=self.scale, shift_factor=self.shift)
         save_network(self.network, folder)
 

@@ -210,8 +210,7 @@ class MaskToImagePipeline:
                 continues with the latents it returns.
 
         Raises:
-            TypeError: not a flow-matching scheduler, or not a generator.
-            ValueError: latents of the wrong shape, or an argument that `MaskToImage` rejects.
+            TypeError, ValueError: see `SchedulerSolver` and `MaskToImage`; or not a generator.
         """
 
         def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:

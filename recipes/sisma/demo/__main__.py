@@ -65,11 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def load_pipe(settings: Settings) -> MaskToImage:
-    """The pipeline named by ``run`` or ``pipe``, on its device.
-
-    Raises:
-        FileNotFoundError, ValueError: it does not exist, or is damaged.
-    """
+    """The pipeline named by ``run`` or ``pipe``, on its device."""
     if settings.run:
         from recipes.sisma.runs import find_run, load_run
 

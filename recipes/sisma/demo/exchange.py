@@ -50,11 +50,7 @@ def data_url(png: bytes) -> str:
 
 
 def image_from_url(url: Any, side: int) -> Tensor:
-    """Image ``(3, side, side)`` uint8 of a data URL that the page made.
-
-    Raises:
-        InvalidRequest: not a data URL of a PNG, or an image of another size.
-    """
+    """Image ``(3, side, side)`` uint8 of a data URL that the page made; raises an InvalidRequest for anything else."""
     if not isinstance(url, str) or not url.startswith("data:image/png;base64,"):
         raise InvalidRequest("There is no picture to change yet: generate one, or choose one of the results.")
     image = decode_png(url.partition(",")[2])
@@ -130,7 +126,7 @@ def to_text(mask: Tensor) -> str:
 
 
 def from_text(text: Any, labels: LabelSet) -> Tensor:
-    """The inverse of `to_text`: ``(side, side)`` uint8.
+    """The inverse of `to_text`, ``(side, side)`` uint8.
 
     Raises:
         InvalidRequest: malformed text, a side above `MAX_SIDE`, or a label outside the set.
@@ -205,12 +201,9 @@ def _label_ids(image: Any, labels: LabelSet) -> tuple[Tensor, int]:
 
 
 def snap_to_palette(pixels: Tensor, labels: LabelSet) -> tuple[Tensor, int]:
-    """The class whose colour is nearest, for each pixel of an image ``(3, height, width)`` uint8.
+    """The nearest class of each pixel ``(3, height, width)``, and the number of pixels without a class colour.
 
-    Grey pixels whose values are all class ids are taken as ids.
-
-    Returns:
-        Labels ``(height, width)`` uint8, and the number of pixels that did not have a class colour.
+    An image of grey pixels whose values are all class ids is taken as ids.
 
     Raises:
         InvalidRequest: the mean distance to the class colours is above `MAX_COLOUR_DISTANCE`.
