@@ -133,7 +133,7 @@ class _DiffusersAutoencoder(nn.Module):
         return torch.cat([run(part) for part in parts]).contiguous()
 
     def _lay_out(self) -> None:
-        """Store weights channels last on a CPU, where convolutions would otherwise reorder; elsewhere it is untimed."""
+        """Store weights channels last on a CPU, which spares convolutions a reordering; other devices are untimed."""
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.network.parameters())
         self.network.to(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
