@@ -31,8 +31,7 @@ import torch
 
 import ssmgen
 from benchmarks.timing import write
-from recipes.sisma.demo.masks import to_text
-from recipes.sisma.demo.png import encode_png
+from recipes.sisma.demo.exchange import encode_png, to_text
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.pipeline import Recipe

@@ -1,7 +1,5 @@
 """Atomic writes: files and folders are written under a temporary name beside the target, then renamed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,11 +53,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def written_for(target: Path, partial: Path) -> Iterator[None]:
-    """Make errors of writing to ``partial`` name ``target``; errors about other files stay unchanged.
-
-    Raises:
-        OSError: the changed or unchanged error.
-    """
+    """Make errors of writing to ``partial`` name ``target``; errors about other files stay unchanged."""
     try:
         yield
     except OSError as error:

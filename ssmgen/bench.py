@@ -3,17 +3,16 @@
 Everything is timed in one process, in turn, and medians are compared: single times vary with the machine's load.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ssmgen.models.summary import SCAN_FLOPS
 from ssmgen.ops import backends, selective_scan
@@ -22,6 +21,7 @@ from ssmgen.registry import build
 #: The parts that `timings` times for each backend.
 PARTS = ("scan forward", "scan forward + backward", "block forward", "block forward + backward")
 _STATES = 16
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,13 @@ def default_device() -> str:
 
 
 def rates(device: str) -> Rates:
-    """Time a square matrix product and a scan, each for a fraction of a second.
-
-    Raises:
-        ValueError: see `check_device`.
-    """
+    """Time a square matrix product and a scan, each for a fraction of a second; raises the error of `check_device`."""
     check_device(device)
     side = 4096 if device == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device)
     tokens, dim = 1024, 1024
-    tensors = _scan_inputs(1, tokens, dim, device)
-    calls: dict[str, Callable[[], object]] = {
-        "matrix": partial(torch.matmul, a, b),
-        "scan": partial(_scan, "auto", tensors, False),
-    }
-    times = measure(calls, 7)
+    scan = partial(selective_scan, **_scan_inputs(1, tokens, dim, device), delta_softplus=True)
+    times = measure({"matrix": partial(torch.matmul, a, b), "scan": partial(_forward, scan)}, 7)
     operations = {"matrix": 2 * side**3, "scan": SCAN_FLOPS * tokens * dim * _STATES}
     throughput = {name: operations[name] / statistics.median(seconds) for name, seconds in times.items()}
     return Rates(device, **throughput)
@@ -78,20 +70,17 @@ def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> d
     check_device(device)
     torch.manual_seed(0)
     tensors = _scan_inputs(batch, tokens, 2 * dim, device)
-    given = _block_inputs(batch, tokens, dim, device)
-    calls: dict[str, Callable[[], object]] = {}
+    inputs = _block_inputs(batch, tokens, dim, device)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
     for backend in usable(device):
+        scan = partial(selective_scan, **tensors, delta_softplus=True, backend=backend)
         block = build("sisma-block", dim=dim, backend=backend).to(device)
-        calls |= {
-            f"{PARTS[0]}/{backend}": partial(_scan, backend, tensors, False),
-            f"{PARTS[1]}/{backend}": partial(_scan, backend, tensors, True),
-            f"{PARTS[2]}/{backend}": partial(_block, block, given, False),
-            f"{PARTS[3]}/{backend}": partial(_block, block, given, True),
-        }
+        weights = [p for p in block.parameters() if p.requires_grad]
+        for part, run, leaves in (("scan", scan, list(tensors.values())), ("block", partial(block, *inputs), weights)):
+            calls[f"{part} forward", backend] = partial(_forward, run)
+            calls[f"{part} forward + backward", backend] = partial(_forward_backward, run, leaves)
     times = measure(calls, rounds)
-    return {
-        part: {name.partition("/")[2]: t for name, t in times.items() if name.startswith(f"{part}/")} for part in PARTS
-    }
+    return {part: {backend: t for (timed, backend), t in times.items() if timed == part} for part in PARTS}
 
 
 def usable(device: str) -> list[str]:
@@ -103,20 +92,16 @@ def usable(device: str) -> list[str]:
 
 
 def check_device(device: str) -> None:
-    """Reject an unavailable device.
-
-    Raises:
-        ValueError: not ``cpu`` or ``cuda``, or torch sees no CUDA device.
-    """
+    """Raise a ValueError for a device other than ``cpu`` and ``cuda``, or for ``cuda`` if torch sees no such device."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no CUDA device here; 'ssmgen doctor' lists what it sees")
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def measure(calls: dict[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
     """Seconds of each call in each round; the calls take turns, after one warm-up of each."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Key, list[float]] = {name: [] for name in calls}
     for number in range(-1, rounds):
         for name, call in calls.items():
             _wait()
@@ -141,21 +126,16 @@ def _scan_inputs(batch: int, tokens: int, channels: int, device: str) -> dict[st
     return {name: x.requires_grad_() for name, x in tensors.items()}
 
 
-def _scan(backend: str, tensors: dict[str, Any], backward: bool) -> None:
-    with torch.set_grad_enabled(backward):
-        y: Any = selective_scan(**tensors, delta_softplus=True, backend=backend)
-    if backward:
-        torch.autograd.grad(y.sum(), list(tensors.values()))
-
-
 def _block_inputs(batch: int, tokens: int, dim: int, device: str) -> tuple[Any, ...]:
     height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
     x, mask_tokens = torch.randn(2, batch, tokens, dim, device=device)
     return x, torch.randn(batch, dim, device=device), {"mask": mask_tokens}, (height, tokens // height)
 
 
-def _block(block: torch.nn.Module, given: tuple[Any, ...], backward: bool) -> None:
-    with torch.set_grad_enabled(backward):
-        y = block(*given)
-    if backward:
-        torch.autograd.grad(y.sum(), [p for p in block.parameters() if p.requires_grad], allow_unused=True)
+@torch.no_grad()
+def _forward(run: Callable[[], object]) -> None:
+    run()
+
+
+def _forward_backward(run: Callable[[], Any], leaves: list[Tensor]) -> None:
+    torch.autograd.grad(run().sum(), leaves, allow_unused=True)

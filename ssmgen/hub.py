@@ -1,18 +1,17 @@
-"""Files and folders from the Hugging Face hub: one way to ask for them, one message and one error."""
-
-from __future__ import annotations
+"""Downloads from the Hugging Face hub."""
 
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 #: ``owner/name`` of a repository.
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def download_file(repository: str, name: str) -> Path:
-    """One file of a repository, from the local cache if it is there; raises what `download_folder` does."""
+    """One file of a repository, from the local cache if it is there; raises the errors of `download_folder`."""
     import huggingface_hub
 
     try:
@@ -45,18 +44,13 @@ def download_folder(
 
     print(f"looking for {repository} on the hub, or in its local cache", file=sys.stderr)
     try:
-        copy = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=list(patterns),
-            local_dir=folder,
-        )
+        given: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "local_dir": folder}
+        copy = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), **given)
     except Exception as error:
         raise _failure(repository, error) from error
     return folder or Path(copy)
 
 
 def _failure(repository: str, error: Exception) -> FileNotFoundError:
-    """The hub, the HTTP library and the file system each have their own exceptions: this stands for all of them."""
+    """One error for those of the hub, the HTTP library and the file system."""
     return FileNotFoundError(f"{repository}: no such folder here, and could not be fetched from the hub: {error}")

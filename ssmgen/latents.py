@@ -4,12 +4,11 @@ Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder outp
 variance like the noise. Scale and shift are saved with the weights and recorded in every cache and checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,11 @@ from ssmgen.hub import HUB_ID, download_file
 from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
 # Pixels that a CPU encodes or decodes at a time, four images of 128 x 128: the output of one layer is then still in the
 # processor's cache when the next layer reads it.
 _PIXELS_AT_ONCE = 4 * 128 * 128
 
-_CLASSES = {"autoencoder-tiny": "AutoencoderTiny", "autoencoder-kl": "AutoencoderKL"}  # in diffusers
+_NAMES = {"AutoencoderTiny": "autoencoder-tiny", "AutoencoderKL": "autoencoder-kl"}  # by class of diffusers
 
 
 class Autoencoder(Protocol):
@@ -94,7 +90,8 @@ class _DiffusersAutoencoder(nn.Module):
         self.network = network.eval().requires_grad_(False)
         config = network.config
         self.channels: int = config.latent_channels
-        self.factor = 2 ** (len(_stages(config)) - 1)
+        stages = "encoder_block_out_channels" if "encoder_block_out_channels" in config else "block_out_channels"
+        self.factor = 2 ** (len(config[stages]) - 1)
         self.scale = float(config.scaling_factor if scale is None else scale)
         self.shift = float((config.shift_factor or 0.0) if shift is None else shift)
         self._lay_out()
@@ -118,11 +115,7 @@ class _DiffusersAutoencoder(nn.Module):
         return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
 
     def save(self, folder: Path) -> None:
-        """Write a folder in diffusers' layout, with scale and shift, that can be the ``source`` of an autoencoder.
-
-        Raises:
-            OSError: the disk is full or not writable; names the file.
-        """
+        """Write a folder that can be the ``source`` of an autoencoder, see `save_network`."""
         self.network.register_to_config(scaling_factor=self.scale, shift_factor=self.shift)
         save_network(self.network, folder)
 
@@ -140,10 +133,7 @@ class _DiffusersAutoencoder(nn.Module):
         return torch.cat([run(part) for part in parts]).contiguous()
 
     def _lay_out(self) -> None:
-        """Store weights channels last on a CPU, where each convolution would otherwise reorder its input and output.
-
-        Other devices have not been timed and keep torch's default layout.
-        """
+        """Store weights channels last on a CPU, which spares convolutions a reordering; other devices are untimed."""
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.network.parameters())
         self.network.to(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
@@ -172,7 +162,8 @@ class TinyAutoencoder(_DiffusersAutoencoder):
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
         pair = _taesd_files(source)
-        super().__init__(_from_taesd_files(*pair) if pair else _from_pretrained(self.name, source), scale, shift)
+        network = _from_taesd_files(*pair) if pair else _from_pretrained("AutoencoderTiny", source)
+        super().__init__(network, scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latents
@@ -187,21 +178,16 @@ class KLAutoencoder(_DiffusersAutoencoder):
         scale, shift: replace those of the configuration (0.18215 for Stable Diffusion 1's).
 
     Raises:
-        FileNotFoundError: a local path lacks the files; names the expected ones.
-        ValueError: another class of autoencoder, or a weight is missing, unknown or of another shape; names the file.
+        FileNotFoundError, ValueError: see `TinyAutoencoder`.
     """
 
     name = "autoencoder-kl"
 
     def __init__(self, source: str, scale: float | None = None, shift: float | None = None) -> None:
-        super().__init__(_from_pretrained(self.name, source), scale, shift)
+        super().__init__(_from_pretrained("AutoencoderKL", source), scale, shift)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images).latent_dist.mode()
-
-
-def _stages(config: Any) -> Sequence[int]:
-    return config.encoder_block_out_channels if "encoder_block_out_channels" in config else config.block_out_channels
 
 
 def _check_images(images: Tensor, factor: int) -> None:
@@ -236,16 +222,13 @@ def autoencoder_at(source: str) -> str:
     if _taesd_files(source):
         return TinyAutoencoder.name
     kind = _class_at(source)
-    for name, known in _CLASSES.items():
-        if kind == known:
-            return name
     if kind is None:
-        raise ValueError(
-            f"{source}: its config.json names no class: choose one with autoencoder={' or '.join(_CLASSES)}"
-        )
-    raise ValueError(
-        f"{source}: its config.json names the class {kind}; there are autoencoders for {', '.join(_CLASSES.values())}"
-    )
+        choices = " or ".join(_NAMES.values())
+        raise ValueError(f"{source}: its config.json names no class: choose one with autoencoder={choices}")
+    if kind not in _NAMES:
+        known = ", ".join(_NAMES)
+        raise ValueError(f"{source}: its config.json names the class {kind}; there are autoencoders for {known}")
+    return _NAMES[kind]
 
 
 def save_network(network: Any, folder: Path) -> None:
@@ -264,34 +247,25 @@ def save_network(network: Any, folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _from_pretrained(name: str, source: str) -> Any:
-    """The network of a source, with every weight read from it."""
+def _from_pretrained(kind: str, source: str) -> Any:
+    """The network of a source, of a class of diffusers, with every weight read from it."""
     import diffusers
 
-    kind, found = _CLASSES[name], _class_at(source)
+    found, name = _class_at(source), _NAMES[kind]
     if found not in (kind, None):
-        other = next((other for other, known in _CLASSES.items() if known == found), None)
-        fix = f"give autoencoder={other}" if other else f"{name} cannot read it"
+        fix = f"give autoencoder={_NAMES[found]}" if found in _NAMES else f"{name} cannot read it"
         raise ValueError(f"{source}: its config.json names the class {found}, and {name} reads {kind}: {fix}")
     folder = _local_folder(source)
-    settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    # low_cpu_mem_usage=True would need accelerate.
+    settings = {"use_safetensors": True, "output_loading_info": True, "low_cpu_mem_usage": False}
     if folder is not None:
         settings["local_files_only"] = True
     try:
-        network, report = getattr(diffusers, kind).from_pretrained(
-            folder or source,
-            low_cpu_mem_usage=False,  # True would need accelerate
-            **settings,
-        )
+        network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{_weights_at(source)}: cannot be loaded into {kind} ({reason})") from error
-    _check_report(report, kind, source)
-    return network
-
-
-def _check_report(report: Any, kind: str, source: str) -> None:
-    """Reject missing and unknown weights: diffusers would initialise the former and drop the latter."""
+    # diffusers would initialise missing weights and drop unknown ones.
     lacking, unknown = report["missing_keys"], report["unexpected_keys"]
     if lacking or unknown:
         fault = f"lacks {len(lacking)} weight(s) of {kind}" if lacking else f"holds {len(unknown)} weight(s) too many"
@@ -299,6 +273,7 @@ def _check_report(report: Any, kind: str, source: str) -> None:
             f"{_weights_at(source)}: {fault}, the first {min(lacking or unknown)}: it is damaged, or "
             "its config.json is another's"
         )
+    return network
 
 
 def _class_at(source: str) -> str | None:

@@ -1,6 +1,4 @@
-"""Files of weights: safetensors under a model's own names, with every fault said by file name."""
-
-from __future__ import annotations
+"""Weights in safetensors files, under the model's own names; every error names the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ _COMPILED = "_orig_mod"
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The model inside of what `torch.compile`, data parallelism and `AveragedModel` put around it."""
+    """The model inside the wrappers of `torch.compile`, data parallelism and `AveragedModel`."""
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
     while True:
         if isinstance(module, parallel):
@@ -33,7 +31,7 @@ def plain_name(name: str) -> str:
 
 
 def current_name(module: nn.Module, name: str) -> str:
-    """What a model calls a weight today that a file may call by an earlier name (its attribute ``renamed``)."""
+    """The present name of a weight that a file may hold under an earlier one (the model's attribute ``renamed``)."""
     renamed: Mapping[str, str] = getattr(unwrapped(module), "renamed", {})
     old = next((old for old in renamed if name.startswith(old)), "")
     return renamed[old] + name.removeprefix(old) if old else name
@@ -45,12 +43,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of any device and memory layout as a safetensors file, which is complete or absent.
-
-    Args:
-        file: its name; a file that is there is replaced.
-        tensors: by name. Those that share memory are written once each.
-        metadata: text for the file's header.
+    """Write tensors of any device and layout to a safetensors file atomically, with text for its header.
 
     Raises:
         OSError: the disk is full or cannot be written; names the file.
@@ -70,18 +63,17 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         mode = partial.stat().st_mode
         try:
             save_file(plain, partial, metadata=metadata)
-        except SafetensorError as error:  # whatever the disk says comes as one of these
+        except SafetensorError as error:  # errors of the disk as well
             raise OSError(f"{partial}: cannot be written ({error})") from error
         partial.chmod(mode)
 
 
 def open_weights(file: Path) -> Any:
-    """A safetensors file to read tensors and metadata from, as `safetensors.safe_open` gives it.
+    """Open a safetensors file with `safetensors.safe_open`.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, OSError: there is no such file, or it cannot be read.
         ValueError: it is no safetensors file, or damaged.
-        OSError: it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -96,18 +88,18 @@ def open_weights(file: Path) -> Any:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises what `open_weights` does."""
+    """All tensors of a safetensors file; raises the errors of `open_weights`."""
     with open_weights(file) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Copy weights into a model, all of it or nothing; the model may be wrapped.
+    """Copy the weights of a safetensors file into a model, which may be wrapped: all or none.
 
     Args:
         module: the model.
-        file: a safetensors file.
-        tensors: what was read from it, where the file's names are not the model's; read from the file where None.
+        file: the file.
+        tensors: its content under the model's names; read from the file if None.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape; names the file and the first such tensor.

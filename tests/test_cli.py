@@ -13,7 +13,7 @@ import torch
 
 from ssmgen import MaskToImage, bench, build, cli
 from ssmgen.cli import main
-from ssmgen.cli.doctor import OPTIONAL
+from ssmgen.cli.machine import OPTIONAL
 from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import backends, cpu_library
 from ssmgen.pipeline import Recipe

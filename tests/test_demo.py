@@ -17,13 +17,11 @@ pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
 from benchmarks.demo_soak import Client, attempts, files_in, soak, untrained_pipe
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.demo import __main__ as command
-from recipes.sisma.demo.guard import MAX_BODY, Guard, references_file
+from recipes.sisma.demo.exchange import encode_png, from_text, image_from_url, to_text
 from recipes.sisma.demo.handlers import Handlers
 from recipes.sisma.demo.jobs import JobRunner
-from recipes.sisma.demo.masks import from_text, to_text
 from recipes.sisma.demo.page import QUEUE, brushes, build_page
-from recipes.sisma.demo.png import encode_png, image_from_url
-from recipes.sisma.demo.server import serve
+from recipes.sisma.demo.server import MAX_BODY, Guard, references_file, serve
 from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, LabelSet, draw_face
 

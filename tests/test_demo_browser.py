@@ -22,9 +22,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.demo_soak import files_in, untrained_pipe
+from recipes.sisma.demo.exchange import encode_png
 from recipes.sisma.demo.jobs import JobRunner
 from recipes.sisma.demo.page import build_page
-from recipes.sisma.demo.png import encode_png
 from recipes.sisma.demo.server import serve
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
 from ssmgen.data.images import to_pil

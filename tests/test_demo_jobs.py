@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.demo_soak import untrained_pipe
-from recipes.sisma.demo.errors import InvalidRequest, JobStopped
-from recipes.sisma.demo.jobs import JobResult, JobRunner, Preview
+from recipes.sisma.demo.exchange import InvalidRequest
+from recipes.sisma.demo.jobs import JobResult, JobRunner, JobStopped, Preview
 from recipes.sisma.demo.results import show_result
 from ssmgen import MaskToImage
 from ssmgen.data import draw_face

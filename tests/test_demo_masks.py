@@ -9,9 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.sisma.demo.errors import InvalidRequest
-from recipes.sisma.demo.masks import from_text, from_upload, snap_to_palette, to_text
-from recipes.sisma.demo.png import MAX_BYTES, encode_png, image_from_url
+from recipes.sisma.demo.exchange import (
+    MAX_BYTES,
+    InvalidRequest,
+    encode_png,
+    from_text,
+    from_upload,
+    image_from_url,
+    snap_to_palette,
+    to_text,
+)
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
 from ssmgen.data.images import to_pil
 

@@ -1,6 +1,4 @@
-"""The command ``ssmgen``: ``list``, ``info``, ``doctor``, ``bench`` and ``export``."""
-
-from __future__ import annotations
+"""The command ``ssmgen``: ``list``, ``info``, ``export``, ``doctor`` and ``bench``."""
 
 import argparse
 import json
@@ -9,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ssmgen import __version__
-from ssmgen.cli import bench, doctor, export, models
+from ssmgen.cli import machine, models
 from ssmgen.cli.command import examples
 
 
@@ -42,13 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssmgen",
         description="What ssmgen can build, what it costs, what runs here; and models as folders.",
-        epilog=examples("list 'sisma*'", "info sisma-xl", "doctor", "bench", "export OWNER/NAME faces")
+        epilog=examples("list 'sisma*'", "info sisma-xl", "export OWNER/NAME faces", "doctor", "bench")
         + "\n'ssmgen COMMAND --help' shows the options. Training has its own commands, see the README.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ssmgen {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for group in (models, doctor, bench, export):
-        group.add(commands)
+    models.add(commands)
+    machine.add(commands)
     return parser

@@ -1,7 +1,5 @@
 """What every command is made of: a parser, ``--json``, examples, and a function that answers."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any

@@ -1,19 +1,21 @@
-"""``ssmgen list`` and ``ssmgen info``: what can be built, and what a model costs."""
-
-from __future__ import annotations
+"""``ssmgen list``, ``info`` and ``export``: what can be built, what a model costs, and a trained one as a folder."""
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from ssmgen import bench
 from ssmgen.cli.command import Answer, add_command
+from ssmgen.models.summary import summarize
+from ssmgen.pipeline import SAVED_DTYPES, MaskToImage
 from ssmgen.registry import KINDS, find, names
 
 _EVALUATIONS = 25  # of the sampler's default, ab3 in 24 steps, without guidance
 
 
 def add(commands: Any) -> None:
-    """Add both commands."""
+    """Add the three commands."""
     about = f"Names that ssmgen.build takes, by kind: {', '.join(KINDS)}."
     help = "names of models, blocks, objectives, solvers and the like"
     command = add_command(commands, "list", _list, help, about, "", "'sisma*'", "'*mamba*' --json")
@@ -24,13 +26,25 @@ def add(commands: Any) -> None:
         "throughput of matrix products and scans, timed for a moment. Real runs are slower."
     )
     help = "parameters, operations, memory and a guess at the speed of a model"
-    command = add_command(
-        commands, "info", _info, help, about, "sisma-xl", "sisma-s --size 16 --batch 8", "dit-b --json"
-    )
+    shown = ("sisma-xl", "sisma-s --size 16 --batch 8", "dit-b --json")
+    command = add_command(commands, "info", _info, help, about, *shown)
     command.add_argument("name", help="a model's name, see 'ssmgen list'")
     command.add_argument("--size", type=int, help="side of the latent (default: that of a 256 pixel image)")
     command.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
     command.add_argument("--device", help="cpu or cuda, for the guess (default: cuda if available)")
+    about = (
+        "Copy a trained model into a folder for ssmgen.MaskToImage, optionally with smaller weights. SOURCE is such a\n"
+        "folder, a model shipped with the package, or OWNER/NAME on the hub, which is then downloaded.\n"
+        "A training run is not such a folder: the training recipe that wrote it has its own export command."
+    )
+    help = "copy a trained model into a folder, optionally with 16-bit weights"
+    shown = ("exports/quick small --dtype bfloat16", "OWNER/NAME faces", "OWNER/NAME faces --local-files-only")
+    command = add_command(commands, "export", _export, help, about, *shown)
+    command.add_argument("source", metavar="SOURCE", help="folder, packaged model, or OWNER/NAME on the hub")
+    command.add_argument("out", metavar="OUT", help="the folder to write; it must not exist")
+    command.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
+    command.add_argument("--revision", help="branch, tag or commit on the hub")
+    command.add_argument("--local-files-only", action="store_true", help="stay off the network")
 
 
 def _list(arguments: argparse.Namespace) -> Answer:
@@ -42,9 +56,6 @@ def _list(arguments: argparse.Namespace) -> Answer:
 
 
 def _info(arguments: argparse.Namespace) -> Answer:
-    from ssmgen.bench import check_device, default_device, rates
-    from ssmgen.models.summary import summarize
-
     kind = find(arguments.name).kind
     if kind != "model":
         raise ValueError(f"{arguments.name!r} is a {kind}; info takes a model: {', '.join(names('model'))}")
@@ -52,10 +63,9 @@ def _info(arguments: argparse.Namespace) -> Answer:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
-    device = arguments.device or default_device()
-    check_device(device)
+    device = arguments.device or bench.default_device()
+    measured = bench.rates(device)
     summary = summarize(arguments.name, arguments.size, arguments.batch)
-    measured = rates(device)
     step = summary.matrix_flops / measured.matrix + summary.scan_flops / measured.scan
     guess = {
         "basis": "operations divided by throughput measured on this machine just now; real runs are slower",
@@ -77,4 +87,22 @@ def _guess_lines(guess: dict[str, Any]) -> list[str]:
         f"  one evaluation of one image      {guess['seconds_per_image_and_evaluation']:.3g} s",
         f"  sampling, {_EVALUATIONS} evaluations         {guess['sampled_images_per_second']:.3g} images a second",
         f"  training, backward twice forward {guess['trained_images_per_second']:.3g} images a second",
+    ]
+
+
+def _export(arguments: argparse.Namespace) -> Answer:
+    source, out, dtype = Path(arguments.source).expanduser(), Path(arguments.out).expanduser(), arguments.dtype
+    if dtype not in SAVED_DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(SAVED_DTYPES)}, got {dtype!r}")
+    if out.exists():
+        raise ValueError(f"{out} exists already: delete it or name another folder")
+    if (source / "checkpoints").is_dir():
+        raise ValueError(f"{source} is a training run, not a pipeline folder: use its recipe's own export command")
+    options = {"revision": arguments.revision, "local_files_only": arguments.local_files_only}
+    pipe = MaskToImage.from_pretrained(arguments.source, **options)
+    pipe.save_pretrained(out, dtype=SAVED_DTYPES[dtype])
+    size = (out / "model.safetensors").stat().st_size
+    return {"out": str(out), "model": pipe.recipe.model, "dtype": dtype, "weight_bytes": size}, [
+        f"saved {out}: {pipe.recipe.model}, {dtype}, {size / 1e6:,.1f} MB of weights",
+        f"use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})",
     ]

@@ -1,20 +1,25 @@
 """Model cards: the README of a model on the hub, with usage, data, training and results."""
 
-from __future__ import annotations
-
 from ssmgen.data.labels import LabelSet
 
 #: Placeholder in a card for the name that `MaskToImage.from_pretrained` takes.
 NAME = "OWNER/NAME"
+_METADATA = """---
+library_name: ssmgen
+pipeline_tag: image-to-image
+license: {}
+tags: [mamba, state-space-model, flow-matching, semantic-image-synthesis]
+---"""
+_USAGE = f"""```python
+from ssmgen import MaskToImage
+
+pipe = MaskToImage.from_pretrained("{NAME}")
+pipe("mask.png", seed=0)[0].save("image.png")
+```"""
 
 
 def model_card(
-    title: str,
-    about: str,
-    labels: LabelSet,
-    *,
-    license: str = "other",
-    sections: dict[str, str] | None = None,
+    title: str, about: str, labels: LabelSet, *, license: str = "other", sections: dict[str, str] | None = None
 ) -> str:
     """A model card in Markdown, with the metadata that the hub reads.
 
@@ -25,23 +30,14 @@ def model_card(
         license: the hub's identifier of the licence, or ``other`` followed by the metadata lines that describe it.
         sections: text by heading: data and its licence, training command, results.
     """
-    metadata = [
-        "library_name: ssmgen",
-        "pipeline_tag: image-to-image",
-        f"license: {license}",
-        "tags: [mamba, state-space-model, flow-matching, semantic-image-synthesis]",
-    ]
-    usage = [
-        "```python",
-        "from ssmgen import MaskToImage",
-        "",
-        f'pipe = MaskToImage.from_pretrained("{NAME}")',
-        'pipe("mask.png", seed=0)[0].save("image.png")',
-        "```",
-    ]
     classes = ", ".join(f"{i} {name}" for i, name in enumerate(labels.classes))
-    parts = ["\n".join(["---", *metadata, "---"]), f"# {title}", about, "\n".join(usage)]
-    parts.append(f"Masks have {len(labels)} classes, in the order {labels.name}: {classes}.")
+    parts = [
+        _METADATA.format(license),
+        f"# {title}",
+        about,
+        _USAGE,
+        f"Masks have {len(labels)} classes, in the order {labels.name}: {classes}.",
+    ]
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", text]
     return "\n\n".join(part for part in parts if part) + "\n"

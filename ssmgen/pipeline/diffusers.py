@@ -1,13 +1,11 @@
 """A `MaskToImage` with the interface of a diffusers pipeline, and diffusers schedulers as solvers."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +14,8 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.pipeline.mask_to_image import MaskToImage
 from ssmgen.registry import explained
 from ssmgen.solvers.base import Progress, Solver, Velocity
+
+AfterStep = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -32,8 +32,7 @@ class SchedulerSolver(Solver):
     and the velocity is data - noise, so time and sign are reversed. A scheduler that accepts a grid gets ours and
     applies its own shift to it; others take as many steps of their own grid.
 
-    Schedulers are stateful, so each call copies the scheduler: the given one does not change, and several threads may
-    share it.
+    Each call copies the scheduler, which has state, so several threads may share it.
 
     Args:
         scheduler: ``FlowMatchEulerDiscreteScheduler``, ``FlowMatchHeunDiscreteScheduler``, or another such as
@@ -50,12 +49,7 @@ class SchedulerSolver(Solver):
 
     order = 1
 
-    def __init__(
-        self,
-        scheduler: Any,
-        after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-        mu: float | None = None,
-    ) -> None:
+    def __init__(self, scheduler: Any, after_step: AfterStep | None = None, mu: float | None = None) -> None:
         check_scheduler(scheduler)
         if _is_dynamic(scheduler) and mu is None:
             raise ValueError(
@@ -68,7 +62,7 @@ class SchedulerSolver(Solver):
 
     def nfe(self, steps: int) -> int:
         """One evaluation per timestep of the scheduler; a Heun scheduler has most timesteps twice."""
-        return len(self._ready(torch.linspace(0, 1, steps + 1))[1])
+        return len(self.times(torch.linspace(0, 1, steps + 1)))
 
     def times(self, ts: Tensor) -> Tensor:
         """See `Solver`."""
@@ -108,11 +102,7 @@ class SchedulerSolver(Solver):
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Reject a scheduler for models that do not predict a velocity.
-
-    Raises:
-        TypeError: names the scheduler.
-    """
+    """Raise a TypeError for a scheduler of models that do not predict a velocity."""
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", {})
     flow = config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
@@ -147,8 +137,8 @@ class MaskToImagePipeline:
         pipe = MaskToImagePipeline.from_pretrained("folder")
         pipe(mask, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images[0]
 
-    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Each call
-    copies it, so several threads may call one pipeline.
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(...)`` replaces the scheduler, as in diffusers. Several
+    threads may call one pipeline.
 
     Args:
         pipe: the pipeline that generates the images.
@@ -168,7 +158,7 @@ class MaskToImagePipeline:
         self.scheduler = scheduler
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, scheduler: Any = None, **settings: Any) -> MaskToImagePipeline:
+    def from_pretrained(cls, source: str | Path, *, scheduler: Any = None, **settings: Any) -> Self:
         """Wrap ``MaskToImage.from_pretrained(source, **settings)``."""
         return cls(MaskToImage.from_pretrained(source, **settings), scheduler)
 
@@ -182,7 +172,7 @@ class MaskToImagePipeline:
         """The device that the model is on."""
         return self.pipe.device
 
-    def to(self, *where: Any, **named: Any) -> MaskToImagePipeline:
+    def to(self, *where: Any, **named: Any) -> Self:
         """Set device or sampling dtype, see `MaskToImage.to`."""
         self.pipe.to(*where, **named)
         return self
@@ -220,14 +210,12 @@ class MaskToImagePipeline:
                 continues with the latents it returns.
 
         Raises:
-            TypeError: not a flow-matching scheduler, or not a generator.
-            ValueError: latents of the wrong shape, or an argument that `MaskToImage` rejects.
+            TypeError, ValueError: see `SchedulerSolver` and `MaskToImage`; or not a generator.
         """
 
         def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return x
-            return (callback_on_step_end(self, step, timestep, {"latents": x}) or {}).get("latents", x)
+            changed = callback_on_step_end(self, step, timestep, {"latents": x}) if callback_on_step_end else None
+            return (changed or {}).get("latents", x)
 
         count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
         images = self.pipe(
@@ -246,7 +234,7 @@ class MaskToImagePipeline:
         )
         return ImageOutput(images) if return_dict else (images,)
 
-    def _solver(self, after_step: Callable[[int, Tensor, Tensor], Tensor]) -> SchedulerSolver:
+    def _solver(self, after_step: AfterStep) -> SchedulerSolver:
         _, height, width = self.pipe.latent_size
         tokens = height * width // getattr(self.pipe.model, "patch_size", 1) ** 2
         mu = dynamic_shift(self.scheduler, tokens) if _is_dynamic(self.scheduler) else None
@@ -259,11 +247,8 @@ class MaskToImagePipeline:
 
         for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator):
-                raise TypeError(
-                    "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them, "
-                    f"got {one!r}"
-                )
+                wanted = "a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them"
+                raise TypeError(f"generator must be {wanted}, got {one!r}")
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"give one generator or one per image: got {len(generator)} for {count} image(s)")
-        drawn: Tensor = randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)
-        return drawn
+        return randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)

@@ -1,8 +1,6 @@
 """Edit images with a `MaskToImage`: change a part of the mask, vary the details, interpolate between seeds."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +13,13 @@ from ssmgen.pipeline.mask_to_image import MaskToImage, check_output_type, to_out
 from ssmgen.registry import explained, keywords, make
 from ssmgen.sampling import SETTINGS, Sampling
 from ssmgen.solvers import shifted_grid
+from ssmgen.solvers.base import Progress
 
 STARTS = ("inversion", "noise")
+_OPTIONS = ("output_type", "palette", "remap", "callback", "sampling", *SETTINGS)  # of `_Options`
 
 
-@explained(*SETTINGS)
+@explained(*_OPTIONS)
 def edit(
     pipe: MaskToImage,
     image: Any,
@@ -30,12 +30,7 @@ def edit(
     margin: int = 4,
     start: str = "noise",
     seed: int = 0,
-    output_type: str = "pil",
-    palette: str | LabelSet = "",
-    remap: str | LabelSet = "",
-    callback: Callable[[int, Tensor], None] | None = None,
-    sampling: Sampling | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Any:
     """Redraw the region where the mask changes and keep the rest of the image.
 
@@ -51,12 +46,10 @@ def edit(
         new_mask: the mask of the edited image.
         region: bool ``(size, size)``, where the image may change; where the masks differ if None.
         margin: pixels by which the region is widened.
-        start: ``"noise"`` or ``"inversion"``.
+        start: ``"noise"`` or ``"inversion"``, which samples without guidance.
         seed: seed of the new noise.
-        output_type: ``"pil"``, ``"np"`` or ``"pt"``, see `MaskToImage`.
-        palette, remap: of both masks, see `MaskToImage`.
-        callback: called as ``callback(step, x)`` after each step, including those of an inversion.
-        sampling, settings: see `MaskToImage`. An inversion uses them without guidance.
+        **options: ``output_type`` (``"pil"``, ``"np"`` or ``"pt"``), ``palette`` and ``remap`` (of both masks),
+            ``callback`` (also called in an inversion), ``sampling`` or single settings, see `MaskToImage`.
 
     Returns:
         One image of the requested ``output_type``.
@@ -67,26 +60,23 @@ def edit(
     """
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
-    check_output_type(output_type, ("pil", "np", "pt"))
+    check_output_type(options.get("output_type", "pil"), ("pil", "np", "pt"))
+    given = _Options(pipe, **options)
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
-    old = pipe.labels_of(mask, palette=palette, remap=remap, name="the mask")
-    new = pipe.labels_of(new_mask, palette=palette, remap=remap, name="the new mask")
+    old = pipe.labels_of(mask, **given.orders)
+    new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
     widened = _region(old, new, region, margin).to(pipe.device)
-    sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
-    if start == "inversion":
-        _check_reversible(sampling)
     data = pipe.encode(image)
     if start == "inversion":
-        times, back = shifted_grid(sampling.steps, sampling.shift).flip(0), sampling.replaced(guidance_scale=1.0)
-        given = {"objective": pipe.objective, "times": times, "progress": callback}
-        noise = pipe.sampler(data, old[None].to(pipe.device), back, **given)
+        _check_reversible(given.sampling)
+        backwards = shifted_grid(given.sampling.steps, given.sampling.shift).flip(0)
+        noise = given.sample(data, old, times=backwards, guidance_scale=1.0)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
-    kept = _Kept(pipe.objective, inside, noise, data)
-    latents = pipe.sampler(noise, new[None].to(pipe.device), sampling, objective=kept, progress=callback)
-    return _paste(pipe, latents, image, widened, output_type)
+    latents = given.sample(noise, new, objective=_Kept(pipe.objective, inside, noise, data))
+    return _paste(pipe, latents, image, widened, given.output_type)
 
 
-@explained(*SETTINGS)
+@explained(*_OPTIONS)
 def variations(
     pipe: MaskToImage,
     image: Any,
@@ -95,24 +85,16 @@ def variations(
     strength: float = 0.5,
     seed: int = 0,
     num_images: int = 1,
-    output_type: str = "pil",
-    palette: str | LabelSet = "",
-    remap: str | LabelSet = "",
-    callback: Callable[[int, Tensor], None] | None = None,
-    sampling: Sampling | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Any:
     """Generate images of the same mask near a given image, which is mixed with noise and resampled (SDEdit).
 
     Args:
-        pipe: the pipeline that samples.
-        image: a path, a PIL image, or uint8 ``(3, size, size)``, of the model's size.
-        mask: the mask of the image.
-        strength: share of noise in (0, 1]; 1 ignores the image.
+        pipe, image, mask: see `edit`.
+        strength: share of noise in (0, 1]; 1 ignores the image. Only the steps after it are taken.
         seed: seed of the first image; later images count up.
         num_images: number of images.
-        output_type, palette, remap, callback, sampling, settings: see `MaskToImage`. Only the steps after the start are
-            taken.
+        **options: those of `edit`, with any ``output_type`` of `MaskToImage`.
 
     Raises:
         ValueError: ``strength`` outside (0, 1], or ``num_images`` below 1.
@@ -121,18 +103,15 @@ def variations(
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    check_output_type(output_type)
+    given = _Options(pipe, **options)
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
-    labels = pipe.labels_of(mask, palette=palette, remap=remap)
-    sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
-    grid = shifted_grid(sampling.steps, sampling.shift)
+    labels = pipe.labels_of(mask, **given.orders)
+    grid = shifted_grid(given.sampling.steps, given.sampling.shift)
     first = 1 - strength
-    times = torch.cat([torch.tensor([first]), grid[grid > first]])
     data = pipe.encode(image)
     x = pipe.objective.path.interpolate(noise, data, torch.full((num_images,), first, device=pipe.device))
-    given = {"objective": pipe.objective, "times": times, "progress": callback}
-    latents = pipe.sampler(x, labels[None].to(pipe.device), sampling, **given)
-    return to_output(latents if output_type == "latent" else pipe.decode(latents), output_type)
+    latents = given.sample(x, labels, times=torch.cat([torch.tensor([first]), grid[grid > first]]))
+    return to_output(latents if given.output_type == "latent" else pipe.decode(latents), given.output_type)
 
 
 @explained(*keywords(MaskToImage.__call__), *SETTINGS)
@@ -157,6 +136,30 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))
     parts = [torch.sin((1 - s) * angle) * first + torch.sin(s * angle) * last for s in torch.linspace(0, 1, count)]
     return pipe(mask, noise=torch.stack(parts) / torch.sin(angle), num_images=count, **settings)
+
+
+class _Options:
+    """The options of a `MaskToImage` call that `edit` and `variations` share, and sampling with them."""
+
+    def __init__(
+        self,
+        pipe: MaskToImage,
+        output_type: str = "pil",
+        palette: str | LabelSet = "",
+        remap: str | LabelSet = "",
+        callback: Progress | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
+    ) -> None:
+        check_output_type(output_type)
+        self.pipe, self.output_type, self.callback = pipe, output_type, callback
+        self.orders: dict[str, Any] = {"palette": palette, "remap": remap}
+        self.sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
+
+    def sample(self, x: Tensor, labels: Tensor, objective: Any = None, **options: Any) -> Tensor:
+        """Latents of one mask ``(size, size)``."""
+        labels, objective = labels[None].to(self.pipe.device), objective or self.pipe.objective
+        return self.pipe.sampler(x, labels, self.sampling, objective=objective, progress=self.callback, **options)
 
 
 def _check_reversible(sampling: Sampling) -> None:

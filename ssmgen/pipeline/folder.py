@@ -1,7 +1,5 @@
 """The folder of a trained model: settings, weights, autoencoder and card, on disk, in the package or on the hub."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -66,6 +64,11 @@ class Recipe:
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", Sampling().replaced(**self.sampling))
 
+    @property
+    def title(self) -> str:
+        """The model and its image size, such as ``sisma-s, 128 x 128``."""
+        return f"{self.model}, {self.image_size} x {self.image_size}"
+
 
 def packaged() -> list[str]:
     """Names of the models shipped with the package, for `MaskToImage.from_pretrained`."""
@@ -77,7 +80,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 
     Raises:
         FileNotFoundError: ``source`` is none of these, or could not be fetched.
-        ValueError: ``revision`` is given and ``source`` is a folder or packaged model.
+        ValueError: ``revision`` is given for a folder or packaged model.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and str(source) in packaged():
@@ -98,12 +101,7 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 
 
 def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
-    """Load model, autoencoder, recipe and card from a folder.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or of a newer format, or the weights do not fit the model.
-    """
+    """Load model, autoencoder, recipe and card from a folder; raises the errors of `MaskToImage.from_pretrained`."""
     recipe = _read_recipe(folder / _CONFIG)
     try:
         model = build(recipe.model, **recipe.model_args)

@@ -1,10 +1,8 @@
 """Images from masks: a trained model with its autoencoder, labels and settings as one object."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained, make
 from ssmgen.sampling import SETTINGS, Sampler, Sampling, in_dtype
+from ssmgen.solvers.base import Progress
 
 _OUTPUTS = ("pil", "np", "pt", "uint8", "latent")
 
@@ -44,21 +43,18 @@ class MaskToImage:
         self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self.card = card or model_card(
-            f"{recipe.model}, {recipe.image_size} x {recipe.image_size}", recipe.about, recipe.labels
-        )
+        self.card = card or model_card(recipe.title, recipe.about, recipe.labels)
         self.objective = make(recipe.objective)
         self.sampler = Sampler(self.model)
 
     def __repr__(self) -> str:
-        size = f"{self.recipe.image_size} x {self.recipe.image_size}"
-        return f"MaskToImage({self.recipe.model}, {size}, {len(self.recipe.labels)} classes, {self.device})"
+        return f"MaskToImage({self.recipe.title}, {len(self.recipe.labels)} classes, {self.device})"
 
     @classmethod
     @explained()
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-    ) -> MaskToImage:
+    ) -> Self:
         """Load a folder that `save_pretrained` wrote, a model shipped with the package, or a repository on the hub.
 
         Args:
@@ -128,7 +124,7 @@ class MaskToImage:
         """The device that the model is on."""
         return next(iter(self.model.parameters())).device
 
-    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | str | None = None) -> MaskToImage:
+    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | str | None = None) -> Self:
         """Set device or sampling dtype: ``to("cuda")``, ``to(torch.bfloat16)``, ``to("cuda", torch.bfloat16)``.
 
         The dtype is that of the weights while sampling, see `Sampler`. The model and the autoencoder stay in float32,
@@ -169,7 +165,7 @@ class MaskToImage:
         palette: str | LabelSet = "",
         remap: str | LabelSet = "",
         batch_size: int = 16,
-        callback: Callable[[int, Tensor], None] | None = None,
+        callback: Progress | None = None,
         sampling: Sampling | None = None,
         **settings: Any,
     ) -> Any:
@@ -211,9 +207,8 @@ class MaskToImage:
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
             labels = every[part] if len(masks) > 1 else every[:1]
-            latents = self.sampler(
-                x0[part], labels.to(self.device), sampling, objective=self.objective, progress=callback
-            )
+            given = {"objective": self.objective, "progress": callback}
+            latents = self.sampler(x0[part], labels.to(self.device), sampling, **given)
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
@@ -242,7 +237,11 @@ class MaskToImage:
         if _is_stack(masks) and not palette and not remap:
             check_labels(masks, len(self.recipe.labels), where="the masks")
             return self._resized(masks.cpu().to(torch.uint8), "each mask")
-        listed = _listed(list(masks) if _is_stack(masks) else masks)
+        if not isinstance(masks, list | tuple) and not _is_stack(masks):
+            return self.labels_of(masks, palette=palette, remap=remap)[None]
+        if not len(masks):
+            raise ValueError("the list of masks is empty: give at least one mask")
+        listed = [(f"mask {i} of {len(masks)}", one) for i, one in enumerate(masks, 1)]
         return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
 
     def _resized(self, labels: Tensor, name: str) -> Tensor:
@@ -287,15 +286,6 @@ class MaskToImage:
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
 
 
-def _listed(mask: Any) -> list[tuple[str, Any]]:
-    """Each mask with its name for error messages."""
-    if not isinstance(mask, list | tuple):
-        return [("the mask", mask)]
-    if not mask:
-        raise ValueError("the list of masks is empty: give at least one mask")
-    return [(f"mask {i} of {len(mask)}", one) for i, one in enumerate(mask, 1)]
-
-
 def _is_stack(masks: Any) -> bool:
     """Whether these are ids of several masks in one tensor, and not the colours of one mask."""
     if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
@@ -306,26 +296,20 @@ def _is_stack(masks: Any) -> bool:
 
 def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     """Reject parts that do not fit together; an attribute that a model lacks is not checked."""
-    wanted = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(recipe.labels)}
-    words = {
-        "in_channels": "channels of the autoencoder's latents",
-        "mask_scale": "image pixels per latent pixel of the autoencoder",
-        "num_classes": f"classes of {recipe.labels.name}",
-    }
-    for name, value in wanted.items():
+    for name, value, unit in (
+        ("in_channels", autoencoder.channels, "channels of the autoencoder's latents"),
+        ("mask_scale", autoencoder.factor, "image pixels per latent pixel of the autoencoder"),
+        ("num_classes", len(recipe.labels), f"classes of {recipe.labels.name}"),
+    ):
         if getattr(model, name, value) != value:
-            raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {words[name]}")
+            raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {unit}")
     side = autoencoder.factor * getattr(model, "patch_size", 1)
     if recipe.image_size % side:
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
 
 
 def check_device(device: Any) -> None:
-    """Reject a device that torch cannot use here, before any part of a model is moved.
-
-    Raises:
-        ValueError: names the device and torch's reason.
-    """
+    """Raise a ValueError with torch's reason if it cannot use a device here, before any part of a model is moved."""
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:  # depends on how torch was built

@@ -7,16 +7,17 @@
 Only this machine can open the page unless ``host`` is set; the page sends nothing to the network.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
 from dataclasses import dataclass
 
+import torch
+
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.demo.guard import LOCAL
 from recipes.sisma.demo.jobs import JobRunner
+from recipes.sisma.demo.page import build_page
+from recipes.sisma.demo.server import LOCAL, serve
 from ssmgen import MaskToImage
 
 
@@ -54,9 +55,6 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="ssmgen-demo-") as folder:
         # The page writes no files; should gradio write one, it goes when the page does.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from recipes.sisma.demo.page import build_page
-        from recipes.sisma.demo.server import serve
-
         runner = JobRunner(pipe, timeout=settings.timeout)
         page = build_page(runner)
         address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser)
@@ -67,13 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def load_pipe(settings: Settings) -> MaskToImage:
-    """The pipeline named by ``run`` or ``pipe``, on its device.
-
-    Raises:
-        FileNotFoundError, ValueError: it does not exist, or is damaged.
-    """
-    import torch
-
+    """The pipeline named by ``run`` or ``pipe``, on its device."""
     if settings.run:
         from recipes.sisma.runs import find_run, load_run
 

@@ -1,7 +1,5 @@
 """What the page's buttons call. Handlers return ``{component: value}``; a component left out keeps its value."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,10 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.sisma.demo.errors import InvalidRequest, JobStopped
-from recipes.sisma.demo.jobs import GenerationRequest, Job, JobRunner, Preview
-from recipes.sisma.demo.masks import from_text, from_upload, to_text
-from recipes.sisma.demo.png import image_from_url
+from recipes.sisma.demo.exchange import InvalidRequest, from_text, from_upload, image_from_url, to_text
+from recipes.sisma.demo.jobs import GenerationRequest, Job, JobRunner, JobStopped, Preview
 from recipes.sisma.demo.results import show_progress, show_result
 from ssmgen.data import LABEL_SETS
 

@@ -1,7 +1,5 @@
 """Sampling jobs: each runs in a thread, reports previews, and ends when it is done, closed or out of time."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time
@@ -14,13 +12,18 @@ import torch
 from torch import Tensor
 
 import ssmgen
-from recipes.sisma.demo.errors import InvalidRequest, JobStopped
-from ssmgen import MaskToImage, Sampling, build
+from recipes.sisma.demo.exchange import InvalidRequest
+from ssmgen import MaskToImage, Sampling
 from ssmgen.ops import backends
 from ssmgen.pipeline import STARTS, edit, interpolate, variations
+from ssmgen.pipeline.mask_to_image import to_output
 
 MAX_STEPS, MAX_IMAGES, MAX_GUIDANCE, MAX_SEED = 100, 8, 10.0, 2**31 - 1
 _PREVIEW_EVERY = 0.3  # seconds
+
+
+class JobStopped(Exception):
+    """A job was stopped or ran out of time; the message is shown on the page."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,7 @@ class JobResult:
     Attributes:
         images: ``(n, 3, size, size)`` uint8.
         mask: the mask they were sampled for, ``(size, size)``.
-        seeds: one per image.
-        names: one per image, for display.
+        seeds, names: one of each per image; the names are for display.
         settings: what reproduces the images.
         seconds: duration of the job.
         before: for an edit, the original image ``(3, size, size)`` uint8.
@@ -104,26 +106,16 @@ class JobRunner:
         """Whether the model was trained for guidance."""
         return getattr(self.pipe.model, "mask_dropout", 0) > 0
 
-    def checked(
-        self, seed: Any, steps: Any, solver: Any, guidance_scale: Any, num_images: Any = 1
-    ) -> GenerationRequest:
-        """A request with the values of the page's controls.
-
-        Raises:
-            InvalidRequest: a value is out of range.
-        """
+    def checked(self, seed: Any, steps: Any, solver: Any, guidance: Any, num_images: Any = 1) -> GenerationRequest:
+        """A request with the values of the page's controls; raises an InvalidRequest if one is out of range."""
         if solver not in self.solvers:
             raise InvalidRequest(f"The solver must be one of {', '.join(self.solvers)}.")
-        guidance = _number("Guidance", guidance_scale, 0, MAX_GUIDANCE)
-        if guidance != 1 and not self.guided:
+        scale = _number("Guidance", guidance, 0, MAX_GUIDANCE)
+        if scale != 1 and not self.guided:
             raise InvalidRequest("This model was trained without guidance: leave it at 1.")
-        return GenerationRequest(
-            seed=_whole_number("The seed", seed, 0, MAX_SEED),
-            sampling=self.pipe.recipe.sampling.replaced(
-                steps=_whole_number("Steps", steps, 1, MAX_STEPS), solver=solver, guidance_scale=guidance
-            ),
-            num_images=_whole_number("The number of images", num_images, 1, MAX_IMAGES),
-        )
+        first, steps = _whole_number("The seed", seed, 0, MAX_SEED), _whole_number("Steps", steps, 1, MAX_STEPS)
+        sampling = self.pipe.recipe.sampling.replaced(steps=steps, solver=solver, guidance_scale=scale)
+        return GenerationRequest(first, sampling, _whole_number("The number of images", num_images, 1, MAX_IMAGES))
 
     def generate(self, mask: Tensor, request: GenerationRequest) -> Job:
         """Images of a mask ``(size, size)``."""
@@ -137,13 +129,13 @@ class JobRunner:
         """The image ``(3, size, size)`` of ``mask``, sampled anew where ``new_mask`` differs.
 
         Raises:
-            InvalidRequest: the masks are equal, or an unknown start.
+            InvalidRequest: the masks are equal, or the start is unknown or needs another solver.
         """
         if torch.equal(mask, new_mask):
             raise InvalidRequest("Nothing to redraw: the mask is still the picture's own. Paint on it first.")
         if start not in STARTS:
             raise InvalidRequest(f"The start must be one of {', '.join(STARTS)}.")
-        if start == "inversion" and not build(request.sampling.solver).reversible:
+        if start == "inversion" and not ssmgen.build(request.sampling.solver).reversible:
             raise InvalidRequest(f"The solver {request.sampling.solver} cannot go back to the noise: choose another.")
         work = partial(edit, self.pipe, image, mask, new_mask, start=start, seed=request.seed)
         steps = request.sampling.steps * (2 if start == "inversion" else 1)
@@ -151,11 +143,7 @@ class JobRunner:
         return self._run(work, request, settings, steps=steps, mask=new_mask, seeds=(request.seed,), before=image)
 
     def vary(self, image: Tensor, mask: Tensor, strength: Any, request: GenerationRequest) -> Job:
-        """Variations of an image ``(3, size, size)`` of a mask.
-
-        Raises:
-            InvalidRequest: a strength outside [0.05, 1].
-        """
+        """Variations of an image ``(3, size, size)`` of a mask; raises an InvalidRequest for a bad strength."""
         share = _number("Strength", strength, 0.05, 1)
         options = {"strength": share, "seed": request.seed, "num_images": request.num_images}
         work = partial(variations, self.pipe, image, mask, **options)
@@ -164,11 +152,7 @@ class JobRunner:
         return self._run(work, request, settings, steps=steps, mask=mask, seeds=request.seeds, before=image)
 
     def between(self, mask: Tensor, last: Any, request: GenerationRequest) -> Job:
-        """Images of a mask, interpolated from the request's seed to another.
-
-        Raises:
-            InvalidRequest: the other seed is out of range or equal to the first.
-        """
+        """Images of a mask between the request's seed and another; raises an InvalidRequest unless they differ."""
         seeds = (request.seed, _whole_number("The other seed", last, 0, MAX_SEED))
         if seeds[0] == seeds[1]:
             raise InvalidRequest("The other seed must differ from the seed.")
@@ -228,12 +212,12 @@ class JobRunner:
                 raise JobStopped("Stopped.")
             done += 1
             if time.monotonic() - last_preview >= _PREVIEW_EVERY:
-                messages.put(Preview(min(done, steps), steps, _to_uint8(self.pipe.decode(x))))
+                messages.put(Preview(min(done, steps), steps, to_output(self.pipe.decode(x), "uint8")))
                 last_preview = time.monotonic()
 
         try:
             with self._device:  # a stopped job may still be in its last step
-                messages.put(_to_uint8(work(callback=callback)))
+                messages.put(to_output(work(callback=callback), "uint8"))
         except Exception as error:
             messages.put(error)
 
@@ -246,21 +230,15 @@ class JobRunner:
         return f"{model}, {len(recipe.labels)} classes, on {device}; scan: {scan}."
 
 
-def _is_number(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-
-
-def _number(name: str, value: Any, least: float, most: float) -> float:
-    if not _is_number(value, least, most):
-        raise InvalidRequest(f"{name} must be a number from {least:g} to {most:g}.")
+def _number(name: str, value: Any, least: float, most: float, wanted: str = "") -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidRequest(f"{name} must be {wanted or f'a number from {least:g} to {most:g}'}.")
     return float(value)
 
 
 def _whole_number(name: str, value: Any, least: int, most: int) -> int:
-    if not _is_number(value, least, most) or value != int(value):
-        raise InvalidRequest(f"{name} must be a whole number from {least:,} to {most:,}.")
-    return int(value)
-
-
-def _to_uint8(images: Tensor) -> Tensor:
-    return (images.float() * 255).round().to(torch.uint8).cpu()
+    wanted = f"a whole number from {least:,} to {most:,}"
+    number = _number(name, value, least, most, wanted)
+    if not number.is_integer():
+        raise InvalidRequest(f"{name} must be {wanted}.")
+    return int(number)

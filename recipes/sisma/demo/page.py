@@ -1,17 +1,14 @@
 """The layout of the page, and which handler each button calls."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from recipes.sisma.demo.exchange import MAX_BYTES, to_text
 from recipes.sisma.demo.handlers import Handlers, message_html
 from recipes.sisma.demo.jobs import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, JobRunner
-from recipes.sisma.demo.masks import to_text
-from recipes.sisma.demo.png import MAX_BYTES
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, LabelSet, draw_face
 from ssmgen.extras import require
 
@@ -32,14 +29,11 @@ READABLE = {
     **{"l_ear": "left ear", "r_ear": "right ear", "u_lip": "upper lip", "l_lip": "lower lip", "ear_r": "earring"},
     **{"neck_l": "necklace", "cloth": "clothes"},
 }
-_STOPPED = json.dumps(message_html("Stopped."))
-_BUSY = json.dumps(
-    message_html(
-        "The server did not accept the request; the notice in the corner says why. Your mask and pictures are still "
-        "here: try again in a minute.",
-        error=True,
-    )
+_BUSY = (
+    "The server did not accept the request; the notice in the corner says why. Your mask and pictures are still here: "
+    "try again in a minute."
 )
+_STOPPED_HTML, _BUSY_HTML = json.dumps(message_html("Stopped.")), json.dumps(message_html(_BUSY, error=True))
 
 
 def build_page(runner: JobRunner) -> Any:
@@ -106,15 +100,10 @@ def _add_settings(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
         steps = gr.Slider(1, MAX_STEPS, value=min(defaults.steps, MAX_STEPS), step=1, label="Steps", min_width=150)
         name = defaults.solver if defaults.solver in runner.solvers else runner.solvers[0]
         solver = gr.Dropdown(runner.solvers, value=name, label="Solver", min_width=110)
-    guidance = gr.Slider(
-        0,
-        MAX_GUIDANCE,
-        value=min(defaults.guidance_scale, MAX_GUIDANCE),
-        step=0.1,
-        label="Guidance",
-        info="above 1, pictures follow the mask more closely" if runner.guided else "not available for this model",
-        interactive=runner.guided,
-    )
+    scale = min(defaults.guidance_scale, MAX_GUIDANCE)
+    info = "above 1, pictures follow the mask more closely" if runner.guided else "not available for this model"
+    given = {"value": scale, "step": 0.1, "label": "Guidance", "info": info, "interactive": runner.guided}
+    guidance = gr.Slider(0, MAX_GUIDANCE, **given)
     parts.settings = [seed, steps, solver, guidance, count]
 
 
@@ -154,9 +143,9 @@ def _connect(parts: SimpleNamespace, handlers: Handlers) -> None:
         inputs = [parts.painter, *parts.settings, *extra]
         jobs.append(click(getattr(handlers, name), inputs, outputs, show_progress="hidden", api_name=name, **limits))
         # A stopped job also ends as a failure.
-        failed = {parts.progress: "null", message: f"window.ssmgenStopped ? {_STOPPED} : {_BUSY}"}
+        failed = {parts.progress: "null", message: f"window.ssmgenStopped ? {_STOPPED_HTML} : {_BUSY_HTML}"}
         _in_browser(jobs[-1].failure, failed)
-    stopped = {parts.progress: "(window.ssmgenStopped = true, null)", parts.settings_message: _STOPPED}
+    stopped = {parts.progress: "(window.ssmgenStopped = true, null)", parts.settings_message: _STOPPED_HTML}
     _in_browser(parts.stop.click, stopped, cancels=jobs)
     inputs, outputs = [parts.upload, parts.order], [parts.painter, parts.upload, parts.mask_message]
     parts.upload.upload(handlers.upload, inputs, outputs, concurrency_limit=2, api_name="upload")

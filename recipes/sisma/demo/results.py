@@ -1,7 +1,5 @@
 """Job results for the browser: images as data URLs, and a zip of images, mask and settings, all made in memory."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -9,12 +7,11 @@ import zipfile
 from typing import Any
 
 import ssmgen
+from recipes.sisma.demo.exchange import data_url, encode_png, to_text
 from recipes.sisma.demo.jobs import JobResult, Preview
-from recipes.sisma.demo.masks import to_text
-from recipes.sisma.demo.png import data_url, encode_png
 from ssmgen.pipeline import Recipe
 
-#: Heading of the results, by kind of job.
+#: Headings of the results, by kind of job.
 TITLES = {
     "generate": "Generated from the mask",
     "redraw": "Redrawn where the mask changed",

@@ -1,12 +1,14 @@
-"""Masks from the browser, as run-length text or as an uploaded PNG, checked before use.
+"""What browser and server exchange: PNG files, and masks as run-length text; all input is checked before use.
 
-The page sends a mask as text: ``"64 0x128,13x20,..."`` is the side of the square, then ``LABELxCOUNT`` for each run of
-equal labels in row order.
+A mask as text, ``"64 0x128,13x20,..."``, is the side of the square, then ``LABELxCOUNT`` for each run of equal labels
+in row order.
 """
 
-from __future__ import annotations
-
+import base64
+import binascii
+import io
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +16,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.sisma.demo.errors import InvalidRequest
-from recipes.sisma.demo.png import MAX_SIDE, decode_png
 from ssmgen.data import LABEL_SETS, LabelSet, check_labels, remap
-from ssmgen.data.images import from_pil
+from ssmgen.data.images import from_pil, to_pil
 from ssmgen.data.labels import likelier_order
 from ssmgen.data.transforms import center_crop_resize_mask
 
+#: Largest accepted side in pixels and file size in bytes.
+MAX_SIDE, MAX_BYTES = 1024, 5_000_000
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Mean RGB distance to the nearest class colour (at most 441) above which an image is considered a photograph.
 MAX_COLOUR_DISTANCE = 40.0
-
 _MAX_TEXT = 6 * MAX_SIDE**2  # every pixel a run of its own
 _RUNS = re.compile(r"\d{1,4} \d{1,3}x\d{1,7}(,\d{1,3}x\d{1,7})*")
+
+
+class InvalidRequest(ValueError):
+    """The browser sent something the page does not accept; the message is shown there."""
+
+
+def encode_png(pixels: Tensor, labels: LabelSet | None = None) -> bytes:
+    """PNG bytes of colours ``(3, h, w)`` or labels ``(h, w)``, uint8; a label set adds its palette."""
+    image = to_pil(pixels)
+    if labels is not None:
+        image.putpalette([value for colour in labels.palette for value in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def data_url(png: bytes) -> str:
+    """PNG bytes as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def image_from_url(url: Any, side: int) -> Tensor:
+    """Image ``(3, side, side)`` uint8 of a data URL that the page made; raises an InvalidRequest for anything else."""
+    if not isinstance(url, str) or not url.startswith("data:image/png;base64,"):
+        raise InvalidRequest("There is no picture to change yet: generate one, or choose one of the results.")
+    image = decode_png(url.partition(",")[2])
+    if image.mode != "RGB" or image.size != (side, side):
+        raise InvalidRequest(f"The picture to change must be {side} x {side} pixels; this one is not. Reload the page.")
+    return from_pil(image)
+
+
+def decode_png(encoded: Any) -> Any:
+    """PIL image of a PNG file in base64: mode L, P or RGB, at most `MAX_SIDE` pixels wide and high.
+
+    Size and depth are read from the header before anything is decoded.
+
+    Raises:
+        InvalidRequest: too large, not a PNG, damaged, or of an unsupported kind.
+    """
+    from PIL import Image
+
+    data = _decode_base64(encoded)
+    size = _check_header(data)
+    try:
+        image: Any = Image.open(io.BytesIO(data), formats=["PNG"])
+        if image.size != size or getattr(image, "n_frames", 1) > 1:
+            raise ValueError("an animation, or two sizes in one file")
+        image.load()
+    except Exception as error:  # Pillow raises nearly every built-in exception on crafted files
+        raise InvalidRequest(f"The PNG is damaged and cannot be read ({str(error).rstrip('.')}).") from error
+    if "A" in image.getbands() or "transparency" in image.info:
+        return _opaque(image)
+    if image.mode not in ("L", "P", "RGB"):
+        accepted = "8-bit grey labels, with a palette, or as RGB"
+        raise InvalidRequest(f"The PNG is a {image.mode} image: save it as {accepted}.")
+    return image
+
+
+def _decode_base64(encoded: Any) -> bytes:
+    if not isinstance(encoded, str) or not encoded:
+        raise InvalidRequest("No file arrived: choose a PNG file.")
+    if len(encoded) > MAX_BYTES * 4 // 3 + 4:
+        raise InvalidRequest(f"The file is larger than {MAX_BYTES // 1_000_000} MB: save the mask as an 8-bit PNG.")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise InvalidRequest("The file arrived incomplete: try again.") from error
+
+
+def _check_header(data: bytes) -> tuple[int, int]:
+    """Width and height that the header states."""
+    if not data.startswith(_SIGNATURE) or len(data) < 26 or data[12:16] != b"IHDR":
+        kind = "a JPEG, whose compression alters labels" if data.startswith(b"\xff\xd8") else "not a PNG file"
+        raise InvalidRequest(f"The file is {kind}: masks are PNG files.")
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InvalidRequest(f"The image is {width:,} x {height:,} pixels; the limit is {MAX_SIDE} x {MAX_SIDE}.")
+    if depth > 8 or (depth < 8 and colour != 3):
+        raise InvalidRequest(f"The PNG has {depth} bits per channel: save it with 8.")
+    return width, height
+
+
+def _opaque(image: Any) -> Any:
+    if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise InvalidRequest(
+            "The PNG has transparent pixels, which have no class: fill them with the background colour."
+        )
+    return image.convert("L" if image.mode == "LA" else "P" if image.mode == "P" else "RGB")
 
 
 def to_text(mask: Tensor) -> str:
@@ -36,7 +126,7 @@ def to_text(mask: Tensor) -> str:
 
 
 def from_text(text: Any, labels: LabelSet) -> Tensor:
-    """The inverse of `to_text`: ``(side, side)`` uint8.
+    """The inverse of `to_text`, ``(side, side)`` uint8.
 
     Raises:
         InvalidRequest: malformed text, a side above `MAX_SIDE`, or a label outside the set.
@@ -82,7 +172,10 @@ def from_upload(encoded: Any, labels: LabelSet, side: int, order: str = "") -> U
     """
     source = LABEL_SETS.get(order, labels)
     ids, changed = _label_ids(decode_png(encoded), source)
-    notes = [_snapped_note(changed, ids.numel())] if changed else []
+    notes = []
+    if changed:
+        share = f"{changed:,} of {ids.numel():,} pixels ({100 * changed / ids.numel():.1f} %)"
+        notes.append(f"{share} had colours between those of two classes and were given the nearest.")
     try:
         check_labels(ids, len(source), where="the file")
     except ValueError as error:
@@ -108,12 +201,9 @@ def _label_ids(image: Any, labels: LabelSet) -> tuple[Tensor, int]:
 
 
 def snap_to_palette(pixels: Tensor, labels: LabelSet) -> tuple[Tensor, int]:
-    """The class whose colour is nearest, for each pixel of an image ``(3, height, width)`` uint8.
+    """The nearest class of each pixel ``(3, height, width)``, and the number of pixels without a class colour.
 
-    Grey pixels whose values are all class ids are taken as ids.
-
-    Returns:
-        Labels ``(height, width)`` uint8, and the number of pixels that did not have a class colour.
+    An image of grey pixels whose values are all class ids is taken as ids.
 
     Raises:
         InvalidRequest: the mean distance to the class colours is above `MAX_COLOUR_DISTANCE`.
@@ -131,8 +221,3 @@ def snap_to_palette(pixels: Tensor, labels: LabelSet) -> tuple[Tensor, int]:
         )
     classes = torch.cat([each.indices for each in nearest])[index]
     return classes.view(pixels.shape[1:]).to(torch.uint8), int((distance > 0).sum())
-
-
-def _snapped_note(count: int, total: int) -> str:
-    share = f"{count:,} of {total:,} pixels ({100 * count / total:.1f} %)"
-    return f"{share} had colours between those of two classes and were given the nearest."
