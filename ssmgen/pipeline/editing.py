@@ -66,9 +66,10 @@ def edit(
     old = pipe.labels_of(mask, **given.orders)
     new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
     widened = _region(old, new, region, margin).to(pipe.device)
-    data = pipe.encode(image)
     if start == "inversion":
         _check_reversible(given.sampling)
+    data = pipe.encode(image)
+    if start == "inversion":
         backwards = shifted_grid(given.sampling.steps, given.sampling.shift).flip(0)
         noise = given.sample(data, old, times=backwards, guidance_scale=1.0)
     inside = F.interpolate(widened[None, None].float(), data.shape[-2:], mode="area") > 0
