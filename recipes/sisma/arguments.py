@@ -169,7 +169,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C with one line; neither prints a
     traceback. Each warning is one line.
     """
-    warnings.formatwarning = _one_line
+    # Without the source line that raised it, which does not help the user of a command.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         raise SystemExit(main(sys.argv[1:]) or 0)
     except Help as help:
@@ -180,8 +181,3 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """Format a warning without the source line that raised it, which does not help the user of a command."""
-    return f"warning: {' '.join(str(message).split())}\n"

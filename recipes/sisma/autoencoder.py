@@ -3,9 +3,9 @@
     python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
 
 It is a diffusers `AutoencoderTiny`, narrow enough for a file under 1.5 MB, with most blocks on the coarse grids, where
-they cost little. Its loss weights small parts more: eyes and earrings are few pixels but matter most in a face. It also
-pushes latents towards zero mean and unit variance per channel (the rest becomes scale and shift in the configuration).
-Noise is added to latents in training, so that a generator's errors stay small in the picture.
+they cost little. Small parts weigh more in its loss, since eyes and earrings are few pixels but matter most in a face.
+Latents are pushed towards zero mean and unit variance (the rest becomes scale and shift in the configuration), and
+noise is added to them, so that a generator's errors stay small in the picture.
 
 Training takes an hour on two cores. Run again, the command continues from the last checkpoint in ``OUT-checkpoints``.
 """

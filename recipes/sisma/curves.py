@@ -9,8 +9,7 @@ from typing import Any
 
 #: Side of the square that points lie in; the page stretches it to the plot.
 SIDE = 1000
-_MOST_POINTS = 600
-_LOG_RATIO = 30
+_MOST_POINTS, _LOG_RATIO = 600, 30
 
 Points = list[tuple[float, float]]
 
@@ -46,7 +45,8 @@ def chart(
 
     ``smoothing`` is the weight of `smoothed`, 0 for none; ``linear`` keeps the axis linear even over decades.
     """
-    if all(len(points) < 2 for points in curves):
+    shown = [(run, points) for run, points in enumerate(curves) if len(points) > 1]
+    if not shown:
         return None
     values = [value for points in curves for _, value in points]
     logarithmic = not linear and _spans_decades(values)
@@ -63,8 +63,7 @@ def chart(
         "y": [(f"{tick:.3g}", up.at(tick) * 100 / SIDE) for tick in up.ticks(4)],
         "lines": [
             {"run": run, "raw": place(points), "smooth": place(smoothed(points, smoothing)) if smoothing else ""}
-            for run, points in enumerate(curves)
-            if len(points) > 1
+            for run, points in shown
         ],
     }
 

@@ -31,14 +31,14 @@ def training_pairs(config: Config) -> Pairs:
     """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
     if config.data == "drawn":
         return DrawnFaces(config.drawn_count, size=config.image_size)
-    return prepared_pairs(_folder(config), "train", config.image_size)
+    return prepared_pairs(config, "train", config.image_size)
 
 
 def held_out_pairs(config: Config, count: int) -> Pairs:
     """Pairs that training does not see: ``count`` drawn ones, or the test split of the prepared folder."""
     if config.data == "drawn":
         return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
-    return prepared_pairs(_folder(config), "test", config.image_size)
+    return prepared_pairs(config, "test", config.image_size)
 
 
 def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
@@ -48,10 +48,13 @@ def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(masks)
 
 
-def prepared_pairs(folder: Path, split: str, size: int | None = None) -> PreparedFolder:
-    """A split of a prepared folder; the error names the command that prepares one."""
-    command = command_line("prepare", "source=DIR", f"target={folder}")
-    return PreparedFolder(folder, split, size, hint=f"prepare one with {command}")
+def prepared_pairs(config: Config, split: str, size: int | None = None) -> PreparedFolder:
+    """A split of the run's prepared folder; the error without one names the command that prepares it."""
+    if not config.data:
+        command = command_line("prepare", "source=...", "target=FOLDER")
+        raise UsageError(f"preset {config.preset!r} needs data=FOLDER, made by: {command}")
+    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}")
+    return PreparedFolder(config.data, split, size, hint=f"prepare one with {command}")
 
 
 def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -138,8 +141,7 @@ def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     elif config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
     else:
-        whole = prepared_pairs(_folder(config), "train")
-        pairs = Crops(whole, config.image_size, config.crops, seed=config.train.seed)
+        pairs = Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
     record = cache_record(pairs, autoencoder, config.flip)
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(config.cache) / key
@@ -159,10 +161,3 @@ def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, flip: bool) -> No
         write_latent_cache(
             pairs, autoencoder, target, flip=flip, device=device, num_workers=workers, progress=bar.update
         )
-
-
-def _folder(config: Config) -> Path:
-    if not config.data:
-        command = command_line("prepare", "source=...", "target=FOLDER")
-        raise UsageError(f"preset {config.preset!r} needs data=FOLDER, made by: {command}")
-    return Path(config.data)

@@ -177,27 +177,22 @@ def _train(parser: FaceParser, settings: Settings, pairs: Pairs) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
     started = time.monotonic()
     parser.train()
-    pool = in_memory(pairs)
-    weights = rarity_weights(pool[1])
-    for step, (images, masks) in enumerate(_batches(*pool, settings)):
+    pool, labels = in_memory(pairs)
+    weights = rarity_weights(labels)
+    order = StepOrder(len(pool), settings.batch_size, settings.seed)
+    for step in range(settings.steps):
+        chosen = [index for index, _ in order.batch(step)]
+        images, masks = pool[chosen], labels[chosen].long()
+        if derived_seed(settings.seed, "flip", step) % 2:
+            images, masks = flip_pair(images, masks, CELEBAMASK19)
         torch.manual_seed(derived_seed(settings.seed, "step", step))
-        images = _degrade(images).contiguous(memory_format=torch.channels_last)
+        images = _degrade(images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = parser(images).float()
-        loss = F.cross_entropy(logits, masks.long(), weights) + 0.5 * _dice_loss(logits, masks.long())
+        loss = F.cross_entropy(logits, masks, weights) + 0.5 * _dice_loss(logits, masks)
         take_step(parser, optimizer, loss, step, started)
         schedule.step()
     parser.eval()
-
-
-def _batches(images: Tensor, masks: Tensor, settings: Settings) -> Any:
-    order = StepOrder(len(images), settings.batch_size, settings.seed)
-    for step in range(settings.steps):
-        indices = [index for index, _ in order.batch(step)]
-        batch, labels = images[indices], masks[indices]
-        if derived_seed(settings.seed, "flip", step) % 2:
-            batch, labels = flip_pair(batch, labels, CELEBAMASK19)
-        yield batch.float() / 127.5 - 1, labels
 
 
 def _degrade(images: Tensor) -> Tensor:

@@ -30,12 +30,7 @@ from ssmgen.weights import load_weights
 class Trained:
     """What is known about the training of a run.
 
-    Attributes:
-        config: the run's settings.
-        step: number of training steps.
-        seconds: training time.
-        weights: SHA-256 of the file with the averaged weights.
-        schedule: which ``lr_decay_steps`` applied from which step on, see `ssmgen.training.schedule_of`.
+    ``weights`` is the SHA-256 of the averaged weights' file, ``schedule`` is from `ssmgen.training.schedule_of`.
     """
 
     config: Config

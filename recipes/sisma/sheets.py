@@ -9,8 +9,7 @@ from ssmgen.atomic import whole_file
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 
-_GAP = 4
-_HEADER = 22
+_GAP, _HEADER = 4, 22
 
 
 def save_mask_sheet(

@@ -11,6 +11,7 @@ and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows i
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,30 @@ import torch
 from torch import nn
 
 from recipes.sisma.arguments import STOPPED, UsageError, command_line, flat, from_command_line, run_command
-from recipes.sisma.budget import choose_steps, continued, most_steps
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
 from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import all_processes, as_pipeline, check_writable, new_model, save_config
+from recipes.sisma.runs import all_processes, as_pipeline, check_writable, load_config, new_model, save_config
 from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
-from ssmgen.training import find_checkpoint, read_state, seconds_per_step, settle_precision, train
+from ssmgen.training import checkpoints, find_checkpoint, read_state, seconds_per_step, settle_precision, train
 
 # Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
     *("preset", "run", "resume", "steps", "minutes", "cache", "checkpoint_every", "keep_checkpoints", "log_every"),
-    *("num_workers", "tracker"),
-    *("sample_every", "evaluate", "evaluate_masks", "parser"),
+    *("num_workers", "tracker", "sample_every", "evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
+#: With fewer steps the faces hardly follow their masks; with more, the small network of `quick` gains little.
+LEAST, MOST = 400, 1300
+# Measurements on one machine differ by some percent; rounded, they mostly give the same number.
+_MULTIPLE = 50
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
@@ -94,6 +97,56 @@ def parse(argv: list[str]) -> Config:
     if config.preset != name:
         raise UsageError(f"preset={config.preset}: name the preset as the first word instead")
     return config
+
+
+def continued(config: Config) -> Config:
+    """The settings, completed from the run they continue: its number of steps if left open, its cosine if longer.
+
+    Raises:
+        UsageError: ``steps`` is left open without ``minutes``, or the run to continue does not tell its number.
+    """
+    run = Path(config.run) if config.resume in ("no", "auto") else Path(config.resume).parent.parent
+    known = config.resume != "no" and (run / "config.yaml").is_file()
+    steps = config.train.steps
+    if steps:
+        if known and config.train.lr_decay_steps is None:  # who wants fewer steps does not ask for another schedule
+            cosine = max(steps, load_config(run).train.lr_decay_steps or 0)
+            config = replace(config, train=replace(config.train, lr_decay_steps=cosine))
+        return config.with_steps(steps)
+    if config.minutes <= 0:
+        raise UsageError(f"steps must be positive, or 0 with minutes= to train for; got minutes={config.minutes:g}")
+    if known:
+        return config.with_steps(load_config(run).train.steps)
+    if config.resume != "no" and (config.resume != "auto" or checkpoints(run / "checkpoints")):
+        raise UsageError(f"{run / 'config.yaml'}: not found, so the run's number of steps is not known: give steps=")
+    return config
+
+
+def most_steps(config: Config) -> int:
+    """The largest number that may be chosen: a cosine that is to end earlier is not trained beyond."""
+    end = config.train.lr_decay_steps or 0
+    return min(MOST, end) if end > 0 else MOST
+
+
+def choose_steps(config: Config, measure: Callable[[], float], *, quiet: bool = False) -> Config:
+    """The settings with a number of steps: their own, or as many as fit in ``minutes``, which a measured step tells."""
+    if config.train.steps:
+        return config
+    seconds = measure()
+    fitting = int(60 * config.minutes / seconds) // _MULTIPLE * _MULTIPLE
+    steps = min(max(fitting, LEAST), most_steps(config))
+    if not quiet:
+        print(f"measured {seconds:.2f} s a step: {_why(config, steps, fitting, seconds)}", file=sys.stderr)
+    return config.with_steps(steps)
+
+
+def _why(config: Config, steps: int, fitting: int, seconds: float) -> str:
+    if steps == fitting:
+        return f"{steps} steps fit in {config.minutes:g} minutes"
+    bound = f"the {'most' if steps < fitting else 'fewest'} that are chosen"
+    if steps == most_steps(config) < MOST:
+        bound = "as many as the cosine of the learning rate has"
+    return f"{steps} steps, {bound}, take about {steps * seconds / 60:.1f} minutes ({config.minutes:g} were asked for)"
 
 
 def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:

@@ -28,12 +28,7 @@ from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
 from ssmgen.extras import require
 
-QUANTITIES = {
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "images_per_second": "images a second",
-}
+_TITLES = {"loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "images_per_second": "images a second"}
 SMOOTHING = (0.0, 0.6, 0.9, 0.97)
 _MAX_RUNS, _MAX_GRIDS, _EMBEDDED_GRIDS = 8, 60, 12
 _GRID_ADDRESS = re.compile(r"/grids/([0-9]{1,2})/([0-9]{1,9})")
@@ -121,7 +116,7 @@ def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: boo
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     logs = [read_log(run) for run in runs]
     charts = []
-    for key, title in QUANTITIES.items():
+    for key, title in _TITLES.items():
         exact = key == "lr"  # has no noise to smooth
         curves = [points_of(log, key) for log in logs]
         charts.append(chart(title, curves, 0.0 if exact else smoothing, linear=exact))
