@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import write
-from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.evaluation.measure import load_named_parser
+from recipes.sisma.pairs import HELD_OUT
 from ssmgen import MaskToImage
 from ssmgen.data import draw_face
 from ssmgen.pipeline import STARTS, edit

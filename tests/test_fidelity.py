@@ -172,7 +172,7 @@ def test_measured_times_are_a_column_with_their_own_origin(tmp_path):
     (tmp_path / "step-time-design.json").write_text(json.dumps(times))
     page = report.page(tmp_path)
     assert "diversity | time |" in page and "| 1.26 |" in page
-    assert page.endswith("forward and backward, the optimizer left out: `how`, commit `when`, where.\n")
+    assert page.endswith("forward and backward, without the optimizer: `how`, commit `when`, where.\n")
 
 
 def test_what_was_stopped_is_no_result(tmp_path, monkeypatch, capsys):

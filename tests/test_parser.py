@@ -11,6 +11,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 
 from recipes.sisma import parser
+from recipes.sisma.pairs import HELD_OUT
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.weights import write_weights
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_shipped_parser_finds_every_class_on_unseen_faces():
     network, card = parser.load_parser(parser.SHIPPED)
-    faces = DrawnFaces(96, size=128, start=parser.HELD_OUT + 5000)
+    faces = DrawnFaces(96, size=128, start=HELD_OUT + 5000)
     score = parser.evaluate_parser(network, faces)
     assert score["miou"] >= 0.80 and min(score["iou"].values()) > 0.05 and len(score["iou"]) == 19
     assert card["held_out"]["miou"] >= 0.85 and min(card["held_out"]["iou"].values()) > 0.2

@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipe_runs import SMALL, words
 
-from recipes.sisma import budget, evaluate, export, parser, prepare, provenance, train
+from recipes.sisma import evaluate, export, parser, prepare, provenance, train
 from recipes.sisma.arguments import UsageError, flat
 from recipes.sisma.pairs import prepared_pairs
 from recipes.sisma.presets import PRESETS, Config, preset
@@ -174,7 +174,7 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
     assert shlex.split(line)[-1] == f"data={target}"
     with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
-        prepared_pairs(tmp_path / "no folder", "train")
+        prepared_pairs(Config(data=str(tmp_path / "no folder")), "train")
     with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
         parser.load_parser(tmp_path / "my parser")
     asked = []
@@ -212,7 +212,7 @@ def test_presets_are_as_printed():
     assert stable.train == dataclasses.replace(own, lr=1e-4)
     for name, make in PRESETS.items():
         assert make().preset == name
-        make().with_steps(make().train.steps or budget.MOST)
+        make().with_steps(make().train.steps or train.MOST)
     assert preset("faces").with_steps(2000).train.lr_decay_steps == preset("faces").train.steps == 2000
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.sisma import evaluate, parser
 from recipes.sisma.evaluation import report
 from recipes.sisma.evaluation.settings import Settings
+from recipes.sisma.pairs import HELD_OUT
 from recipes.sisma.sheets import save_sheet
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
@@ -26,7 +27,7 @@ def agreement_of_each(folder, count):
     for index in range(count):
         image = read_image(folder / f"{index:05d}.png").unsqueeze(0).float() / 127.5 - 1
         agreement = MaskAgreement(CELEBAMASK19.classes)
-        agreement.update(network.parse(image), DrawnFaces(count, size=64, start=parser.HELD_OUT)[index][1].unsqueeze(0))
+        agreement.update(network.parse(image), DrawnFaces(count, size=64, start=HELD_OUT)[index][1].unsqueeze(0))
         found.append(agreement.result()["miou"])
     return found
 

@@ -11,7 +11,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipe_runs import SMALL, digests, words
 
-from recipes.sisma import budget, export, train
+from recipes.sisma import export, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.presets import preset
 from recipes.sisma.runs import load_config, save_config
@@ -28,8 +28,8 @@ def test_ten_and_ten_make_twenty(tmp_path):
 
 
 def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "LEAST", 2)
-    monkeypatch.setattr(budget, "MOST", 4)
+    monkeypatch.setattr(train, "LEAST", 2)
+    monkeypatch.setattr(train, "MOST", 4)
     chosen, given = tmp_path / "chosen", tmp_path / "given"
     common = [word for word in SMALL if "lr_decay" not in word]
     common += [f"cache={tmp_path / 'cache'}", "checkpoint_every=2", "evaluate=false"]
@@ -45,7 +45,7 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(train, "seconds_per_step", again)
-    monkeypatch.setattr(budget, "MOST", 9)
+    monkeypatch.setattr(train, "MOST", 9)
     shutil.rmtree(checkpoints(chosen / "checkpoints")[-1])  # stopped after step 2
     train.main([*common, f"run={chosen}", "resume=auto", "minutes=1"])
     assert digests(chosen) == digests(given) and load_config(chosen).train.steps == 4
@@ -57,13 +57,13 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
 def test_steps_fill_the_minutes_within_bounds(capsys):
     cases = [(0.5, "", 700), (0.512, "", 700), (0.1, "", 1300), (2.0, "", 400), (0.1, "lr_decay_steps=90", 90)]
     for seconds, word, steps in cases:
-        config = budget.choose_steps(train.parse(["quick", "minutes=6", *filter(None, [word])]), lambda s=seconds: s)
+        config = train.choose_steps(train.parse(["quick", "minutes=6", *filter(None, [word])]), lambda s=seconds: s)
         assert (config.train.steps, config.train.lr_decay_steps, config.sample_every) == (steps, steps, steps // 2)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "measured 0.50 s a step: 700 steps fit in 6 minutes"
     assert said[3].endswith("400 steps, the fewest that are chosen, take about 13.3 minutes (6 were asked for)")
     assert "90 steps, as many as the cosine of the learning rate has, take about 0.1 minutes" in said[4]
-    own = budget.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
+    own = train.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
     assert (own.train.steps, own.train.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
 
 
@@ -74,7 +74,7 @@ def test_the_cosine_ends_where_training_does_if_nothing_else_is_said():
         (["faces", "data=x", "steps=500", "lr_decay_steps=0", "sample_every=9"], (500, 0, 9)),
         (["paper", "data=x"], (150_000, 0, 5000)),
     ):
-        config = budget.continued(train.parse(given))
+        config = train.continued(train.parse(given))
         assert (config.train.steps, config.train.lr_decay_steps, config.sample_every) == expected
 
 
@@ -164,7 +164,7 @@ def test_a_run_continued_for_fewer_steps_keeps_its_cosine(tmp_path):
         (["steps=800", "resume=no"], 800),
     ):
         asked = train.parse(["quick", f"run={tmp_path}", "resume=auto", *given])
-        assert budget.continued(asked).train.lr_decay_steps == cosine
+        assert train.continued(asked).train.lr_decay_steps == cosine
 
 
 def test_a_run_is_not_continued_for_fewer_steps_than_it_has(trained):

@@ -40,7 +40,7 @@ def make_run(folder: Path, *, count=20, steps=400, grids=(100, 200)) -> Path:
 
 @contextlib.contextmanager
 def served(*runs: Path, **settings):
-    with watch.serve(list(runs), watch.Settings(port=0, **settings)) as server:
+    with watch.Server(list(runs), watch.Settings(port=0, **settings)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -168,7 +168,7 @@ def test_no_address_reaches_a_file(tmp_path, address):
     (tmp_path / "secret").write_text("XYZZY")
     (run / "samples" / "step-000300.png").symlink_to(tmp_path / "secret")
     (run / "samples" / "step-100.png").mkdir()
-    with watch.serve([run], watch.Settings(port=0)) as server:
+    with watch.Server([run], watch.Settings(port=0)) as server:
         found = server.answer(address)
     if found is not None:  # a query of the page itself
         assert found[0].startswith("text/html") and address.startswith("/?")

@@ -1,6 +1,6 @@
 """What each setting of the presets `quick` and `faces` stands on; models and `paper` have docs/paper.md.
 
-A test wants an entry for every setting in which one of the two differs from what a run has where nothing is said.
+A test wants an entry for every setting in which one of the two differs from a run's defaults.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ STANDS_ON = {
     "model_args.depth": "a small network for a small set; sizes were not compared",
     "model_args.patch_size": "a token per 8 x 8 pixels, so that eyes and earrings have their own; not compared",
     "model_args.mask_input": "`mask-entry`: level with adding or concatenating alone",
-    "model_args.mask_dropout": "guidance needs some; not varied",
+    "model_args.mask_dropout": "guidance needs it; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",
-    "balance": "`design`: 0.5 level with 1, none lower within the spread; `faces`: 1 gives no more",
-    "class_weighting": "`design`: without it and balance less; alone not varied",
+    "balance": "`design`: 0.5 level with 1, 0 lower, within the spread; `faces`: 1 gives no gain",
+    "class_weighting": "`design`: lower without both it and balance; not varied alone",
     "optimizer": "`design`",
-    "lr": "`design`: half of it is lower, twice as much no better",
+    "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",
-    "precision": "speed: bf16 where the machine is faster in it; not compared",
-    "steps": "`training-time`; `quick` takes what fits in its minutes, 400 to 1,300",
+    "precision": "speed: bf16 if the machine is faster with it; not compared",
+    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 1,300",
     "minutes": "`make demo` within nine minutes on two AVX2 cores",
     "ema_decay": "not varied",
     "solver_steps": "`sampling`",
     "guidance_scale": "`sampling`",
-    "guidance_start": "`sampling`: level, at less work",
+    "guidance_start": "`sampling`: level, at a lower cost",
 }
 
 

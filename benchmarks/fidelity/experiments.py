@@ -62,7 +62,7 @@ SOLVERS = (
 
 EXPERIMENTS = {
     "mask-entry": Experiment(
-        "Where should the mask enter? Cross-Mamba against simpler and other ways, at equal parameters and steps.",
+        "Where should the mask enter? Cross-Mamba against other ways, at equal parameters and steps.",
         {
             "cross-mamba": ("model_args.mask_input=none",),
             "added": variant("none", 5.0, "add"),
@@ -73,20 +73,20 @@ EXPERIMENTS = {
         },
         base=("guidance_scale=1", *SIXTEEN),
         finding=(
-            "Cross-Mamba does not earn its place here. At equal parameters and steps it ends level with mask "
-            "tokens added to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. So do "
-            "both together and concatenation. The late lead of a first trial at 32 pixels (0.02 to 0.03, two "
-            "seeds) is not confirmed. What is clear: SPADE ends 0.017 to 0.030 below it, in every seed, and "
-            "cross-attention alone is far behind even though its keys carry positions: our guess is that in a "
-            "thousand steps it barely learns where to look, while a scan visits mask and image in one order and "
-            "need not learn it. One small size, drawn faces; the paper's advantage at full size is neither shown "
-            "nor refuted. The default of every size but the presets `quick` and `faces` therefore stays the "
-            "paper's (`mask_input=none`); `quick` and `faces` take both."
+            "Cross-Mamba shows no advantage here. At equal parameters and steps it is level with mask tokens added "
+            "to the image tokens before Self-Mamba: seed by seed +0.021, -0.007 and +0.004. Both together and "
+            "concatenation are level too. A first trial at 32 pixels had found a late lead of 0.02 to 0.03 (two "
+            "seeds), which is not confirmed. SPADE is clearly lower, by 0.017 to 0.030 in every seed. "
+            "Cross-attention alone is far lower, even though its keys carry positions. Our guess is that in a "
+            "thousand steps it barely learns where to look, while a scan visits mask and image in the same order "
+            "and need not learn it. All this is for one small size and drawn faces; the paper's advantage at full "
+            "size is neither shown nor refuted. The named sizes therefore keep the paper's default "
+            "(`mask_input=none`); the presets `quick` and `faces` use both."
         ),
     ),
     "design": Experiment(
-        "Which of our choices and the paper's matter? One changed at a time; attention and DiT, in the place of the "
-        "scans, have as many parameters.",
+        "Which of our choices and the paper's matter? Each variant changes one setting; attention and DiT replace "
+        "the scans at equal parameters.",
         {
             "quick": (),
             "gates": ("model_args.gates=true",),
@@ -109,39 +109,41 @@ EXPERIMENTS = {
         stages=(350,),
         paces={"sisma-attn-equal-time": 1 / 1.66, "dit-equal-time": 1 / 1.46},
         finding=(
-            "- **Optimizer**: Muon is worth most, against AdamW at one rate. Half its learning rate ends lower in "
-            "every seed, twice as much in two of three.\n"
-            "- **Gates** that start at zero may hold the blocks back at first: every seed ends lower with them. "
-            "The sizes from `sisma-s` on keep theirs, which the paper's parameter count asks for; in `faces`, on one "
-            "of them made small, both are level.\n"
-            "- **Time**: a uniform t ends below the logit-normal one in every seed, by 0.007 to 0.023, with means "
+            "- **Optimizer**: Muon gains most, compared with AdamW at one learning rate. Half of Muon's rate is "
+            "lower in every seed, twice the rate in two of three.\n"
+            "- **Gates** that start at zero may slow the blocks down at first: every seed is lower with them. The "
+            "sizes from `sisma-s` on keep their gates, as the paper's parameter count requires. In `faces`, which "
+            "uses a small version of `sisma-s`, both are level (one seed).\n"
+            "- **Time**: uniform t is lower than logit-normal t in every seed, by 0.007 to 0.023; the means are "
             "within the spread.\n"
-            "- **Rare classes**: where none counts more, in data and loss (`all-alike`), every seed ends lower, "
-            "by 0.003 to 0.018, with means within the spread. Half of the balancing is neither better nor worse.\n"
-            "- **Scans**: how the image is scanned does not show here. One order for all three layers, two "
-            "opposite ones and the first three of the cycle are level; all eight need eight layers and were not "
-            "tried. So nearly are four states a channel and sixteen, -0.003 to 0.013 for a fifth more time. What "
-            "the Cross-Mamba scans (`u`) tells little where the mask is also added at the input, 0.001 to 0.014.\n"
-            "- **Attention and DiT** end below the scans in every seed, at equal parameters and steps, and by "
-            "more at equal time, which is 211 and 240 of their steps: forward and backward take 1.66 and 1.46 "
-            "times as long on this CPU (within some 5 %, the optimizer left out; a GPU will have other ratios). "
-            "They too ran without gates, at the learning rate of SISMA.\n\n"
-            "All this at one small size and about a quarter of the steps of `quick`."
+            "- **Rare classes**: without balancing in data and loss (`all-alike`), every seed is lower, by 0.003 to "
+            "0.018; the means are within the spread. Half of the balancing is neither better nor worse.\n"
+            "- **Scans**: the scan order makes no difference here. One order for all three layers, two opposite "
+            "orders and the first three of the cycle are level; all eight need eight layers and were not tried. "
+            "Four and sixteen states per channel are nearly level, -0.003 to 0.013 for a fifth more time. The "
+            "sequence that Cross-Mamba scans (`u`) matters little if the mask is also added at the input, 0.001 to "
+            "0.014.\n"
+            "- **Attention and DiT** are lower than the scans in every seed at equal parameters and steps. At equal "
+            "time, which is 211 and 240 of their steps, they are lower still: forward and backward take 1.66 and "
+            "1.46 times as long on this CPU (within about 5 %, without the optimizer; a GPU will have other "
+            "ratios). They also ran without gates and at the learning rate of SISMA.\n\n"
+            "All this is for one small size and about a quarter of the steps of `quick`."
         ),
     ),
     "training-time": Experiment(
-        "What does training longer buy? Every run with a cosine of its own length.",
+        "What does longer training gain? Each run has a cosine of its own length.",
         {"a-third": (), "quick": (), "thrice": ()},
         base=(),
         stages=(1400,),
         paces={"a-third": 1 / 3, "thrice": 3.0},
         finding=(
-            "Agreement still rises where `make demo` stops (`quick` takes up to 1,300 steps since, see the README): by "
-            "0.012 for three times the steps, with smoother hair and irises of one colour, seen by eye. One seed."
+            "Agreement still rises where `make demo` stops (`quick` has since been limited to 1,300 steps, see the "
+            "README): by 0.012 for three times the steps. By eye, hair is smoother and both irises have one colour. "
+            "One seed."
         ),
     ),
     "sampling": Experiment(
-        "How do solver, calls of the model and guidance trade agreement against diversity?",
+        "How do solver, evaluations and guidance trade agreement against diversity?",
         {
             **{f"{solver}-{steps}": (f"solver={solver}", f"steps={steps}") for solver, steps in SOLVERS},
             **{f"guidance-{scale:g}": (f"guidance_scale={scale:g}",) for scale in (1.0, 1.5, 3.0)},
@@ -152,13 +154,13 @@ EXPERIMENTS = {
         sampled=True,
         finding=(
             "One trained model (`quick` at 1,400 steps) and one noise, so small differences mean nothing.\n\n"
-            "- **Guidance** of 2 is worth 0.036 over none; 3 falls back to where none is, with specks on the "
-            "skin. Where it starts moves agreement little; a start at 0.2 costs less work than one at 0, and "
-            "samples differ less in colour and contrast, which `diversity` counts too.\n"
-            "- **Solver**: agreement does not follow accuracy. Euler with six steps is level with the best, `ab3` "
-            "with six loses 0.042. Seen by eye: Euler's colours are muted and samples of a mask alike (0.42; 0.57 "
-            "with 48 steps), while outlines stay. `ab3` with 11 has the colours of Euler with 48; with 6 it "
-            "leaves specks on the skin."
+            "- **Guidance** of 2 gains 0.036 over none. At 3, agreement falls back to that without guidance, and "
+            "the skin has specks. The start of guidance changes agreement little. A start at 0.2 costs less than "
+            "one at 0, and samples differ less in colour and contrast, which `diversity` counts too.\n"
+            "- **Solver**: agreement does not follow accuracy. Euler with six steps is level with the best, and "
+            "`ab3` with six loses 0.042. By eye, Euler's colours are muted and its samples of a mask alike "
+            "(diversity 0.42, and 0.57 with 48 steps), while outlines stay. `ab3` with 11 steps has the colours of "
+            "Euler with 48; with 6 it leaves specks on the skin."
         ),
     ),
     "faces": Experiment(
@@ -173,17 +175,17 @@ EXPERIMENTS = {
         preset="faces",
         stages=(2000,),
         finding=(
-            "One seed, so small differences mean nothing. *gates* is the preset as it is. Without gates agreement "
-            "is level, unlike in `design`, and the preset keeps the paper's; balancing rare classes fully gives "
-            "no more. Without the cross layer agreement is level too, and the proxy distance is lower, as it was in "
-            "an earlier pair (commit `d3b0dab`). The proxy distances are of 75 images, fewer than they have "
-            "features, and the halves of the real ones are smaller still: they can only be compared with one "
-            "another. An earlier preset with guidance throughout, and the optimizer as it was then, had 0.585 and "
-            "a proxy of 2475 (run at `b8bb3e676354`, its row at `d3b0dab`).\n\n"
-            "All agree with their masks better than the real faces do after the autoencoder. Guidance is a likely "
-            "reason: it exaggerates what tells a class. So agreement says that masks are followed, not that faces "
-            "are good. The parser was trained on the training faces with `python -m recipes.sisma.parser "
-            "data=PREPARED steps=1000`; its held-out mIoU is the ceiling."
+            "One seed, so small differences mean nothing. *gates* is the unchanged preset. Without gates agreement "
+            "is level, unlike in `design`, and the preset keeps the paper's gates. Full balancing of rare classes "
+            "gives no gain. Without the cross layer agreement is level too, and the proxy distance is lower, as it "
+            "was in an earlier pair (commit `d3b0dab`). The proxy distances are over 75 images, fewer than the "
+            "number of features, and the halves of the real images are smaller still, so compare them only with one "
+            "another. An earlier preset, with guidance throughout and an earlier optimizer, had 0.585 and a proxy "
+            "of 2475 (run at `b8bb3e676354`, its row at `d3b0dab`).\n\n"
+            "All variants agree with their masks better than the real faces do after the autoencoder. Guidance is a "
+            "likely reason, because it exaggerates the features of a class. So agreement shows that images follow "
+            "their masks, not that the faces are good. The parser was trained on the training faces with `python -m "
+            "recipes.sisma.parser data=PREPARED steps=1000`; its held-out mIoU is the ceiling."
         ),
     ),
 }

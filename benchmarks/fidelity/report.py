@@ -21,24 +21,24 @@ Result = dict[str, Any]
 
 _HEAD = """# Fidelity
 
-What each part of SISMA buys, measured. Every row is the mean over seeds of the preset `quick` (in *faces*: of
-`faces`), as it was at the commit named below its table, with the settings named there changed; it was trained on
-drawn (in *faces*: real) faces and measured on unseen masks. ± is the standard deviation over seeds (weights, order of
-the data, noise). mIoU is the shipped parser's (in *faces*: that of one trained on real faces); its floor and ceilings
-stand below each table. A difference that is not several times the spread is none.
+This page measures the contribution of each part of SISMA. Each row is the mean over seeds of the preset `quick` (in
+*faces*, of the preset `faces`) at the commit below its table, with the listed settings changed. The models were trained
+on drawn faces (in *faces*, on real faces) and measured on unseen masks. ± is the standard deviation over seeds
+(weights, order of the data, noise). mIoU comes from the shipped parser (in *faces*, from a parser trained on real
+faces); its floor and ceilings are below each table. Only differences of several times the spread are meaningful.
 
 ```bash
 python -m benchmarks.fidelity                # the experiments and their variants
-python -m benchmarks.fidelity mask-entry     # one of them, resumable: five minutes a run on two cores
+python -m benchmarks.fidelity mask-entry     # one of them, resumable: five minutes per run on two cores
 python -m benchmarks.fidelity.report         # this page, from benchmarks/results/fidelity/
 ```
 """
 
-_DEFAULTS = """## What the presets stand on
+_DEFAULTS = """## Evidence for the presets
 
-Experiments are named as below. Defaults of the models and of the presets `paper` and `stable`:
-[what the paper says](paper.md). Where nothing was measured, this says so; what stands on any experiment but `faces` was
-measured with `quick`, on drawn faces alone.
+The last column names the experiments below. [Paper and assumptions](paper.md) has the defaults of the models and of
+the presets `paper` and `stable`. Settings without a measurement are marked. Every experiment except `faces` used
+`quick` and drawn faces only.
 
 """
 
@@ -51,9 +51,7 @@ def main() -> None:
 def page(folder: Path) -> str:
     """The page as Markdown, from every result of the folder."""
     sections = [_section(name, folder / name) for name in EXPERIMENTS if (folder / name).is_dir()]
-    return "\n".join(
-        [_HEAD, _DEFAULTS + table(["setting", *defaults.PRESETS, "stands on"], defaults.rows()), *sections]
-    )
+    return "\n".join([_HEAD, _DEFAULTS + table(["setting", *defaults.PRESETS, "evidence"], defaults.rows()), *sections])
 
 
 def read(folder: Path, experiment: Experiment) -> dict[str, list[Result]]:
@@ -121,7 +119,7 @@ def _proxy(stage: Result) -> Result:
 
 
 def _code(words: str) -> str:
-    return f"`{words}`" if words else "as it is"
+    return f"`{words}`" if words else "unchanged"
 
 
 def _spread(values: list[float]) -> str:
@@ -134,11 +132,12 @@ def _bounds(stage: Result) -> str:
     proxy = ""
     if "distances" in stage:
         found = _proxy(stage)
-        proxy = f" Proxy: {found['protocol']}; half of the real faces to the other {found['noise_floor']['value']:.2f}."
+        halves = f"one half of the real faces against the other {found['noise_floor']['value']:.2f}."
+        proxy = f" Proxy: {found['protocol']}; {halves}"
     return (
         f"Floor (faces against other masks) {stage['floor']['miou']:.3f}; ceiling (real faces) {ceiling:.3f}; real "
-        f"faces after the autoencoder {after:.3f}. Diversity: RMS difference of samples of one mask, images in [-1, 1]."
-        + proxy
+        f"faces after the autoencoder {after:.3f}. Diversity: RMS difference between samples of one mask, images in "
+        "[-1, 1]." + proxy
     )
 
 
@@ -146,7 +145,7 @@ def _clock(times: Result) -> str:
     if not times:
         return ""
     return (
-        f" Time is that of forward and backward, the optimizer left out: `{times['command']}`, commit "
+        f" Time is forward and backward, without the optimizer: `{times['command']}`, commit "
         f"`{times['commit']}`, {times['hardware']['processor']}."
     )
 

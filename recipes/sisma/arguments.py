@@ -1,7 +1,5 @@
 """``key=value`` command lines for dataclasses, and commands that fail with one clear message."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import shlex
@@ -38,11 +36,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
 
     A field of a nested dataclass has two keys, its dotted path and its name alone (``train.lr=`` and ``lr=``). The
     short key is left out where another field has that name; ``short_names`` of the schema's class, a dict from key to
-    dotted path, gives a field a different one: ``{"solver_steps": "sampling.steps"}``.
-
-    Args:
-        schema: an instance whose values are the defaults.
-        argv: the words.
+    dotted path, gives a field a different one: ``{"solver_steps": "sampling.steps"}``. The values of ``schema`` are
+    the defaults.
 
     Raises:
         UsageError: a word without ``=``, an unknown key (the closest ones are listed), or a value of the wrong type.
@@ -101,10 +96,7 @@ def _structured(schema: Any, short: Mapping[str, str]) -> Any:
 
 
 def keys_help(schema: Any) -> str:
-    """List every key with its default and its description.
-
-    Descriptions come from the ``Attributes:`` of the dataclass, its parents and its nested dataclasses.
-    """
+    """List every key with its default and its description, from the ``Attributes:`` of the dataclasses."""
     described, lines = _attributes(schema), []
     for key, path in _short_keys(schema).items():
         owner, _, name = path.rpartition(".")
@@ -174,10 +166,11 @@ def command_line(command: str, *words: str) -> str:
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run a command and exit with the status it returns.
 
-    Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C ends it with one line; neither
-    prints a traceback. Each warning is one line.
+    Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C with one line; neither prints a
+    traceback. Each warning is one line.
     """
-    warnings.formatwarning = _one_line
+    # Without the source line that raised it, which does not help the user of a command.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         raise SystemExit(main(sys.argv[1:]) or 0)
     except Help as help:
@@ -188,8 +181,3 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """Format a warning without the source line that raised it, which does not help the user of a command."""
-    return f"warning: {' '.join(str(message).split())}\n"

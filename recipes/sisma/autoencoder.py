@@ -3,14 +3,12 @@
     python -m recipes.sisma.autoencoder out=runs/drawn-autoencoder
 
 It is a diffusers `AutoencoderTiny`, narrow enough for a file under 1.5 MB, with most blocks on the coarse grids, where
-they cost little. Its loss weights small parts more: eyes and earrings are few pixels but matter most in a face. It also
-pushes latents towards zero mean and unit variance per channel (the rest becomes scale and shift in the configuration).
-Noise is added to latents in training, so that a generator's errors stay small in the picture.
+they cost little. Small parts weigh more in its loss, since eyes and earrings are few pixels but matter most in a face.
+Latents are pushed towards zero mean and unit variance (the rest becomes scale and shift in the configuration), and
+noise is added to them, so that a generator's errors stay small in the picture.
 
 Training takes an hour on two cores. Run again, the command continues from the last checkpoint in ``OUT-checkpoints``.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -22,29 +20,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from recipes.sisma.arguments import command_line, from_command_line, run_command
+from recipes.sisma.pairs import held_out_pairs, in_memory, training_pairs
+from recipes.sisma.presets import Config
 from ssmgen.atomic import write_text
-from ssmgen.data import CELEBAMASK19
-from ssmgen.data.drawn_faces import DrawnFaces
+from ssmgen.data import CELEBAMASK19, Pairs
 from ssmgen.latents import save_network
 from ssmgen.precision import Choice, choose_precision
-from ssmgen.training import (
-    StepOrder,
-    checkpoints,
-    derived_seed,
-    load_checkpoint,
-    loader_processes,
-    prune_checkpoints,
-    read_state,
-    save_checkpoint,
-    verify_checkpoint,
-)
-
-# No training uses drawn faces from this index on: autoencoder, parser and generators are scored on them.
-HELD_OUT = 10_000_000
+from ssmgen.training import StepOrder, checkpoints, derived_seed, load_checkpoint, prune_checkpoints
+from ssmgen.training.checkpoint import read_state, save_checkpoint, verify_checkpoint
 
 
 @dataclass
@@ -91,22 +77,24 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(settings.seed)
     network = new_autoencoder(settings.width, settings.latent_channels, settings.factor)
     network = network.to(memory_format=torch.channels_last)  # faster for convolutions on a CPU
-    _train(network, settings)
-    score, mean, std = measure(network, settings.image_size, settings.held_out)
+    data = Config(image_size=settings.image_size, drawn_count=settings.faces)
+    _train(network, settings, training_pairs(data))
+    score, mean, std = measure(network, in_memory(held_out_pairs(data, settings.held_out))[0])
     network.register_to_config(scaling_factor=1 / std, shift_factor=mean)
+    save_network(network.half(), Path(settings.out))  # float16 for a small file
     command = command_line("autoencoder", *argv)
     card = {"command": command, "steps": settings.steps, "precision": settings.precision, "held_out_psnr": score}
-    save(network, Path(settings.out), card)
+    write_text(Path(settings.out) / "card.json", json.dumps(card, indent=2) + "\n")
     print(f"held-out round trip {score:.2f} dB; saved {settings.out}")
 
 
-def new_autoencoder(width: int, latent_channels: int, factor: int = 8) -> Any:
+def new_autoencoder(width: int, latent_channels: int, factor: int) -> Any:
     """Build an untrained `diffusers.AutoencoderTiny` that divides the side by ``factor``: 2, 4 or 8."""
     if factor not in (2, 4, 8):
         raise ValueError(f"factor must be 2, 4 or 8, got {factor}")
-    stages = factor.bit_length()
     import diffusers
 
+    stages = factor.bit_length()
     return diffusers.AutoencoderTiny(
         encoder_block_out_channels=(width,) * stages,
         decoder_block_out_channels=(width,) * stages,
@@ -116,12 +104,12 @@ def new_autoencoder(width: int, latent_channels: int, factor: int = 8) -> Any:
     )
 
 
-def _train(network: torch.nn.Module, settings: Settings) -> None:
+def _train(network: nn.Module, settings: Settings, pairs: Pairs) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=0.0)
     first = _resume(network, optimizer, settings)
     started = time.monotonic()
-    pool, masks = draw_pool(settings.faces, settings.image_size)
-    weights = class_weights(masks)
+    pool, masks = in_memory(pairs)
+    weights = rarity_weights(masks)
     order = StepOrder(len(pool), settings.batch_size, settings.seed)
     for step in range(first, settings.steps):
         chosen = [index for index, _ in order.batch(step)]
@@ -132,26 +120,26 @@ def _train(network: torch.nn.Module, settings: Settings) -> None:
             noise = settings.noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
             decoded = network.decode(latents + noise).sample.float()
         loss = _reconstruction(decoded, images, importance) + 0.01 * _unit_moments(latents)
-        check_finite(loss, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.param_groups[0]["lr"] = settings.lr * _lr_factor(step / settings.steps)
-        optimizer.step()
+        take_step(network, optimizer, loss, step, started)
         if step % 1000 == 999:
             _checkpoint(network, optimizer, settings, step + 1)
-        if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def check_finite(loss: Tensor, step: int) -> None:
-    """Stop training at a loss that is not finite, from which it cannot recover.
+def take_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, started: float) -> None:
+    """Take an optimiser step with clipped gradients; every hundredth prints its loss and the time since ``started``.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, from which training cannot recover.
     """
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"step {step}: the loss is {loss.item()}; lower lr or check the data")
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    if step % 100 == 0:
+        print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def _lr_factor(progress: float) -> float:
@@ -160,13 +148,13 @@ def _lr_factor(progress: float) -> float:
     return min(progress / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - warm_up) / (1 - warm_up)))
 
 
-def _checkpoint(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
+def _checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
     folder, state = Path(f"{settings.out}-checkpoints"), {"settings": asdict(settings)}
     save_checkpoint(folder, step, model=network, ema=network, optimizer=optimizer, state=state)
     prune_checkpoints(folder, keep=1)
 
 
-def _resume(network: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> int:
+def _resume(network: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> int:
     """Load the newest checkpoint, if any; return its step."""
     for path in checkpoints(Path(f"{settings.out}-checkpoints"))[-1:]:
         if verify_checkpoint(path)["settings"] != asdict(settings):
@@ -184,20 +172,15 @@ def _precision(settings: Settings) -> Choice:
     return choose_precision(settings.precision)
 
 
-def draw_pool(count: int, size: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw faces: uint8 images ``(count, 3, size, size)`` and masks ``(count, size, size)``."""
-    print(f"drawing {count} faces", file=sys.stderr)
-    loader = DataLoader(DrawnFaces(count, size=size, start=start), batch_size=16, num_workers=loader_processes(2))
-    images, masks = zip(*loader, strict=True)
-    return torch.cat(images), torch.cat(masks)
-
-
 def _as_input(images: Tensor) -> Tensor:
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def class_weights(masks: Tensor) -> Tensor:
-    """Loss weights ``(19,)`` by the root of each class's rarity: a necklace is seven pixels in one mask of twelve."""
+def rarity_weights(masks: Tensor) -> Tensor:
+    """Loss weights ``(19,)`` by the root of each class's rarity: a necklace is seven pixels in one mask of twelve.
+
+    Relative to the median class, unlike `ssmgen.data.class_weights`: the shipped networks were trained with them.
+    """
     pixels = torch.bincount(masks.flatten(), minlength=len(CELEBAMASK19)).float().clamp(min=1)
     return (pixels.median() / pixels).sqrt().clamp(0.3, 10)
 
@@ -221,22 +204,16 @@ def _unit_moments(latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(network: Any, size: int, count: int) -> tuple[float, float, float]:
-    """Round-trip PSNR in dB on held-out drawn faces, and mean and deviation of their latents."""
+def measure(network: Any, faces: Tensor) -> tuple[float, float, float]:
+    """Round-trip PSNR in dB of uint8 images, and mean and deviation of their latents."""
     network.eval()
     errors, latents = [], []
-    for part in draw_pool(count, size, HELD_OUT)[0].split(16):
+    for part in faces.split(16):
         images = _as_input(part)
         latents.append(network.encode(images).latents)
         errors.append(F.mse_loss(network.decode(latents[-1]).sample.clamp(-1, 1), images).item())
     error, values = torch.tensor(errors).mean(), torch.cat(latents)
     return -10 * torch.log10(error / 4).item(), values.mean().item(), values.std().item()
-
-
-def save(network: Any, out: Path, card: dict[str, object]) -> None:
-    """Save in diffusers' layout, in float16 for a small file, with a card of how it was trained."""
-    save_network(network.half(), out)
-    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,12 @@
 Writes ``compare.png`` into the run: held-out masks, the images of both models, and the real images.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
-from recipes.sisma.pairs import held_out_pairs
-from recipes.sisma.presets import Config
+from recipes.sisma.pairs import first_held_out
 from recipes.sisma.runs import check_writable, find_run, load_run
 from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import MaskToImage
@@ -34,41 +30,24 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    """Load both models, generate images, write the picture."""
+    """Load both models, generate images of the same held-out masks, write the picture."""
     settings = from_command_line(Settings(), argv)
-    run = find_run(settings.run)
-    (pipe, trained), other = load_run(run), MaskToImage.from_pretrained(settings.pipe)
+    run, name = find_run(settings.run), settings.pipe
+    (pipe, trained), other = load_run(run), MaskToImage.from_pretrained(name)
     check_writable(run)
-    file = run / "compare.png"
-    compare(pipe, trained.config, other, settings.pipe, file)
-    print(f"picture: {file}, this run after {trained.step} steps beside {settings.pipe} ({other.recipe.about})")
-
-
-def compare(pipe: MaskToImage, config: Config, other: MaskToImage, name: str, file: Path) -> None:
-    """Write a picture of both models' images of the same held-out masks.
-
-    Args:
-        pipe: the run.
-        config: its settings.
-        other: the model beside it.
-        name: of the other model.
-        file: the picture.
-
-    Raises:
-        UsageError: the models have different image sizes or classes.
-    """
     ours, theirs = pipe.recipe, other.recipe
     if (theirs.image_size, theirs.labels) != (ours.image_size, ours.labels):
         raise UsageError(
             f"{name} makes images of {theirs.image_size} pixels from masks of {theirs.labels.name}, the run of "
             f"{ours.image_size} from {ours.labels.name}: give pipe= another model"
         )
-    pairs = held_out_pairs(config, _MASKS)
-    real, masks = zip(*(pairs[i] for i in range(min(_MASKS, len(pairs)))), strict=True)
-    labels, seeds = torch.stack(masks).long(), list(range(len(masks) * _SAMPLES))
-    drawn = [one(labels, seed=seeds, num_images=_SAMPLES, output_type="uint8") for one in (pipe, other)]
+    real, masks = first_held_out(trained.config, _MASKS)
+    seeds = list(range(len(masks) * _SAMPLES))
+    drawn = [one(masks.long(), seed=seeds, num_images=_SAMPLES, output_type="uint8") for one in (pipe, other)]
     groups = torch.cat([images.unflatten(0, (-1, _SAMPLES)) for images in drawn], dim=1)
-    save_mask_sheet(file, masks, list(groups), real, ours.labels, ["this run"] * _SAMPLES + [name] * _SAMPLES)
+    file = run / "compare.png"
+    save_mask_sheet(file, masks, groups, real, ours.labels, ["this run"] * _SAMPLES + [name] * _SAMPLES)
+    print(f"picture: {file}, this run after {trained.step} steps beside {name} ({theirs.about})")
 
 
 if __name__ == "__main__":

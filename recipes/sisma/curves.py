@@ -1,7 +1,6 @@
 """Curves of runs as coordinates, for the report of an evaluation and the page that watches training."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -10,24 +9,18 @@ from typing import Any
 
 #: Side of the square that points lie in; the page stretches it to the plot.
 SIDE = 1000
-_MOST_POINTS = 600
-_LOG_RATIO = 30
+_MOST_POINTS, _LOG_RATIO = 600, 30
 
 Points = list[tuple[float, float]]
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of ``log.jsonl``, empty without a log; a line truncated by a kill is left out."""
-    file = run / "log.jsonl"
-    lines = []
+    file, lines = run / "log.jsonl", []
     for text in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
 def points_of(log: list[dict[str, Any]], key: str) -> Points:
@@ -48,17 +41,14 @@ def smoothed(points: Points, weight: float) -> Points:
 def chart(
     title: str, curves: Sequence[Points], smoothing: float = 0.0, *, linear: bool = False
 ) -> dict[str, Any] | None:
-    """Curves on common axes as ``curves.html.j2`` draws them; None if no curve has two points.
+    """Curves on common axes as ``curves.html.j2`` draws them, one for each run; None if no curve has two points.
 
-    Args:
-        title: of the quantity.
-        curves: one for each run; may be empty.
-        smoothing: the weight of `smoothed`; 0 draws the curves as they are.
-        linear: keep the axis linear even if the values span decades.
+    ``smoothing`` is the weight of `smoothed`, 0 for none; ``linear`` keeps the axis linear even over decades.
     """
-    values = [value for points in curves for _, value in points]
-    if all(len(points) < 2 for points in curves):
+    shown = [(run, points) for run, points in enumerate(curves) if len(points) > 1]
+    if not shown:
         return None
+    values = [value for points in curves for _, value in points]
     logarithmic = not linear and _spans_decades(values)
     across, up = _Axis([step for points in curves for step, _ in points]), _Axis(values, logarithmic)
 
@@ -73,8 +63,7 @@ def chart(
         "y": [(f"{tick:.3g}", up.at(tick) * 100 / SIDE) for tick in up.ticks(4)],
         "lines": [
             {"run": run, "raw": place(points), "smooth": place(smoothed(points, smoothing)) if smoothing else ""}
-            for run, points in enumerate(curves)
-            if len(points) > 1
+            for run, points in shown
         ],
     }
 
@@ -102,8 +91,8 @@ class _Axis:
         """About ``count`` round values."""
         if self._logarithmic:
             powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-            return [float(f"{m}e{p}") for p in powers for m in ((1, 3) if len(powers) < 3 else (1,))
-                    if math.log10(m) + p <= self.high]  # fmt: skip
+            multiples = (1, 3) if len(powers) < 3 else (1,)
+            return [float(f"{m}e{p}") for p in powers for m in multiples if math.log10(m) + p <= self.high]
         rough = (self.high - self.low) / count
         unit = 10 ** math.floor(math.log10(rough))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)

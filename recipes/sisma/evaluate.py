@@ -12,8 +12,6 @@ ceiling (the parser on real held-out images).
 The images are kept in ``RUN/evaluation``: repeat the command after an interruption and it continues where it stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,8 +43,7 @@ def main(argv: list[str]) -> None:
 
 def _reject(argv: Sequence[str], keys: Sequence[str], why: str) -> None:
     """Reject keys that would have no effect."""
-    for word in argv:
-        key = word.partition("=")[0]
+    for key in (word.partition("=")[0] for word in argv):
         if key in keys:
             raise UsageError(f"{key}= {why}")
 

@@ -7,8 +7,6 @@
 The folder holds the averaged weights, the autoencoder, the settings, and a model card with the run's evaluation.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +64,10 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
     pipe, trained = load_run(run)
     check_writable(out.parent)
-    pipe.recipe = replace(pipe.recipe, about=settings.about or _about(trained))
+    drawn = is_drawn(trained.config)
+    faces = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
+    about = f"Trained on {faces}, {trained.config.image_size} pixels, for {trained.step} steps."
+    pipe.recipe = replace(pipe.recipe, about=settings.about or about)
     pipe.card = run_card(pipe, trained, _result(run, trained.step)).replace(NAME, settings.name or settings.hub or NAME)
     dtype = SAVED_DTYPES[settings.dtype]
     # Upload first: if it fails, no folder is in the way of the next attempt.
@@ -80,24 +81,12 @@ def main(argv: list[str]) -> None:
 def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any]) -> str:
     """README.md of the folder: what the model is, how to use it, its evaluation, and its license."""
     license, data = _TERMS["drawn" if is_drawn(trained.config) else "CelebAMask-HQ"]
-    size = pipe.recipe.image_size
-    return model_card(
-        f"{trained.config.model}, {size} x {size}",
-        pipe.recipe.about,
-        pipe.recipe.labels,
-        license=license,
-        sections={
-            "Data": data,
-            "Training": " ".join(
-                [
-                    f"`{training_command(trained.config)}`: {trained.step} steps in {trained.seconds:.0f} s, weights "
-                    "averaged.",
-                    *(f"{change.capitalize()}." for change in schedule_changes(trained.schedule)),
-                ]
-            ),
-            "Evaluation": _evaluation(result),
-        },
-    )
+    recipe, command = pipe.recipe, training_command(trained.config)
+    training = [f"`{command}`: {trained.step} steps in {trained.seconds:.0f} s, weights averaged."]
+    training += [f"{change.capitalize()}." for change in schedule_changes(trained.schedule)]
+    sections = {"Data": data, "Training": " ".join(training), "Evaluation": _evaluation(result)}
+    title = f"{recipe.model}, {recipe.image_size} x {recipe.image_size}"
+    return model_card(title, recipe.about, recipe.labels, license=license, sections=sections)
 
 
 def training_command(config: Config) -> str:
@@ -125,25 +114,15 @@ def _evaluation(result: dict[str, Any]) -> str:
         "ceiling": "real images",
         "autoencoder_ceiling": "real images after the autoencoder",
     }
-    rows = [
-        f"| {name} | {result[key]['miou']:.3f} | {result[key]['pixel_accuracy']:.3f} |"
-        for key, name in names.items()
-        if key in result
-    ]
+    found = [(name, result[key]) for key, name in names.items() if key in result]
+    rows = [f"| {name} | {figures['miou']:.3f} | {figures['pixel_accuracy']:.3f} |" for name, figures in found]
     words = [f"masks={result['masks']}", *(f"{key}={value}" for key, value in result["sampling"].items())]
-    return "\n".join(
-        [
-            f"`{command_line('evaluate', 'run=RUN', *words)}`, unseen masks, commit "
-            f"`{result['commit']}`, seed {result['seed']}, {result['hardware']['processor']}, torch "
-            f"{result['versions']['torch']}:",
-            "",
-            "| | mIoU | pixel accuracy |",
-            "|---|---|---|",
-            *rows,
-            "",
-            *(f"- {line}" for line in summary(result).splitlines()),
-        ]
+    origin = (
+        f"`{command_line('evaluate', 'run=RUN', *words)}`, unseen masks, commit `{result['commit']}`, "
+        f"seed {result['seed']}, {result['hardware']['processor']}, torch {result['versions']['torch']}:"
     )
+    lines = [f"- {line}" for line in summary(result).splitlines()]
+    return "\n".join([origin, "", "| | mIoU | pixel accuracy |", "|---|---|---|", *rows, "", *lines])
 
 
 def _result(run: Path, step: int) -> dict[str, Any]:
@@ -155,16 +134,11 @@ def _result(run: Path, step: int) -> dict[str, Any]:
 
 def is_drawn(config: Config) -> bool:
     """Whether a run was trained on drawn faces, or on a folder prepared from them that still exists."""
+    if config.data == "drawn":
+        return True
     file = Path(config.data) / "prepared.json"
-    if config.data == "drawn" or not file.is_file():
-        return config.data == "drawn"
-    return json.loads(file.read_text(encoding="utf-8-sig")).get("source", {}).get("layout") == "drawn"
-
-
-def _about(trained: Trained) -> str:
-    drawn = is_drawn(trained.config)
-    what = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
-    return f"Trained on {what}, {trained.config.image_size} pixels, for {trained.step} steps."
+    record = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    return record.get("source", {}).get("layout") == "drawn"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""Image names ``<mask>--<number>``, for several images of one mask: `sample` and `evaluate` write and read them.
-
-Two hyphens, because ``p-1`` is a common name for a mask of its own beside ``p``.
-"""
-
-from __future__ import annotations
+"""Names ``<mask>--<number>`` of several images of a mask; with two hyphens, since ``p-1`` may be another mask."""
 
 from collections.abc import Sequence
 
@@ -20,11 +15,7 @@ def split_image_name(name: str) -> tuple[str, int] | None:
 
 
 def check_mask_names(masks: Sequence[str], numbers: Sequence[int]) -> None:
-    """Reject a mask whose name is also an image name of another mask.
-
-    Raises:
-        ValueError: names both masks.
-    """
+    """Reject a mask whose name is also an image name of another mask, with a `ValueError` that names both."""
     known = set(masks)
     for mask in masks:
         parts = split_image_name(mask)
@@ -34,8 +25,7 @@ def check_mask_names(masks: Sequence[str], numbers: Sequence[int]) -> None:
 
 def ambiguous_name(name: str) -> ValueError:
     """The error for a mask whose name is also an image name of another mask."""
-    mask = name.rpartition("--")[0]
     return ValueError(
-        f"{name} is the name of a mask and of an image of the mask {mask}, since images are named <mask>--<number>: "
-        f"rename the mask {name}"
+        f"{name} is the name of a mask and of an image of the mask {name.rpartition('--')[0]}, since images are named "
+        f"<mask>--<number>: rename the mask {name}"
     )

@@ -1,32 +1,29 @@
 """The image-mask pairs of a run: drawn or prepared, whole or encoded."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from recipes.sisma.arguments import UsageError, command_line
-from recipes.sisma.autoencoder import HELD_OUT
 from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import CELEBAMASK19, Crops, class_weights, loss_weights, repeats
-from ssmgen.data.drawn_faces import DrawnFaces
-from ssmgen.data.folder import PreparedFolder, load_splits
+from ssmgen.data import CELEBAMASK19, Crops, DrawnFaces, Pairs, PreparedFolder, class_weights, loss_weights, repeats
+from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
-from ssmgen.data.pairs import Pairs
 from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, loader_processes, progress_bar
 from ssmgen.training.memory import keep_freed_memory
 
+# No training uses drawn faces from this index on: autoencoder, parser and generators are scored on them.
+HELD_OUT = 10_000_000
 _MOST_WORKERS = 16
 
 
@@ -34,20 +31,38 @@ def training_pairs(config: Config) -> Pairs:
     """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
     if config.data == "drawn":
         return DrawnFaces(config.drawn_count, size=config.image_size)
-    return prepared_pairs(_folder(config), "train", config.image_size)
+    return prepared_pairs(config, "train", config.image_size)
 
 
 def held_out_pairs(config: Config, count: int) -> Pairs:
-    """Up to ``count`` pairs that training does not see."""
+    """Pairs that training does not see: ``count`` drawn ones, or the test split of the prepared folder."""
     if config.data == "drawn":
         return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
-    return prepared_pairs(_folder(config), "test", config.image_size)
+    return prepared_pairs(config, "test", config.image_size)
 
 
-def prepared_pairs(folder: Path, split: str, size: int | None = None) -> PreparedFolder:
-    """A split of a prepared folder; the error names the command that prepares one."""
-    command = command_line("prepare", "source=DIR", f"target={folder}")
-    return PreparedFolder(folder, split, size, hint=f"prepare one with {command}")
+def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
+    """Images and masks of the first ``count`` pairs that training does not see, or of all if there are fewer."""
+    pairs = held_out_pairs(config, count)
+    images, masks = zip(*(pairs[i] for i in range(min(count, len(pairs)))), strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
+def prepared_pairs(config: Config, split: str, size: int | None = None) -> PreparedFolder:
+    """A split of the run's prepared folder; the error without one names the command that prepares it."""
+    if not config.data:
+        command = command_line("prepare", "source=...", "target=FOLDER")
+        raise UsageError(f"preset {config.preset!r} needs data=FOLDER, made by: {command}")
+    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}")
+    return PreparedFolder(config.data, split, size, hint=f"prepare one with {command}")
+
+
+def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """All pairs of one size: images ``(n, 3, size, size)`` and masks ``(n, size, size)``, uint8."""
+    print(f"loading {len(pairs)} image-mask pairs", file=sys.stderr)
+    loader = DataLoader(cast(Any, pairs), batch_size=16, num_workers=loader_processes(2))
+    images, masks = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(masks)
 
 
 def check_pairs(config: Config) -> None:
@@ -58,11 +73,10 @@ def check_pairs(config: Config) -> None:
         OSError: no prepared folder, or files missing from it.
     """
     pairs = training_pairs(config)
-    labels = pairs.labels
-    if labels.classes != CELEBAMASK19.classes:
+    if pairs.labels.classes != CELEBAMASK19.classes:
         raise ValueError(
-            f"{config.data}: has masks of {labels.name}, the recipe trains on those of {CELEBAMASK19.name}; for other "
-            "classes see docs/tutorials/your-own-masks.md"
+            f"{config.data}: has masks of {pairs.labels.name}, the recipe trains on those of {CELEBAMASK19.name}; for "
+            "other classes see docs/tutorials/your-own-masks.md"
         )
     if config.data == "drawn":
         return
@@ -94,15 +108,14 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
     error by the rarity of its classes. A coin derived from (seed, index, draw) decides whether it is mirrored.
     """
 
-    def __init__(self, cache: LatentCache, *, flip: bool, balance: float, class_weighting: float, seed: int) -> None:
-        self.cache = cache
-        self.flip = flip
-        self.seed = seed
+    def __init__(self, cache: LatentCache, config: Config) -> None:
+        self.cache, self.flip, self.seed = cache, config.flip, config.train.seed
         self.examples = [(index, 0) for index in range(len(cache))]
-        if balance:
-            self.examples = repeats(self._masks(), balance, seed)
-        weighted = class_weighting != 0
-        self.class_weights = class_weights(self._masks(), len(cache.labels), class_weighting) if weighted else None
+        if config.balance:
+            self.examples = repeats(self._masks(), config.balance, self.seed)
+        self.class_weights = None
+        if config.class_weighting:
+            self.class_weights = class_weights(self._masks(), len(cache.labels), config.class_weighting)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -123,41 +136,28 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
 
 def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
     """The training pairs from the cache on disk, which is written first if it is missing."""
-    pairs = _cropped(config) if config.crops != 1 else training_pairs(config)
+    if config.crops == 1:
+        pairs = training_pairs(config)
+    elif config.data == "drawn":
+        raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
+    else:
+        pairs = Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
     record = cache_record(pairs, autoencoder, config.flip)
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(config.cache) / key
     if not target.exists():
-        _write_cache(pairs, autoencoder, target, config)
-    cache = LatentCache(target, pairs.labels, record)
-    return EncodedPairs(
-        cache, flip=config.flip, balance=config.balance, class_weighting=config.class_weighting, seed=config.train.seed
-    )
+        _write_cache(pairs, autoencoder, target, config.flip)
+    return EncodedPairs(LatentCache(target, pairs.labels, record), config)
 
 
-def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, config: Config) -> None:
+def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, flip: bool) -> None:
     print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
+    device = next(autoencoder.parameters(), torch.empty(0)).device
+    if device.type == "cpu":
+        keep_freed_memory()
+    # On a CPU each of them encodes on one core, with the memory of one network's activations.
+    workers = loader_processes(_MOST_WORKERS)
     with progress_bar(len(pairs), "img") as bar:
-        device = next(autoencoder.parameters(), torch.empty(0)).device
-        if device.type == "cpu":
-            keep_freed_memory()
-        # On a CPU each of them encodes on one core, with the memory of one network's activations.
-        workers = loader_processes(_MOST_WORKERS)
         write_latent_cache(
-            pairs, autoencoder, target, flip=config.flip, device=device, num_workers=workers, progress=bar.update
+            pairs, autoencoder, target, flip=flip, device=device, num_workers=workers, progress=bar.update
         )
-
-
-def _cropped(config: Config) -> Crops:
-    if config.data == "drawn":
-        raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    return Crops(prepared_pairs(_folder(config), "train"), config.image_size, config.crops, seed=config.train.seed)
-
-
-def _folder(config: Config) -> Path:
-    if not config.data:
-        raise UsageError(
-            f"preset {config.preset!r} needs data=FOLDER, made by: "
-            "python -m recipes.sisma.prepare source=... target=FOLDER"
-        )
-    return Path(config.data)

@@ -7,8 +7,6 @@ The safetensors file of this U-Net has its settings and its held-out score in th
 drawn faces, or on the test split of the prepared folder, which is used for nothing else.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -21,17 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
-from recipes.sisma.autoencoder import HELD_OUT, check_finite, class_weights, draw_pool
-from ssmgen.data import CELEBAMASK19
-from ssmgen.data.drawn_faces import DrawnFaces
-from ssmgen.data.folder import PreparedFolder
-from ssmgen.data.transforms import flip_pair
+from recipes.sisma.autoencoder import rarity_weights, take_step
+from recipes.sisma.pairs import held_out_pairs, in_memory, training_pairs
+from recipes.sisma.presets import ASSETS, Config
+from ssmgen.data import CELEBAMASK19, Pairs, flip_pair
 from ssmgen.metrics import MaskAgreement
 from ssmgen.precision import choose_precision
 from ssmgen.training import StepOrder, derived_seed
 from ssmgen.weights import load_weights, open_weights, tensors_of, write_weights
 
-SHIPPED = Path(__file__).parent / "assets" / "drawn-parser.safetensors"
+SHIPPED = ASSETS / "drawn-parser.safetensors"
 
 
 @dataclass
@@ -66,12 +63,7 @@ class Settings:
 
 
 class FaceParser(nn.Module):
-    """U-Net with four resolutions.
-
-    Args:
-        num_classes: classes of the labels.
-        width: channels at full resolution; the coarsest has four times as many.
-    """
+    """U-Net with four resolutions: ``width`` channels at the full one, four times as many at the coarsest."""
 
     multiple = 16  # of which the sides of images must be multiples
 
@@ -85,8 +77,7 @@ class FaceParser(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(batch, classes, h, w)`` of images ``(batch, 3, h, w)`` in [-1, 1]; sides are multiples of 16."""
-        x = images
-        skips = []
+        x, skips = images, []
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
@@ -104,11 +95,8 @@ class FaceParser(nn.Module):
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [
-            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.SiLU(),
-        ]
+        convolution = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(out_channels), nn.SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -149,14 +137,15 @@ def main(argv: list[str]) -> None:
     choice = choose_precision(settings.precision)
     settings.precision = choice.precision
     torch.manual_seed(settings.seed)
-    unseen = held_out(settings.data, settings.image_size, settings.held_out)
+    data = Config(data=settings.data, image_size=settings.image_size, drawn_count=settings.faces)
+    unseen = held_out_pairs(data, settings.held_out)
     if unseen.labels.classes != CELEBAMASK19.classes:
         raise UsageError(f"{settings.data}: masks are of {unseen.labels.name}; the parser needs celebamask19")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
     print(choice, file=sys.stderr)
     started = time.monotonic()
-    _train(parser, settings)
+    _train(parser, settings, training_pairs(data))
     score = evaluate_parser(parser, unseen)
     card = {
         "num_classes": len(CELEBAMASK19),
@@ -173,14 +162,7 @@ def main(argv: list[str]) -> None:
     print(f"saved {settings.out}")
 
 
-def held_out(data: str, size: int, count: int) -> Any:
-    """Pairs that are not used for training: drawn faces, or the test split of a prepared folder."""
-    if data == "drawn":
-        return DrawnFaces(count, size=size, start=HELD_OUT)
-    return PreparedFolder(data, "test", size)
-
-
-def evaluate_parser(parser: FaceParser, pairs: Any) -> dict[str, Any]:
+def evaluate_parser(parser: FaceParser, pairs: Pairs) -> dict[str, Any]:
     """Score a parser on real images: ``miou``, ``pixel_accuracy``, ``iou`` by class, and their number ``n``."""
     agreement = MaskAgreement(CELEBAMASK19.classes)
     for index in range(len(pairs)):
@@ -190,55 +172,34 @@ def evaluate_parser(parser: FaceParser, pairs: Any) -> dict[str, Any]:
     return {key: result[key] for key in ("miou", "pixel_accuracy", "iou", "n")}
 
 
-def _train(parser: FaceParser, settings: Settings) -> None:
+def _train(parser: FaceParser, settings: Settings, pairs: Pairs) -> None:
     optimizer = torch.optim.AdamW(parser.parameters(), lr=settings.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
     started = time.monotonic()
     parser.train()
-    pool = _pool(settings)
-    weights = class_weights(pool[1])
-    for step, (images, masks) in enumerate(_batches(*pool, settings)):
+    pool, labels = in_memory(pairs)
+    weights = rarity_weights(labels)
+    order = StepOrder(len(pool), settings.batch_size, settings.seed)
+    for step in range(settings.steps):
+        chosen = [index for index, _ in order.batch(step)]
+        images, masks = pool[chosen], labels[chosen].long()
+        if derived_seed(settings.seed, "flip", step) % 2:
+            images, masks = flip_pair(images, masks, CELEBAMASK19)
         torch.manual_seed(derived_seed(settings.seed, "step", step))
-        images = _degrade(images).contiguous(memory_format=torch.channels_last)
+        images = _degrade(images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = parser(images).float()
-        loss = F.cross_entropy(logits, masks.long(), weights) + 0.5 * _dice_loss(logits, masks.long())
-        check_finite(loss, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parser.parameters(), 1.0)
-        optimizer.step()
+        loss = F.cross_entropy(logits, masks, weights) + 0.5 * _dice_loss(logits, masks)
+        take_step(parser, optimizer, loss, step, started)
         schedule.step()
-        if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     parser.eval()
-
-
-def _batches(images: Tensor, masks: Tensor, settings: Settings) -> Any:
-    order = StepOrder(len(images), settings.batch_size, settings.seed)
-    for step in range(settings.steps):
-        indices = [index for index, _ in order.batch(step)]
-        batch, labels = images[indices], masks[indices]
-        if derived_seed(settings.seed, "flip", step) % 2:
-            batch, labels = flip_pair(batch, labels, CELEBAMASK19)
-        yield batch.float() / 127.5 - 1, labels
-
-
-def _pool(settings: Settings) -> tuple[Tensor, Tensor]:
-    """All training images and masks, uint8."""
-    if settings.data == "drawn":
-        return draw_pool(settings.faces, settings.image_size)
-    pairs = PreparedFolder(settings.data, "train", settings.image_size)
-    images, masks = zip(*(pairs[i] for i in range(len(pairs))), strict=True)
-    return torch.stack(images), torch.stack(masks)
 
 
 def _degrade(images: Tensor) -> Tensor:
     """Add noise, blur and a shift of tone, one amount per image: generated faces are softer than real ones."""
     count = len(images)
-    amount = torch.rand(count, 1, 1, 1)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.lerp(images, blurred, amount)
+    images = torch.lerp(images, blurred, torch.rand(count, 1, 1, 1))
     gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1) - 0.5)
     tone = 0.2 * (torch.rand(count, 3, 1, 1) - 0.5)
     return images * gain + tone + 0.1 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
@@ -248,8 +209,7 @@ def _dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """One minus the soft Dice coefficient over the classes in the batch: small classes count as much as large ones."""
     probabilities = logits.softmax(1)
     truth = F.one_hot(masks, logits.shape[1]).movedim(-1, 1).float()
-    overlap = (probabilities * truth).sum((0, 2, 3))
-    total = (probabilities + truth).sum((0, 2, 3))
+    overlap, total = (probabilities * truth).sum((0, 2, 3)), (probabilities + truth).sum((0, 2, 3))
     present = truth.sum((0, 2, 3)) > 0
     return 1 - (2 * overlap / total.clamp(min=1))[present].mean()
 

@@ -4,12 +4,10 @@ A preset is a function that returns a whole `Config`. What the paper (arXiv 2509
 "assumed" here and listed with its reason in docs/paper.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from recipes.sisma.arguments import UsageError
 from ssmgen import Sampling
@@ -19,11 +17,13 @@ from ssmgen.training import TrainSettings
 ASSETS = Path(__file__).parent / "assets"
 
 
-_SMALL: dict[str, Any] = {
-    **{"batch_size": 16, "lr": 2e-3, "warmup": 50, "ema_decay": 0.995, "checkpoint_every": 500},
-    "tracker": "tensorboard",
-}
-_FACES: dict[str, Any] = _SMALL | {"optimizer": "muon", "lr": 0.012, "precision": "auto", "lr_decay_steps": None}
+def _small_training(steps: int = 1500, lr: float = 2e-3, ema_decay: float = 0.995, **more: Any) -> TrainSettings:
+    small = {"batch_size": 16, "warmup": 50, "checkpoint_every": 500, "tracker": "tensorboard"}
+    return TrainSettings(steps=steps, lr=lr, ema_decay=ema_decay, **small, **more)
+
+
+def _muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+    return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
 
 
 @dataclass
@@ -79,14 +79,14 @@ class Config:
     objective: str = "flow-matching"
     t_sampling: str = "uniform"
     minutes: float = 0.0
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(steps=1500, **_SMALL))
+    train: TrainSettings = field(default_factory=_small_training)
     sampling: Sampling = Sampling()
     sample_every: int | None = 500
     evaluate: bool = True
     evaluate_masks: int = 128
     parser: str = "drawn"
 
-    def with_steps(self, steps: int) -> Config:
+    def with_steps(self, steps: int) -> Self:
         """A copy for so many steps, with what was left to follow from their number."""
         train = replace(self.train, steps=steps)
         every = max(1, (steps + 1) // 2) if self.sample_every is None else self.sample_every
@@ -104,17 +104,14 @@ def quick() -> Config:
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
-        train=TrainSettings(steps=0, **_FACES),
+        train=_muon_training(steps=0),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
     )
 
 
 def faces() -> Config:
-    """Real faces from a prepared folder, TAESD latents at 128 pixels.
-
-    For a small set: mirrored pairs and crops of each, and a small network.
-    """
+    """Real faces from a small prepared folder, TAESD latents at 128 pixels: mirrored pairs, crops, a small network."""
     return Config(
         preset="faces",
         run="runs/faces",
@@ -127,7 +124,7 @@ def faces() -> Config:
         balance=0.5,
         class_weighting=0.5,
         t_sampling="logit-normal",
-        train=TrainSettings(steps=2000, **_FACES | {"ema_decay": 0.998}),
+        train=_muon_training(steps=2000, ema_decay=0.998),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
         evaluate_masks=64,
@@ -145,7 +142,6 @@ def paper() -> Config:
         autoencoder="autoencoder-kl",
         autoencoder_source="stabilityai/sd-vae-ft-ema",  # assumed: the variant is not named
         model="sisma-xl",
-        model_args={},
         t_sampling="uniform",  # assumed
         train=TrainSettings(
             steps=150_000,

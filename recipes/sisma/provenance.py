@@ -1,7 +1,5 @@
 """What is recorded beside every figure: command, commit, seed, versions and hardware."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os
@@ -22,7 +20,7 @@ _PACKAGES = (
 
 def provenance(command: str, seed: int) -> dict[str, Any]:
     """Command, commit, seed, versions and hardware, for a result's JSON."""
-    versions = {}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
@@ -30,7 +28,7 @@ def provenance(command: str, seed: int) -> dict[str, Any]:
         "command": command,
         "commit": _commit(),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions,
         "hardware": {
             "processor": _processor(),
             "threads": torch.get_num_threads(),
@@ -43,8 +41,8 @@ def provenance(command: str, seed: int) -> dict[str, Any]:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({os.cpu_count()} cores)" if names else f"{platform.machine()} ({os.cpu_count()} cores)"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())} ({os.cpu_count()} cores)"
 
 
 def _commit() -> str | None:

@@ -1,7 +1,5 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass
@@ -23,15 +21,8 @@ from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
-from ssmgen.training import (
-    CheckpointError,
-    check_launch,
-    checkpoints,
-    on_cpu,
-    read_average,
-    schedule_of,
-    verify_checkpoint,
-)
+from ssmgen.training import CheckpointError, checkpoints, read_average, schedule_of, verify_checkpoint
+from ssmgen.training.launch import check_launch, on_cpu
 from ssmgen.weights import load_weights
 
 
@@ -39,12 +30,7 @@ from ssmgen.weights import load_weights
 class Trained:
     """What is known about the training of a run.
 
-    Attributes:
-        config: the run's settings.
-        step: number of training steps.
-        seconds: training time.
-        weights: SHA-256 of the file with the averaged weights.
-        schedule: which ``lr_decay_steps`` applied from which step on, see `ssmgen.training.schedule_of`.
+    ``weights`` is the SHA-256 of the averaged weights' file, ``schedule`` is from `ssmgen.training.schedule_of`.
     """
 
     config: Config
@@ -65,17 +51,17 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
     found = checkpoints(run / "checkpoints")
     if not found:
         raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
-    state = verify_checkpoint(found[-1])
-    autoencoder = load_autoencoder(config)
-    trained_with = state["record"]["autoencoder"]
-    if trained_with != autoencoder.describe():
+    newest = found[-1]
+    state, autoencoder = verify_checkpoint(newest), load_autoencoder(config)
+    trained_with, given = state["record"]["autoencoder"], autoencoder.describe()
+    if trained_with != given:
         raise CheckpointError(
-            f"{found[-1]}: trained on latents of {trained_with}, but {config.autoencoder_source} is "
-            f"{autoencoder.describe()}: give back the autoencoder it was trained with"
+            f"{newest}: trained on latents of {trained_with}, but {config.autoencoder_source} is {given}: "
+            "give back the autoencoder it was trained with"
         )
     model = new_model(config, autoencoder)
-    load_weights(model, found[-1] / "ema.safetensors", read_average(found[-1])[0])
-    digest = json.loads((found[-1] / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
+    load_weights(model, newest / "ema.safetensors", read_average(newest)[0])
+    digest = json.loads((newest / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
     schedule = schedule_of(state, config.train.lr_decay_steps)
     pipe = as_pipeline(config, model, autoencoder, f"A run after {state['step']} steps of training.")
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,11 +74,7 @@ def new_model(config: Config, autoencoder: Any) -> nn.Module:
 
 
 def model_arguments(config: Config, autoencoder: Any) -> dict[str, Any]:
-    """The arguments a run's model is built with.
-
-    Raises:
-        ValueError: ``model_args`` sets an argument that follows from the autoencoder or the labels.
-    """
+    """The arguments a run's model is built with; a `ValueError` if ``model_args`` sets one that is not free."""
     fixed = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(CELEBAMASK19)}
     taken = sorted(fixed.keys() & config.model_args.keys())
     if taken:
@@ -142,11 +124,7 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys) -> Sampling:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder if necessary, and fail before the work rather than after it if files cannot be written there.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
+    """Create a folder if necessary; an `OSError` before the work, not after it, if files cannot be written there."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".write-test-{os.getpid()}"
     probe.touch()
@@ -159,11 +137,7 @@ def save_config(config: Config, file: Path) -> None:
 
 
 def load_config(run: Path) -> Config:
-    """The settings of a run.
-
-    Raises:
-        FileNotFoundError: ``run`` is not a run folder.
-    """
+    """The settings of a run; a `FileNotFoundError` if ``run`` is not a run folder."""
     file = run / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {run} is not a run folder of recipes.sisma.train")
@@ -171,10 +145,7 @@ def load_config(run: Path) -> Config:
 
 
 def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
-    """The folder of a run: ``name`` itself, or a local copy of a hub repository for ``hf://OWNER/NAME``.
-
-    Only the files needed to load the run are downloaded, into ``copies/OWNER--NAME``, which also receives its
-    evaluation.
+    """The folder of a run: ``name`` itself, or for ``hf://OWNER/NAME`` a copy of the files needed to load it.
 
     Raises:
         FileNotFoundError: the repository does not exist, or there is neither a network nor a local copy.
@@ -191,11 +162,10 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
 def all_processes() -> Any:
     """accelerate's `PartialState`: which of torchrun's processes this one is.
 
-    On a machine without a GPU it must be told to use the CPU, or every process considers itself the only one. The
-    others wait for up to a day, because the first one may encode images for hours.
-
     Raises:
         ValueError: the environment asks for a sharded model.
     """
     check_launch()
+    # Without a GPU it must be told so, or every process considers itself the only one. The others wait for up to a day,
+    # because the first one may encode images for hours.
     return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=timedelta(days=1))

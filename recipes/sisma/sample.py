@@ -8,8 +8,6 @@ Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and a ma
 classes causes a warning.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +64,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_names(files: list[Path], seeds: list[int]) -> None:
-    """Reject masks whose images would share a name.
-
-    Raises:
-        ValueError: two masks of one name, or a mask with the name of another mask's image.
-    """
+    """A `ValueError` for masks whose images would share a name."""
     stems: dict[str, Path] = {}
     for file in files:
         stem = stem_of(file)
@@ -91,11 +85,9 @@ def mask_files(mask: str) -> list[Path]:
     if not mask:
         raise UsageError("mask= is missing: give a label PNG or a folder of them")
     path = Path(mask)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = files_with(path, {".png"})
+    files = files_with(path, {".png"}) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: holds no .png files")
     return files

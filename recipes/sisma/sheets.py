@@ -1,7 +1,5 @@
 """Contact sheets of masks, generated faces and real faces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from ssmgen.atomic import whole_file
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 
-_GAP = 4
-_HEADER = 22
+_GAP, _HEADER = 4, 22
 
 
 def save_mask_sheet(
@@ -25,13 +22,8 @@ def save_mask_sheet(
 ) -> None:
     """Write a `save_sheet` with a row for each mask: the mask in colours, its generated images, its real image.
 
-    Args:
-        path: the PNG.
-        masks: labels ``(h, w)``.
-        groups: the generated images ``(3, h, w)`` of each mask.
-        real: the real image of each mask.
-        labels: the classes.
-        headings: of the generated images; numbers where empty.
+    ``masks`` are labels ``(h, w)``, images ``(3, h, w)``. ``headings`` are those of the generated images, a ``group``
+    for each mask; empty numbers them.
     """
     columns = headings or [f"generated {i + 1}" for i in range(len(groups[0]))]
     rows = [[labels.colorize(mask), *group, image] for mask, group, image in zip(masks, groups, real, strict=True)]
@@ -48,17 +40,14 @@ def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[
 
     if any(len(row) != len(headings) for row in rows):
         raise ValueError(f"{len(headings)} headings but rows of {[len(row) for row in rows]} images")
-    height, width = rows[0][0].shape[-2:]
-    sheet = Image.new(
-        "RGB", (len(headings) * (width + _GAP) + _GAP, len(rows) * (height + _GAP) + _GAP + _HEADER), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    height, width = (side + _GAP for side in rows[0][0].shape[-2:])
+    sheet = Image.new("RGB", (len(headings) * width + _GAP, len(rows) * height + _GAP + _HEADER), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for column, heading in enumerate(headings):
-        x = _GAP + column * (width + _GAP)
-        draw.text((x + width / 2, _HEADER / 2 + 1), heading, fill="black", font=font, anchor="mm")
+        x = _GAP + column * width
+        draw.text((x + (width - _GAP) / 2, _HEADER / 2 + 1), heading, fill="black", font=font, anchor="mm")
         for line, row in enumerate(rows):
-            sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * (height + _GAP)))
+            sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         sheet.save(partial, format="PNG")

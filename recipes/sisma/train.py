@@ -9,10 +9,10 @@ The run's folder receives ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``c
 and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,35 @@ import torch
 from torch import nn
 
 from recipes.sisma.arguments import STOPPED, UsageError, command_line, flat, from_command_line, run_command
-from recipes.sisma.budget import choose_steps, continued, most_steps
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
-from recipes.sisma.pairs import check_pairs, encoded_pairs, held_out_pairs, load_autoencoder, training_pairs
+from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
 from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import all_processes, as_pipeline, check_writable, new_model, save_config
+from recipes.sisma.runs import all_processes, as_pipeline, check_writable, load_config, new_model, save_config
 from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
-from ssmgen.training import find_checkpoint, read_state, seconds_per_step, settle_precision, train
+from ssmgen.training import checkpoints, find_checkpoint, read_state, seconds_per_step, settle_precision, train
 
 # Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
     *("preset", "run", "resume", "steps", "minutes", "cache", "checkpoint_every", "keep_checkpoints", "log_every"),
-    *("num_workers", "tracker"),
-    *("sample_every", "evaluate", "evaluate_masks", "parser"),
+    *("num_workers", "tracker", "sample_every", "evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
+#: With fewer steps the faces hardly follow their masks; with more, the small network of `quick` gains little.
+LEAST, MOST = 400, 1300
+# Measurements on one machine differ by some percent; rounded, they mostly give the same number.
+_MULTIPLE = 50
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
 def main(argv: list[str]) -> int | None:
-    """Train a preset, then evaluate it. Everything that can be checked is checked before anything is written.
-
-    Returns:
-        The exit status: `STOPPED` if training was interrupted.
-    """
+    """Train a preset, then evaluate it; `STOPPED` if interrupted. All checks come before anything is written."""
     config = continued(parse(argv))
     settings = config.with_steps(config.train.steps or most_steps(config)).train
     run = Path(config.run)
@@ -66,32 +64,26 @@ def main(argv: list[str]) -> int | None:
     done = 0
     with processes.main_process_first():
         if processes.is_main_process:
-            check_run_folder(run, config.resume)
-            done = check_steps(find_checkpoint(run, resume, _record(config, autoencoder)), config.train.steps)
+            done = check_run_folder(config, _record(config, autoencoder))
         data = encoded_pairs(config, autoencoder.to(processes.device))
     objective = build(config.objective, t_sampling=config.t_sampling)
-    config = choose_steps(
-        config,
-        lambda: seconds_per_step(model, objective, data, settings),
-        quiet=not processes.is_main_process,
-    )
+    measure = partial(seconds_per_step, model, objective, data, settings)
+    config = choose_steps(config, measure, quiet=not processes.is_main_process)
     settings, record = config.train, _record(config, autoencoder)
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
     draw = _sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
-    if result.interrupted:
-        if processes.is_main_process:
-            print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
-        return STOPPED
     if not processes.is_main_process:
-        return None
+        return STOPPED if result.interrupted else None
+    if result.interrupted:
+        print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
+        return STOPPED
+    trained = f"trained {run} to step {result.step} in {result.seconds:.0f} s"
+    complete = f"{run} is at step {result.step} already: nothing is trained"
     skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
-    if done < result.step:
-        print(f"trained {run} to step {result.step} in {result.seconds:.0f} s{skipped}")
-    else:
-        print(f"{run} is at step {result.step} already: nothing is trained{skipped}")
+    print((trained if done < result.step else complete) + skipped)
     if config.evaluate:
         evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
     return None
@@ -107,20 +99,67 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
+def continued(config: Config) -> Config:
+    """The settings, completed from the run they continue: its number of steps if left open, its cosine if longer.
+
+    Raises:
+        UsageError: ``steps`` is left open without ``minutes``, or the run to continue does not tell its number.
+    """
+    run = Path(config.run) if config.resume in ("no", "auto") else Path(config.resume).parent.parent
+    known = config.resume != "no" and (run / "config.yaml").is_file()
+    steps = config.train.steps
+    if steps:
+        if known and config.train.lr_decay_steps is None:  # who wants fewer steps does not ask for another schedule
+            cosine = max(steps, load_config(run).train.lr_decay_steps or 0)
+            config = replace(config, train=replace(config.train, lr_decay_steps=cosine))
+        return config.with_steps(steps)
+    if config.minutes <= 0:
+        raise UsageError(f"steps must be positive, or 0 with minutes= to train for; got minutes={config.minutes:g}")
+    if known:
+        return config.with_steps(load_config(run).train.steps)
+    if config.resume != "no" and (config.resume != "auto" or checkpoints(run / "checkpoints")):
+        raise UsageError(f"{run / 'config.yaml'}: not found, so the run's number of steps is not known: give steps=")
+    return config
+
+
+def most_steps(config: Config) -> int:
+    """The largest number that may be chosen: a cosine that is to end earlier is not trained beyond."""
+    end = config.train.lr_decay_steps or 0
+    return min(MOST, end) if end > 0 else MOST
+
+
+def choose_steps(config: Config, measure: Callable[[], float], *, quiet: bool = False) -> Config:
+    """The settings with a number of steps: their own, or as many as fit in ``minutes``, which a measured step tells."""
+    if config.train.steps:
+        return config
+    seconds = measure()
+    fitting = int(60 * config.minutes / seconds) // _MULTIPLE * _MULTIPLE
+    steps = min(max(fitting, LEAST), most_steps(config))
+    if not quiet:
+        print(f"measured {seconds:.2f} s a step: {_why(config, steps, fitting, seconds)}", file=sys.stderr)
+    return config.with_steps(steps)
+
+
+def _why(config: Config, steps: int, fitting: int, seconds: float) -> str:
+    if steps == fitting:
+        return f"{steps} steps fit in {config.minutes:g} minutes"
+    bound = f"the {'most' if steps < fitting else 'fewest'} that are chosen"
+    if steps == most_steps(config) < MOST:
+        bound = "as many as the cosine of the learning rate has"
+    return f"{steps} steps, {bound}, take about {steps * seconds / 60:.1f} minutes ({config.minutes:g} were asked for)"
+
+
 def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
     """Reject settings that would fail only after training.
 
     Raises:
-        ValueError: an image size that does not suit the patches or the parser, an unknown solver, or guidance without
-            mask dropout.
+        ValueError: a value out of range or one that does not suit the others, such as guidance without mask dropout.
         FileNotFoundError: no such parser.
         ImportError: the solver needs a missing package; names the extra.
     """
-    multiple = autoencoder.factor * model.patch_size
-    if config.image_size % multiple:
-        raise ValueError(
-            f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {config.image_size}"
-        )
+    multiple, side = autoencoder.factor * model.patch_size, config.image_size
+    if side % multiple:
+        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {side}")
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
@@ -132,37 +171,30 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(f"evaluate_masks must be at least 2, got {config.evaluate_masks}")
     plan(config.sampling.guidance_scale, ["mask"], model.conditions)
     build(config.sampling.solver)  # it may need a package
-    parser = load_named_parser(config.parser) if config.evaluate else None
-    if parser is not None:
+    if config.evaluate and (parser := load_named_parser(config.parser)):
         parser.check(CELEBAMASK19, config.image_size)
 
 
-def check_run_folder(run: Path, resume: str) -> None:
-    """Create the run's folder, or reject it before any work is done.
+def check_run_folder(config: Config, record: dict[str, Any]) -> int:
+    """Create the run's folder, or reject it before any work is done; the number of steps that it has already.
 
     Raises:
-        FileExistsError: it is a file, or already holds a run and ``resume`` is ``no``.
-        FileNotFoundError: ``resume`` is not a folder.
-        OSError: it cannot be written to.
+        OSError: a file, a folder that cannot be written to or holds another run, or ``resume`` is not a folder.
+        CheckpointError, ValueError: it cannot be continued with this record, or has more steps than ``steps``.
     """
+    run, resume, steps = Path(config.run), config.resume, config.train.steps
     if run.is_file():
         raise FileExistsError(f"{run}: is a file; run= names a folder")
     taken = (run / "log.jsonl").exists() or (run / "checkpoints").exists()
-    if resume not in ("no", "auto") and taken and run.resolve() not in Path(resume).resolve().parents:
+    named = resume not in ("no", "auto")
+    if named and taken and run.resolve() not in Path(resume).resolve().parents:
         raise FileExistsError(f"{run}: already holds a run, and {resume} is another's: choose another run=FOLDER")
     if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
-    if resume not in ("no", "auto") and not Path(resume).is_dir():
+    if named and not Path(resume).is_dir():
         raise FileNotFoundError(f"resume={resume}: is no folder of a checkpoint, and not 'auto' or 'no'")
     check_writable(run)
-
-
-def check_steps(found: Path | None, steps: int) -> int:
-    """The number of steps that a checkpoint has; 0 without one.
-
-    Raises:
-        ValueError: it is beyond ``steps``.
-    """
+    found = find_checkpoint(run, None if resume == "no" else resume, record)
     done = read_state(found)["step"] if found else 0
     if done > steps:
         raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
@@ -192,9 +224,8 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
 
 def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:
     """A callback that writes samples of the same masks and seeds every ``sample_every`` steps."""
-    pairs = held_out_pairs(config, _SHEET_MASKS)
-    items = [pairs[i] for i in range(min(_SHEET_MASKS, len(pairs)))]
-    masks = torch.stack([mask for _, mask in items])
+    real, masks = first_held_out(config, _SHEET_MASKS)
+    seeds = [100 * row + column for row in range(len(masks)) for column in range(_SHEET_SAMPLES)]
 
     def draw(step: int, model: nn.Module) -> Path | None:
         file = run / "samples" / f"step-{step:06d}.png"
@@ -202,10 +233,9 @@ def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Mo
             return None
         if file.exists():
             return file
-        seeds = [100 * row + column for row in range(len(items)) for column in range(_SHEET_SAMPLES)]
         pipe = as_pipeline(config, model, autoencoder.to(next(model.parameters()).device))
         images = pipe(masks.long(), seed=seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
-        save_mask_sheet(file, masks, images.unflatten(0, (len(items), -1)), [image for image, _ in items], CELEBAMASK19)
+        save_mask_sheet(file, masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), real, CELEBAMASK19)
         return file
 
     return draw

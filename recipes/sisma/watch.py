@@ -8,8 +8,6 @@ The page shows a run's progress, curves and sample grids, and refreshes itself. 
 machine can open it unless ``host=`` says otherwise.
 """
 
-from __future__ import annotations
-
 import base64
 import glob
 import os
@@ -25,31 +23,20 @@ from urllib.parse import parse_qs, urlsplit
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.curves import chart, points_of, read_log, smoothed
+from recipes.sisma.demo.guard import LOCAL
 from ssmgen.atomic import write_text
+from ssmgen.data.files import files_with
 from ssmgen.extras import require
 
-QUANTITIES = {
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "images_per_second": "images a second",
-}
+_TITLES = {"loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "images_per_second": "images a second"}
 SMOOTHING = (0.0, 0.6, 0.9, 0.97)
-_FOLDER = Path(__file__).parent
-_LOCAL = ("127.0.0.1", "localhost")
-_MAX_RUNS, _MAX_GRIDS = 8, 60
-_EMBEDDED_GRIDS = 12
+_MAX_RUNS, _MAX_GRIDS, _EMBEDDED_GRIDS = 8, 60, 12
 _GRID_ADDRESS = re.compile(r"/grids/([0-9]{1,2})/([0-9]{1,9})")
 _GRID_FILE = re.compile(r"step-([0-9]{1,9})\.png")
 # Allows the page's inline style and script and its grids, and nothing else.
-_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "style-src 'unsafe-inline'",
-        "script-src 'unsafe-inline'",
-    )
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; connect-src 'self'; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
 
 
@@ -87,7 +74,7 @@ def main(argv: list[str]) -> None:
         write_text(file, page(runs, settings.smoothing, embed=True))
         print(f"wrote {file}")
         return
-    with serve(runs, settings) as server:
+    with Server(runs, settings) as server:
         try:  # includes the messages: Ctrl-C may come right after the first
             print(f"watching {', '.join(map(str, runs))} on {server.address} (Ctrl-C ends)", file=sys.stderr)
             if not server.local:
@@ -104,37 +91,35 @@ def find_runs(words: str) -> list[Path]:
         UsageError: no folder, or more than the page can show.
         FileNotFoundError: a name without a folder, or a pattern that matches no run.
     """
-    found: list[Path] = []
+    found: dict[Path, None] = {}  # a set that keeps the order
     for word in filter(None, (os.path.expanduser(word.strip()) for word in words.split(","))):
+        matches = [Path(word)]
         if "*" in word:
             matches = [Path(name) for name in sorted(glob.glob(word)) if Path(name, "config.yaml").is_file()]
             if not matches:
                 raise FileNotFoundError(f"run={word}: matches no run of recipes.sisma.train")
         elif not Path(word).is_dir():
             raise FileNotFoundError(f"run={word}: no such folder; it appears when recipes.sisma.train starts")
-        else:
-            matches = [Path(word)]
-        found += [folder for folder in matches if folder not in found]
+        found |= dict.fromkeys(matches)
     if not 1 <= len(found) <= _MAX_RUNS:
         raise UsageError(f"run={words} names {len(found)} runs; the page shows 1 to {_MAX_RUNS}")
-    return found
+    return list(found)
 
 
 def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: bool = False) -> str:
-    """Render the page as HTML.
+    """Render the page as HTML, with ``refresh`` seconds between updates, 0 for none; ``smoothing`` is in [0, 1).
 
-    Args:
-        runs: the runs' folders.
-        smoothing: of the curves, in [0, 1).
-        refresh: seconds between updates; 0 disables them.
-        embed: embed the grids, at most 12 of each run, instead of linking to them.
+    ``embed`` puts the grids into it, at most 12 of each run, instead of linking to them.
     """
     jinja2 = require("jinja2", extra="train")  # torch depends on it
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     logs = [read_log(run) for run in runs]
-    charts = [_chart(key, title, logs, smoothing) for key, title in QUANTITIES.items()]
+    charts = []
+    for key, title in _TITLES.items():
+        exact = key == "lr"  # has no noise to smooth
+        curves = [points_of(log, key) for log in logs]
+        charts.append(chart(title, curves, 0.0 if exact else smoothing, linear=exact))
     return environment.get_template("watch.html.j2").render(
         runs=[_row(run, log) for run, log in zip(runs, logs, strict=True)],
         charts=[chart for chart in charts if chart],
@@ -145,18 +130,13 @@ def page(runs: list[Path], smoothing: float, *, refresh: float = 0.0, embed: boo
     )
 
 
-def _chart(key: str, title: str, logs: list[list[dict[str, Any]]], smoothing: float) -> dict[str, Any] | None:
-    exact = key == "lr"  # has no noise to smooth
-    return chart(title, [points_of(log, key) for log in logs], 0.0 if exact else smoothing, linear=exact)
-
-
 def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     """A run's progress, as the template shows it."""
     total, batch_size = _planned(run)
     step = log[-1]["step"] if log else 0
-    rate = points_of(log, "images_per_second")
+    rate = [value for _, value in points_of(log, "images_per_second")][-1:]
     losses = smoothed(points_of(log, "loss"), 0.9)
-    seconds_per_step = batch_size / rate[-1][1] if rate and rate[-1][1] else 0.0
+    seconds_per_step = batch_size / rate[0] if rate and rate[0] else 0.0
     silent = time.time() - (run / "log.jsonl").stat().st_mtime if log else None
     between_lines = seconds_per_step * (log[-1]["step"] - log[-2]["step"]) if len(log) > 1 else 0.0
     stalled = silent is not None and silent > max(60.0, 5 * between_lines)
@@ -167,7 +147,7 @@ def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
         "total": total,
         "share": min(100.0, 100 * step / total) if total else None,
         "loss": losses[-1][1] if losses else None,
-        "rate": rate[-1][1] if rate else None,
+        "rate": rate[0] if rate else None,
         "remaining": _duration((total - step) * seconds_per_step) if remaining else None,
         "silent": _duration(silent) if silent is not None else None,
         "stalled": stalled,
@@ -193,10 +173,8 @@ def _duration(seconds: float) -> str:
 
 def grid_files(run: Path) -> dict[int, Path]:
     """The run's sample grids by step: ``samples/step-*.png``, without symbolic links."""
-    folder = run / "samples"
-    names = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = {int(match[1]): file for file in names if (match := _GRID_FILE.fullmatch(file.name))}
-    return {step: file for step, file in found.items() if file.is_file() and not file.is_symlink()}
+    files = [file for file in files_with(run / "samples", {".png"}) if not file.is_symlink()]
+    return {int(match[1]): file for file in files if (match := _GRID_FILE.fullmatch(file.name))}
 
 
 def _grids(number: int, run: Path, embed: bool) -> list[dict[str, Any]]:
@@ -205,24 +183,32 @@ def _grids(number: int, run: Path, embed: bool) -> list[dict[str, Any]]:
     limit = _EMBEDDED_GRIDS if embed else _MAX_GRIDS
     if len(files) > limit:
         files = [files[round(i * (len(files) - 1) / (limit - 1))] for i in range(limit)]
-    if embed:
-        return [{"step": step, "src": "data:image/png;base64," + _base64(file)} for step, file in files]
-    return [{"step": step, "src": f"/grids/{number}/{step}?{file.stat().st_mtime_ns}"} for step, file in files]
 
+    def address(step: int, file: Path) -> str:
+        if embed:
+            return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+        return f"/grids/{number}/{step}?{file.stat().st_mtime_ns}"
 
-def _base64(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
+    return [{"step": step, "src": address(step, file)} for step, file in files]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page and the grids of its runs at ``address``."""
+    """Serves the page and the grids of its runs at ``address``.
+
+    Raises:
+        OSError: the port is taken, or the host is not an address of this machine.
+    """
 
     daemon_threads = True
 
     def __init__(self, runs: list[Path], settings: Settings) -> None:
         self.runs, self.smoothing, self.refresh = runs, settings.smoothing, settings.refresh
-        super().__init__((settings.host, settings.port), _Handler)
-        self.local = settings.host in _LOCAL
+        try:
+            super().__init__((settings.host, settings.port), _Handler)
+        except (OSError, OverflowError) as error:
+            address = f"{settings.host}:{settings.port}"
+            raise OSError(f"{address} cannot be served on ({error}); port=0 takes any free one") from error
+        self.local = settings.host in LOCAL
         host = settings.host if self.local else self.server_name
         self.address = f"http://{host}:{self.server_address[1]}/"
 
@@ -255,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.local and host not in _LOCAL:  # DNS rebinding: another site's name that resolves to this machine
+        if self.server.local and host not in LOCAL:  # DNS rebinding: another site's name that resolves to this machine
             self.send_error(HTTPStatus.FORBIDDEN, "ask for 127.0.0.1 or localhost")
             return
         answer = self.server.answer(self.path)
@@ -274,20 +260,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Do not log each request to the terminal."""
-
-
-def serve(runs: list[Path], settings: Settings) -> Server:
-    """Bind the server to its host and port.
-
-    Raises:
-        OSError: the port is taken, or the host is not an address of this machine.
-    """
-    try:
-        return Server(runs, settings)
-    except (OSError, OverflowError) as error:
-        raise OSError(
-            f"{settings.host}:{settings.port} cannot be served on ({error}); port=0 takes any free one"
-        ) from error
 
 
 if __name__ == "__main__":
