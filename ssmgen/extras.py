@@ -1,7 +1,5 @@
 """Optional packages, which extras of the installation bring."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from types import ModuleType

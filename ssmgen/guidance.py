@@ -6,8 +6,6 @@ equal scale are added together, and those of scale 1 come first, so that one sca
 scale 1 costs one.
 """
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Mapping, Sequence

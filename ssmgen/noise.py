@@ -1,7 +1,5 @@
 """Seeds, and the noise that images start from: image i depends on its own seed alone."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import operator

@@ -1,7 +1,5 @@
 """Whether bfloat16 products are worth their rounding here: measured in this process, not looked up by processor."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable

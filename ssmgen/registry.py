@@ -3,8 +3,6 @@
 The table is closed: a name is looked up, never imported from a dotted path, so a configuration file cannot run code.
 """
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import functools

@@ -182,9 +182,8 @@ class Sampler:
                 )
         x0 = x0.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
-            if solver.adaptive and x0.shape[0] > 1:
-                return self._one_by_one(x0, values, settings, learned, solver, ts.cpu())
-            return self._solve(x0, values, settings, learned, solver, ts.cpu(), progress)
+            solve = self._one_by_one if solver.adaptive and x0.shape[0] > 1 else self._solve
+            return solve(x0, values, settings, learned, solver, ts.cpu(), progress)
 
     def _solve(
         self,
@@ -194,7 +193,7 @@ class Sampler:
         objective: Objective,
         solver: Solver,
         ts: Tensor,
-        progress: Callable[[int, Tensor], None] | None = None,
+        progress: Callable[[int, Tensor], None] | None,
     ) -> Tensor:
         guidance = plan(settings.guidance_scale, list(values), self.conditions)
         known = guidance.known[::-1]  # all conditions first: before guidance starts they are the only ones
@@ -246,14 +245,14 @@ class Sampler:
         settings: Sampling,
         objective: Objective,
         solver: Solver,
-        ts: Tensor,
+        *rest: Any,
     ) -> Tensor:
         """Adaptive steps depend on the error of what is integrated: each image gets its own."""
         images = []
         evaluations = 0
         for i in range(x0.shape[0]):
             own = {name: value if len(value) == 1 else value[i : i + 1] for name, value in values.items()}
-            images.append(self._solve(x0[i : i + 1], own, settings, objective, solver, ts))
+            images.append(self._solve(x0[i : i + 1], own, settings, goal, solver, *rest))
             evaluations += solver.evaluations
         solver.evaluations = evaluations
         return torch.cat(images)

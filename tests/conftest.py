@@ -17,6 +17,11 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     cache = f"{tempfile.gettempdir()}/torchinductor-{os.getuid()}-{capability}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
 
+import ssmgen  # noqa: E402  # after what it reads
+
+#: The library's own names, before a test file imports models of the benchmarks or tutorials.
+OWN = frozenset(ssmgen.names())
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -90,6 +90,17 @@ def test_optional_packages_are_imported_where_they_are_used(file):
     assert not {name.split(".")[0] for name in imports(file, top_level=True)} & set(HEAVY)
 
 
+def test_files_functions_and_constructors_stay_small():
+    for file in [*(ROOT / "ssmgen").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
+        text = file.read_text()
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+                arguments = len(node.args.args) + len(node.args.kwonlyargs)
+                assert node.name != "__init__" or arguments <= 13, f"{file}:{node.lineno}"  # self and twelve
+
+
 def test_nothing_is_unpickled_or_evaluated():
     forbidden = ("import pickle", "pickle.load", "torch.load(", "eval(", "exec(", "yaml.load(", "__import__(")
     for file in [*package_files(), *(ROOT / "recipes").rglob("*.py")]:

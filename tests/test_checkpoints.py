@@ -160,3 +160,30 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_old_checkpoints_are_pruned(folder):
     run(folder, steps=6, checkpoint_every=1, keep_checkpoints=2)
     assert [p.name for p in checkpoints(folder / "checkpoints")] == ["step-00000005", "step-00000006"]
+
+
+def test_weights_and_optimizer_state_under_earlier_names_are_loaded(tmp_path):
+    """A part of a model was renamed since: its ``renamed`` says so."""
+
+    class Before(torch.nn.Module):
+        def __init__(self, name="first"):
+            super().__init__()
+            self.add_module(name, torch.nn.Linear(2, 2))
+
+    class Now(Before):
+        renamed = {"first.": "second.part."}
+
+        def __init__(self):
+            super().__init__("other")
+            self.second = torch.nn.ModuleDict({"part": torch.nn.Linear(2, 2)})
+            del self.other
+
+    old, new = Before(), Now()
+    parts = [(model, moving_average(model, 0.9), torch.optim.AdamW(model.parameters())) for model in (old, new)]
+    old.first(torch.ones(1, 2)).sum().backward()
+    parts[0][2].step()
+    path = save_checkpoint(tmp_path, 1, **dict(zip(("model", "ema", "optimizer"), parts[0], strict=True)), state={})
+    load_checkpoint(path, **dict(zip(("model", "ema", "optimizer"), parts[1], strict=True)))
+    torch.testing.assert_close(list(new.parameters()), list(old.parameters()), rtol=0, atol=0)
+    states = [[optimizer.state[p]["exp_avg"] for p in model.parameters()] for model, _, optimizer in parts]
+    torch.testing.assert_close(*states, rtol=0, atol=0)

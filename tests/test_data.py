@@ -12,9 +12,8 @@ from test_images import label_maps, photo
 from test_prepared_folder import make_prepared
 from torch import Tensor
 
-from ssmgen.data import DrawnFaces, LabelSet, PairFolder, Pairs, write_png
+from ssmgen.data import Crops, DrawnFaces, LabelSet, PairFolder, Pairs, write_png
 from ssmgen.data.balance import class_weights, repeats
-from ssmgen.data.crops import Crops
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.labels import CELEBAMASK19
 from ssmgen.data.transforms import (

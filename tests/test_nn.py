@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomize
+from conftest import OWN, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ import ssmgen
 from ssmgen import build
 from ssmgen.nn import CrossMamba, Modulation, SelfMamba, sincos_position
 from ssmgen.ops import SCAN_ORDERS, selective_scan
-from ssmgen.registry import find
 
 SIZE = (3, 4)
 
@@ -55,8 +54,7 @@ CALLS = {
 }
 
 
-OWN = [name for name in ssmgen.names("block") if find(name).builder.__module__.startswith("ssmgen.")]
-CALLS |= {name: (dict(dim=16), as_mixer) for name in OWN if name not in CALLS}
+CALLS |= {name: (dict(dim=16), as_mixer) for name in ssmgen.names("block") if name in OWN - CALLS.keys()}
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +16,9 @@ import ssmgen
 from ssmgen import MaskToImage
 from ssmgen.data import LabelSet, draw_face, write_png
 from ssmgen.pipeline import Recipe, packaged
+
+#: Mean red, green and blue of two pictures of the packaged model.
+MEANS = torch.tensor([[0.4091, 0.2899, 0.2434], [0.7434, 0.4861, 0.3413]])
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,36 @@ def test_what_is_saved_is_read_back(pipe, face, tmp_path):
     again = MaskToImage.from_pretrained(tmp_path / "saved")
     assert again.recipe == pipe.recipe and again.card == pipe.card
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+
+
+def test_the_objective_travels_with_the_model(tmp_path):
+    pipe = random_pipe()
+    pipe = MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, objective={"name": "x0", "smallest": 0.01}))
+    pipe.save_pretrained(tmp_path / "saved")
+    again = MaskToImage.from_pretrained(tmp_path / "saved")
+    assert (again.objective.prediction, again.objective.smallest) == ("data", 0.01)
+    mask = torch.zeros(32, 32, dtype=torch.uint8)
+    settings = {"output_type": "latent", "solver": "euler", "steps": 2}
+    expected = ssmgen.sample(
+        pipe.model,
+        ssmgen.initial_noise([0], (3, 32, 32)),
+        mask[None],
+        objective=pipe.objective,
+        solver="euler",
+        steps=2,
+    )
+    assert torch.equal(again(mask, **settings), expected)
+    assert not torch.allclose(random_pipe()(mask, **settings), expected)
+    with pytest.raises(ValueError, match="unknown objective 'x1'.*'x0'"):
+        replace(pipe.recipe, objective="x1")
+
+
+def test_a_folder_of_the_first_format_gives_the_same_pictures():
+    """The packaged model was written before objectives, conditions and their names of today."""
+    folder = Path(ssmgen.__file__).parent / "pretrained" / "drawn-faces"
+    assert json.loads((folder / "config.json").read_text())["format"] == 1
+    images = MaskToImage.from_pretrained("drawn-faces")(draw_face(10**6)[1], seed=3, num_images=2, output_type="pt")
+    torch.testing.assert_close(images.mean((2, 3)), MEANS, rtol=0, atol=2e-3)  # as the code before gave them
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -10,14 +10,8 @@ import torch
 from test_images import photo
 
 from ssmgen.atomic import whole_folder
-from ssmgen.data.folder import (
-    PreparedFolder,
-    check_target,
-    load_splits,
-    match_stems,
-    write_pair,
-    write_records,
-)
+from ssmgen.data.files import pair_files
+from ssmgen.data.folder import PreparedFolder, check_target, load_splits, write_pair, write_records
 from ssmgen.data.images import write_png
 from ssmgen.data.labels import CELEBAMASK19
 
@@ -136,6 +130,6 @@ def test_files_are_paired_by_stem_and_every_single_one_is_named(tmp_path: Path) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "masks/c.jpg").touch()
-    matched, problems = match_stems(tmp_path / "images", tmp_path / "masks")
+    matched, problems = pair_files(tmp_path / "images", tmp_path / "masks")
     assert list(matched) == ["a"]
     assert {path.name for path, _ in problems} == {"b.png", "b.jpg", "c.webp", "c.jpg", "d.png"}

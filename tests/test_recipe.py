@@ -10,13 +10,14 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import yaml
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipe_runs import SMALL, words
 
 from recipes.sisma import budget, evaluate, export, parser, prepare, provenance, train
-from recipes.sisma.arguments import UsageError
+from recipes.sisma.arguments import UsageError, flat
 from recipes.sisma.pairs import prepared_pairs
 from recipes.sisma.presets import PRESETS, Config, preset
 from recipes.sisma.runs import load_config
@@ -213,6 +214,16 @@ def test_presets_are_as_printed():
         assert make().preset == name
         make().with_steps(make().train.steps or budget.MOST)
     assert preset("faces").with_steps(2000).train.lr_decay_steps == preset("faces").train.steps == 2000
+
+
+def test_a_run_from_before_its_settings_were_nested_loads(tmp_path):
+    config = dataclasses.replace(preset("faces").with_steps(7), data="x")
+    plain = {key: value for key, value in flat(config).items() if key != "objective"}  # there was one
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert {"steps", "solver_steps", "lr", "guidance_scale"} <= plain.keys() and load_config(tmp_path) == config
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain | {"learning_rate": 1}))
+    with pytest.raises(UsageError, match="config.yaml: .*learning_rate"):
+        load_config(tmp_path)
 
 
 def test_config_survives_the_run_folder(trained):

@@ -85,3 +85,50 @@ def test_a_size_is_one_line(scratch):
     assert len(ssmgen.build("sisma-tiny").blocks) == 1
     with pytest.raises(TypeError, match="takes no 'deep'"):
         ssmgen.register("model", "sisma-bad", mixer="self-mamba", deep=1)(ssmgen.models.TokenModel)
+
+
+@pytest.fixture
+def layers(scratch):
+    @ssmgen.register("block", "layer", width=4)
+    class Layer:
+        def __init__(self, dim, width, order="row"):
+            self.given = (dim, width, order)
+
+    @ssmgen.register("block", "wrapper")
+    class Wrapper:
+        @registry.passes_on(Layer, "order")
+        def __init__(self, dim, *, depth=1, **layer):
+            self.depth, self.layer = depth, Layer(dim, order="column", **layer)
+
+
+def test_a_part_gets_what_it_takes_of_what_is_offered(layers):
+    made = registry.make("layer", dim=8, order="column", backend="cpu")
+    assert made.given == (8, 4, "column")
+    assert registry.make({"name": "layer", "order": "row"}, dim=8, order="column").given == (8, 4, "row")
+    assert registry.make("layer", dim=8, width=5).given == (8, 5, "row")
+    with pytest.raises(TypeError, match="'layer' takes no 'wdth'.*'width'"):
+        registry.make({"name": "layer", "wdth": 5}, dim=8)
+    for spec in (3, {"width": 5}, {"name": 3}, None):
+        with pytest.raises(TypeError, match="a spec is a registered name or"):
+            registry.make(spec)
+
+
+def test_arguments_that_are_passed_on_are_checked_by_name(layers):
+    assert registry.takes("wrapper") == ["dim", "depth", "width"]
+    assert ssmgen.build("wrapper", dim=2, width=3).layer.given == (2, 3, "column")
+    for name in ("widht", "order"):
+        with pytest.raises(TypeError, match=f"'wrapper' takes no '{name}'.*It takes: dim, depth, width"):
+            ssmgen.build("wrapper", dim=2, **{name: 3})
+    assert {"d_state", "order", "backend"} <= set(registry.takes("self-mamba"))
+
+
+def test_settings_of_a_stack_are_those_of_its_parts():
+    takes = registry.takes("sisma-debug")
+    assert {"dim", "depth", "d_state", "u", "ffn_ratio", "mask_dropout", "mask_input", "num_classes"} <= set(takes)
+    assert "num_heads" not in takes and "num_heads" in registry.takes("dit-debug")
+    hybrid = {"name": "sisma-debug", "mixer": ["self-mamba", "self-attention"]}
+    assert {"num_heads", "d_state"} <= set(registry.takes(hybrid))
+    with pytest.raises(TypeError, match="'sisma-debug' takes no 'num_heads'"):
+        ssmgen.build("sisma-debug", num_heads=2)
+    with pytest.raises(ValueError, match="unknown name 'self-mabma'.*'self-mamba'"):
+        ssmgen.build("sisma-debug", mixer="self-mabma")

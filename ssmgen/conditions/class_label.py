@@ -1,7 +1,5 @@
 """A class for the whole image."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

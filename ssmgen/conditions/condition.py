@@ -1,7 +1,5 @@
 """What all conditions share: the null, and dropout in training."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 

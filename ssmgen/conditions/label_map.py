@@ -1,7 +1,5 @@
 """A semantic mask: one label per pixel of the image."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange

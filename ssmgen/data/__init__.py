@@ -1,15 +1,13 @@
 """Data sets of image-mask pairs, label sets, paired transforms, and drawn faces that need no download."""
 
 from ssmgen.data.balance import class_weights, loss_weights, repeats
-from ssmgen.data.crops import Crops
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.data.mask_input import LABEL_SETS, to_labels
-from ssmgen.data.pair_folder import PairFolder
-from ssmgen.data.pairs import Pairs
+from ssmgen.data.pairs import Crops, PairFolder, Pairs
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [

@@ -1,9 +1,8 @@
 """Counter class imbalance: show examples with rare classes more often, or weight their pixels in the loss."""
 
-from __future__ import annotations
-
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -31,10 +30,7 @@ def repeats(masks: Iterable[Tensor], threshold: float, seed: int = 0) -> list[tu
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a share in [0, 1], got {threshold}")
     present = [set(torch.unique(mask).tolist()) for mask in masks]
-    counts: dict[int, int] = {}
-    for classes in present:
-        for label in classes:
-            counts[label] = counts.get(label, 0) + 1
+    counts = Counter(label for classes in present for label in classes)
     factor = {label: max(1.0, math.sqrt(threshold * len(present) / count)) for label, count in counts.items()}
     chance = random.Random(seed)
     shown = []

@@ -9,19 +9,18 @@
 `ssmgen.atomic.whole_folder`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssmgen.data.files import IMAGE_SUFFIXES, composed, files_with, listing, other_images, stem_of
+from ssmgen.data.files import composed, listing
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.transforms import center_crop_resize
@@ -30,8 +29,6 @@ from ssmgen.registry import closest
 _FORMAT = 1
 _RECORD = "prepared.json"
 _SPLITS = "splits.json"
-OTHER_KIND = f"has an unsupported image format; save it as one of {', '.join(IMAGE_SUFFIXES)}"
-NO_PNG = "is not a PNG file; masks must be PNG files, because lossy formats alter labels"
 
 
 class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
@@ -80,8 +77,7 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         """SHA-256 of ids, recorded file hashes, classes, split and size: equal only for equal data."""
         files = self.record["files"]
         pairs = [[id, files[self._images[id]], files[f"masks/{id}.png"]] for id in self.ids]
-        size = list(self.size) if isinstance(self.size, tuple) else self.size
-        content = [_FORMAT, self.split, size, list(self.labels.classes), pairs]
+        content = [_FORMAT, self.split, self.size, self.labels.classes, pairs]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _find_files(self) -> dict[str, Path]:
@@ -90,16 +86,12 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         parts = [(part, listing(self.root / part)) for part in ("images", "masks")]
         present = {composed(f"{part}/{file.name}"): file for part, files in parts for file in files}
         needed = {name for id in self.ids for name in (self._images[id], f"masks/{id}.png")}
-        missing = sorted(needed - present.keys())
-        unrecorded = sorted((needed & present.keys()) - self.record["files"].keys())
-        if missing or unrecorded:
-            lines = [f"  {name}: missing" for name in missing]
-            lines += [f"  {name}: not recorded in {_RECORD}" for name in unrecorded]
-            raise FileNotFoundError(
-                f"{self.root}: {len(lines)} file(s) of split {self.split!r} are not as prepared:\n"
-                + "\n".join(lines)
-                + "\nPrepare the folder again."
-            )
+        unrecorded = (needed & present.keys()) - self.record["files"].keys()
+        lines = [f"  {name}: missing" for name in sorted(needed - present.keys())]
+        lines += [f"  {name}: not recorded in {_RECORD}" for name in sorted(unrecorded)]
+        if lines:
+            head = f"{self.root}: {len(lines)} file(s) of split {self.split!r} are not as prepared:"
+            raise FileNotFoundError("\n".join([head, *lines, "Prepare the folder again."]))
         return {name: present[name] for name in needed}
 
 
@@ -152,15 +144,16 @@ def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[
         mask: ``(height, width)`` uint8 labels.
     """
     suffix = image.suffix.lower() if isinstance(image, Path) else ".png"
-    image_file, mask_file = root / f"images/{id}{suffix}", root / f"masks/{id}.png"
-    for file in (image_file, mask_file):
+    hashes = {}
+    for name, content in ((f"images/{id}{suffix}", image), (f"masks/{id}.png", mask)):
+        file = root / name
         file.parent.mkdir(exist_ok=True)
-    if isinstance(image, Path):
-        shutil.copyfile(image, image_file)
-    else:
-        write_png(image_file, image)
-    write_png(mask_file, mask)
-    return {file.relative_to(root).as_posix(): _file_hash(file) for file in (image_file, mask_file)}
+        if isinstance(content, Path):
+            shutil.copyfile(content, file)
+        else:
+            write_png(file, content)
+        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
 
 
 def write_records(
@@ -178,60 +171,12 @@ def write_records(
     record = {
         "format": _FORMAT,
         "source": source,
-        "labels": {
-            "name": labels.name,
-            "classes": labels.classes,
-            "palette": labels.palette,
-            "mirrored": labels.mirrored,
-        },
+        "labels": asdict(labels),
         "counts": {name: len(ids) for name, ids in splits.items()},
         "files": dict(sorted(hashes.items())),
     }
-    _write_json(root / _SPLITS, splits)
-    _write_json(root / _RECORD, record)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def match_stems(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]], list[tuple[Path, str]]]:
-    """Pair the files of two folders by stem. They may be the same folder: its PNG files are then the masks.
-
-    Accents may be in either form (NFC or NFD) and suffixes in either case; see `ssmgen.data.files`.
-
-    Args:
-        images: folder of photos.
-        masks: folder of PNG masks.
-
-    Returns:
-        The pairs by stem, sorted, and the problems: every file that is in no pair, with the reason.
-    """
-    suffixes = set(IMAGE_SUFFIXES) - ({".png"} if images == masks else set())
-    photos, problems = _by_stem(images, suffixes)
-    labels, mask_problems = _by_stem(masks, {".png"})
-    problems += mask_problems
-    problems += [(file, OTHER_KIND) for file in other_images(images, IMAGE_SUFFIXES)]
-    if images != masks:
-        problems += [(file, NO_PNG) for file in other_images(masks, {".png"})]
-    problems += [(photos[stem], f"has no mask {stem}.png") for stem in sorted(photos.keys() - labels.keys())]
-    problems += [
-        (labels[stem], f"has no image {stem} ({', '.join(IMAGE_SUFFIXES)})")
-        for stem in sorted(labels.keys() - photos.keys())
-    ]
-    return {stem: (photos[stem], labels[stem]) for stem in sorted(photos.keys() & labels.keys())}, problems
-
-
-def _by_stem(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    found: dict[str, Path] = {}
-    problems = []
-    for file in files_with(folder, suffixes):
-        stem = stem_of(file)
-        if stem in found:
-            problems.append((file, f"has the same stem as {found[stem].name}; a stem identifies one pair"))
-        found.setdefault(stem, file)
-    return found, problems
+    for name, value in ((_SPLITS, splits), (_RECORD, record)):
+        (root / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_record(root: Path, hint: str) -> dict[str, Any]:
@@ -273,7 +218,3 @@ def _read_json(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,4 @@
-"""Reading and writing image and mask files; every error names the file.
-
-A file is decoded in full or rejected: nothing is padded, truncated, rescaled or guessed.
-"""
-
-from __future__ import annotations
+"""Image and mask files: decoded in full or rejected by name; nothing is padded, truncated, rescaled or guessed."""
 
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +11,6 @@ from ssmgen.atomic import whole_file
 from ssmgen.data.files import IMAGE_SUFFIXES
 from ssmgen.data.labels import LabelSet, check_labels
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
 
 def read_image(path: str | Path) -> Tensor:
     """Read a photo as ``(3, height, width)`` uint8 RGB, rotated as its EXIF data says.
@@ -29,12 +22,8 @@ def read_image(path: str | Path) -> Tensor:
     """
     from PIL import ImageOps
 
-    data = _read_bytes(path)
-    image = _decode(path, data, sorted(set(IMAGE_SUFFIXES.values())))
-    _check_eight_bits(path, image, data)
-    if image.mode not in ("1", "L", "P", "RGB"):
-        image = _without_alpha(path, image)
-    return _to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    image = _decode(path, _read_bytes(path), sorted(set(IMAGE_SUFFIXES.values())))
+    return from_pil(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
@@ -52,10 +41,10 @@ def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
     if data.startswith(b"\xff\xd8"):
         raise ValueError(f"{path}: is a JPEG, whose compression alters labels; masks must be PNG files")
     image = _decode(path, data, ["PNG"])
-    _check_eight_bits(path, image, data)
-    if image.mode in ("LA", "RGBA"):
-        image = _without_alpha(path, image)
-    mask = _labels_of(path, image, data, labels)
+    if image.mode in ("P", "RGB"):
+        mask = pil_to_labels(path, image, labels)
+    else:  # Pillow stretches 1-, 2- and 4-bit grey to 0..255, which would turn label 1 into 17
+        mask = from_pil(image.convert("L")) // (255 // (2 ** _png_depth(data) - 1))
     check_labels(mask, len(labels), where=str(path))
     return mask
 
@@ -94,12 +83,7 @@ def to_pil(pixels: Tensor) -> Any:
 
 
 def from_pil(image: Any) -> Tensor:
-    """The inverse of `to_pil`: ``(height, width)`` of an ``L`` image, ``(3, height, width)`` of an ``RGB`` image."""
-    return _to_tensor(image)
-
-
-def _to_tensor(image: Any) -> Tensor:
-    """Pixels of an ``L``, ``P`` or ``RGB`` image, without numpy."""
+    """The inverse of `to_pil`: ``(height, width)`` of an ``L`` or ``P`` image, ``(3, height, width)`` of ``RGB``."""
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     if image.mode == "RGB":
         return flat.view(image.height, image.width, 3).movedim(-1, 0).contiguous()
@@ -119,12 +103,15 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
-    """Open and decode in full, so that a damaged file fails here and not in a worker during training."""
+    """Decode to mode ``1``, ``L``, ``P`` or ``RGB`` in full: a damaged file fails here, not in a worker later."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         image: Any = Image.open(BytesIO(data), formats=formats)
-        _check_pixels(image)
+        limit = Image.MAX_IMAGE_PIXELS
+        # Up to twice the limit Pillow only warns, which is lost in a worker.
+        if limit is not None and image.width * image.height > limit:
+            raise ValueError(f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS = {limit}")
         # A phone's JPEG may carry a preview as a second frame (Pillow calls that MPO): its first frame is the photo.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"has {image.n_frames} frames; expected a still image")
@@ -136,57 +123,44 @@ def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
         ) from None
     # On crafted files Pillow raises nearly every built-in exception; all of them mean the same here.
     except Exception as error:
-        raise ValueError(f"{path}: cannot be decoded ({_reason(error)})") from error
+        reason = (str(error) or type(error).__name__).rstrip(".")
+        raise ValueError(f"{path}: cannot be decoded ({reason})") from error
+    if image.mode.startswith(("I", "F")) or _png_depth(data) > 8:
+        raise ValueError(f"{path}: has 16 or more bits per channel; save it with 8")
+    image = without_opaque_alpha(image)
+    if image.mode in ("LA", "RGBA"):
+        raise ValueError(f"{path}: has transparent pixels; save it without an alpha channel")
+    if image.mode not in ("1", "L", "P", "RGB"):
+        raise ValueError(f"{path}: is a {image.mode} image; save it as RGB")
     return image
 
 
-def _check_pixels(image: Any) -> None:
-    """Reject what exceeds Pillow's limit: up to twice the limit Pillow only warns, which is lost in a worker."""
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise Image.DecompressionBombError(
-            f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS = {limit}"
-        )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).rstrip(".")
-
-
 def _png_depth(data: bytes) -> int:
-    """Bits per channel from the header: Pillow does not keep them."""
-    return data[24]
+    """Bits per channel in the header of a PNG file, which Pillow does not keep; 0 for other formats."""
+    return data[24] if data.startswith(b"\x89PNG\r\n\x1a\n") else 0
 
 
-def _check_eight_bits(path: str | Path, image: Any, data: bytes) -> None:
-    deep = data.startswith(_PNG_SIGNATURE) and _png_depth(data) > 8
-    if deep or image.mode.startswith(("I", "F")):
-        raise ValueError(f"{path}: has 16 or more bits per channel; save it with 8")
+def without_opaque_alpha(image: Any) -> Any:
+    """The image without its alpha channel if that is opaque, else the image unchanged."""
+    opaque = image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255)
+    return image.convert(image.mode.removesuffix("A")) if opaque else image
 
 
-def _without_alpha(path: str | Path, image: Any) -> Any:
-    if image.mode not in ("LA", "RGBA"):
-        raise ValueError(f"{path}: is a {image.mode} image; save it as RGB")
-    if image.getchannel("A").getextrema() != (255, 255):
-        raise ValueError(f"{path}: has transparent pixels; save it without an alpha channel")
-    return image.convert(image.mode.removesuffix("A"))
+def pil_to_labels(name: str | Path, image: Any, labels: LabelSet) -> Tensor:
+    """Class ids ``(height, width)`` of an ``L``, ``P`` or ``RGB`` image.
 
-
-def _labels_of(path: str | Path, image: Any, data: bytes, labels: LabelSet) -> Tensor:
-    if image.mode == "P":
-        mask = _to_tensor(image)
-        check_palette(path, image, mask, labels)
-        return mask
+    Raises:
+        ValueError: a colour that is not in the palette, or an image palette that contradicts its indices; names it.
+    """
+    pixels = from_pil(image)
     if image.mode == "RGB":
-        return colours_to_labels(path, _to_tensor(image), labels)
-    # Pillow stretches 1-, 2- and 4-bit grey to 0..255, which would turn label 1 into 17.
-    stretch = 255 // (2 ** _png_depth(data) - 1)
-    return _to_tensor(image.convert("L")) // stretch
+        return colours_to_labels(name, pixels, labels)
+    if image.mode == "P":
+        _check_palette(name, image, pixels, labels)
+    return pixels
 
 
-def check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
+def _check_palette(path: str | Path, image: Any, mask: Tensor, labels: LabelSet) -> None:
     """Reject a palette that holds the colours of the classes at other indices: one of the two is wrong."""
     flat = image.getpalette("RGB") or []
     colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in mask.unique().tolist()}
@@ -214,7 +188,7 @@ def colours_to_labels(path: str | Path, pixels: Tensor, labels: LabelSet) -> Ten
     matched = known[place] == codes
     if bool(matched.all()):
         return order[place].to(torch.uint8)
-    if bool((pixels[0] == pixels[1]).all()) and bool((pixels[0] == pixels[2]).all()):
+    if torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2]):
         return pixels[0]
     row, column = (~matched).nonzero()[0].tolist()
     raise ValueError(

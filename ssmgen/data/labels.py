@@ -1,10 +1,4 @@
-"""Label sets: class names, colours and left/right pairs of the masks.
-
-A mask is an 8-bit image whose pixel values are class ids. A `LabelSet` describes any set of classes; the two common
-orders of the 19 face classes are instances of it.
-"""
-
-from __future__ import annotations
+"""Label sets: class names, colours and left/right pairs of masks, which are 8-bit images of class ids."""
 
 from dataclasses import dataclass
 
@@ -52,28 +46,30 @@ class LabelSet:
         return colours[mask.long()].movedim(-1, -3)
 
 
+# Name, colour, and mean share of the pixels of 808 CelebAMask-HQ masks (only the ratios of the large classes matter).
 _CLASSES = (
-    ("background", (0, 0, 0)),
-    ("skin", (204, 0, 0)),
-    ("nose", (76, 153, 0)),
-    ("eye_g", (204, 204, 0)),
-    ("l_eye", (51, 51, 255)),
-    ("r_eye", (204, 0, 204)),
-    ("l_brow", (0, 255, 255)),
-    ("r_brow", (255, 204, 204)),
-    ("l_ear", (102, 51, 0)),
-    ("r_ear", (255, 0, 0)),
-    ("mouth", (102, 204, 0)),
-    ("u_lip", (255, 255, 0)),
-    ("l_lip", (0, 0, 153)),
-    ("hair", (0, 0, 204)),
-    ("hat", (255, 51, 153)),
-    ("ear_r", (0, 204, 204)),
-    ("neck_l", (0, 51, 0)),
-    ("neck", (255, 153, 51)),
-    ("cloth", (0, 204, 0)),
+    ("background", (0, 0, 0), 0.288),
+    ("skin", (204, 0, 0), 0.254),
+    ("nose", (76, 153, 0), 0.021),
+    ("eye_g", (204, 204, 0), 0.003),
+    ("l_eye", (51, 51, 255), 0.002),
+    ("r_eye", (204, 0, 204), 0.002),
+    ("l_brow", (0, 255, 255), 0.004),
+    ("r_brow", (255, 204, 204), 0.004),
+    ("l_ear", (102, 51, 0), 0.005),
+    ("r_ear", (255, 0, 0), 0.004),
+    ("mouth", (102, 204, 0), 0.003),
+    ("u_lip", (255, 255, 0), 0.004),
+    ("l_lip", (0, 0, 153), 0.007),
+    ("hair", (0, 0, 204), 0.311),
+    ("hat", (255, 51, 153), 0.010),
+    ("ear_r", (0, 204, 204), 0.002),
+    ("neck_l", (0, 51, 0), 0.001),
+    ("neck", (255, 153, 51), 0.042),
+    ("cloth", (0, 204, 0), 0.034),
 )
-_COLOURS = dict(_CLASSES)
+_COLOURS = {name: colour for name, colour, _ in _CLASSES}
+_AREAS = {name: area for name, _, area in _CLASSES}
 _MIRRORED = (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear"))
 
 
@@ -83,7 +79,7 @@ def _face_labels(name: str, classes: tuple[str, ...]) -> LabelSet:
 
 
 #: The order of CelebAMask-HQ's script: the parts in painting order. It is the default everywhere.
-CELEBAMASK19 = _face_labels("celebamask19", tuple(name for name, _ in _CLASSES))
+CELEBAMASK19 = _face_labels("celebamask19", tuple(_COLOURS))
 
 #: The order of the widely used BiSeNet face parser. A mask file does not record its order: remap it explicitly.
 BISENET19 = _face_labels(
@@ -109,13 +105,7 @@ def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
     return table[mask.long()]
 
 
-# Mean share of each class in the pixels of 808 CelebAMask-HQ masks; only the ratios of the large classes matter.
-_AREAS = {
-    **{"background": 0.288, "skin": 0.254, "nose": 0.021, "eye_g": 0.003, "l_eye": 0.002, "r_eye": 0.002},
-    **{"l_brow": 0.004, "r_brow": 0.004, "l_ear": 0.005, "r_ear": 0.004, "mouth": 0.003, "u_lip": 0.004},
-    **{"l_lip": 0.007, "hair": 0.311, "hat": 0.010, "ear_r": 0.002, "neck_l": 0.001, "neck": 0.042, "cloth": 0.034},
-}
-# In nats per pixel. None of those 808 masks reaches it when read in the right order, 9 of 10 do in the wrong order.
+# In nats per pixel. None of the 808 masks reaches it when read in the right order, 9 of 10 do in the wrong order.
 _MARGIN = 0.4
 
 

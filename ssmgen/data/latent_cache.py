@@ -1,11 +1,9 @@
 """A data set encoded once: latents and masks on disk, with a record of their origin."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,26 +11,15 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from ssmgen.atomic import whole_folder
 from ssmgen.data.labels import LabelSet
+from ssmgen.data.pairs import Pairs
 from ssmgen.weights import open_weights, write_weights
 
 _SHARD = 1024
 _RECORD = "cache.json"
 
 
-class PairDataset(Protocol):
-    """Images ``(3, h, w)`` uint8 with masks ``(h, w)`` uint8, and a fingerprint of the data."""
-
-    labels: LabelSet
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
-
-    def fingerprint(self) -> str: ...
-
-
 def write_latent_cache(
-    pairs: PairDataset,
+    pairs: Pairs,
     autoencoder: Any,
     target: Path,
     *,
@@ -42,9 +29,7 @@ def write_latent_cache(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Encode every image once and write latents, masks and their record to the folder ``target``.
-
-    The folder gets its name only once it is complete.
+    """Encode every image once and write latents, masks and their record to a folder, which is complete or absent.
 
     Args:
         pairs: images and masks.
@@ -68,8 +53,7 @@ def write_latent_cache(
     try:
         with whole_folder(target) as temporary:
             for shard, start in enumerate(range(0, len(pairs), _SHARD)):
-                stop = min(start + _SHARD, len(pairs))
-                part: Any = Subset(pairs, range(start, stop))  # type: ignore[arg-type]
+                part: Any = Subset(pairs, range(len(pairs))[start : start + _SHARD])  # type: ignore[arg-type]
                 batches = list(_encoded(part, _Encoder(autoencoder, flip, device), batch_size, num_workers, progress))
                 tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
                 write_weights(temporary / f"shard-{shard:05d}.safetensors", tensors)
@@ -80,7 +64,7 @@ def write_latent_cache(
             raise  # otherwise another process was faster, and its equal copy stays
 
 
-def cache_record(pairs: PairDataset, autoencoder: Any, flip: bool) -> dict[str, Any]:
+def cache_record(pairs: Pairs, autoencoder: Any, flip: bool) -> dict[str, Any]:
     """What identifies a cache: the autoencoder with its scale and shift, the source, and whether it holds flips."""
     return {"autoencoder": autoencoder.describe(), "source": pairs.fingerprint(), "flip": flip}
 
@@ -152,12 +136,10 @@ class _Encoder:
     def __init__(self, autoencoder: Any, flip: bool, device: torch.device | str) -> None:
         self.autoencoder, self.flip, self.device = autoencoder, flip, torch.device(device)
 
-    def __call__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        pixels, masks = default_collate(list(pairs))
-        return self.encode(pixels, masks)
+    def __call__(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        return self.encode(*default_collate(pairs))
 
     def encode(self, pixels: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Latents and masks of images uint8 ``(batch, 3, h, w)`` and their masks."""
         images = pixels.to(self.device).float() / 127.5 - 1
         batch = {"latents": self._latents(images), "masks": masks}
         if self.flip:

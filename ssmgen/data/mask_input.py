@@ -1,7 +1,5 @@
 """Conversion of masks to labels: files, PIL images, arrays and tensors, as ids or colours, in either class order."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmgen.data.images import check_palette, colours_to_labels, from_pil, read_mask
+from ssmgen.data.images import colours_to_labels, from_pil, pil_to_labels, read_mask, without_opaque_alpha
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, likelier_order, remap
 from ssmgen.registry import closest
 
@@ -39,7 +37,13 @@ def to_labels(
     Warns:
         UserWarning: the class areas look like the other order of the same classes.
     """
-    source = _source(_label_set(palette), _label_set(order)) or labels
+    colours, ids_order = _label_set(palette), _label_set(order)
+    if colours and ids_order and colours != ids_order:
+        raise ValueError(
+            f"palette={colours.name} and remap={ids_order.name} differ: use palette= for a mask of colours, remap= for "
+            "ids"
+        )
+    source = colours or ids_order or labels
     name = str(mask) if isinstance(mask, str | Path) else name
     ids = _read(mask, source, name)
     check_labels(ids, len(source), where=name)
@@ -53,14 +57,6 @@ def to_labels(
             stacklevel=3,
         )
     return ids if source == labels else remap(ids, source, labels)
-
-
-def _source(palette: LabelSet | None, order: LabelSet | None) -> LabelSet | None:
-    if palette and order and palette != order:
-        raise ValueError(
-            f"palette={palette.name} and remap={order.name} differ: use palette= for a mask of colours, remap= for ids"
-        )
-    return palette or order
 
 
 def _label_set(choice: str | LabelSet) -> LabelSet | None:
@@ -77,35 +73,25 @@ def _read(mask: Any, labels: LabelSet, name: str) -> Tensor:
     if hasattr(mask, "tobytes") and hasattr(mask, "mode"):
         return _from_image(mask, labels, name)
     if hasattr(mask, "__array_interface__"):
-        mask = _from_array(mask, name)
+        if mask.dtype.kind not in "iu":
+            raise TypeError(_no_ids(name, mask.dtype, mask.shape, mask.dtype.kind == "b", "mask.astype('int64')"))
+        # A copy in native byte order, int64 because torch supports unsigned 16-bit only in part.
+        mask = torch.from_numpy(mask.astype("uint8" if mask.dtype == "uint8" else "int64", order="C"))
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: a mask is a path, a PIL image, an array or a tensor, got {type(mask).__name__}")
     return _from_tensor(mask.cpu(), labels, name)
 
 
-def _from_array(mask: Any, name: str) -> Tensor:
-    if mask.dtype.kind not in "iu":
-        raise TypeError(_no_ids(name, mask.dtype, mask.shape, mask.dtype.kind == "b", "mask.astype('int64')"))
-    # A copy in native byte order, int64 because torch supports unsigned 16-bit only in part.
-    return torch.from_numpy(mask.astype("uint8" if mask.dtype == "uint8" else "int64", order="C"))
-
-
 def _from_image(image: Any, labels: LabelSet, name: str) -> Tensor:
-    if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
-        image = image.convert(image.mode.removesuffix("A"))
+    image = without_opaque_alpha(image)
     if image.mode == "1":
         return from_pil(image.convert("L")) // 255
-    if image.mode == "L":
-        return from_pil(image)
-    if image.mode == "P":
-        check_palette(name, image, from_pil(image), labels)
-        return from_pil(image)
-    if image.mode != "RGB":
-        faults = {"LA": "transparent pixels", "RGBA": "transparent pixels", "I": "more than 8 bits", "F": "floats"}
-        fault = faults.get(image.mode.partition(";")[0])
-        kind = f"{image.mode} image with {fault}" if fault else f"{image.mode} image"
-        raise ValueError(f"{name}: is a {kind}; expected L or P (ids) or RGB (colours)")
-    return colours_to_labels(name, from_pil(image), labels)
+    if image.mode in ("L", "P", "RGB"):
+        return pil_to_labels(name, image, labels)
+    faults = {"LA": "transparent pixels", "RGBA": "transparent pixels", "I": "more than 8 bits", "F": "floats"}
+    fault = faults.get(image.mode.partition(";")[0])
+    kind = f"{image.mode} image with {fault}" if fault else f"{image.mode} image"
+    raise ValueError(f"{name}: is a {kind}; expected L or P (ids) or RGB (colours)")
 
 
 def _from_tensor(mask: Tensor, labels: LabelSet, name: str) -> Tensor:

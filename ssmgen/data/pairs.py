@@ -1,12 +1,18 @@
-"""The interface shared by all data sets of image-mask pairs."""
+"""The interface of every data set of image-mask pairs, your own folder of pairs, and crops of other pairs."""
 
-from __future__ import annotations
-
+import hashlib
+import json
+import random
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from ssmgen.data.files import pair_files
+from ssmgen.data.images import read_image, read_mask
 from ssmgen.data.labels import LabelSet
+from ssmgen.data.transforms import center_crop_resize, crop_resize
 
 
 class Pairs(Protocol):
@@ -26,3 +32,108 @@ class Pairs(Protocol):
 
     def fingerprint(self) -> str:
         """A string that is equal only for equal data: the record of a latent cache or a run holds it."""
+
+
+class PairFolder(Dataset[tuple[Tensor, Tensor]]):
+    """Image-mask pairs of a plain folder with your own classes, matched by name; it needs no preparation.
+
+    Args:
+        root: folder with ``images/`` and ``masks/`` that hold files of the same names, or with ``x.jpg`` beside
+            ``x.png``. Masks are PNG files of class ids (8-bit grey or palette indices) or of the colours of ``labels``.
+        labels: the classes of the masks.
+        size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square.
+
+    Attributes:
+        ids: file names of the pairs without suffix, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no pairs, or files without a partner (all are listed).
+    """
+
+    def __init__(self, root: str | Path, labels: LabelSet, size: int | tuple[int, int] | None = None) -> None:
+        self.root, self.labels, self.size = Path(root).expanduser(), labels, size
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder")
+        images, masks = self.root / "images", self.root / "masks"
+        if not images.is_dir() and not masks.is_dir():
+            images = masks = self.root
+        self._files, problems = pair_files(images, masks)
+        if problems:
+            lines = [f"  {file}: {reason}" for file, reason in problems]
+            raise ValueError(f"{self.root}: {len(problems)} file(s) have no partner:\n" + "\n".join(lines))
+        if not self._files:
+            raise ValueError(
+                f"{self.root}: no pairs: expected images/ and masks/ with files of the same names, or x.jpg and x.png"
+            )
+        self.ids = list(self._files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image ``(3, h, w)`` uint8 RGB and mask ``(h, w)`` uint8.
+
+        Raises:
+            ValueError: a file is damaged, the aspect ratios of the two differ, or the mask has a label outside the set;
+                the message names the file.
+        """
+        image, mask = self._files[self.ids[index]]
+        pixels, ids = read_image(image), read_mask(mask, self.labels)
+        try:
+            return center_crop_resize(pixels, ids, self.size)
+        except ValueError as error:
+            raise ValueError(f"{image} and {mask}: {error}") from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all file contents, the classes and the size: equal only for equal data."""
+        digest = hashlib.sha256(json.dumps([self.labels.classes, self.size]).encode())
+        for id, files in self._files.items():
+            digest.update(id.encode())
+            for file in files:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """``count`` crops of every pair, to get more data from a small set: the centre, then random parts.
+
+    Pair ``i`` of the source becomes items ``i * count`` to ``(i + 1) * count - 1``.
+
+    Args:
+        pairs: image-mask pairs, larger than ``size`` so that no crop is enlarged.
+        size: side of the square results in pixels.
+        count: crops per pair.
+        smallest: smallest side of a crop, as a share of the side of the largest square, in (0, 1].
+        seed: of the random crops.
+
+    Raises:
+        ValueError: ``count`` below 1, or ``smallest`` outside (0, 1].
+    """
+
+    def __init__(self, pairs: Pairs, size: int, count: int, smallest: float = 0.8, seed: int = 0) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if not 0 < smallest <= 1:
+            raise ValueError(f"smallest must be in (0, 1], got {smallest}")
+        self.pairs, self.size, self.count, self.smallest, self.seed = pairs, size, count, smallest, seed
+        self.labels = pairs.labels
+
+    def __len__(self) -> int:
+        return len(self.pairs) * self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image ``(3, size, size)`` uint8 and mask ``(size, size)`` uint8."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"crop {index} of {len(self)}")
+        pair, crop = divmod(index, self.count)
+        image, mask = self.pairs[pair]
+        if crop == 0:
+            return crop_resize(image, mask, self.size)
+        rng = random.Random(f"crop {self.seed} {pair} {crop}")
+        share = rng.uniform(self.smallest, 1)
+        return crop_resize(image, mask, self.size, share, (rng.random(), rng.random()))
+
+    def fingerprint(self) -> str:
+        """Identifies the exact crops, for caches."""
+        return f"{self.pairs.fingerprint()}-crops{self.count}-of{self.smallest}-size{self.size}-seed{self.seed}"

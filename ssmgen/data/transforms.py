@@ -1,7 +1,5 @@
 """Transforms applied to an image and its mask together, so that they stay aligned."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ssmgen.data.images import from_pil, to_pil
@@ -27,10 +25,7 @@ def center_crop_resize(image: Tensor, mask: Tensor, size: int | tuple[int, int] 
     Raises:
         ValueError: the aspect ratios of image and mask differ, or a size below 1.
     """
-    check_same_shape(image, mask)
-    if size is None:
-        size = min(*image.shape[-2:], *mask.shape[-2:])
-    return crop_resize(image, mask, size)
+    return crop_resize(image, mask, min(*image.shape[-2:], *mask.shape[-2:]) if size is None else size)
 
 
 def crop_resize(
@@ -40,12 +35,10 @@ def crop_resize(
     share: float = 1.0,
     place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[Tensor, Tensor]:
-    """Crop an image and its mask to the same part and resize both to one size; see `center_crop_resize`.
+    """`center_crop_resize` with a choice of the crop.
 
     Args:
-        image: ``(3, height, width)`` uint8.
-        mask: ``(height, width)`` uint8 labels.
-        size: side of a square, or ``(height, width)``, in pixels.
+        image, mask, size: as in `center_crop_resize`, but a size is needed.
         share: side of the crop relative to the largest crop with that aspect ratio, in (0, 1].
         place: vertical and horizontal position of the crop, from top and left (0) to bottom and right (1).
 
@@ -55,7 +48,7 @@ def crop_resize(
     check_same_shape(image, mask)
     if not 0 < share <= 1 or not all(0 <= at <= 1 for at in place):
         raise ValueError(f"share must be in (0, 1] and place in [0, 1], got {share} and {place}")
-    return _resized(image, size, False, share, place), _resized(mask, size, True, share, place)
+    return _resized(image, size, share, place), _resized(mask, size, share, place)
 
 
 def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -64,7 +57,7 @@ def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor
     Raises:
         ValueError: a size below 1.
     """
-    return _resized(mask, size, nearest=True)
+    return _resized(mask, size)
 
 
 def check_same_shape(image: Tensor, mask: Tensor) -> None:
@@ -74,8 +67,7 @@ def check_same_shape(image: Tensor, mask: Tensor) -> None:
         ValueError: the aspect ratios differ; the message gives both sizes.
     """
     (ih, iw), (mh, mw) = image.shape[-2:], mask.shape[-2:]
-    same_scale = ih == mh or iw == mw
-    tolerance = 0 if same_scale else max(iw, mw)
+    tolerance = 0 if ih == mh or iw == mw else max(iw, mw)
     if abs(ih * mw - iw * mh) > tolerance:
         raise ValueError(
             f"image is {ih} x {iw} and mask {mh} x {mw} (height x width): their aspect ratios differ, so they cannot "
@@ -100,11 +92,7 @@ def flip_pair(image: Tensor, mask: Tensor, labels: LabelSet) -> tuple[Tensor, Te
 
 
 def _resized(
-    pixels: Tensor,
-    size: int | tuple[int, int],
-    nearest: bool,
-    share: float = 1.0,
-    place: tuple[float, float] = (0.5, 0.5),
+    pixels: Tensor, size: int | tuple[int, int], share: float = 1.0, place: tuple[float, float] = (0.5, 0.5)
 ) -> Tensor:
     """Crop and resize in one step, with a box in fractions of a pixel: a separate crop would round it."""
     from PIL import Image
@@ -119,5 +107,5 @@ def _resized(
     scale = min(full_height / height, full_width / width) * share
     top, left = (full_height - height * scale) * place[0], (full_width - width * scale) * place[1]
     box = (left, top, min(left + width * scale, full_width), min(top + height * scale, full_height))
-    method = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    method = Image.Resampling.NEAREST if pixels.dim() == 2 else Image.Resampling.LANCZOS  # labels cannot be averaged
     return from_pil(to_pil(pixels).resize((width, height), method, box))

@@ -3,8 +3,6 @@
 Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The UNet is that of guided diffusion: residual blocks that also halve or double 
 levels, time as scale and shift after the second norm. The mask enters in the middle and the decoder alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The cost of a model: parameters by component, operations per image and step, memory."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,12 +77,11 @@ def summarize(name: str, size: int | None = None, batch: int = 1) -> Summary:
     """
     with torch.device("meta"):
         model = build(name).eval()
-        size = size or 256 // model.mask_scale
+        size = size or 256 // getattr(model, "mask_scale", 1)
         x = torch.zeros(1, model.in_channels, size, size)
-        mask = torch.zeros(1, size * model.mask_scale, size * model.mask_scale, dtype=torch.uint8)
-        with _widest_layer(model) as widest:
-            matrix, scan = count_operations(model, x, torch.zeros(1), mask)
-        kept = sum(tensor.numel() for tensor in _tensors(model.condition(mask)))
+        with _widest_layer(model) as widest:  # a null condition costs what a given one does
+            matrix, scan = count_operations(model, x, torch.zeros(1))
+        kept = sum(tensor.numel() for tensor in _tensors(model.condition(size=(size, size))))
     return Summary(
         name=name,
         size=size,

@@ -3,8 +3,6 @@
 Letters: b batch, c channels, h x w latent (or pixel) size, l tokens, d width.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

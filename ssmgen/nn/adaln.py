@@ -1,7 +1,5 @@
 """AdaLN-Zero: layer norms whose shift and scale, and residual gates, come from a conditioning vector."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch.nn.functional as F

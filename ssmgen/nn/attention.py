@@ -3,8 +3,6 @@
 Letters: b batch, l tokens, d dim, n heads, k width of a head.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """A block as a list of layers, each behind its own AdaLN."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

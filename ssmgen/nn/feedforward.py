@@ -1,7 +1,5 @@
 """The feed-forward sublayer."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from ssmgen.ops import gelu

@@ -3,8 +3,6 @@
 Letters: b batch, l length (= height x width tokens), d dim, e inner width (expand x dim), n d_state, r dt_rank.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

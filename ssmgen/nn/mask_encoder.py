@@ -1,7 +1,5 @@
 """Label maps to mask tokens."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -4,8 +4,6 @@ A state is whatever a layer's ``condition`` computed: a tensor, or a named tuple
 serves every item of its part, without being copied.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

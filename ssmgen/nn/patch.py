@@ -1,7 +1,5 @@
 """Images to tokens and back."""
 
-from __future__ import annotations
-
 from einops import rearrange
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """SPADE: a group norm whose scale and shift are maps made from a semantic mask."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

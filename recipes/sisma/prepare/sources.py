@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssmgen.data.files import IMAGE_SUFFIXES, files_with, listing, other_images, stem_of
-from ssmgen.data.folder import NO_PNG, OTHER_KIND, match_stems
+from ssmgen.data.files import IMAGE_SUFFIXES, NO_PNG, OTHER_KIND, files_with, listing, other_images, pair_files, stem_of
 from ssmgen.data.labels import CELEBAMASK19
 from ssmgen.registry import closest
 
@@ -82,7 +81,7 @@ def find_folder(root: Path) -> Source:
         raise FileNotFoundError(f"{missing}: no such folder, but {present} exists; both are needed")
     if not images.is_dir():
         images = masks = root
-    matched, problems = match_stems(images, masks)
+    matched, problems = pair_files(images, masks)
     source = Source(root, "folder", [Pair(stem, *paths) for stem, paths in matched.items()])
     for path, reason in problems:
         source.add_problem(path, reason, stem_of(path))

@@ -12,9 +12,7 @@ is in the tests). So is the frequency of the parts, except that hats, glasses an
 9 % here, so that a few thousand faces hold enough of them to learn from.
 """
 
-from ssmgen.data.drawn_faces.dataset import DrawnFaces
-from ssmgen.data.drawn_faces.official_layout import write_official_layout
-from ssmgen.data.drawn_faces.portrait import draw_face
-from ssmgen.data.drawn_faces.stream import DRAWN_FACES_VERSION
+from ssmgen.data.drawn_faces.geometry import DRAWN_FACES_VERSION
+from ssmgen.data.drawn_faces.portrait import DrawnFaces, draw_face, write_official_layout
 
 __all__ = ["DRAWN_FACES_VERSION", "DrawnFaces", "draw_face", "write_official_layout"]

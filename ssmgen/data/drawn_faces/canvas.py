@@ -3,11 +3,9 @@
 A shape is a signed distance field on the pixel grid, ``(height, width)``, negative inside.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,6 +13,9 @@ from torch import Tensor
 from ssmgen.data.drawn_faces.appearance import Colour, Fabric
 from ssmgen.data.drawn_faces.geometry import Pose
 from ssmgen.data.labels import CELEBAMASK19
+
+#: The points inside both shapes, and inside either.
+intersect, union = torch.maximum, torch.minimum
 
 CLASS_ID = {name: label for label, name in enumerate(CELEBAMASK19.classes)}
 
@@ -34,7 +35,7 @@ class Canvas:
         self.image = torch.zeros(3, size, size)
         self.mask = torch.zeros(size, size, dtype=torch.uint8)
 
-    def window(self, u: float, v: float, reach: tuple[float, float]) -> Canvas:
+    def window(self, u: float, v: float, reach: tuple[float, float]) -> Self:
         """A view of the canvas around a point of the face, so that small parts are computed on few pixels."""
         cos, sin, scale = math.cos(self.pose.roll), math.sin(self.pose.roll), self.pose.scale
         x = 0.5 + self.pose.shift[0] + scale * (cos * u - sin * v)
@@ -61,6 +62,21 @@ class Canvas:
         facing = (1.0 - x * x - y * y).clamp_(min=0.0).sqrt_()
         return 0.78 + strength * (x * self.light[0] + y * self.light[1]) + 0.26 * facing
 
+    def fabric(self, fabric: Fabric, x: Tensor, y: Tensor) -> Tensor:
+        """The pattern of a fabric on the grid, ``(3, height, width)``."""
+        cos, sin = math.cos(fabric.angle), math.sin(fabric.angle)
+        along, across = cos * x + sin * y, cos * y - sin * x
+        wave, sharp = 2.0 * math.pi / fabric.pitch, 0.12 * self.size * fabric.pitch
+        if fabric.kind == "stripes":
+            share = (torch.sin(along * wave) * sharp + 0.5).clamp_(0.0, 1.0)
+        elif fabric.kind == "dots":
+            share = ((torch.sin(along * wave) * torch.sin(across * wave) - 0.45) * sharp + 0.5).clamp_(0.0, 1.0)
+        elif fabric.kind == "gradient":
+            share = torch.sigmoid(4.0 * (along - 0.5 * cos - 0.5 * sin))
+        else:
+            share = torch.zeros_like(along)
+        return blend(fabric.first, fabric.second, share)
+
 
 def rgb(colour: Colour) -> Tensor:
     """A colour as ``(3, 1, 1)``."""
@@ -70,21 +86,6 @@ def rgb(colour: Colour) -> Tensor:
 def blend(first: Colour, second: Colour, share: Tensor) -> Tensor:
     """Per-pixel interpolation of two colours, ``(3, height, width)``."""
     return rgb(first) + (rgb(second) - rgb(first)) * share
-
-
-def fabric_colours(canvas: Canvas, fabric: Fabric, x: Tensor, y: Tensor) -> Tensor:
-    """The pattern of a fabric on the grid, ``(3, height, width)``."""
-    along = math.cos(fabric.angle) * x + math.sin(fabric.angle) * y
-    across = math.cos(fabric.angle) * y - math.sin(fabric.angle) * x
-    wave = 2.0 * math.pi / fabric.pitch
-    sharp = 0.12 * canvas.size * fabric.pitch
-    draw: dict[str, Callable[[], Tensor]] = {
-        "plain": lambda: torch.zeros_like(along),
-        "stripes": lambda: (torch.sin(along * wave) * sharp + 0.5).clamp_(0.0, 1.0),
-        "dots": lambda: ((torch.sin(along * wave) * torch.sin(across * wave) - 0.45) * sharp + 0.5).clamp_(0.0, 1.0),
-        "gradient": lambda: torch.sigmoid(4.0 * (along - 0.5 * math.cos(fabric.angle) - 0.5 * math.sin(fabric.angle))),
-    }
-    return blend(fabric.first, fabric.second, draw[fabric.kind]())
 
 
 def ellipse(x: Tensor, y: Tensor, rx: float, ry: float) -> Tensor:
@@ -104,16 +105,6 @@ def box(x: Tensor, y: Tensor, rx: float, ry: float, corner: float) -> Tensor:
 def bump(x: Tensor, width: float) -> Tensor:
     """A Gaussian of height one."""
     return torch.exp(-((x / width) ** 2))
-
-
-def intersect(first: Tensor, second: Tensor) -> Tensor:
-    """Points inside both shapes."""
-    return torch.maximum(first, second)
-
-
-def union(first: Tensor, second: Tensor) -> Tensor:
-    """Points inside either shape."""
-    return torch.minimum(first, second)
 
 
 def smooth_union(first: Tensor, second: Tensor, radius: float) -> Tensor:

@@ -1,6 +1,4 @@
-"""Shapes and painting of the head and its features. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
-
-from __future__ import annotations
+"""Shapes and painting of head, features, neck and hair. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
 
 import torch
 from torch import Tensor
@@ -8,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from ssmgen.data.drawn_faces.appearance import Appearance, mix
 from ssmgen.data.drawn_faces.canvas import Canvas, blend, bump, ellipse, intersect, rgb, smooth_union
-from ssmgen.data.drawn_faces.geometry import SIDES, Eyes, Geometry, Head, ear_place, eye_place
+from ssmgen.data.drawn_faces.geometry import SIDES, Geometry, Hair, Head, ear_place, eye_place
 
 
 def head_shape(c: Canvas, head: Head) -> Tensor:
@@ -35,19 +33,14 @@ def paint_face(c: Canvas, g: Geometry, a: Appearance, head: Tensor, hair: Tensor
 def _skin_colours(c: Canvas, g: Geometry, a: Appearance, hair: Tensor) -> Tensor:
     """The skin of the face: a lit bulge with blush, eye sockets, and the shadow of the hair."""
     x, y = (c.u - g.head.centre) / (1.12 * g.head.half_width), c.v / 0.46
-    shade = c.lit(x, y) + 0.02 * _grain(c, a)
-    shade = shade - 0.16 * torch.exp(-hair.clamp(min=0.0) / 0.018)
+    coarse = torch.tensor(a.grain).view(1, 1, 10, 10)
+    grain = interpolate(coarse, size=(c.size, c.size), mode="bilinear", align_corners=True)[0, 0]  # about -1..1
+    shade = c.lit(x, y) + 0.02 * grain - 0.16 * torch.exp(-hair.clamp(min=0.0) / 0.018)
     for side, _ in SIDES:
         u, _ = eye_place(g.eyes, c.pose, side)
         shade = shade - 0.10 * torch.exp(-(((c.u - u) / 0.07) ** 2) - ((c.v + 0.085) / 0.035) ** 2)
     cheeks = torch.exp(-(((c.u.abs() - 0.15) / 0.06) ** 2) - ((c.v - 0.08) / 0.055) ** 2)
     return blend(a.skin, (0.85, 0.35, 0.32), a.blush * cheeks) * shade
-
-
-def _grain(c: Canvas, a: Appearance) -> Tensor:
-    """Low-frequency noise, about -1..1."""
-    coarse = torch.tensor(a.grain).view(1, 1, 10, 10)
-    return interpolate(coarse, size=(c.size, c.size), mode="bilinear", align_corners=True)[0, 0]
 
 
 def paint_ears(c: Canvas, g: Geometry, a: Appearance) -> None:
@@ -63,27 +56,21 @@ def paint_ears(c: Canvas, g: Geometry, a: Appearance) -> None:
 
 
 def _paint_nose(c: Canvas, g: Geometry, skin: Tensor) -> None:
-    shape = _nose_shape(c, g)
-    u, length = c.u - 0.03 * c.pose.yaw * ((c.v + 0.08) / 0.18).clamp(0.0, 1.0), g.mouth.nose_length
+    """Paint a bridge that widens into the tip, with two wings."""
+    length, width = g.mouth.nose_length, g.mouth.nose_width
+    u = c.u - 0.03 * c.pose.yaw * ((c.v + 0.08) / 0.18).clamp(0.0, 1.0)
+    down = ((c.v + 0.085) / (length + 0.085)).clamp(0.0, 1.0)
+    bridge = intersect(u.abs() - 0.032 - 0.7 * (width - 0.032) * down**1.6, c.v - length + 0.02)
+    wings = ellipse(u, c.v - length + 0.036, width, 0.042)
+    shape = smooth_union(intersect(bridge, -0.085 - c.v), wings, 0.035)
     side = u / 0.06 * (1.0 if c.light[0] < 0 else -1.0)
     edge = torch.exp(shape.clamp(max=0.0) / 0.014)
     shade = 1.0 - (0.10 + 0.16 * torch.sigmoid(3.0 * side)) * edge - 0.12 * bump(c.v - length, 0.02)
     ridge = 0.12 * bump(u, 0.014) + 0.14 * torch.exp(-((u / 0.02) ** 2) - ((c.v - length + 0.035) / 0.02) ** 2)
     c.paint(shape, skin * shade + ridge * 0.8 * skin.clamp(0.0, 1.0), "nose")
     for wing in (-1, 1):
-        hole = ellipse(u - wing * 0.5 * g.mouth.nose_width, c.v - length + 0.012, 0.016, 0.0085)
+        hole = ellipse(u - wing * 0.5 * width, c.v - length + 0.012, 0.016, 0.0085)
         c.paint(intersect(hole, shape), skin * 0.4, opacity=0.85)
-
-
-def _nose_shape(c: Canvas, g: Geometry) -> Tensor:
-    """A bridge that widens into the tip, with two wings."""
-    length, width = g.mouth.nose_length, g.mouth.nose_width
-    u = c.u - 0.03 * c.pose.yaw * ((c.v + 0.08) / 0.18).clamp(0.0, 1.0)
-    down = ((c.v + 0.085) / (length + 0.085)).clamp(0.0, 1.0)
-    bridge = intersect(u.abs() - 0.032 - 0.7 * (width - 0.032) * down**1.6, c.v - length + 0.02)
-    bridge = intersect(bridge, -0.085 - c.v)
-    wings = ellipse(u, c.v - length + 0.036, width, 0.042)
-    return smooth_union(bridge, wings, 0.035)
 
 
 def _paint_brow(c: Canvas, g: Geometry, a: Appearance, side: int, letter: str) -> None:
@@ -100,7 +87,12 @@ def _paint_brow(c: Canvas, g: Geometry, a: Appearance, side: int, letter: str) -
 
 def _paint_eye(c: Canvas, g: Geometry, a: Appearance, side: int, letter: str) -> None:
     """Paint white, iris, pupil, highlight, and the dark edge of the upper lid."""
-    shape, x, y = _eye_shape(c, g.eyes, side)
+    u, narrow = eye_place(g.eyes, c.pose, side)
+    x = c.u - u
+    y = c.v + 0.077 + side * g.eyes.tilt * -x
+    p = x / (g.eyes.half_width * narrow)
+    lid = g.eyes.half_height * (1.0 - p * p)
+    shape = intersect(-y - 1.12 * lid, y - 0.88 * lid)  # an almond
     x, y = x - 0.014 * g.eyes.gaze[0] - 0.012 * c.pose.yaw, y + 0.002 - 0.01 * g.eyes.gaze[1]
     ball = 0.93 - 6.0 * (x * x) * 8.0 - 0.25 * bump(y + g.eyes.half_height, 0.012)
     c.paint(shape, rgb((1.0, 0.98, 0.96)) * ball, f"{letter}_eye")
@@ -114,19 +106,15 @@ def _paint_eye(c: Canvas, g: Geometry, a: Appearance, side: int, letter: str) ->
     c.paint(intersect(lash, y), rgb((0.10, 0.06, 0.05)), opacity=0.85)
 
 
-def _eye_shape(c: Canvas, eyes: Eyes, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """An almond, and the coordinates relative to its centre."""
-    u, narrow = eye_place(eyes, c.pose, side)
-    x = c.u - u
-    y = c.v + 0.077 + side * eyes.tilt * -x
-    p = x / (eyes.half_width * narrow)
-    lid = eyes.half_height * (1.0 - p * p)
-    return intersect(-y - 1.12 * lid, y - 0.88 * lid), x, y
-
-
 def _paint_mouth(c: Canvas, g: Geometry, a: Appearance) -> None:
-    y, top, half, bottom = _mouth_curves(c, g)
-    if g.mouth.gap > 0:
+    """Paint teeth and lips. All edges are heights above or below the line of the mouth."""
+    m = g.mouth
+    p = (c.u - 0.012 * c.pose.yaw) / m.half_width
+    y = c.v - 0.187 - m.smile * (0.5 - p * p) * 1.6 + 0.25 * m.gap - 0.012
+    arch, bow = 1.0 - p * p, 1.0 - m.bow * bump(p, 0.16)
+    half = 0.5 * m.gap * arch
+    top, bottom = -m.upper * arch * bow - half, m.lower * arch + half
+    if m.gap > 0:
         inside = intersect(-half - y, y - half)
         teeth = torch.sigmoid((0.3 * half - y) * 220.0)
         gaps = 1.0 - 0.10 * bump(torch.sin(75.0 * (c.u - 0.012 * c.pose.yaw)), 0.25)
@@ -139,11 +127,67 @@ def _paint_mouth(c: Canvas, g: Geometry, a: Appearance) -> None:
     c.paint(upper, rgb(a.lips) * (0.72 + 4.0 * (top * 0.5 - half * 0.5 - y).clamp(-0.04, 0.04)), "u_lip")
 
 
-def _mouth_curves(c: Canvas, g: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Height from the mouth line, and edges on that scale: top of the upper lip, half the gap, bottom of the lower."""
-    m = g.mouth
-    p = (c.u - 0.012 * c.pose.yaw) / m.half_width
-    y = c.v - 0.187 - m.smile * (0.5 - p * p) * 1.6 + 0.25 * m.gap - 0.012
-    arch = 1.0 - p * p
-    bow = 1.0 - m.bow * bump(p, 0.16)
-    return y, -m.upper * arch * bow - 0.5 * m.gap * arch, 0.5 * m.gap * arch, m.lower * arch + 0.5 * m.gap * arch
+def paint_neck(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
+    """Paint the neck as a cylinder in the shadow of the chin."""
+    x = c.x - g.body.centre
+    width = g.body.neck + g.body.flare * (c.y - 0.93).clamp(min=0.0) ** 2 * 12.0
+    shade = c.lit(x / 0.24, torch.zeros_like(c.y), 0.3) * (0.92 - 0.35 * torch.exp(-head.clamp(min=0.0) / 0.05))
+    c.paint(intersect(x.abs() - width, 0.7 - c.y), rgb(a.skin) * shade, "neck")
+
+
+def skull_shape(c: Canvas, hair: Hair, head: Head) -> Tensor:
+    """The hair that follows the skull."""
+    reach = -head.top + hair.crown
+    return ellipse(c.u - head.centre, c.v + 0.12, head.half_width + hair.volume, reach - 0.12)
+
+
+def hair_mass(c: Canvas, hair: Hair, head: Head) -> Tensor:
+    """All hair with its uneven edge, ignoring the face in front of it."""
+    shape = skull_shape(c, hair, head)
+    if hair.kind == "long":
+        width = head.half_width + hair.volume + hair.flare * (c.v + 0.12)
+        sides = (c.u - head.centre).abs() - width
+        ends = c.v - hair.length + 0.03 * torch.cos(9.0 * c.u + hair.phase)
+        shape = smooth_union(shape, intersect(intersect(sides, ends), -c.v - 0.12), 0.05)
+    else:
+        shape = intersect(shape, c.v - 0.12)
+    angle = torch.atan2(c.u - head.centre, -c.v)
+    fine = torch.sin(17.0 * angle + 2.0 * hair.phase) + 0.6 * torch.sin(29.0 * angle + hair.phase)
+    return shape + (hair.curl * fine + 0.012 * torch.sin(5.0 * angle + hair.phase))
+
+
+def front_hair(c: Canvas, hair: Hair, head: Head, mass: Tensor) -> Tensor:
+    """The hair in front of the face: the mass without the opening, cut where the locks end."""
+    end = torch.where(c.u < head.centre, hair.locks[0], hair.locks[1])
+    return intersect(intersect(mass, -_face_opening(c, hair, head)), c.v - end)
+
+
+def _face_opening(c: Canvas, hair: Hair, head: Head) -> Tensor:
+    """The opening of the hair for the face: side edges, and a hairline with a parting or a fringe."""
+    u = c.u - head.centre
+    width = torch.where(u < 0, hair.opening[0], hair.opening[1])
+    p, q = u / width, (c.v - 0.05) / 0.5
+    sides = ((p * p + q * q).sqrt() - 1.0) * head.half_width
+    away = (c.u - hair.part).abs()
+    line = hair.hairline + hair.slope * away * away * 3.0 + hair.fringe * c.u
+    teeth = hair.teeth * torch.sin(31.0 * c.u + hair.phase) * torch.sin(53.0 * c.u + 2.0 * hair.phase)
+    return intersect(torch.where(c.v > 0.05, u.abs() - width, sides), line + teeth - c.v)
+
+
+def hair_colours(c: Canvas, g: Geometry, a: Appearance) -> Tensor:
+    """Strands that fall from the parting, with a band of gloss around the head."""
+    sway, p, q, r, band = a.strands[:5]
+    wave = 3.0 * g.hair.curl * torch.sin(22.0 * c.v + 6.0 * c.u + sway)
+    along = (c.u - g.hair.part + wave) / (c.v + 0.95).clamp(min=0.2)
+    strands = torch.sin(38.0 * along + p) + torch.sin(67.0 * along + q) + 0.7 * torch.sin(131.0 * along + r)
+    gloss = bump(torch.hypot(c.u - g.head.centre, 0.8 * c.v) - 0.31 - 0.02 * torch.sin(23.0 * along + band), 0.05)
+    lit = c.lit((c.u - g.head.centre) * 2.0, (c.v + 0.1) * 1.3, 0.3)
+    light = (lit * (1.0 + 0.06 * strands)).clamp_(min=0.25)
+    return rgb(a.hair) * light + (0.04 * strands + a.gloss * gloss) * (rgb(a.hair) * 0.6 + 0.12)
+
+
+def paint_back_hair(c: Canvas, g: Geometry, mass: Tensor, colours: Tensor) -> None:
+    """Paint the hair behind the head; it is in shadow behind the neck."""
+    if g.hair.kind != "bald":
+        shade = 1.0 - 0.4 * torch.sigmoid(14.0 * (c.v - 0.1)) * bump(c.u - g.head.centre, 0.25)
+        c.paint(mass, colours * shade, "hair")

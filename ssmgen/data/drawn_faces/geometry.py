@@ -1,16 +1,11 @@
-"""Random geometry of a face: pose, head, hair style, features, clothing and accessories. It alone fixes the mask.
-
-Lengths are in units of the picture's side.
-"""
-
-from __future__ import annotations
+"""Random geometry of a face: pose, head, hair style, features, clothing and accessories. It alone fixes the mask."""
 
 import math
 import random
 from dataclasses import dataclass
 
-from ssmgen.data.drawn_faces.stream import random_stream
-
+#: Increase it when a change alters any pixel: caches and checkpoints record which faces they were made from.
+DRAWN_FACES_VERSION = 1
 #: Side of the image (-1: left) for each side of the person (first letter of the class names).
 SIDES = ((-1, "r"), (1, "l"))
 
@@ -47,7 +42,7 @@ class Hair:
     length: float
     flare: float
     opening: tuple[float, float]  # half widths left and right of the head's centre
-    locks: tuple[float, float]
+    locks: tuple[float, float]  # heights at which they end
     hairline: float
     part: float
     slope: float
@@ -129,6 +124,11 @@ class Geometry:
     accessories: Accessories
 
 
+def random_stream(*key: object) -> random.Random:
+    """The random stream of a key. Text seeds and ``random()`` are the same on every platform and Python version."""
+    return random.Random(" ".join(map(str, ("ssmgen drawn face", DRAWN_FACES_VERSION, *key))))
+
+
 def random_geometry(seed: int, index: int) -> Geometry:
     """The geometry of face ``index`` of a seed."""
     rng = random_stream("geometry", seed, index)
@@ -157,22 +157,15 @@ def _random_head(rng: random.Random, yaw: float) -> Head:
     )
 
 
-def _random_locks(rng: random.Random, kind: str, head: Head, length: float) -> list[tuple[float, float]]:
-    """Per side: half width of the face opening, and height at which the front hair ends."""
-    sides = []
-    for _ in SIDES:
-        if kind == "long" and rng.random() < 0.78:
-            sides.append((head.half_width * rng.uniform(0.72, 0.98), length))
-        else:
-            sides.append((head.half_width * rng.uniform(0.88, 1.0), rng.uniform(-0.1, 0.02)))
-    return sides
-
-
 def _random_hair(rng: random.Random, head: Head) -> Hair:
     kind = rng.choices(("bald", "ring", "short", "long"), (0.025, 0.035, 0.26, 0.68))[0]
     full = kind in ("short", "long")
     length = rng.choice((rng.uniform(0.15, 0.4), 0.7, 0.7)) if kind == "long" else 0.02
-    (left, lock_left), (right, lock_right) = _random_locks(rng, kind, head, length)
+    widths, ends = [], []
+    for _ in SIDES:
+        hangs = kind == "long" and rng.random() < 0.78
+        widths.append(head.half_width * (rng.uniform(0.72, 0.98) if hangs else rng.uniform(0.88, 1.0)))
+        ends.append(length if hangs else rng.uniform(-0.1, 0.02))
     volume = _log_normal(rng, 0.1 if kind == "long" else 0.03, 0.45) if full else 0.012
     fringe = full and rng.random() < 0.25
     slope = 0.0 if fringe else rng.choice((0.0, rng.uniform(0.2, 0.9)))
@@ -183,8 +176,8 @@ def _random_hair(rng: random.Random, head: Head) -> Hair:
         crown=_log_normal(rng, 0.12, 0.35) if full else 0.012,
         length=length,
         flare=rng.uniform(-0.05, 0.4),
-        opening=(left, right),
-        locks=(lock_left, lock_right),
+        opening=(widths[0], widths[1]),
+        locks=(ends[0], ends[1]),
         hairline=rng.uniform(-0.24, -0.16) if fringe else _normal(rng, -0.34, 0.03) if full else -0.7,
         part=rng.uniform(-0.14, 0.14),
         slope=slope,

@@ -1,25 +1,29 @@
-"""Shapes and painting of glasses, earrings and hats. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
-
-from __future__ import annotations
+"""Shapes and painting of clothes and accessories. Letters: ``c`` canvas, ``g`` geometry, ``a`` appearance."""
 
 import torch
 from torch import Tensor
 
 from ssmgen.data.drawn_faces.appearance import Appearance
-from ssmgen.data.drawn_faces.canvas import (
-    CLASS_ID,
-    Canvas,
-    box,
-    bump,
-    ellipse,
-    fabric_colours,
-    intersect,
-    rgb,
-    smooth_union,
-    union,
-)
+from ssmgen.data.drawn_faces.canvas import CLASS_ID, Canvas, box, bump, ellipse, intersect, rgb, smooth_union, union
+from ssmgen.data.drawn_faces.face import skull_shape
 from ssmgen.data.drawn_faces.geometry import SIDES, Accessories, Geometry, ear_place, eye_place
-from ssmgen.data.drawn_faces.hair import skull_shape
+
+
+def paint_body(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
+    """Paint clothes, with sloping shoulders and a round or pointed neckline, and a necklace below the head."""
+    x = c.x - g.body.centre
+    if g.body.shoulder is not None:
+        away, neckline = x.abs(), g.body.neckline
+        top = g.body.shoulder + g.body.slope * (away - 0.18).clamp(min=0.0) ** 1.5
+        dip = (1.0 - away / neckline) if g.body.pointed else (1.0 - (away / neckline) ** 2)
+        shape = intersect((top + 0.5 * neckline * dip.clamp(min=0.0) - c.y) * 0.9, -head)
+        fold = 0.06 * torch.sin(30.0 * x / (c.y - 0.5).clamp(min=0.1) + a.strands[5])
+        shade = c.lit(x * 1.6, torch.full_like(c.y, 0.3), 0.3) + fold - 0.25 * torch.exp(shape.clamp(max=0.0) / 0.012)
+        c.paint(shape, c.fabric(a.cloth, c.x, c.y) * shade, "cloth")
+    if g.body.necklace is not None:  # a thin chain of beads, of which often only the sides are in the picture
+        hang = c.y - g.body.necklace + 2.4 * x * x
+        shape = intersect(intersect(hang.abs() - 0.0034, x.abs() - g.body.neck + 0.01), -head)
+        c.paint(shape, rgb(a.metal) * (0.8 + 0.35 * torch.sin(300.0 * x)), "neck_l")
 
 
 def paint_glasses(c: Canvas, g: Geometry, a: Appearance) -> None:
@@ -84,7 +88,7 @@ def paint_hat(c: Canvas, g: Geometry, a: Appearance) -> None:
     u = c.u - g.head.centre
     shade = c.lit(u * 2.2, (c.v + 0.3) * 1.5, 0.35)
     shade = shade - 0.22 * c.cover(band) - 0.15 * torch.exp(shape.clamp(max=0.0) / 0.01)
-    c.paint(shape, fabric_colours(c, a.hat, c.u, c.v) * shade, "hat")
+    c.paint(shape, c.fabric(a.hat, c.u, c.v) * shade, "hat")
 
 
 def _hat_shape(c: Canvas, g: Geometry) -> tuple[Tensor, Tensor]:
