@@ -13,7 +13,7 @@ pytest.importorskip("torch_fidelity", reason="distances need ssmgen[metrics]")
 from recipes.sisma import evaluate, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.evaluation import distances
-from recipes.sisma.evaluation.held_out import HeldOut
+from recipes.sisma.evaluation.images import HeldOut
 from recipes.sisma.evaluation.results import summary
 from recipes.sisma.evaluation.settings import Settings
 from ssmgen.data import CELEBAMASK19
@@ -150,8 +150,8 @@ def test_what_is_missing_is_said_before_sampling(trained, settings, masks, error
     [
         (["solver=flow-matching"], "is of kind objective, not solver"),
         (["shift=-1"], "shift must be a number above 0"),
-        (["guidance_start=2"], r"guidance_start must be a number in \[0, 1\], got 2"),
-        (["guidance_scale=2"], "needs a run trained with model_args.mask_dropout"),
+        (["guidance_start=2"], r"guidance_start must be a time in \[0, 1\], 0 noise and 1 data, got 2"),
+        (["guidance_scale=2"], "needs a model trained with dropout of 'mask'"),
         (["data=drawn"], "data= needs images=FOLDER"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.sisma import evaluate, train
-from recipes.sisma.evaluation import generated, results, trained_run
+from recipes.sisma.evaluation import results, trained_run
 from recipes.sisma.evaluation.settings import Settings
 from ssmgen.data.images import write_png
 
@@ -70,7 +70,7 @@ def test_stopped_at_any_image_it_goes_on_and_finds_the_same(run, whole, last, mo
         written.append(file)
         write_png(file, pixels)
 
-    monkeypatch.setattr(generated, "write_png", write)
+    monkeypatch.setattr(trained_run, "write_png", write)
     with pytest.raises(Killed):
         evaluate.evaluate_run(run, Settings(batch_size=1), command="stopped")
     monkeypatch.undo()
@@ -138,21 +138,21 @@ def test_every_process_makes_its_share(tmp_path):
     def pipe(masks, *, seed, **_):
         return torch.zeros(len(seed), 3, 4, 4, dtype=torch.uint8)
 
-    wanted = generated.one_per_mask([f"{i}" for i in range(7)], torch.zeros(7, 4, 4, dtype=torch.uint8), 0)
+    wanted = trained_run.one_per_mask([f"{i}" for i in range(7)], torch.zeros(7, 4, 4, dtype=torch.uint8), 0)
     shares = []
     for process in range(3):
         folder = tmp_path / f"share{process}"
         folder.mkdir()
-        generated.draw_missing(pipe, wanted, folder, {}, batch_size=2, process=process, processes=3)
+        trained_run.draw_missing(pipe, wanted, folder, {}, batch_size=2, process=process, processes=3)
         shares.append({file.stem for file in folder.iterdir()})
     assert shares == [{"0", "1", "6"}, {"2", "3"}, {"4", "5"}]
 
 
 def test_noise_belongs_to_an_id_not_to_a_place():
     masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    first = {image.name: image.seed for image in generated.one_per_mask(["ann", "bo", "7"], masks, 0)}
-    again = {image.name: image.seed for image in generated.one_per_mask(["7", "bo", "ann"], masks, 0)}
-    other = {image.name: image.seed for image in generated.one_per_mask(["7", "bo", "ann"], masks, 1)}
+    first = {image.name: image.seed for image in trained_run.one_per_mask(["ann", "bo", "7"], masks, 0)}
+    again = {image.name: image.seed for image in trained_run.one_per_mask(["7", "bo", "ann"], masks, 0)}
+    other = {image.name: image.seed for image in trained_run.one_per_mask(["7", "bo", "ann"], masks, 1)}
     assert first == again and len(set(first.values()) | set(other.values())) == 6
 
 

@@ -86,7 +86,7 @@ def test_several_images_a_mask_count_for_the_diversity(prepared, faces):
     assert result["masks"] == 4 and result["diversity"]["same_mask"] > result["diversity"]["other_masks"] > 0
     files, groups = find_images(faces, [f"face{index}" for index in range(6)], 6)
     assert [file.name for file in files] == [f"face{index}--0.png" for index in range(6)]
-    assert [[file.name for file in group] for group in groups][0] == ["face0--0.png", "face0--1.png"]
+    assert [[file.name for file in group] for group in groups.values()][0] == ["face0--0.png", "face0--1.png"]
 
 
 def extra(folder):

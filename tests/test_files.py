@@ -113,6 +113,9 @@ def test_names_with_accents_are_paired_however_they_are_written(tmp_path):
     assert pairs.ids == [COMPOSED] and torch.equal(pairs[0][1], mask)
     write_png(tmp_path / f"{APART}.png", image)
     assert [file.stem for file in find_images(tmp_path, pairs.ids, 1)[0]] == [APART]
+    for number in (1, 2):
+        write_png(tmp_path / f"{APART}--{number}.png", image)
+    assert list(find_images(tmp_path, pairs.ids, 1)[1]) == [COMPOSED], "samples are known by the id of their mask"
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):

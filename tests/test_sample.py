@@ -69,7 +69,7 @@ def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
     assert {file.name for file in out.iterdir()} == images
     one, groups = find_images(out, ["p", "p-1"], 2)
     assert [file.name for file in one] == ["p--0.png", "p-1--0.png"]
-    assert [[file.name for file in group] for group in groups] == [
+    assert [[file.name for file in group] for group in groups.values()] == [
         ["p--0.png", "p--1.png"],
         ["p-1--0.png", "p-1--1.png"],
     ]

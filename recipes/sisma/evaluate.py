@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
-from recipes.sisma.evaluation.existing_images import evaluate_images
+from recipes.sisma.evaluation.image_folder import evaluate_images
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
 from recipes.sisma.runs import all_processes, find_run

@@ -3,9 +3,7 @@
 Missing packages or weights, unknown protocols and too few images are reported before any image is generated.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.evaluation.held_out import HeldOut, pair_ids
+from recipes.sisma.evaluation.images import HeldOut, Images, pair_ids
 from recipes.sisma.evaluation.settings import Settings
 from ssmgen.metrics import (
     FID_PROTOCOLS,
@@ -41,11 +39,7 @@ class FeatureDistance:
 
 
 def load_distances(settings: Settings, count: int) -> list[FeatureDistance]:
-    """The requested distances, with their weights loaded and checked.
-
-    Args:
-        settings: which distances, and where their weights are.
-        count: number of real images to compare with.
+    """The distances that the settings ask for against ``count`` real images, with their weights loaded and checked.
 
     Raises:
         UsageError: an unknown protocol.
@@ -55,14 +49,14 @@ def load_distances(settings: Settings, count: int) -> list[FeatureDistance]:
     asked = [name for name in settings.fid.split(",") if name]
     for name in asked:
         if name not in FID_PROTOCOLS:
-            raise UsageError(f"unknown protocol fid={name!r}{closest(name, FID_PROTOCOLS)} "
-                             f"There are {', '.join(FID_PROTOCOLS)}.")  # fmt: skip
+            known = f"{closest(name, FID_PROTOCOLS)} There are {', '.join(FID_PROTOCOLS)}."
+            raise UsageError(f"unknown protocol fid={name!r}{known}")
     if (asked or settings.proxy) and count < _LEAST:
         raise ValueError(f"fid= and proxy= need at least {_LEAST} unseen masks with real images, got {count}")
-    distances = [
-        FeatureDistance(name, protocol.published(settings.weights, download=settings.download), protocol.reference)
-        for name, protocol in ((name, FID_PROTOCOLS[name]) for name in asked)
-    ]
+    distances = []
+    for name in asked:
+        trunk = FID_PROTOCOLS[name].published(settings.weights, download=settings.download)
+        distances.append(FeatureDistance(name, trunk, FID_PROTOCOLS[name].reference))
     if settings.proxy:
         distances.append(FeatureDistance(SqueezeNetTrunk.name, SqueezeNetTrunk(settings.proxy)))
     for distance in distances:
@@ -76,12 +70,7 @@ def load_lpips(settings: Settings) -> Any:
 
 
 def measure_distance(
-    distance: FeatureDistance,
-    held_out: HeldOut,
-    generated: Tensor,
-    train: Any,
-    source: str,
-    step: Callable[[int], Any],
+    distance: FeatureDistance, held_out: HeldOut, generated: Tensor, train: Any, source: str, step: Callable[[int], Any]
 ) -> dict[str, Any]:
     """Frechet and kernel distance of the generated images from real ones, and of real images from real ones.
 
@@ -99,20 +88,30 @@ def measure_distance(
         ``weights`` of the first. Kernel distances use subsets of 1,000 images, or as many as a half has: the size of
         the subsets affects their deviation, not their mean.
     """
-    drawn = _features(distance, source, _batches(held_out.ids, generated), step)
-    test = _features(distance, "test", _batches(held_out.ids, held_out.images), step)
-    reference = test
+
+    def features(of: str, ids: Sequence[str], image_at: Callable[[int], Tensor]) -> FeatureSet:
+        found = FeatureSet(distance.trunk, of)
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            found.update(batch, torch.stack([image_at(start + place) for place in range(len(batch))]))
+            step(len(batch))
+        return found
+
+    drawn = features(source, held_out.ids, generated.__getitem__)
+    reference = test = features("test", held_out.ids, held_out.images.__getitem__)
     if distance.reference == "train":
-        reference = _features(distance, "train", _training_batches(train), step)
+        reference = features("train", pair_ids(train), lambda index: train[index][0])
     halves = _half(test, 0), _half(test, 1)
     subset = min(_KID_SUBSET, len(reference), *map(len, halves))
-    result: dict[str, Any] = {
-        "frechet": frechet_distance(drawn, reference),
+    frechet = frechet_distance(drawn, reference)
+    return {
+        "frechet": frechet,
         "noise_floor": frechet_distance(*halves),
         "kernel": kernel_distance(drawn, reference, subset_size=subset),
         "kernel_noise_floor": kernel_distance(*halves, subset_size=subset),
+        "protocol": frechet["protocol"],
+        "weights": frechet["weights"],
     }
-    return result | {key: result["frechet"][key] for key in ("protocol", "weights")}
 
 
 def image_count(distance: FeatureDistance, count: int, train: Any) -> int:
@@ -120,20 +119,11 @@ def image_count(distance: FeatureDistance, count: int, train: Any) -> int:
     return 2 * count + (len(train) if distance.reference == "train" else 0)
 
 
-def lpips_diversity(
-    network: Any, ids: Sequence[str], samples: Sequence[Tensor], step: Callable[[int], Any]
-) -> dict[str, Any]:
-    """Mean LPIPS over all pairs of images of a mask, averaged over the masks.
-
-    Args:
-        network: from `load_lpips`.
-        ids: of the masks.
-        samples: uint8 ``(samples, 3, h, w)`` for each mask, read one mask at a time.
-        step: called with 1 after every mask.
-    """
+def lpips_diversity(network: Any, images: Images, step: Callable[[int], Any]) -> dict[str, Any]:
+    """Mean LPIPS over all pairs of images of a mask, averaged over the masks with several; ``step(1)`` after each."""
     diversity = LPIPSDiversity(network)
-    for id, images in zip(ids, samples, strict=True):
-        diversity.update(id, (images.float() / 127.5 - 1).to(_device()))
+    for id, samples in zip(images.sample_files, images.samples(), strict=True):
+        diversity.update(id, (samples.float() / 127.5 - 1).to(_device()))
         step(1)
     return diversity.result()
 
@@ -142,30 +132,8 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _features(
-    distance: FeatureDistance, source: str, batches: Iterable[tuple[Sequence[str], Tensor]], step: Callable[[int], Any]
-) -> FeatureSet:
-    features = FeatureSet(distance.trunk, source)
-    for ids, images in batches:
-        features.update(ids, images)
-        step(len(ids))
-    return features
-
-
 def _half(whole: FeatureSet, which: int) -> FeatureSet:
     """Every second image of a set, starting with the first (0) or the second (1)."""
     half = FeatureSet(whole.trunk, whole.of)
     half.counted = {id: whole.counted[id] for id in sorted(whole.counted)[which::2]}
     return half
-
-
-def _batches(ids: Sequence[str], images: Tensor) -> Iterable[tuple[Sequence[str], Tensor]]:
-    for start in range(0, len(images), _BATCH):
-        yield ids[start : start + _BATCH], images[start : start + _BATCH]
-
-
-def _training_batches(pairs: Any) -> Iterable[tuple[Sequence[str], Tensor]]:
-    ids = pair_ids(pairs)
-    for start in range(0, len(pairs), _BATCH):
-        numbers = range(start, min(start + _BATCH, len(pairs)))
-        yield [ids[number] for number in numbers], torch.stack([pairs[number][0] for number in numbers])

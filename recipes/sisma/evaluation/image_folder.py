@@ -1,32 +1,76 @@
-"""Find images made by any model in a folder, by the ids of their masks.
+"""Evaluate images made by any model against the real images of the same masks.
 
 ``<id>.png`` is the image of a mask; ``<id>--<number>.png`` are several of it, as ``recipes.sisma.sample`` and
 ``recipes.sisma.evaluate`` name them. Every file is checked before anything is measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.evaluation.images import Images, available, pair_ids, read_held_out, read_images
+from recipes.sisma.evaluation.measure import NamedParser, load_metrics, load_named_parser, measure_images
+from recipes.sisma.evaluation.results import description, write_result
+from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import ambiguous_name, split_image_name
+from recipes.sisma.pairs import held_out_pairs, training_pairs
+from recipes.sisma.presets import Config
+from recipes.sisma.runs import check_writable
 from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of
 
 _LISTED = 5
 
 
-def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path], list[list[Path]]]:
-    """Find one file for each of the first ``count`` ids, and all numbered files of the ids that have several.
+def evaluate_images(
+    folder: Path, settings: Settings, *, command: str, parser: NamedParser | None = None
+) -> dict[str, Any]:
+    """Measure a folder of images and write result, picture and report.
 
     Args:
-        folder: the folder of images.
-        ids: all ids of the split.
-        count: how many of them are measured.
+        folder: holds ``<id>.png`` for every test mask, or several ``<id>--<number>.png``, which count for the
+            diversity.
+        settings: ``data``, ``out``, ``masks`` (0 means all, and 128 drawn ones), ``parser`` (empty means none), and the
+            distances. Real images are cropped and resized to the size of the generated ones.
+        command: recorded as the command.
+        parser: used instead of ``settings.parser``.
 
     Returns:
-        One file for each id: ``<id>``, or the lowest-numbered one. Then the groups of numbered files, for the ids with
-        at least two.
+        The content of ``result.json``.
+
+    Raises:
+        FileNotFoundError: no such folder, data, parser or weights of a distance.
+        ValueError: images and masks that do not match; images that are grey, have alpha or differ in size; LPIPS
+            without several images a mask; or what `load_metrics` rejects.
+    """
+    if not settings.data:
+        raise UsageError("images= needs data=PREPARED, the folder whose masks they were made from, or data=drawn")
+    config = Config(preset="", run="", data=settings.data)
+    limit = settings.masks or config.evaluate_masks
+    ids = pair_ids(pairs := held_out_pairs(config, limit))
+    count = available(pairs, settings.masks or len(ids))
+    files, samples = find_images(folder, ids, count)
+    config.image_size = common_side([*files, *(file for group in samples.values() for file in group)])
+    pairs = held_out_pairs(config, limit)
+    parser = parser or load_named_parser(settings.parser or "none", pairs.labels)
+    metrics = load_metrics(parser, settings, pairs.labels, count, config.image_size)
+    if metrics.lpips is not None and not samples:
+        raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>--1.png, <id>--2.png and so on")
+    out = Path(settings.out) if settings.out else folder.with_name(f"{folder.name}-evaluation")
+    check_writable(out)
+    generated = read_images(files)
+    images = Images(read_held_out(pairs, count, pairs.labels), generated, samples, "given")
+    result, parsed = measure_images(images, metrics, training_pairs(config) if metrics.distances else [])
+    result |= {"images": folder.name, **description(config, command)}
+    write_result(out, result, images, parsed)
+    return result
+
+
+def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Find one file for each of the first ``count`` ids of a split, and all numbered files of those with several.
+
+    Returns:
+        One file for each id: ``<id>``, or the lowest-numbered one. Then the numbered files by id, where there are two.
 
     Raises:
         FileNotFoundError: no such folder, or no images in it.
@@ -38,17 +82,14 @@ def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path
     missing = [id for id in selected if id not in single and id not in numbered]
     if missing or unknown:
         raise ValueError(_mismatch(folder, selected, missing, unknown))
-    files = [single.get(id) or numbered[id][min(numbered[id])] for id in selected]
-    groups = {
-        id: [file for _, file in sorted(numbered[id].items())] for id in selected if len(numbered.get(id, ())) > 1
-    }
+    groups = {id: [file for _, file in sorted(numbered[id].items())] for id in selected if id in numbered}
+    files = [single.get(id) or groups[id][0] for id in selected]
+    groups = {id: group for id, group in groups.items() if len(group) > 1}
     sizes = {len(group): id for id, group in groups.items()}
     if len(sizes) > 1:
-        raise ValueError(
-            f"{folder}: every mask needs the same number of images for the diversity; "
-            + ", ".join(f"{id} has {size}" for size, id in sizes.items())
-        )
-    return files, list(groups.values())
+        found = ", ".join(f"{id} has {size}" for size, id in sizes.items())
+        raise ValueError(f"{folder}: every mask needs the same number of images for the diversity; {found}")
+    return files, groups
 
 
 def common_side(files: Sequence[Path]) -> int:
@@ -63,51 +104,44 @@ def common_side(files: Sequence[Path]) -> int:
     for file in files:
         try:
             with Image.open(file) as image:
-                mode, size = image.mode, image.size
+                mode, (width, height) = image.mode, image.size
         except OSError as error:
             raise ValueError(f"{file}: cannot be read as an image ({error})") from error
         if mode != "RGB":
             raise ValueError(f"{file}: is of mode {mode}, not RGB; save grey images and those with alpha as 8-bit RGB")
-        if size[0] != size[1]:
-            raise ValueError(f"{file}: is {size[0]} x {size[1]} pixels; images must be square")
-        if side not in (0, size[0]):
-            raise ValueError(f"{file}: is {size[0]} pixels wide, {files[0].name} is {side}; all must have one size")
-        side = size[0]
+        if width != height:
+            raise ValueError(f"{file}: is {width} x {height} pixels; images must be square")
+        if side not in (0, width):
+            raise ValueError(f"{file}: is {width} pixels wide, {files[0].name} is {side}; all must have one size")
+        side = width
     return side
 
 
 def _files_by_id(folder: Path, known: set[str]) -> tuple[dict[str, Path], dict[str, dict[int, Path]], list[str]]:
     """Files named ``<id>``, files named ``<id>--<number>``, and the names of all others."""
-    single: dict[str, Path] = {}
-    numbered: dict[str, dict[int, Path]] = {}
-    unknown = []
-    for file in _image_files(folder):
-        name = stem_of(file)
-        id, number = split_image_name(name) or ("", 0)
-        if name in known and id in known:
-            raise ambiguous_name(name)
-        if name in known:
-            _add_unique(single, name, file)
-        elif id in known:
-            _add_unique(numbered.setdefault(id, {}), number, file)
-        else:
-            unknown.append(file.name)
-    return single, numbered, unknown
-
-
-def _add_unique(files: dict[Any, Path], key: Any, file: Path) -> None:
-    if key in files:
-        raise ValueError(f"{file.parent}: {files[key].name} and {file.name} are two images of one name; keep one")
-    files[key] = file
-
-
-def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     files = files_with(folder, IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return files
+    single: dict[str, Path] = {}
+    numbered: dict[str, dict[int, Path]] = {}
+    unknown = []
+    for file in files:
+        name = stem_of(file)
+        id, number = split_image_name(name) or ("", 0)
+        if name in known and id in known:
+            raise ambiguous_name(name)
+        if name in known:
+            other = single.setdefault(name, file)
+        elif id in known:
+            other = numbered.setdefault(id, {}).setdefault(number, file)
+        else:
+            unknown.append(file.name)
+            continue
+        if other != file:
+            raise ValueError(f"{folder}: {other.name} and {file.name} are two images of one name; keep one")
+    return single, numbered, unknown
 
 
 def _mismatch(folder: Path, ids: Sequence[str], missing: Sequence[str], unknown: Sequence[str]) -> str:

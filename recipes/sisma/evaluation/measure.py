@@ -1,8 +1,6 @@
 """The figures of an evaluation, from existing images: agreement with the masks, distances, diversity."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from recipes.sisma.evaluation.distances import (
     lpips_diversity,
     measure_distance,
 )
-from recipes.sisma.evaluation.held_out import HeldOut
+from recipes.sisma.evaluation.images import HeldOut, Images
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
 from ssmgen.data import CELEBAMASK19, LabelSet
@@ -58,18 +56,12 @@ class NamedParser:
     multiple: int = 1
 
     def check(self, labels: LabelSet, side: int) -> None:
-        """Reject masks or images that the parser cannot handle.
-
-        Raises:
-            ValueError: another number of classes, or an unsuitable image size.
-        """
+        """Reject masks of another number of classes, and images of a ``side`` it cannot take, by a `ValueError`."""
         if self.num_classes != len(labels):
             raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
         if side % self.multiple:
-            raise ValueError(
-                f"{self.name}: needs images with sides that are multiples of {self.multiple}, got {side} pixels; "
-                "or parser=none"
-            )
+            needed = f"images with sides that are multiples of {self.multiple}"
+            raise ValueError(f"{self.name}: needs {needed}, got {side} pixels; or parser=none")
 
 
 def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser | None:
@@ -111,25 +103,6 @@ def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSe
     return Metrics(parser, load_distances(settings, count), load_lpips(settings))
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images to measure.
-
-    Attributes:
-        held_out: the masks and their real images.
-        generated: an image of each mask, uint8 ``(n, 3, h, w)``.
-        samples: several images of some masks, ``(samples, 3, h, w)`` each; may be empty.
-        sampled_ids: the ids of those masks.
-        source: of the generated images, for protocols, such as ``seed=0``.
-    """
-
-    held_out: HeldOut
-    generated: Tensor
-    samples: Sequence[Tensor]
-    sampled_ids: Sequence[str]
-    source: str
-
-
 def measure_images(
     images: Images, metrics: Metrics, train: Any, round_trip: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[dict[str, Any], Tensor | None]:
@@ -145,7 +118,7 @@ def measure_images(
     result: dict[str, Any] = {"masks": len(held_out.ids)}
     parsed = None
     if metrics.parser is not None:
-        parsed = parse(metrics.parser, images.generated, "parsing")
+        parsed = _parse(metrics.parser, images.generated, "parsing")
         result |= _agreement(metrics.parser, held_out, parsed, round_trip)
     if metrics.distances:
         total = sum(image_count(distance, len(held_out.ids), train) for distance in metrics.distances)
@@ -155,13 +128,13 @@ def measure_images(
                 for distance in metrics.distances
             }
     if metrics.lpips is not None:
-        with progress_bar(len(images.samples), "mask", what="LPIPS") as bar:
-            result["lpips"] = lpips_diversity(metrics.lpips, images.sampled_ids, images.samples, bar.update)
+        with progress_bar(len(images.sample_files), "mask", what="LPIPS") as bar:
+            result["lpips"] = lpips_diversity(metrics.lpips, images, bar.update)
     result["diversity"] = _diversity(images)
     return result, parsed
 
 
-def parse(parser: NamedParser, images: Tensor, what: str) -> Tensor:
+def _parse(parser: NamedParser, images: Tensor, what: str) -> Tensor:
     """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``."""
     parsed = []
     with progress_bar(len(images), "img", what=what) as bar:
@@ -182,12 +155,12 @@ def _agreement(
     masks, real = held_out.masks, held_out.images
     result = {
         "mask_agreement": agree(parsed, masks),
-        "ceiling": agree(parse(parser, real, "parsing real images"), masks),
+        "ceiling": agree(_parse(parser, real, "parsing real images"), masks),
         "floor": agree(parsed, masks.roll(1, dims=0)),
         "parser": parser.card or {"name": parser.name},
     }
     if round_trip is not None:
-        decoded = parse(parser, round_trip(real), "parsing after the autoencoder")
+        decoded = _parse(parser, round_trip(real), "parsing after the autoencoder")
         result["autoencoder_ceiling"] = agree(decoded, masks)
     low, high = result["floor"]["miou"], result["ceiling"]["miou"]
     # A parser that is no better than chance on real images says nothing about generated ones.
@@ -197,7 +170,7 @@ def _agreement(
 
 def _diversity(images: Images) -> dict[str, float]:
     found = {"other_masks": pairwise_rms(images.generated[:_COMPARED].float() / 127.5 - 1)}
-    if images.samples:
-        same = [pairwise_rms(group.float() / 127.5 - 1) for group in images.samples]
+    if images.sample_files:
+        same = [pairwise_rms(group.float() / 127.5 - 1) for group in images.samples()]
         found = {"same_mask": sum(same) / len(same), **found}
     return found

@@ -1,7 +1,5 @@
 """``report.html``: the figures of an evaluation beside published ones, on one page that needs no network."""
 
-from __future__ import annotations
-
 import base64
 import io
 from dataclasses import dataclass
@@ -11,14 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from recipes.sisma.curves import chart, points_of, read_log
-from recipes.sisma.evaluation.measure import Images
+from recipes.sisma.evaluation.images import Images
 from ssmgen.atomic import write_text
-from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
-_TEMPLATE = Path(__file__).parent / "report.html.j2"
-_SHARED = _TEMPLATE.parents[1]  # holds curves.html.j2
+_FOLDER = Path(__file__).parent
 _EXTREMES, _ROWS, _COLUMNS = 3, 8, 10
 
 
@@ -72,9 +68,9 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
     """
     from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
-    loader = FileSystemLoader([_TEMPLATE.parent, _SHARED])
+    loader = FileSystemLoader([_FOLDER, _FOLDER.parent])  # the latter holds curves.html.j2
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template(_TEMPLATE.name).render(
+    page = environment.get_template("report.html.j2").render(
         name=result.get("images", file.parent.name),
         result=result,
         curves=curves(file.parent),
@@ -149,45 +145,37 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
 def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
     """The best, median and worst masks by the mean IoU over the classes of each, none of them twice."""
     held_out = images.held_out
-    scores = [image_agreement(p, t, held_out.labels) for p, t in zip(parsed, held_out.masks, strict=True)]
+    scores = [_miou(images, parsed, i) for i in range(len(parsed))]
     ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
     shown = max(1, min(_EXTREMES, len(ranked) // 3))
     middle = (len(ranked) - shown) // 2
     groups = {"best": ranked[:shown], "median": ranked[middle : middle + shown], "worst": ranked[-shown:]}
     if len(ranked) < 3:
         del groups["median"]
-    colours = held_out.labels.colorize
-
-    def pictures(i: int) -> list[str]:
-        shown = colours(held_out.masks[i]), images.generated[i], colours(parsed[i]), held_out.images[i]
-        return [_picture(image) for image in shown]
-
-    return [
-        {"group": group, "id": held_out.ids[i], "score": scores[i], "pictures": pictures(i)}
-        for group, chosen in groups.items()
-        for i in chosen
-    ]
+    colours, rows = held_out.labels.colorize, []
+    for group, chosen in groups.items():
+        for i in chosen:
+            row = colours(held_out.masks[i]), images.generated[i], colours(parsed[i]), held_out.images[i]
+            pictures = [_picture(image) for image in row]
+            rows.append({"group": group, "id": held_out.ids[i], "score": scores[i], "pictures": pictures})
+    return rows
 
 
-def image_agreement(parsed: Tensor, true: Tensor, labels: LabelSet) -> float:
+def _miou(images: Images, parsed: Tensor, i: int) -> float:
     """Mean intersection over union of one image, over the classes of its own mask."""
-    agreement = MaskAgreement(labels.classes)
-    agreement.update(parsed.unsqueeze(0), true.unsqueeze(0))
+    agreement = MaskAgreement(images.held_out.labels.classes)
+    agreement.update(parsed[i : i + 1], images.held_out.masks[i : i + 1])
     return agreement.result()["miou"]
 
 
 def _rows(images: Images) -> list[list[str]]:
     """Mask, samples and real image of the first masks that have several samples."""
-    held_out = images.held_out
-    index = {id: i for i, id in enumerate(held_out.ids)}
-    return [
-        [
-            _picture(held_out.labels.colorize(held_out.masks[index[id]])),
-            *map(_picture, group[:_COLUMNS]),
-            _picture(held_out.images[index[id]]),
-        ]
-        for id, group in zip(images.sampled_ids[:_ROWS], images.samples, strict=False)
-    ]
+    held_out, rows = images.held_out, []
+    for id, group in zip(list(images.sample_files)[:_ROWS], images.samples(), strict=False):
+        i = held_out.ids.index(id)
+        mask = held_out.labels.colorize(held_out.masks[i])
+        rows.append([_picture(image) for image in (mask, *group[:_COLUMNS], held_out.images[i])])
+    return rows
 
 
 def _picture(image: Tensor) -> str:

@@ -6,18 +6,13 @@ Where neither covers the other, the older one is renamed in this way, and a resu
 ``result-step-<steps>.json``. A name taken by a result that the new one does not cover gets a number.
 """
 
-from __future__ import annotations
-
-import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from recipes.sisma.evaluation.measure import Images
+from recipes.sisma.evaluation.images import Images
 from recipes.sisma.evaluation.report import write_report
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
@@ -25,12 +20,10 @@ from recipes.sisma.sheets import save_mask_sheet
 from ssmgen.atomic import write_text
 from ssmgen.metrics import FID_PROTOCOLS
 
-_NAMES = {"json": "result{}.json", "picture": "result{}.png", "report": "report{}.html"}
 _SHEET_ROWS, _SHEET_SAMPLES = 6, 4
 
 
-@dataclass(frozen=True)
-class ResultFiles:
+class ResultFiles(NamedTuple):
     """The files of one result, and a note if another result of the folder keeps or loses its names."""
 
     json: Path
@@ -45,8 +38,7 @@ def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: T
     Args:
         folder: of the run, or of the evaluation of a folder of images.
         result: the content of ``result.json``.
-        images: the measured images.
-        parsed: a parser's labels of the generated images; None without a parser.
+        images, parsed: as in `write_report`.
     """
     files = result_files(folder, result)
     write_text(files.json, json.dumps(result, indent=2) + "\n")
@@ -55,8 +47,7 @@ def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: T
     print(summary(result))
     if files.note:
         print(f"note: {files.note}")
-    print(f"report: {files.report}")
-    print(f"picture: {files.picture}")
+    print(f"report: {files.report}\npicture: {files.picture}")
 
 
 def description(config: Config, command: str) -> dict[str, Any]:
@@ -73,20 +64,18 @@ def summary(result: dict[str, Any]) -> str:
 def result_files(folder: Path, result: dict[str, Any]) -> ResultFiles:
     """The files for a result, none of which replaces a result that it does not cover: those are renamed."""
     usual = _files(folder)
-    before = _read(usual["json"])
+    before = _read(usual.json)
     if not before or _covers(result, before):
-        return ResultFiles(**usual)
+        return usual
     if _covers(before, result):
         beside = _free(folder, _extent(result), result)
-        return ResultFiles(
-            **beside, note=f"{usual['json'].name} stays, since it says more; this one is {beside['json'].name}"
-        )
+        return beside._replace(note=f"{usual.json.name} stays, since it says more; this one is {beside.json.name}")
     other = _subject(before) != _subject(result)
     kept = _free(folder, f"-{_subject(before)}" if other else _extent(before), before)
-    for name, file in usual.items():
+    for file, new in zip(usual[:3], kept[:3], strict=True):
         if file.exists():
-            file.replace(kept[name])
-    return ResultFiles(**usual, note=f"the previous result is now {kept['json'].name}")
+            file.replace(new)
+    return usual._replace(note=f"the previous result is now {kept.json.name}")
 
 
 def _agreement(result: dict[str, Any]) -> str:
@@ -109,10 +98,9 @@ def _distances(result: dict[str, Any]) -> list[str]:
         if "kernel_noise_floor" in found:  # missing in results of earlier versions
             pairs.append(("kernel", "kernel_noise_floor", "kernel distance", 5))
         for key, floor, what, digits in pairs:
-            lines.append(
-                f"{what} {found[key]['value']:.{digits}f}, one half of the real images from the other "
-                f"{found[floor]['value']:.{digits}f}: {found[key]['protocol']}"
-            )
+            value, halves = (f"{found[which]['value']:.{digits}f}" for which in (key, floor))
+            protocol = found[key]["protocol"]
+            lines.append(f"{what} {value}, one half of the real images from the other {halves}: {protocol}")
     return lines
 
 
@@ -128,10 +116,9 @@ def _diversity(result: dict[str, Any]) -> list[str]:
 def _save_sheet(file: Path, images: Images) -> None:
     """The first masks that have several images, or the first of all masks."""
     held_out = images.held_out
-    index = {id: i for i, id in enumerate(held_out.ids)}
-    shown = [index[id] for id in (images.sampled_ids or held_out.ids)[:_SHEET_ROWS]]
-    several = images.samples or [image.unsqueeze(0) for image in images.generated[:_SHEET_ROWS]]
-    groups = [group[:_SHEET_SAMPLES] for group in several[: len(shown)]]
+    shown = [held_out.ids.index(id) for id in list(images.sample_files or held_out.ids)[:_SHEET_ROWS]]
+    several = images.samples() if images.sample_files else (image.unsqueeze(0) for image in images.generated)
+    groups = [group[:_SHEET_SAMPLES] for _, group in zip(shown, several, strict=False)]
     save_mask_sheet(file, held_out.masks[shown], groups, held_out.images[shown], held_out.labels)
 
 
@@ -145,18 +132,18 @@ def _extent(result: dict[str, Any]) -> str:
     return "-".join(["", _subject(result), str(result["masks"]), "masks", *sorted(_measured(result))])
 
 
-def _free(folder: Path, suffix: str, result: dict[str, Any]) -> dict[str, Path]:
+def _free(folder: Path, suffix: str, result: dict[str, Any]) -> ResultFiles:
     """Files of these names, numbered where a result that this one does not cover has them."""
-    for number in itertools.count(1):
-        files = _files(folder, suffix if number == 1 else f"{suffix}-{number}")
-        existing = _read(files["json"])
-        if not existing or _covers(result, existing):
-            return files
-    raise AssertionError("unreachable")
+    number, files = 1, _files(folder, suffix)
+    while (existing := _read(files.json)) and not _covers(result, existing):
+        number += 1
+        files = _files(folder, f"{suffix}-{number}")
+    return files
 
 
-def _files(folder: Path, suffix: str = "") -> dict[str, Path]:
-    return {key: folder / name.format(suffix) for key, name in _NAMES.items()}
+def _files(folder: Path, suffix: str = "") -> ResultFiles:
+    names = f"result{suffix}.json", f"result{suffix}.png", f"report{suffix}.html"
+    return ResultFiles(*(folder / name for name in names))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -173,5 +160,4 @@ def _subject(result: dict[str, Any]) -> str:
 
 
 def _measured(result: dict[str, Any]) -> set[str]:
-    found: Iterable[str] = [key for key in ("mask_agreement", "lpips") if key in result]
-    return {*found, *result.get("distances", {})}
+    return ({"mask_agreement", "lpips"} & result.keys()) | set(result.get("distances", {}))

@@ -8,30 +8,24 @@ Every pair is read in full. If any has a problem, all problems are listed by fil
 ``on_bad=skip`` leaves those pairs out instead. The target appears under its name only when it is complete.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.sisma.arguments import STOPPED, command_line, from_command_line
-from recipes.sisma.prepare.checks import check_and_write, in_threads, list_problems, select_good
-from recipes.sisma.prepare.masks import LABEL_ORDERS
-from recipes.sisma.prepare.notes import find_notes
-from recipes.sisma.prepare.settings import Settings, check_settings, check_test_share
+from recipes.sisma.prepare.checks import check_and_write, find_notes, in_threads, list_problems, select_good
+from recipes.sisma.prepare.settings import LABEL_ORDERS, Settings, check_settings, check_test_share
 from recipes.sisma.prepare.sources import Pair, Problem, Source, find_source
 from recipes.sisma.prepare.splits import check_splits, choose_method, remedy, shortfall, split_by_name, split_pairs
 from ssmgen.atomic import whole_folder
+from ssmgen.data.drawn_faces import draw_face, write_official_layout
 from ssmgen.data.folder import check_target, write_pair, write_records
 from ssmgen.data.labels import CELEBAMASK19
 
 
 def main(argv: list[str]) -> int | None:
-    """Check and write the pairs of a source.
-
-    Returns:
-        The exit status: `STOPPED` after Ctrl-C, which leaves nothing behind.
+    """Check and write the pairs of a source; returns `STOPPED` after Ctrl-C, which leaves nothing behind.
 
     Raises:
         ValueError, OSError: one message with all that the user has to fix.
@@ -86,8 +80,6 @@ def _source_record(source: Source, settings: Settings, notes: list[str], problem
 
 def _prepare_drawn(settings: Settings, target: Path) -> None:
     """Write drawn faces as a prepared folder, or in the official layout to try that path without the archive."""
-    from ssmgen.data.drawn_faces import draw_face, write_official_layout
-
     count = settings.count or 64
     if settings.layout == "official":
         with whole_folder(target) as folder:
@@ -96,18 +88,17 @@ def _prepare_drawn(settings: Settings, target: Path) -> None:
         print(f"Next: {command_line('prepare', f'source={settings.target}', 'target=DIR')}")
         return
 
-    def work(index: int) -> dict[str, str]:
-        image, mask = draw_face(index, settings.size or 256, settings.seed)
-        return write_pair(folder, f"{index:05d}", image, mask)
+    settings.split, size = "by-name", settings.size or 256
+
+    def write(index: int) -> dict[str, str]:
+        return write_pair(folder, f"{index:05d}", *draw_face(index, size, settings.seed))
 
     with whole_folder(target) as folder:
-        written = list(in_threads(work, range(count), "drawing"))
+        written = list(in_threads(write, range(count), "drawing"))
         hashes = {name: value for files in written for name, value in files.items()}
         splits = split_by_name([f"{index:05d}" for index in range(count)], settings.test_share)
-        record = {"layout": "drawn", "split": "by-name", "test_share": settings.test_share}
-        record |= {"size": settings.size or 256, "seed": settings.seed}
-        write_records(folder, CELEBAMASK19, splits, hashes, record)
-    settings.split = "by-name"
+        record = {"layout": "drawn", "split": settings.split, "test_share": settings.test_share}
+        write_records(folder, CELEBAMASK19, splits, hashes, record | {"size": size, "seed": settings.seed})
     _summarize(settings, splits, [], [])
 
 
@@ -120,8 +111,7 @@ def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
     print(f"Wrote {sum(map(len, splits.values()))} pairs to {settings.target}: {counts}")
     words = "faces", f"data={settings.target}"
-    missing = shortfall(splits)
-    if not missing:
+    if not (missing := shortfall(splits)):
         print(f"Next: {command_line('train', *words)}")
         return
     print(f"Before training: there is {missing}. {remedy(splits, settings.split)}")

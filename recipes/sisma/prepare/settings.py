@@ -1,14 +1,13 @@
 """The keys of the command line and their checks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.prepare.masks import LABEL_ORDERS
 from recipes.sisma.prepare.splits import METHODS, TEST_SHARE
+from ssmgen.data.labels import BISENET19, CELEBAMASK19
 from ssmgen.registry import closest
 
+LABEL_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
 _CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip"), "labels": tuple(LABEL_ORDERS)}
 
 
@@ -43,17 +42,12 @@ class Settings:
 
 
 def check_settings(settings: Settings) -> None:
-    """Reject missing, unknown and out-of-range values, and keys without effect.
-
-    Raises:
-        UsageError: names the key and what was expected.
-    """
+    """Reject missing, unknown and out-of-range values, and keys without effect, by a `UsageError` naming the key."""
     for key in ("source", "target"):
         if not getattr(settings, key):
             raise UsageError(f"{key}= is missing: write source=DIR target=DIR (or source=drawn target=DIR count=64)")
     for key, choices in _CHOICES.items():
-        value = getattr(settings, key)
-        if value not in choices:
+        if (value := getattr(settings, key)) not in choices:
             raise UsageError(f"{key}={value}: expected one of {', '.join(choices)}{closest(value, choices)}")
     known = ("auto", *METHODS)
     if settings.split not in known and not settings.split.endswith(".json"):
@@ -61,23 +55,20 @@ def check_settings(settings: Settings) -> None:
             f"split={settings.split}: expected {', '.join(known)} or a .json file{closest(settings.split, known)}"
         )
     for key in ("size", "count"):
-        if getattr(settings, key) is not None and getattr(settings, key) < 1:
-            raise UsageError(f"{key}={getattr(settings, key)}: expected at least 1")
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UsageError(f"{key}={value}: expected at least 1")
     if not 0 < settings.test_share < 1:
         raise UsageError(f"test_share={settings.test_share}: expected a number between 0 and 1")
-    _check_unused(settings)
-
-
-def check_test_share(settings: Settings, split: str) -> None:
-    """Reject a ``test_share`` that ``split``, ``key=value`` with any explanation, does not use."""
-    if settings.test_share != TEST_SHARE:
-        raise UsageError(f"test_share= has no effect with {split}: leave it out, or give split=by-name")
-
-
-def _check_unused(settings: Settings) -> None:
     drawn = settings.source == "drawn"
     if drawn and settings.layout == "official":
         check_test_share(settings, "layout=official, which has no splits")
     for key in ("split", "labels", "on_bad") if drawn else ("count", "seed"):
         if getattr(settings, key) != getattr(Settings, key):
             raise UsageError(f"{key}= has no effect with source={settings.source}: leave it out")
+
+
+def check_test_share(settings: Settings, split: str) -> None:
+    """Reject a ``test_share`` that ``split``, ``key=value`` with any explanation, does not use."""
+    if settings.test_share != TEST_SHARE:
+        raise UsageError(f"test_share= has no effect with {split}: leave it out, or give split=by-name")

@@ -1,10 +1,7 @@
 """Find the image-mask pairs of a folder by the names of its files; none is opened."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,11 +51,7 @@ class Source:
 
 
 def find_source(root: Path, layout: str) -> Source:
-    """Find the pairs of a folder.
-
-    Args:
-        root: the folder, or one that contains ``CelebAMask-HQ`` as the archive unpacks.
-        layout: ``official``, ``folder`` or ``auto``.
+    """Find the pairs in a folder, or in its ``CelebAMask-HQ``; ``layout`` is ``official``, ``folder`` or ``auto``.
 
     Raises:
         FileNotFoundError: the folder, or a folder that the layout needs, does not exist.
@@ -69,11 +62,11 @@ def find_source(root: Path, layout: str) -> Source:
     inner = root / "CelebAMask-HQ"
     official = next((at for at in (root, inner) if (at / IMAGES).is_dir() or (at / PARTS).is_dir()), None)
     if layout == "official" or (layout == "auto" and official):
-        return find_official(official or root)
-    return find_folder(root)
+        return _find_official(official or root)
+    return _find_folder(root)
 
 
-def find_folder(root: Path) -> Source:
+def _find_folder(root: Path) -> Source:
     """Pair ``images/`` and ``masks/``, or ``x.jpg`` and ``x.png`` in one folder, by stem."""
     images, masks = root / "images", root / "masks"
     if images.is_dir() != masks.is_dir():
@@ -93,25 +86,24 @@ def find_folder(root: Path) -> Source:
     return source
 
 
-def find_official(root: Path) -> Source:
+def _find_official(root: Path) -> Source:
     """Pair the images and parts of the unpacked CelebAMask-HQ archive, or of a part of it, by id."""
     for name in (IMAGES, PARTS):
         if not (root / name).is_dir():
             raise FileNotFoundError(
-                f"{root / name}: no such folder; {root} holds {_contents(root)}. The official layout "
-                f"has {IMAGES}/<id>.jpg and {PARTS}/<id // {_IDS_PER_FOLDER}>/<id, 5 digits>_<part>.png; "
-                "if the folder was renamed, rename it back."
+                f"{root / name}: no such folder; {root} holds {_contents(root)}. The official layout has "
+                f"{IMAGES}/<id>.jpg and {PARTS}/<id // {_IDS_PER_FOLDER}>/<id, 5 digits>_<part>.png; if the folder was "
+                "renamed, rename it back."
             )
     source = Source(root, "official")
     images, parts = _official_images(source), _official_parts(source)
     if not images and not parts:
         raise ValueError(f"{root}: {IMAGES} and {PARTS} are both empty")
-    source.pairs = [Pair(str(id), images[id], parts[id]) for id in sorted(images) if id in parts]
+    source.pairs = [Pair(str(id), images[id], parts[id]) for id in sorted(images.keys() & parts.keys())]
     _add_images_without_parts(source, {id: images[id] for id in sorted(images.keys() - parts.keys())})
     if len(source.pairs) < _ARCHIVE_SIZE:
         source.notes.append(f"a part of the archive: {len(source.pairs)} of its {_ARCHIVE_SIZE} pairs")
-    without_image = len(parts.keys() - images.keys())
-    if without_image:
+    if without_image := len(parts.keys() - images.keys()):
         source.notes.append(f"the masks of {without_image} id(s) have no image in {IMAGES} and are left out")
     return source
 
@@ -135,7 +127,6 @@ def _official_images(source: Source) -> dict[int, Path]:
 def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
     """Part files by id and class name; every other file is a problem."""
     parts: dict[int, dict[str, Path]] = defaultdict(dict)
-    known = CELEBAMASK19.classes[1:]
     root = source.root / PARTS
     folders = (root, *(path for path in listing(root) if path.is_dir()))
     for path in (path for at in folders for path in (*files_with(at, {".png"}), *other_images(at, {".png"}))):
@@ -144,16 +135,16 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
             source.add_problem(path, "is not named <id, 5 digits>_<part>.png")
             continue
         id, part = int(name[1]), name[2]
-        if reason := _part_fault(path, id, part, known, parts.get(id, {}).get(part)):
+        if reason := _part_fault(path, id, part, parts.get(id, {}).get(part)):
             source.add_problem(path, reason, str(id))
         else:
             parts[id][part] = path
     return dict(parts)
 
 
-def _part_fault(path: Path, id: int, part: str, known: Sequence[str], other: Path | None) -> str:
+def _part_fault(path: Path, id: int, part: str, other: Path | None) -> str:
     """What is wrong with a part file; empty if nothing is. ``other`` is a file of the same part, if any."""
-    if part not in known:
+    if part not in (known := CELEBAMASK19.classes[1:]):
         return f"unknown part {part!r}{closest(part, known)} The parts are {', '.join(known)}."
     if path.suffix.lower() != ".png":
         return NO_PNG
@@ -178,6 +169,4 @@ def _add_images_without_parts(source: Source, images: dict[int, Path]) -> None:
 
 def _contents(folder: Path) -> str:
     names = [path.name + ("/" if path.is_dir() else "") for path in listing(folder)]
-    if not names:
-        return "nothing"
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return (", ".join(names[:8]) or "nothing") + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,7 +1,5 @@
 """Distribute pairs to train and test splits, and check whether these are large enough to train and to evaluate."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +7,9 @@ from pathlib import Path
 from recipes.sisma.prepare.sources import Source
 from ssmgen.data.folder import load_splits
 
-#: Ways to split, besides a JSON file.
-METHODS = ("first28k", "celeba", "by-name")
-#: Test pairs that an evaluation needs: its floor compares images with other masks.
-MIN_TEST_PAIRS = 2
-#: Share of test pairs in a split by name.
-TEST_SHARE = 0.08
-_MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+METHODS = ("first28k", "celeba", "by-name")  # besides a JSON file
+MIN_TEST_PAIRS = 2  # that an evaluation needs: its floor compares images with other masks
+TEST_SHARE = 0.08  # of by-name
 _FIRST_TEST = 28_000  # of first28k
 
 
@@ -54,14 +48,13 @@ def split_pairs(split: str, source: Source, test_share: float = TEST_SHARE) -> d
         return split_by_name(ids, test_share)
     if split.endswith(".json"):
         return _from_file(Path(split), ids, source)
-    names = [id for id in ids if not id.isdecimal()]
-    if names:
+    if names := [id for id in ids if not id.isdecimal()]:
         raise ValueError(
             f"split={split} goes by the dataset's numbers, but {len(names)} of {len(ids)} pairs have other names, e.g. "
             f"{names[0]!r}: use split=by-name or a JSON file"
         )
     if split == "celeba":
-        return _celeba(ids, source.root / _MAPPING)
+        return _celeba(ids, source.root / "CelebA-HQ-to-CelebA-mapping.txt")
     train = [id for id in ids if int(id) < _FIRST_TEST]
     return {"train": train, "test": [id for id in ids if int(id) >= _FIRST_TEST]}
 
@@ -114,18 +107,11 @@ def shortfall(splits: Mapping[str, Sequence[str]]) -> str:
 
 
 def remedy(splits: Mapping[str, Sequence[str]], split: str) -> str:
-    """How to prepare the same pairs so that both splits are large enough: a sentence.
-
-    Args:
-        splits: ids by split, too few of them.
-        split: how they were split, as in ``split=`` of the command.
-    """
+    """How to prepare pairs that ``split=`` divided into splits too small, so that both are large enough: a sentence."""
     ids = [id for members in splits.values() for id in members]
-    if len(ids) < 1 + MIN_TEST_PAIRS:
-        return (
-            f"Add pairs and prepare again: it takes {1 + MIN_TEST_PAIRS}, one to train on and {MIN_TEST_PAIRS} to "
-            "evaluate."
-        )
+    needed = 1 + MIN_TEST_PAIRS
+    if len(ids) < needed:
+        return f"Add pairs and prepare again: it takes {needed}, one to train on and {MIN_TEST_PAIRS} to evaluate."
     if split.endswith(".json"):
         return f"Name some in {split}, or prepare again with split=by-name."
     share = (sorted(map(_percentile, ids))[MIN_TEST_PAIRS - 1] + 1) / 100
@@ -145,8 +131,7 @@ def _percentile(id: str) -> int:
 def _celeba(ids: list[str], mapping: Path) -> dict[str, list[str]]:
     """CelebA's partition, with the limits of the dataset's own script."""
     original = read_mapping(mapping)
-    unmapped = [id for id in ids if int(id) not in original]
-    if unmapped:
+    if unmapped := [id for id in ids if int(id) not in original]:
         raise ValueError(f"{mapping}: has no line for {len(unmapped)} image(s): {', '.join(unmapped)}")
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for id in ids:
@@ -159,10 +144,8 @@ def _from_file(path: Path, ids: list[str], source: Source) -> dict[str, list[str
     splits = load_splits(path)
     present, bad = set(ids), {problem.id for problem in source.problems}
     listed = [id for members in splits.values() for id in members]
-    unknown = [id for id in listed if id not in present and id not in bad]
-    if unknown:
+    if unknown := [id for id in listed if id not in present and id not in bad]:
         raise ValueError(f"{path}: {len(unknown)} id(s) are not in {source.root}: {', '.join(unknown)}")
-    rest = len(present - set(listed))
-    if rest:
+    if rest := len(present - set(listed)):
         source.notes.append(f"{rest} pair(s) are in no split of {path.name} and are left out")
     return {name: [id for id in members if id in present] for name, members in splits.items()}
