@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.curves import chart, points_of, read_log, smoothed
-from recipes.sisma.demo.guard import LOCAL
+from recipes.sisma.demo.server import LOCAL
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
 from ssmgen.extras import require
