@@ -25,7 +25,7 @@ from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cac
 from ssmgen.data.pairs import Pairs
 from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, loader_processes, progress_bar
-from ssmgen.training.memory import keep_freed_memory
+from ssmgen.training.launch import keep_freed_memory
 
 _MOST_WORKERS = 16
 

@@ -32,8 +32,7 @@ class GaussianObjective:
     so that the unknown part stays finite.
 
     Args:
-        path: a `Path`; None is the linear one.
-        prediction: one of the above.
+        path, prediction: a `Path`, None for the linear one; and one of the above.
         weighting: ``"uniform"`` counts the error of the prediction itself at all t alike, ``"velocity"`` that of the
             velocity it stands for.
         t_sampling: ``"uniform"`` on [0, 1], or ``"logit-normal"``: the logistic function of a standard normal, with

@@ -14,7 +14,7 @@ _WEIGHTS = (0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.101228
 
 
 class Path(Protocol):
-    """What this solver asks of a path ``x_t = alpha x_1 + sigma x_0``, see `ssmgen.objectives.Path`."""
+    """What this solver asks of a path, see `ssmgen.objectives.Path`."""
 
     linear: bool
 
