@@ -16,8 +16,7 @@ from torch import Tensor
 from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, find, make
-from ssmgen.solvers.base import Solver
-from ssmgen.solvers.grid import shifted_grid
+from ssmgen.solvers.base import Solver, shifted_grid
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20

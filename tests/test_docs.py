@@ -168,7 +168,7 @@ CHECKS = {
 
 #: Where each line of docs/extend.md goes: the file, and what stands after it.
 PLACES = (
-    ("solvers/__init__.py", "from ssmgen.solvers.midpoint"),
+    ("solvers/__init__.py", "from ssmgen.solvers.runge_kutta"),
     ("nn/__init__.py", "from ssmgen.nn.mamba "),
     ("models/sisma.py", 'register("model", "sisma-b"'),
 )

@@ -18,11 +18,10 @@ from ssmgen.training import (
     checkpoints,
     loader_processes,
     on_cpu,
-    settle,
+    resume,
     verify_checkpoint,
 )
-from ssmgen.training.launch import make_accelerator
-from ssmgen.training.memory import keep_freed_memory
+from ssmgen.training.launch import keep_freed_memory, make_accelerator
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -96,10 +95,10 @@ def test_two_processes_train_as_one(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
-        "import toy_training as t; from ssmgen.precision import Choice; from ssmgen.training import loop, settle\n"
+        "import toy_training as t; from ssmgen.precision import Choice; from ssmgen.training import loop, resume\n"
         "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None\n"
         "found = Choice(('bf16', 'no')[int(os.environ['RANK'])], 'each by itself')\n"
-        "settle.choose_precision = lambda *_: found\n"
+        "resume.choose_precision = lambda *_: found\n"
         "taken, step = set(), loop.training_step\n"
         "loop.training_step = lambda *args: (taken.add(args[3].precision), step(*args))[1]\n"
         "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop, precision='auto')\n"
@@ -139,7 +138,7 @@ def found(monkeypatch):
     """Say what measuring finds."""
 
     def find(precision):
-        monkeypatch.setattr(settle, "choose_precision", lambda asked, device: Choice(precision, "it was measured"))
+        monkeypatch.setattr(resume, "choose_precision", lambda asked, device: Choice(precision, "it was measured"))
 
     return find
 
@@ -168,17 +167,17 @@ def test_the_products_are_measured_as_the_run_rounds_them(folder, monkeypatch):
     rounding = []
     choice = Choice("no", "")
     monkeypatch.setattr(
-        settle, "choose_precision", lambda *_: rounding.append(torch.get_float32_matmul_precision()) or choice
+        resume, "choose_precision", lambda *_: rounding.append(torch.get_float32_matmul_precision()) or choice
     )
     settings = TrainSettings(steps=1, batch_size=1, precision="auto", matmul_precision="medium")
     accelerator = make_accelerator(settings)
-    assert settle.settle_precision(settings, folder, None, accelerator).precision == "no"
+    assert resume.settle_precision(settings, folder, None, accelerator).precision == "no"
     assert rounding == ["medium"] and torch.get_float32_matmul_precision() == "highest"
 
 
 FREED = """
 import ctypes
-from ssmgen.training.memory import keep_freed_memory
+from ssmgen.training.launch import keep_freed_memory
 
 class Info(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -212,6 +211,6 @@ def test_freed_memory_is_kept_for_the_next_step():
 
 def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("ssmgen.training.loop.keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr("ssmgen.training.launch.keep_freed_memory", lambda: calls.append(True))
     run(tmp_path, steps=1)
     assert calls == [True]

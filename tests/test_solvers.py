@@ -10,8 +10,7 @@ import torch
 import ssmgen
 from ssmgen import build, extras
 from ssmgen.objectives import LinearPath, Path
-from ssmgen.solvers import shifted_grid
-from ssmgen.solvers.base import RungeKutta
+from ssmgen.solvers import RungeKutta, shifted_grid
 
 FIXED = [name for name in ssmgen.names("solver") if not build(name).adaptive]
 ADAPTIVE = [name for name in ssmgen.names("solver") if build(name).adaptive]

@@ -121,6 +121,7 @@ import sys
 from pathlib import Path
 import torch
 from ssmgen.data.images import write_png
+from ssmgen.training import TrainSettings
 from ssmgen.training.log import RunLog
 
 run, tracker, refused = Path(sys.argv[1]), sys.argv[2], []
@@ -133,8 +134,9 @@ def refuse(event, given):
 
 sys.addaudithook(refuse)
 write_png(run.parent / "grid.png", torch.zeros(4, 4, dtype=torch.uint8))
+settings = TrainSettings(steps=7, batch_size=2, log_every=1, tracker=tracker, lr=0.1)
 for first, steps in ((0, 5), (3, 7)):
-    with RunLog(run, first, steps=7, batch_size=2, log_every=1, tracker=tracker, config={"lr": 0.1}) as log:
+    with RunLog(run, first, settings, {}) as log:
         for step in range(first + 1, steps + 1):
             log.step(step, 1.0 / step, float("nan") if step == 2 else 0.5, 0.1)
             log.samples(step, run.parent / "grid.png" if step == 4 else None)
@@ -224,7 +226,7 @@ def test_a_tracker_that_cannot_be_is_told_before_training(tracker, error, messag
 
 
 def test_what_is_not_finite_is_null_in_the_log_and_not_tracked(noted, tmp_path):
-    with RunLog(tmp_path, 0, steps=2, batch_size=1, log_every=1, tracker="noted", config={}) as log:
+    with RunLog(tmp_path, 0, TrainSettings(steps=2, batch_size=1, log_every=1, tracker="noted"), {}) as log:
         log.step(1, float("nan"), float("inf"), 0.1)
     assert log_lines(tmp_path)[0]["loss"] is None and log_lines(tmp_path)[0]["grad_norm"] is None
     assert set(noted[0].seen[0][1]) == {"lr", "images_per_second"}

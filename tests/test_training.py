@@ -239,13 +239,13 @@ class Poisoned(Toy):
 
 
 def test_what_a_line_still_waits_for_goes_through_a_checkpoint(tmp_path):
-    settings = dict(steps=9, batch_size=1, log_every=3, tracker="none", config={})
-    with RunLog(tmp_path, 0, **settings) as log:
+    settings = TrainSettings(steps=9, batch_size=1, log_every=3)
+    with RunLog(tmp_path, 0, settings, {}) as log:
         for step, loss in enumerate((1.0, 2.0, 3.0, 5.0, math.nan), 1):
             log.step(step, loss, 1.0, 0.1)
         pending = json.loads(json.dumps(log.pending, allow_nan=False))
     assert pending == [5.0, None]
-    with RunLog(tmp_path, 5, pending=pending, **settings) as log:
+    with RunLog(tmp_path, 5, settings, {}, pending) as log:
         log.step(6, 7.0, 1.0, 0.1)
         assert log.pending == []
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

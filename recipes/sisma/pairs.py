@@ -20,7 +20,7 @@ from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.latents import autoencoder_at
 from ssmgen.training import derived_seed, loader_processes, progress_bar
-from ssmgen.training.memory import keep_freed_memory
+from ssmgen.training.launch import keep_freed_memory
 
 # No training uses drawn faces from this index on: autoencoder, parser and generators are scored on them.
 HELD_OUT = 10_000_000

@@ -1,11 +1,17 @@
 """Metrics of generated images."""
 
-from ssmgen.metrics.backbones import InceptionTrunk, SqueezeNetTrunk, lpips_network, published_lpips
+from ssmgen.metrics.backbones import (
+    FID_PROTOCOLS,
+    FIDProtocol,
+    InceptionTrunk,
+    SqueezeNetTrunk,
+    lpips_network,
+    published_lpips,
+)
 from ssmgen.metrics.counted import gather
 from ssmgen.metrics.diversity import LPIPSDiversity, pairwise_rms
 from ssmgen.metrics.features import FeatureSet, frechet_distance, kernel_distance
 from ssmgen.metrics.mask_agreement import MaskAgreement
-from ssmgen.metrics.protocol import FID_PROTOCOLS, FIDProtocol
 
 __all__ = [
     "FID_PROTOCOLS",

@@ -1,10 +1,7 @@
 """The networks that define FID, KID and LPIPS, with their published weights.
 
-Weights are read from a folder; only ``download=True`` fetches them. The SHA-256 of a file is checked before it is
-loaded, with ``weights_only=True``.
+Weights are read from a folder; only ``download=True`` fetches them. Their SHA-256 is checked before they are loaded.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -13,7 +10,7 @@ import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +37,9 @@ class Weights:
             ValueError: the content is not the published one.
         """
         path = Path(folder).expanduser() / self.file
-        if not path.is_file() and not download:
-            raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or set download=true.")
         if not path.is_file():
+            if not download:
+                raise FileNotFoundError(f"{path}: not found. Put {self.url} there, or set download=true.")
             self._fetch(path)
         self._check(path, path)
         return path
@@ -82,11 +79,8 @@ def alexnet_weights() -> Weights:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -140,9 +134,7 @@ class InceptionTrunk(nn.Module):
         self.weights = weights_hash(self.network)
 
     @classmethod
-    def published(
-        cls, folder: Path | str, resize: str = "tf1", side: int = 0, *, download: bool = False
-    ) -> InceptionTrunk:
+    def published(cls, folder: Path | str, resize: str = "tf1", side: int = 0, *, download: bool = False) -> Self:
         """The trunk with the published weights; see `Weights.find` for the errors."""
         trunk = cls(torch.load(INCEPTION.find(folder, download=download), weights_only=True), resize, side)
         trunk.weights = INCEPTION.sha256
@@ -171,6 +163,48 @@ def _resized(images: Tensor, side: int) -> Tensor:
     resize = require("skimage.transform", extra="metrics").resize
     scaled = [resize(image.movedim(0, -1).float().cpu().numpy(), (side, side, 3)) for image in images]
     return torch.stack([torch.from_numpy(image).movedim(-1, 0) for image in scaled]).float()
+
+
+@dataclass(frozen=True)
+class FIDProtocol:
+    """A way to compute FID and KID: the preprocessing, and the real images that generated ones are compared with.
+
+    Papers on CelebAMask-HQ differ in both, which changes FID by tens; a number means little without its protocol.
+
+    Attributes:
+        name: its name in `FID_PROTOCOLS`.
+        side, resize: see `InceptionTrunk`.
+        reference: the real images, ``test`` or ``train``.
+    """
+
+    name: str
+    side: int
+    resize: str
+    reference: str
+
+    def published(self, folder: Path | str, *, download: bool = False) -> InceptionTrunk:
+        """The trunk with the published weights; see `Weights.find` for the errors."""
+        return self._named(InceptionTrunk.published(folder, self.resize, self.side, download=download))
+
+    def trunk(self, state: dict[str, Tensor]) -> InceptionTrunk:
+        """The trunk with the given weights."""
+        return self._named(InceptionTrunk(state, self.resize, self.side))
+
+    def _named(self, trunk: InceptionTrunk) -> InceptionTrunk:
+        trunk.protocol = f"{self.name},{trunk.protocol}"
+        return trunk
+
+
+#: ``sdm-oasis`` is what SDM and SCDM used (the code of OASIS), ``train-ref`` the same against training images (SEAN,
+#: CLADE), ``clean`` antialiased resizing (clean-fid). SISMA's own protocol is not known.
+FID_PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        FIDProtocol("sdm-oasis", 256, "torch", "test"),
+        FIDProtocol("train-ref", 256, "torch", "train"),
+        FIDProtocol("clean", 0, "antialias", "test"),
+    )
+}
 
 
 class SqueezeNetTrunk(nn.Module):
@@ -230,23 +264,15 @@ def lpips_network(alexnet: dict[str, Tensor]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    slices = {name: (part, index) for part in network.net.children() for index, name in _numbered(part)}
     given = {name.removeprefix("features."): value for name, value in alexnet.items() if name.startswith("features.")}
-    wanted = {
-        f"{number}.{kind}": parameter
-        for number, (part, index) in slices.items()
-        for kind, parameter in part[index].named_parameters()
-    }
+    # lpips cuts the trunk into slices; within each, layers keep torchvision's numbers.
+    wanted = {name: value for part in network.net.children() for name, value in part.named_parameters()}
     if given.keys() != wanted.keys():
         raise ValueError(f"not torchvision's AlexNet: features {sorted(given)} given, {sorted(wanted)} expected")
     for name, parameter in wanted.items():
         parameter.data.copy_(given[name])
     network.protocol = "alex-0.1"
     return network.eval().requires_grad_(False)
-
-
-def _numbered(part: Any) -> list[tuple[int, str]]:
-    return list(enumerate(name for name, _ in part.named_children()))
 
 
 def published_lpips(folder: Path | str, *, download: bool = False) -> Any:

@@ -1,35 +1,41 @@
 """Counts of a metric by image, so that results do not depend on batches or processes."""
 
-from __future__ import annotations
-
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence, Set
+from typing import Any, Self
 
 import torch.distributed as dist
 
-T = TypeVar("T")
 
+class Counted:
+    """A metric that keeps its counts by the id of an image or mask.
 
-class Counting(Protocol):
-    """A metric with its counts by the id of an image or mask."""
+    Attributes:
+        counted: the counts by id.
+    """
 
     counted: dict[str, Any]
 
+    def merge(self, other: Self) -> None:
+        """Add the counts of another instance.
 
-def join(mine: dict[str, T], theirs: Mapping[str, T]) -> None:
-    """Add the counts of another process.
+        Raises:
+            ValueError: an id is in both.
+        """
+        self.counted = _joined(self.counted, other.counted)
 
-    Raises:
-        ValueError: an image is in both.
-    """
-    both = sorted(mine.keys() & theirs.keys())
-    if both:
-        raise ValueError(f"images given twice: {', '.join(both[:5])}")
-    mine |= theirs
+    def list_hash(self) -> str:
+        """SHA-256 over the sorted ids, which identifies the set of images."""
+        return hashlib.sha256("\n".join(sorted(self.counted)).encode()).hexdigest()
+
+    def _check_ids(self, ids: Sequence[str], images: int) -> None:
+        if len(ids) != images:
+            raise ValueError(f"one id an image: got {len(ids)} ids and {images} images")
+        _reject({id for id in ids if id in self.counted or ids.count(id) > 1})
 
 
-def gather(metric: Counting) -> None:
+def gather(metric: Counted) -> None:
     """Give the metric of every torch.distributed process the counts of all; does nothing in a single process.
 
     Raises:
@@ -39,19 +45,14 @@ def gather(metric: Counting) -> None:
         return
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, metric.counted)
-    whole: dict[str, Any] = {}
-    for part in parts:
-        join(whole, part)
-    metric.counted = whole
+    metric.counted = functools.reduce(_joined, parts)
 
 
-def check_new(ids: list[str], counted: Mapping[str, Any]) -> None:
-    """Raise ValueError if an id occurs twice or was counted before."""
-    twice = sorted({id for id in ids if id in counted or ids.count(id) > 1})
-    if twice:
-        raise ValueError(f"images given twice: {', '.join(twice[:5])}")
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    _reject(one.keys() & other.keys())
+    return one | other
 
 
-def list_hash(ids: Iterable[str]) -> str:
-    """SHA-256 over the sorted ids, which identifies the set of images."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+def _reject(repeated: Set[str]) -> None:
+    if repeated:
+        raise ValueError(f"images given twice: {', '.join(sorted(repeated)[:5])}")

@@ -1,7 +1,5 @@
 """Diversity of the images drawn from one mask."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssmgen.metrics.backbones import weights_hash
-from ssmgen.metrics.counted import join, list_hash
+from ssmgen.metrics.counted import Counted
 
 
 def pairwise_rms(images: Tensor) -> float:
@@ -23,11 +21,10 @@ def pairwise_rms(images: Tensor) -> float:
     """
     _check_count(images)
     flat = images.float().flatten(1)
-    distances = torch.pdist(flat) / flat.shape[1] ** 0.5
-    return distances.mean().item()
+    return (torch.pdist(flat) / flat.shape[1] ** 0.5).mean().item()
 
 
-class LPIPSDiversity:
+class LPIPSDiversity(Counted):
     """Mean LPIPS distance over all pairs of images of one mask, and over masks: higher is more diverse.
 
     As in StarGAN v2 and SDM, which use 10 images and so 45 pairs per mask. It does not measure quality: noise scores
@@ -55,21 +52,12 @@ class LPIPSDiversity:
         if mask in self.counted:
             raise ValueError(f"mask {mask} was counted already")
         shape = tuple(images.shape)
-        others = self._shapes() - {shape}
-        if others:
+        if others := self._shapes() - {shape}:
             raise ValueError(f"mask {mask}: images are {shape}, those of other masks {others.pop()}")
         first, second = (torch.tensor(side) for side in zip(*combinations(range(len(images)), 2), strict=True))
         parts = zip(first.split(self.pairs), second.split(self.pairs), strict=True)
         distances = torch.cat([self.network(images[a], images[b]).flatten().double() for a, b in parts])
         self.counted[mask] = distances.mean().item(), shape
-
-    def merge(self, other: LPIPSDiversity) -> None:
-        """Add the masks of another instance.
-
-        Raises:
-            ValueError: a mask is in both.
-        """
-        join(self.counted, other.counted)
 
     def result(self) -> dict[str, Any]:
         """``value`` (mean over masks), number of ``masks``, ``protocol``, and hashes of ``weights`` and ``list``.
@@ -92,7 +80,7 @@ class LPIPSDiversity:
             "protocol": f"lpips[{getattr(self.network, 'protocol', type(self.network).__name__)},diversity,"
             f"size={height}x{width},samples={samples},pairs={samples * (samples - 1) // 2},masks={len(self.counted)}]",
             "weights": weights_hash(self.network),
-            "list": list_hash(self.counted),
+            "list": self.list_hash(),
         }
 
     def _shapes(self) -> set[tuple[int, ...]]:

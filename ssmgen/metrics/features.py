@@ -1,7 +1,5 @@
 """Distances between two sets of images in the feature space of a network: FID, KID and proxies for them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +9,14 @@ from torch import Tensor, nn
 
 from ssmgen.extras import require
 from ssmgen.metrics.backbones import weights_hash
-from ssmgen.metrics.counted import check_new, join, list_hash
+from ssmgen.metrics.counted import Counted
 
 
-class FeatureSet:
+class FeatureSet(Counted):
     """Features of a set of images by image id.
 
-    Only one row per image is kept (8 KiB for Inception). Rows are used in the order of their ids, so results do not
-    depend on batches or the number of processes (`ssmgen.metrics.gather` joins processes).
+    One row per image is kept (8 KiB for Inception). Rows are used in the order of their ids, so results do not depend
+    on batches or the number of processes (`ssmgen.metrics.gather` joins processes).
 
     Args:
         trunk: a module that maps uint8 images ``(batch, 3, h, w)`` to features ``(batch, d)``. Its ``protocol``,
@@ -27,8 +25,8 @@ class FeatureSet:
     """
 
     def __init__(self, trunk: nn.Module, of: str = "") -> None:
-        self.trunk = trunk
-        self.of = of
+        self.trunk, self.of = trunk, of
+        self.protocol: str = getattr(trunk, "protocol", type(trunk).__name__)
         self.weights: str = getattr(trunk, "weights", "") or weights_hash(trunk)
         self.counted: dict[str, Tensor] = {}
 
@@ -38,18 +36,8 @@ class FeatureSet:
         Raises:
             ValueError: the numbers of ids and images differ, an id is repeated, or the trunk rejects the images.
         """
-        if len(ids) != len(images):
-            raise ValueError(f"one id an image: got {len(ids)} ids and {len(images)} images")
-        check_new(list(ids), self.counted)
+        self._check_ids(ids, len(images))
         self.counted |= dict(zip(ids, self.trunk(images).cpu(), strict=True))
-
-    def merge(self, other: FeatureSet) -> None:
-        """Add the rows of another set.
-
-        Raises:
-            ValueError: an image is in both.
-        """
-        join(self.counted, other.counted)
 
     def __len__(self) -> int:
         return len(self.counted)
@@ -57,10 +45,6 @@ class FeatureSet:
     def matrix(self) -> Tensor:
         """All rows ``(n, d)``, float32, in the order of their ids."""
         return torch.stack([self.counted[id] for id in sorted(self.counted)])
-
-    def list_hash(self) -> str:
-        """SHA-256 over the sorted ids, which identifies the set of images."""
-        return list_hash(self.counted)
 
     def feature_hash(self) -> str:
         """SHA-256 over the features, which identifies the statistics."""
@@ -101,9 +85,8 @@ def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int
     """
     _check(generated, real, subset_size)
     module = require("torch_fidelity.metric_kid", extra="metrics")
-    result = module.kid_features_to_metric(
-        generated.matrix(), real.matrix(), kid_subset_size=subset_size, verbose=False
-    )
+    rows = generated.matrix(), real.matrix()
+    result = module.kid_features_to_metric(*rows, kid_subset_size=subset_size, verbose=False)
     mean, deviation = (result[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
     record = _record(1, f",subsets=100x{subset_size}", generated, real)
     return {"value": mean, "deviation": deviation, "subset_size": subset_size, **record}
@@ -115,22 +98,16 @@ def _check(generated: FeatureSet, real: FeatureSet, least: int) -> None:
             raise ValueError(
                 f"the {name} set has {len(features)} images, at least {least} are needed for this statistic"
             )
-    if (_protocol(generated), generated.weights) != (_protocol(real), real.weights):
-        raise ValueError(
-            "the two sets have features of different networks: "
-            f"{_protocol(generated)} ({generated.weights[:12]}) and {_protocol(real)} ({real.weights[:12]})"
-        )
-
-
-def _protocol(features: FeatureSet) -> str:
-    return getattr(features.trunk, "protocol", type(features.trunk).__name__)
+    if (generated.protocol, generated.weights) != (real.protocol, real.weights):
+        one, other = (f"{s.protocol} ({s.weights[:12]})" for s in (generated, real))
+        raise ValueError(f"the two sets have features of different networks: {one} and {other}")
 
 
 def _record(which: int, detail: str, generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
     kind = getattr(generated.trunk, "distances", ("frechet", "kernel"))[which]
     suffix = f",{generated.of}" if generated.of else ""
     return {
-        "protocol": f"{kind}[{_protocol(generated)}{detail},ref={real.of}{len(real)},n={len(generated)}{suffix}]",
+        "protocol": f"{kind}[{generated.protocol}{detail},ref={real.of}{len(real)},n={len(generated)}{suffix}]",
         "weights": generated.weights,
         "n": len(generated),
         "reference_n": len(real),

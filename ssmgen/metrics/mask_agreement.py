@@ -1,17 +1,15 @@
 """Mask agreement: whether the parsed labels of generated images match their masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmgen.metrics.counted import check_new, join, list_hash
+from ssmgen.metrics.counted import Counted
 
 
-class MaskAgreement:
+class MaskAgreement(Counted):
     """Mean intersection over union and pixel accuracy from one confusion matrix over all images.
 
     As in segmentation benchmarks, one matrix covers the whole set, so the result does not depend on batches or
@@ -41,24 +39,14 @@ class MaskAgreement:
             raise ValueError(
                 f"predicted and true must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
             )
-        if ids is not None and len(ids) != len(true):
-            raise ValueError(f"one id an image: got {len(ids)} ids and {len(true)} images")
         names = [f"{len(self.counted) + i:08d}" for i in range(len(true))] if ids is None else list(ids)
-        check_new(names, self.counted)
+        self._check_ids(names, len(true))
         count = len(self.classes)
         if any(int(labels.max()) >= count or int(labels.min()) < 0 for labels in (predicted, true)):
             raise ValueError(f"labels must be in 0..{count - 1}: parser and masks must have the same {count} classes")
         pairs = (true.long() * count + predicted.to(true.device).long()).flatten(1).cpu()
         for name, row in zip(names, pairs, strict=True):
             self.counted[name] = torch.bincount(row, minlength=count**2).view(count, count)
-
-    def merge(self, other: MaskAgreement) -> None:
-        """Add the images of another instance.
-
-        Raises:
-            ValueError: an image is in both.
-        """
-        join(self.counted, other.counted)
 
     def result(self) -> dict[str, Any]:
         """``miou``, ``pixel_accuracy`` and ``iou`` by class name (present classes only), all in [0, 1].
@@ -82,5 +70,5 @@ class MaskAgreement:
             "protocol": f"agreement[parser={self.parser or 'not named'},classes={len(by_class)} of {len(self.classes)},"
             f"n={len(self.counted)}]",
             "weights": self.weights,
-            "list": list_hash(self.counted),
+            "list": self.list_hash(),
         }

@@ -1,7 +1,5 @@
 """Objectives on Gaussian paths: a path, what the network predicts, and how its error is weighted."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +9,6 @@ from torch import Tensor, nn
 
 from ssmgen.objectives.path import LinearPath, Path, broadcast_time
 from ssmgen.registry import check_keywords, closest, register
-
-_PREDICTIONS = ("velocity", "v", "data", "noise")
-_WEIGHTINGS = ("uniform", "velocity")
-_T_SAMPLINGS = ("uniform", "logit-normal")
-_ARGUMENTS = ("noise", "t", "generator", "weight")
-_LINEAR = LinearPath()
 
 
 @register("objective", "flow-matching", prediction="velocity")
@@ -35,13 +27,12 @@ class GaussianObjective:
     - ``"data"``: x_1, which diffusion papers call x_0;
     - ``"noise"``: x_0, which they call eps (DDPM, arXiv 2006.11239, eq. 14).
 
-    ``"velocity"`` and ``"v"`` convert to each other at every t in [0, 1]. Predicted data do not tell the noise where
-    sigma = 0, nor does predicted noise tell the data where alpha = 0: there sigma or alpha is replaced by ``smallest``,
-    so that the unknown part shrinks towards zero and stays finite.
+    ``"velocity"`` and ``"v"`` convert to each other at every t in [0, 1]. Predicted data do not determine the noise
+    where sigma = 0, nor predicted noise the data where alpha = 0: ``smallest`` bounds sigma or alpha from below there,
+    so that the unknown part stays finite.
 
     Args:
-        path: a `Path`; None is the linear one.
-        prediction: one of the above.
+        path, prediction: a `Path`, None for the linear one; and one of the above.
         weighting: ``"uniform"`` counts the error of the prediction itself at all t alike, ``"velocity"`` that of the
             velocity it stands for.
         t_sampling: ``"uniform"`` on [0, 1], or ``"logit-normal"``: the logistic function of a standard normal, with
@@ -61,16 +52,14 @@ class GaussianObjective:
         t_sampling: str = "uniform",
         smallest: float = 1e-3,
     ) -> None:
-        _check_choice("prediction", prediction, _PREDICTIONS)
-        _check_choice("weighting", weighting, _WEIGHTINGS)
-        _check_choice("t_sampling", t_sampling, _T_SAMPLINGS)
+        _check_choice("prediction", prediction, ("velocity", "v", "data", "noise"))
+        _check_choice("weighting", weighting, ("uniform", "velocity"))
+        _check_choice("t_sampling", t_sampling, ("uniform", "logit-normal"))
         if not smallest > 0:
             raise ValueError(f"smallest must be positive, got {smallest}")
-        self.path = _LINEAR if path is None else path
-        self.prediction = prediction
-        self.weighting = weighting
-        self.t_sampling = t_sampling
-        self.smallest = smallest
+        self.path: Path = LinearPath() if path is None else path
+        self.prediction, self.weighting = prediction, weighting
+        self.t_sampling, self.smallest = t_sampling, smallest
 
     def loss(
         self,
@@ -87,8 +76,7 @@ class GaussianObjective:
         Args:
             model: called as ``model(*inputs(x_t, t), **condition)``.
             data: x_1, ``(batch, channels, height, width)``.
-            noise: x_0 of the same shape; drawn where None.
-            t: ``(batch,)`` in [0, 1]; drawn where None.
+            noise, t: x_0 of the shape of data, and times ``(batch,)`` in [0, 1]; drawn where None.
             generator: source of noise and t, on the device of ``data``.
             weight: factor of the squared error, ``(batch or 1, 1, height, width)`` or any shape that broadcasts to that
                 of ``data``, e.g. from `ssmgen.data.loss_weights`. The best prediction does not depend on it.
@@ -96,9 +84,9 @@ class GaussianObjective:
 
         Raises:
             TypeError: data that are not floating point, or a condition that the model does not take.
-            ValueError: an empty batch, or noise, t or weight of a shape that does not fit data.
+            ValueError: an empty batch, or a shape that does not fit data.
         """
-        check_keywords("loss", condition, [*_ARGUMENTS, *_conditions(model, condition)])
+        check_keywords("loss", condition, ["noise", "t", "generator", "weight", *_conditions(model, condition)])
         _check_data(data)
         if noise is None:
             noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
@@ -127,10 +115,7 @@ class GaussianObjective:
     def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity dx/dt of the probability-flow ODE (SISMA eq. 2) that a prediction stands for.
 
-        Args:
-            prediction: the network's output, ``(batch, ...)``.
-            x_t: the state, of the same shape.
-            t: one time ``()``, or one per image ``(batch,)``.
+        The prediction and the state x_t are ``(batch, ...)``; t is one time ``()``, or one per image ``(batch,)``.
         """
         if self.prediction == "velocity":
             return prediction
@@ -197,13 +182,10 @@ def _check_shapes(data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None)
             f"noise must be {tuple(data.shape)} and t ({data.shape[0]},) to go with data, "
             f"got {tuple(noise.shape)} and {tuple(t.shape)}"
         )
-    if weight is not None and not _broadcasts(weight.shape, data.shape):
-        raise ValueError(f"weight must broadcast to data {tuple(data.shape)}, got {tuple(weight.shape)}")
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
+    if weight is not None:
+        sizes = zip(reversed(weight.shape), reversed(data.shape), strict=False)
+        if weight.dim() > data.dim() or any(size not in (1, wanted) for size, wanted in sizes):
+            raise ValueError(f"weight must broadcast to data {tuple(data.shape)}, got {tuple(weight.shape)}")
 
 
 def _conditions(model: Callable[..., Tensor], given: dict[str, Any]) -> list[str]:

@@ -1,7 +1,5 @@
 """Paths from noise to data: x_t = alpha(t) x_1 + sigma(t) x_0, with noise x_0 at t = 0 and data x_1 at t = 1."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch
@@ -11,9 +9,9 @@ from torch import Tensor
 class Path(Protocol):
     """An affine path; a subclass gives alpha, sigma and their derivatives, and inherits the conversions.
 
-    The conversions solve ``x_t = alpha x_1 + sigma x_0`` and ``v = alpha' x_1 + sigma' x_0`` for what is not given
-    (Lipman et al., Flow Matching Guide and Code, arXiv 2412.06264, on affine paths). They take images ``(batch, ...)``
-    and one time ``()`` or one per image ``(batch,)``.
+    The conversions solve ``x_t = alpha x_1 + sigma x_0`` and ``v = alpha' x_1 + sigma' x_0`` for the unknown parts
+    (affine paths in arXiv 2412.06264). They take images ``(batch, ...)`` and one time ``()`` or one per image
+    ``(batch,)``.
 
     Attributes:
         linear: whether alpha = t and sigma = 1 - t, for solvers that have closed forms for that path.
@@ -23,19 +21,15 @@ class Path(Protocol):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Factor of the data, of the shape of t: 0 at t = 0 and 1 at t = 1."""
-        ...
 
     def sigma(self, t: Tensor) -> Tensor:
         """Factor of the noise, of the shape of t: 1 at t = 0 and 0 at t = 1."""
-        ...
 
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Derivative of alpha, of the shape of t."""
-        ...
 
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Derivative of sigma, of the shape of t."""
-        ...
 
     def interpolate(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
         """The point x_t between noise and data."""
@@ -73,19 +67,15 @@ class LinearPath(Path):
     linear = True
 
     def alpha(self, t: Tensor) -> Tensor:
-        """t."""
         return t
 
     def sigma(self, t: Tensor) -> Tensor:
-        """1 - t."""
         return 1 - t
 
     def alpha_rate(self, t: Tensor) -> Tensor:
-        """1."""
         return torch.ones_like(t)
 
     def sigma_rate(self, t: Tensor) -> Tensor:
-        """-1."""
         return -torch.ones_like(t)
 
 

@@ -2,13 +2,9 @@
 
 from ssmgen.solvers.adams_bashforth import AdamsBashforth
 from ssmgen.solvers.adaptive import Adaptive
-from ssmgen.solvers.base import RungeKutta, Solver
-from ssmgen.solvers.euler import euler
+from ssmgen.solvers.base import Solver, shifted_grid
 from ssmgen.solvers.exponential import Exponential
-from ssmgen.solvers.grid import shifted_grid
-from ssmgen.solvers.heun import heun
-from ssmgen.solvers.midpoint import midpoint
-from ssmgen.solvers.rk4 import rk4
+from ssmgen.solvers.runge_kutta import RungeKutta, euler, heun, midpoint, rk4
 
 __all__ = [
     "AdamsBashforth",

@@ -1,13 +1,11 @@
 """Adams-Bashforth methods: one evaluation per step, and earlier slopes are reused."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ssmgen.registry import register
 from ssmgen.solvers.base import Progress, Solver, Velocity
-from ssmgen.solvers.midpoint import midpoint
+from ssmgen.solvers.runge_kutta import midpoint
 
 
 @register("solver", "ab2", order=2)
@@ -34,7 +32,7 @@ class AdamsBashforth(Solver):
         """One per step, and one more in the first."""
         return steps + 1
 
-    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress) -> Tensor:
         x, slopes = x0, list[Tensor]()
         for step in range(len(ts) - 1):
             slopes = [f(ts[step], x), *slopes[: self.order - 1]]
@@ -43,8 +41,7 @@ class AdamsBashforth(Solver):
             else:
                 weights = _weights(ts[step - len(slopes) + 1 : step + 1].flip(0), ts[step + 1])
                 x = x + torch.stack([w * slope for w, slope in zip(weights, slopes, strict=True)]).sum(0)
-            if progress is not None:
-                progress(step + 1, x)
+            progress(step + 1, x)
         return x
 
 

@@ -1,7 +1,5 @@
 """Adaptive solvers from torchdiffeq."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,7 @@ from ssmgen.solvers.base import Progress, Solver, Velocity
 class Adaptive(Solver):
     """An embedded Runge-Kutta pair that chooses its steps by an error estimate (`torchdiffeq.odeint`).
 
-    Every image is integrated on its own, so its steps do not depend on the rest of the batch; `f` is called with
-    batches of one.
+    Every image is integrated alone, so its steps do not depend on the rest of the batch.
 
     Args:
         method: the name of the method in torchdiffeq.
@@ -36,24 +33,17 @@ class Adaptive(Solver):
         if rtol <= 0 or atol <= 0:
             raise ValueError(f"rtol and atol must be positive, got rtol={rtol}, atol={atol}")
         require("torchdiffeq", extra="adaptive")
-        self.method = method
-        self.order = order
-        self.rtol = rtol
-        self.atol = atol
+        self.method, self.order = method, order
+        self.rtol, self.atol = rtol, atol
 
     def nfe(self, steps: int) -> None:
         """Not known in advance: read ``evaluations`` after `solve`."""
         return None
 
-    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress) -> Tensor:
         from torchdiffeq import odeint
 
         ends = torch.stack([ts[0], ts[-1]]).to(x0.device)
-        # A step must end at the last time: by default it would overshoot, evaluate the velocity beyond t = 1, and
-        # interpolate.
-        options = {"step_t": ends[1:]}
-
-        def integrate(x: Tensor) -> Tensor:
-            return odeint(f, x, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options)[-1]
-
-        return torch.cat([integrate(x) for x in x0.split(1, dim=0)])
+        # A step must end at the last time: by default it would evaluate the velocity beyond t = 1 and interpolate.
+        settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method, "options": {"step_t": ends[1:]}}
+        return torch.cat([odeint(f, x, ends, **settings)[-1] for x in x0.split(1, dim=0)])

@@ -1,9 +1,4 @@
-"""The base of all solvers: the call and the checks of the time grid; and explicit Runge-Kutta methods.
-
-A solver integrates dx/dt = f(t, x) over one grid, from t = 0 (noise) to t = 1 (data) or back. It knows no model.
-"""
-
-from __future__ import annotations
+"""The base of all solvers, and the time grid."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +11,7 @@ Progress = Callable[[int, Tensor], None]
 
 
 class Solver(ABC):
-    """An ODE integrator.
+    """Integrates dx/dt = f(t, x) over one grid, from t = 0 (noise) to t = 1 (data) or back. It knows no model.
 
     Attributes:
         order: order of convergence.
@@ -44,8 +39,7 @@ class Solver(ABC):
             x at ``ts[-1]``, the shape of ``x0``.
 
         Raises:
-            ValueError: a grid that neither rises nor falls throughout, has no interval, or falls though the solver is
-                not reversible.
+            ValueError: a grid that has no interval, is not monotonic, or falls though the solver is not reversible.
         """
         if ts.dim() != 1 or len(ts) < 2 or not bool((ts.diff() > 0).all() or (ts.diff() < 0).all()):
             raise ValueError(f"ts must be (n + 1,) times, all rising or all falling, with n >= 1, got {ts.tolist()}")
@@ -60,7 +54,7 @@ class Solver(ABC):
             self.evaluations += 1
             return f(t, x)
 
-        return self._integrate(counted, x0, ts, progress)
+        return self._integrate(counted, x0, ts, progress or (lambda step, x: None))
 
     def times(self, ts: Tensor) -> Tensor | None:
         """Every time at which `solve` evaluates the velocity on this grid, in order; None for adaptive solvers.
@@ -83,61 +77,20 @@ class Solver(ABC):
         """Evaluations of the velocity for ``steps`` intervals; None if not known in advance."""
 
     @abstractmethod
-    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor: ...
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress) -> Tensor: ...
 
 
-class RungeKutta(Solver):
-    """An explicit one-step method given by its Butcher tableau.
+def shifted_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """Times ``(steps + 1,)`` from 0 to 1, float32: a uniform grid whose noise level ``s = 1 - t`` is shifted.
 
-    Args:
-        order: order of convergence.
-        nodes: c, the times of the stages as fractions of the step; the first is 0.
-        matrix: a, one row per stage after the first.
-        weights: b, the weights of the stages in the step.
+    The shifted level is ``shift s / (1 + (shift - 1) s)`` (Esser et al., arXiv 2403.03206, eq. 23). A shift above 1
+    takes finer steps near the noise, where the layout is decided; one below 1 near the data, where details are; 1 is
+    the uniform grid.
 
     Raises:
-        ValueError: parts whose lengths disagree, or weights that do not sum to 1.
+        ValueError: ``steps`` or ``shift`` not positive.
     """
-
-    def __init__(
-        self, order: int, nodes: tuple[float, ...], matrix: tuple[tuple[float, ...], ...], weights: tuple[float, ...]
-    ) -> None:
-        stages = len(nodes)
-        if [len(row) for row in matrix] != list(range(1, stages)) or len(weights) != stages:
-            raise ValueError(
-                f"a tableau of {stages} nodes has {stages} weights and matrix rows of 1 to {stages - 1} numbers, got "
-                f"{len(weights)} weights and rows of {[len(row) for row in matrix]}"
-            )
-        if not abs(sum(weights) - 1) <= 1e-6:
-            raise ValueError(f"the weights of a step must sum to 1, got {weights}, which sum to {sum(weights):g}")
-        self.order = order
-        self.nodes = nodes
-        self.matrix = matrix
-        self.weights = weights
-
-    def nfe(self, steps: int) -> int:
-        """``stages * steps``."""
-        return len(self.nodes) * steps
-
-    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
-        x = x0
-        for step in range(len(ts) - 1):
-            x = self.advance(f, x, ts[step], ts[step + 1] - ts[step])
-            if progress is not None:
-                progress(step + 1, x)
-        return x
-
-    def advance(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor | None = None) -> Tensor:
-        """One step of length h from (t, x); ``slope`` is f(t, x) if already known."""
-        slopes = [f(t, x) if slope is None else slope]
-        for node, row in zip(self.nodes[1:], self.matrix, strict=True):
-            slopes.append(f(t + node * h, x + h * _combine(row, slopes)))
-        return x + h * _combine(self.weights, slopes)
-
-
-def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            total = total + weight * slope
-    return total
+    if steps < 1 or not shift > 0:
+        raise ValueError(f"steps must be at least 1 and shift positive, got steps={steps}, shift={shift}")
+    noise = torch.linspace(1, 0, steps + 1, dtype=torch.float32)
+    return 1 - shift * noise / (1 + (shift - 1) * noise)

@@ -1,7 +1,5 @@
 """An exponential multistep method: it extrapolates the predicted data, not the velocity."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch
@@ -16,7 +14,7 @@ _WEIGHTS = (0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.101228
 
 
 class Path(Protocol):
-    """What this solver asks of a path ``x_t = alpha x_1 + sigma x_0``, see `ssmgen.objectives.Path`."""
+    """What this solver asks of a path, see `ssmgen.objectives.Path`."""
 
     linear: bool
 
@@ -33,9 +31,8 @@ class Exponential(Solver):
 
     On a path ``x_t = alpha x_1 + sigma x_0`` the velocity determines the predicted data D, and ``x / sigma`` has the
     derivative ``D d(alpha / sigma)/dt``. A step integrates that for the straight line in t through the last two
-    predictions; the first step has one and takes D as constant. The integral is exact on the linear path, where
-    ``dx/dt = (D - x) / (1 - t)``, and a Gauss-Legendre quadrature of eight nodes on others. DPM-Solver++ (2M) rests on
-    the same idea, with a line in log(alpha / sigma).
+    predictions; the first step takes D as constant. The integral is exact on the linear path and a Gauss-Legendre
+    quadrature of eight nodes on others. DPM-Solver++ (2M) uses a line in log(alpha / sigma) instead.
 
     Args:
         path: the objective's path; None is the linear one.
@@ -51,7 +48,7 @@ class Exponential(Solver):
         """One per step."""
         return steps
 
-    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress | None) -> Tensor:
+    def _integrate(self, f: Velocity, x0: Tensor, ts: Tensor, progress: Progress) -> Tensor:
         if ts[0] < 0 or ts[-1] > 1:
             raise ValueError(f"deis2 needs times from 0 (noise) up to 1 (data), got {ts[0]:g} to {ts[-1]:g}")
         x, previous = x0, None
@@ -63,8 +60,7 @@ class Exponential(Solver):
             if previous is not None:
                 x = x + slope / (t - ts[step - 1]) * (data - previous)
             previous = data
-            if progress is not None:
-                progress(step + 1, x)
+            progress(step + 1, x)
         return x
 
     def _data(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -82,8 +78,7 @@ def _step(path: Path, t: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same factors on any path, with r = alpha / sigma and integration by parts of ``(t - start) dr``."""
     h, sigma = end - t, path.sigma(end)
     scale = sigma / path.sigma(t)
-    nodes = torch.tensor([*(-node for node in _NODES), *_NODES], dtype=t.dtype, device=t.device)
-    weights = torch.tensor([*_WEIGHTS, *_WEIGHTS], dtype=t.dtype, device=t.device)
+    nodes, weights = t.new_tensor([*(-node for node in _NODES), *_NODES]), t.new_tensor([*_WEIGHTS, *_WEIGHTS])
     times = t + h * (1 + nodes) / 2
     integral = h / 2 * (weights * path.alpha(times) / path.sigma(times)).sum()
     return scale, path.alpha(end) - scale * path.alpha(t), h * path.alpha(end) - sigma * integral

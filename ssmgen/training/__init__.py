@@ -10,17 +10,14 @@ from ssmgen.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from ssmgen.training.ema import moving_average
 from ssmgen.training.launch import check_launch, loader_processes, on_cpu
 from ssmgen.training.loop import TrainResult, train
-from ssmgen.training.optimizers import MuonAdamW, make_optimizer, parameter_groups
+from ssmgen.training.optimizers import MuonAdamW, make_optimizer, moving_average, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.pace import seconds_per_step
 from ssmgen.training.progress import progress_bar
-from ssmgen.training.resume import find_checkpoint
-from ssmgen.training.schedule import schedule_changes, schedule_of
+from ssmgen.training.resume import find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
-from ssmgen.training.settle import settle_precision
 
 __all__ = [
     "CheckpointError",

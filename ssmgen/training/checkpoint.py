@@ -5,8 +5,6 @@
 a process killed at any moment leaves the older checkpoints intact.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -15,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.atomic import whole_folder
@@ -34,21 +32,14 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    model: nn.Module,
-    ema: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
+    folder: Path, step: int, *, model: nn.Module, ema: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> Path:
     """Write one complete checkpoint into ``folder`` and return its path.
 
     Args:
         folder: the folder of all checkpoints, e.g. ``RUN/checkpoints``.
         step: optimiser steps done.
-        model: the trained model; wrapped or not, its weights are written under their plain names.
-        ema: its moving average, a module with the same parameters.
+        model, ema: the trained model and its moving average; wrapped or not, weights are written under plain names.
         optimizer: its state is stored under the names of the model's parameters.
         state: configuration, counters and the like; must be JSON.
 
@@ -56,13 +47,14 @@ def save_checkpoint(
         OSError: no space or no permission; names the checkpoint. Existing checkpoints stay intact.
     """
     final = folder / f"step-{step:08d}"
-    content = {"step": step, _AVERAGED: _averaged(ema), **state}
+    # The ramp of a moving average depends on the number of its updates; a plain module has none.
+    averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
     with whole_folder(final) as temporary:
         write_weights(temporary / "model.safetensors", tensors_of(model))
         write_weights(temporary / _EMA, tensors_of(ema))
         write_weights(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
-        _write_text(temporary / _STATE, json.dumps(content, indent=2))
-        _write_text(temporary / _MANIFEST, json.dumps(_manifest(temporary), indent=2))
+        _write_json(temporary / _STATE, {"step": step, _AVERAGED: averaged, **state})
+        _write_json(temporary / _MANIFEST, _manifest(temporary))
         if final.exists():
             shutil.rmtree(final)  # the same step, saved again
     _sync(folder)
@@ -70,15 +62,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path,
-    *,
-    model: nn.Module | None = None,
-    ema: nn.Module | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    path: Path, *, model: nn.Module | None = None, ema: nn.Module | None = None, optimizer: Optimizer | None = None
 ) -> dict[str, Any]:
-    """Verify a checkpoint and load the parts asked for; returns its state.
-
-    The optimiser's state is stored by parameter name, so ``model`` is needed along with ``optimizer``.
+    """Verify a checkpoint and load the parts asked for; returns its state. ``optimizer`` needs ``model`` as well.
 
     Raises:
         CheckpointError: a file is missing, truncated or altered, or does not fit the module; names the file.
@@ -94,8 +80,7 @@ def load_checkpoint(
                 ema.n_averaged.fill_(state.get(_AVERAGED, count))
         if optimizer is not None:
             assert model is not None, "the optimiser's state is keyed by the model's parameter names"
-            file = path / "optimizer.safetensors"
-            _load_optimizer(optimizer, model, read_weights(file), file)
+            _load_optimizer(optimizer, model, path / "optimizer.safetensors")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return state
@@ -104,8 +89,8 @@ def load_checkpoint(
 def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
     """The averaged weights of a checkpoint under the model's names, and the number of their updates.
 
-    The first format kept the number among the weights, under the names of the wrapper. Later ones keep it in the state,
-    and 0 is returned for it here.
+    The first format kept the number among the weights, under the wrapper's names. Later ones keep it in the state, and
+    0 is returned here.
     """
     tensors = read_weights(path / _EMA)
     count = tensors.pop("n_averaged", None)
@@ -129,19 +114,13 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, without the checks of `verify_checkpoint`.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """The state of a checkpoint, without the checks of `verify_checkpoint`; `CheckpointError` if it cannot be read."""
     return _read_json(path / _STATE)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in ``folder``, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
@@ -152,16 +131,11 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _averaged(ema: nn.Module) -> int:
-    """The number of updates of a moving average, on which its ramp depends; 0 for a plain module."""
-    return int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
-
-
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     named: dict[Tensor, str] = {parameter: name for name, parameter in _parameters(model).items()}
     return {
         f"{named[parameter]}:{slot}": value
@@ -170,9 +144,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> di
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+def _load_optimizer(optimizer: Optimizer, model: nn.Module, file: Path) -> None:
     named = _parameters(model)
-    for key, value in tensors.items():
+    for key, value in read_weights(file).items():
         stored, _, slot = key.rpartition(":")
         name = current_name(model, stored)
         if name not in named:
@@ -184,7 +158,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    files = sorted(folder.iterdir())
     for file in files:
         _sync(file)
     return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
@@ -207,8 +181,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text + "\n")
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")
     _sync(file)
 
 

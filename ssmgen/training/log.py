@@ -1,49 +1,44 @@
 """Reports of a running training: ``log.jsonl``, the progress bar, and a tracker."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ssmgen.atomic import write_text
 from ssmgen.training.progress import progress_bar
+from ssmgen.training.settings import TrainSettings
 from ssmgen.training.trackers import TRACKERS, Tracker
 
+#: None for a loss that is not finite, because JSON has no NaN.
+Losses = Sequence[float | None]
 
-class RunLog:
+
+class RunLog(AbstractContextManager["RunLog"]):
     """The loop reports its steps here.
 
     Args:
         run: the run's folder, for ``log.jsonl`` and the tracker's files.
         first: the step after which the run continues, 0 at its start. Log lines beyond it are dropped.
-        steps, batch_size, log_every: as in `TrainSettings`.
-        tracker: a name in `TRACKERS`, or ``"none"``.
-        config: what a tracker shows next to the curves.
+        settings, record: as in `train`; a tracker shows both next to the curves.
         pending: the value of `pending` when the run stopped: a line is a mean over all its steps.
     """
 
     def __init__(
-        self,
-        run: Path,
-        first: int,
-        *,
-        steps: int,
-        batch_size: int,
-        log_every: int,
-        tracker: str,
-        config: dict[str, Any],
-        pending: Sequence[float | None] = (),
+        self, run: Path, first: int, settings: TrainSettings, record: dict[str, Any], pending: Losses = ()
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         last = _forget_after(run / "log.jsonl", first)
-        self._tracker: Tracker | None = None if tracker == "none" else TRACKERS[tracker](run, first, last, config)
+        self._tracker: Tracker | None = None
+        if settings.tracker != "none":
+            self._tracker = TRACKERS[settings.tracker](run, first, last, asdict(settings) | record)
         self._stream = (run / "log.jsonl").open("a")
-        self._steps, self._batch_size, self._log_every = steps, batch_size, log_every
-        self._bar = progress_bar(steps, "step", initial=first)
+        self._settings = settings
+        self._bar = progress_bar(settings.steps, "step", initial=first)
         self._since = time.monotonic()
         self._fresh = 0
         self._losses = [math.nan if loss is None else loss for loss in pending]
@@ -53,10 +48,10 @@ class RunLog:
         self._losses.append(loss)
         self._fresh += 1
         self._bar.update()
-        if step % self._log_every and step != self._steps:
+        if step % self._settings.log_every and step != self._settings.steps:
             return
         now = time.monotonic()
-        speed = self._fresh * self._batch_size / (now - self._since)
+        speed = self._fresh * self._settings.batch_size / (now - self._since)
         mean = sum(self._losses) / len(self._losses)
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -66,21 +61,18 @@ class RunLog:
             self._tracker.scalars(step, finite)
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
         self._since, self._fresh = now, 0
-        if step % self._log_every == 0:  # otherwise the run may be prolonged, and its next line includes these losses
+        if step % self._settings.log_every == 0:  # otherwise a prolonged run includes them in its next line
             self._losses = []
 
     @property
     def pending(self) -> list[float | None]:
-        """Losses of the steps since the last line, for a checkpoint; None if not finite, because JSON has no NaN."""
+        """Losses of the steps since the last line, for a checkpoint."""
         return [loss if math.isfinite(loss) else None for loss in self._losses]
 
     def samples(self, step: int, grid: Path | None) -> None:
         """Report a picture of samples, if any."""
         if self._tracker is not None and grid is not None:
             self._tracker.image(step, "samples", grid)
-
-    def __enter__(self) -> RunLog:
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self._bar.close()

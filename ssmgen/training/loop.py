@@ -1,16 +1,13 @@
-"""The training loop: accelerate for devices, precision and launchers; ours for order, randomness and checkpoints.
+"""The training loop.
 
-Step k's examples, noise and times derive from (seed, k): a resumed run equals the uninterrupted one, to the bit on a
-CPU.
+Step k's examples, noise and times derive from (seed, k): on a CPU a resumed run equals an uninterrupted one to the bit.
 """
-
-from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from ssmgen.training.launch import make_accelerator
+from ssmgen.training.launch import make_accelerator, stop_requests
 from ssmgen.training.log import RunLog
-from ssmgen.training.memory import keep_freed_memory
-from ssmgen.training.resume import find_checkpoint
-from ssmgen.training.schedule import History, continued, schedule_changes, schedule_of
+from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
-from ssmgen.training.settle import settle_precision
 from ssmgen.training.step import Batch, StepResult, TrainState, batches_from, prepare, training_step
-from ssmgen.training.stop import stop_requests
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
 _MAX_SKIPPED = 10
@@ -70,9 +63,24 @@ class _Progress:
         if result.finite:
             self.skipped_in_a_row = 0
         else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            _report_skipped(self.skipped_in_a_row, self.step, result)
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            found = f"loss {result.loss}, gradient norm {result.norm}: not finite"
+            print(f"step {self.step}: {found}, the step is skipped", file=sys.stderr)
+        if self.skipped_in_a_row >= _MAX_SKIPPED:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {self.step}: lower lr or "
+                "look at the data. The checkpoints before are intact."
+            )
         self.step += 1
+
+    def check_trained(self) -> None:
+        """Raise `FloatingPointError` if every step was skipped."""
+        if self.skipped == self.step:
+            raise FloatingPointError(
+                f"none of the {self.step} steps had a finite loss and gradient, so nothing was trained: lower lr, or "
+                "look at the data and the autoencoder"
+            )
 
     def seconds(self) -> float:
         return self.seconds_before + (0 if self.started is None else time.monotonic() - self.started)
@@ -96,7 +104,7 @@ def train(
 ) -> TrainResult:
     """Train ``model`` and write log and checkpoints into the folder ``run``.
 
-    On a CPU the process keeps the memory it frees from now on, see `ssmgen.training.memory`.
+    On a CPU the process keeps the memory it frees from now on, see `ssmgen.training.launch.keep_freed_memory`.
 
     Args:
         model: what is trained.
@@ -122,8 +130,6 @@ def train(
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     settings = settle_precision(settings, run, resume, accelerator)
     record = (record or {}) | {"precision": settings.precision}
     state = prepare(model, settings, accelerator)
@@ -132,7 +138,7 @@ def train(
         _steps(state, objective, data, settings, progress, run, on_step)
         accelerator.wait_for_everyone()
     else:
-        _check_trained(progress)
+        progress.check_trained()
     interrupted = progress.step < settings.steps
     return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, progress.skipped)
 
@@ -141,9 +147,8 @@ def _resumed(
     state: TrainState, settings: TrainSettings, run: Path, resume: Path | str | None, record: dict[str, Any]
 ) -> _Progress:
     """Load the checkpoint to resume from, if any."""
-    optimizer = getattr(state.optimizer, "optimizer", state.optimizer)
     found = find_checkpoint(run, resume, record)
-    saved = load_checkpoint(found, model=state.model, ema=state.ema, optimizer=optimizer) if found else {}
+    saved = load_checkpoint(found, **state.saved) if found else {}
     step, seconds, skipped = (saved.get(key, 0) for key in ("step", "seconds", "skipped"))
     history = continued(schedule_of(saved, settings.decay_steps), step, settings.decay_steps)
     return _Progress(step, skipped, seconds, saved.get("pending", []), history, record)
@@ -159,12 +164,12 @@ def _steps(
     on_step: Callable[[int, nn.Module], Path | None] | None,
 ) -> None:
     """Train until the last step or a request to stop; the main process logs, samples and saves."""
-    batches, main = batches_from(progress.step, data, settings, state.accelerator), state.accelerator.is_main_process
-    log = _open_log(run, progress, settings) if main else None
-    if main:
+    batches, log = batches_from(progress.step, data, settings, state.accelerator), None
+    if state.accelerator.is_main_process:
+        log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
-    if main and on_step is not None:
-        on_step(progress.step, state.ema.module)
+        if on_step is not None:
+            on_step(progress.step, state.ema.module)
     state.wrapped.train()
     progress.started = time.monotonic()
     with log or nullcontext(), stop_requests() as stop:
@@ -176,9 +181,11 @@ def _steps(
             if log is not None:
                 log.step(step, result.loss, result.norm, settings.lr_at(step - 1))
             if step >= settings.steps:
-                _check_trained(progress)
+                progress.check_trained()
             if log is not None and (ending or step % settings.checkpoint_every == 0):
-                _save(state, progress, settings, run, log.pending)
+                kept = progress.for_checkpoint(log.pending)
+                save_checkpoint(run / "checkpoints", step, **state.saved, state=kept)
+                prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
                 log.samples(step, on_step(step, state.ema.module))
                 state.wrapped.train()
@@ -186,47 +193,10 @@ def _steps(
                 break
 
 
-def _save(
-    state: TrainState, progress: _Progress, settings: TrainSettings, run: Path, pending: list[float | None]
-) -> None:
-    optimizer = getattr(state.optimizer, "optimizer", state.optimizer)
-    parts = {"model": state.model, "ema": state.ema, "optimizer": optimizer}
-    save_checkpoint(run / "checkpoints", progress.step, **parts, state=progress.for_checkpoint(pending))
-    prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
-
-
-def _open_log(run: Path, progress: _Progress, settings: TrainSettings) -> RunLog:
-    named = {name: getattr(settings, name) for name in ("steps", "batch_size", "log_every", "tracker")}
-    return RunLog(run, progress.step, config=asdict(settings) | progress.record, pending=progress.pending, **named)
-
-
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:
-    """Say what may not have been meant: a warm-up that outlasts training, and a schedule that changes here."""
+    """Report a warm-up that outlasts training, and a schedule that changes here."""
     if settings.warmup >= settings.steps:
-        print(
-            f"warmup={settings.warmup} is not over when steps={settings.steps} are done: the learning rate never "
-            f"reaches lr={settings.lr:g}",
-            file=sys.stderr,
-        )
+        late = f"warmup={settings.warmup} is not over when steps={settings.steps} are done"
+        print(f"{late}: the learning rate never reaches lr={settings.lr:g}", file=sys.stderr)
     if progress.history[-1]["step"] == progress.step > 0:
         print(schedule_changes(progress.history)[-1], file=sys.stderr)
-
-
-def _report_skipped(in_a_row: int, step: int, result: StepResult) -> None:
-    print(
-        f"step {step}: loss {result.loss}, gradient norm {result.norm}: not finite, the step is skipped",
-        file=sys.stderr,
-    )
-    if in_a_row >= _MAX_SKIPPED:
-        raise FloatingPointError(
-            f"{in_a_row} steps in a row were not finite, the last at step {step}: lower lr or look at the data. "
-            "The checkpoints before are intact."
-        )
-
-
-def _check_trained(progress: _Progress) -> None:
-    if progress.skipped == progress.step:
-        raise FloatingPointError(
-            f"none of the {progress.step} steps had a finite loss and gradient, so nothing was trained: lower lr, or "
-            "look at the data and the autoencoder"
-        )

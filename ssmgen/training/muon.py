@@ -4,10 +4,8 @@
 instructions. Momentum, coefficients and the names in the state are the same as there.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -46,7 +44,9 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
         by_shape[tuple(wide.shape)].append((wide, direction if wide is parameter else direction.mT))
     for shape, same in by_shape.items():
         scale = 0.2 * max(shape) ** 0.5
-        for part in _parts(same, max(1, _BATCH // (shape[0] * shape[1]))):
+        at_once = max(1, _BATCH // (shape[0] * shape[1]))
+        for start in range(0, len(same), at_once):
+            part = same[start : start + at_once]
             updates = orthogonalize(torch.stack([direction for _, direction in part]), dtype)
             for (wide, _), update in zip(part, updates, strict=True):
                 wide.add_(update, alpha=-lr * scale)
@@ -61,18 +61,13 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         matrices: ``(n, rows, columns)``, ``rows <= columns``.
-        dtype: dtype of the products, float32 or bfloat16.
-
-    Returns:
-        ``(n, rows, columns)`` of that dtype.
+        dtype: dtype of the products and the result, float32 or bfloat16.
     """
     # Rows first: torch then does not split a sum over threads, whose number would change its rounding.
     norms = matrices.float().square().sum(dim=-1).sum(dim=-1).sqrt().clamp(min=_SMALLEST_NORM)
     x = (matrices / norms.view(-1, 1, 1)).to(dtype)
-    return _by_gram_matrix(x) if dtype == torch.float32 else _directly(x)
-
-
-def _directly(x: Tensor) -> Tensor:
+    if dtype == torch.float32:
+        return _by_gram_matrix(x)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -88,8 +83,3 @@ def _by_gram_matrix(x: Tensor) -> Tensor:
         if iteration + 1 < _ITERATIONS:
             gram = polynomial @ gram @ polynomial
     return product @ x  # type: ignore[operator]
-
-
-def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -1,15 +1,15 @@
-"""Optimisers by name: AdamW, and Muon for the blocks' matrices with AdamW for the rest."""
-
-from __future__ import annotations
+"""What changes the weights: optimisers by name, and the moving average."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.training.muon import muon_step
 
 OPTIMIZERS = ("adamw", "muon")
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 _ADAMW_SHARE = 1 / 3  # of the learning rate, where Muon takes the matrices
 _MOMENTUM = 0.95
 
@@ -22,8 +22,7 @@ def make_optimizer(
     Args:
         model: what is trained. ``"muon"`` takes the matrices in ``model.blocks``, or all if there are no blocks.
         name: ``"adamw"``, or ``"muon"`` (`MuonAdamW`).
-        lr: learning rate.
-        weight_decay: see `parameter_groups`.
+        lr, weight_decay: learning rate, and decay as in `parameter_groups`.
         precision: precision of Muon's products, ``"no"`` (float32) or ``"bf16"``.
 
     Raises:
@@ -77,3 +76,28 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[1:]
         muon_step(self.param_groups[0], self.state, self._dtype)
         self._adamw.step()
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An `AveragedModel` of ``model`` with decay ``min(decay, (1 + n) / (10 + n))`` at its n-th update.
+
+    The ramp lets short runs forget their initial weights. Call ``update_parameters(model)`` after each step;
+    ``.module`` is the averaged model.
+
+    Raises:
+        ValueError: ``decay`` outside [0, 1), or weights that are not float32 (16-bit averages lose their updates).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {decay}")
+    low = next((name for name, p in model.named_parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if low is not None:
+        raise ValueError(
+            f"{low} is 16-bit: a moving average at decay {decay} would lose its updates; keep float32 weights"
+        )
+
+    @torch.no_grad()
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=False)

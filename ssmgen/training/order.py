@@ -1,8 +1,7 @@
 """The examples of a step: a function of the seed and the step alone, so that resuming needs no state."""
 
-from __future__ import annotations
-
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -12,9 +11,8 @@ from torch.utils.data import Sampler
 def derived_seed(*parts: int | str) -> int:
     """A 63-bit seed from any number of parts, e.g. ``derived_seed(seed, "step", step)``.
 
-    torch's CPU generator uses the lower 32 bits of a seed: among 100,000 steps seeded with ``torch.manual_seed``, two
-    share their noise with a probability of about 70 %. They still see different examples, so training does not suffer.
-    `ssmgen.initial_noise` uses all bits of a seed.
+    torch's CPU generator uses the lower 32 bits of a seed: among 100,000 steps, two share their noise with about 70 %
+    probability. They still see different examples, so training does not suffer. `ssmgen.initial_noise` uses all bits.
     """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
@@ -27,10 +25,8 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
     example.
 
     Args:
-        count: examples in the data set.
-        batch_size: examples per step.
-        seed: the run's seed.
-        first: the first step.
+        count, batch_size: examples in the data set, and per step.
+        seed, first: the run's seed, and the first step.
         rank, world_size: take every ``world_size``-th example of each batch, from the ``rank``-th on.
 
     Raises:
@@ -42,18 +38,12 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if count < 1:
             raise ValueError("the data set is empty")
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.first = first
-        self.rank = rank
-        self.world_size = world_size
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.first, self.rank, self.world_size = first, rank, world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.first
-        while True:
+        for step in itertools.count(self.first):
             yield self.batch(step)[self.rank :: self.world_size]
-            step += 1
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         """The whole batch of a step."""

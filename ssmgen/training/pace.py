@@ -1,7 +1,5 @@
 """How long a training step takes on this machine, measured by taking a few."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time
@@ -13,7 +11,6 @@ from torch.utils.data import Dataset
 
 from ssmgen.extras import require
 from ssmgen.training.launch import make_accelerator
-from ssmgen.training.memory import keep_freed_memory
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, batches_from, prepare, training_step
 
@@ -34,12 +31,10 @@ def seconds_per_step(
         limit: seconds after which no further step begins; two are always taken.
 
     Returns:
-        The seconds, the same number in every process of a distributed training; all of them must call this.
+        The same number in every process of a distributed training; all of them must call this.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings, quiet=True)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     state = prepare(copy.deepcopy(model), settings, accelerator)
     batches = iter(batches_from(0, data, settings, accelerator))
     taken: list[float] = []

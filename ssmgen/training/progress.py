@@ -1,9 +1,8 @@
 """A progress bar: drawn in place on a terminal or in a notebook, written as lines to a log or pipe."""
 
-from __future__ import annotations
-
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ssmgen.extras import require
@@ -22,8 +21,7 @@ def progress_bar(total: int, unit: str, *, what: str = "", initial: int = 0, qui
     at the end, without carriage returns.
 
     Args:
-        total: number of units.
-        unit: their name, e.g. ``"step"``.
+        total, unit: number and name of the units, e.g. ``"step"``.
         what: label in front of the bar.
         initial: units done before.
         quiet: show nothing.
@@ -32,20 +30,11 @@ def progress_bar(total: int, unit: str, *, what: str = "", initial: int = 0, qui
     notebook = auto.notebook_tqdm is not auto.std_tqdm
     if not notebook and not sys.stderr.isatty():
         return _Lines(total, unit, what, initial, quiet)
-    return auto.tqdm(
-        total=total,
-        unit=unit,
-        desc=what or None,
-        initial=initial,
-        disable=quiet,
-        delay=_AT_ONCE,
-        mininterval=0.5,
-        smoothing=0.05,
-        dynamic_ncols=True,
-    )
+    pace = {"delay": _AT_ONCE, "mininterval": 0.5, "smoothing": 0.05, "dynamic_ncols": True}
+    return auto.tqdm(total=total, unit=unit, desc=what or None, initial=initial, disable=quiet, **pace)
 
 
-class _Lines:
+class _Lines(AbstractContextManager["_Lines"]):
     """The part of tqdm's bar that is used here, as lines."""
 
     def __init__(self, total: int, unit: str, what: str, initial: int, quiet: bool) -> None:
@@ -66,9 +55,6 @@ class _Lines:
         if time.monotonic() - self._started >= _AT_ONCE:
             self._show()
 
-    def __enter__(self) -> _Lines:
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self.close()
 
@@ -76,14 +62,7 @@ class _Lines:
         self._shown = time.monotonic()
         if self._quiet:
             return
-        line = require("tqdm", extra="train").tqdm.format_meter(
-            self._done,
-            self._total,
-            self._shown - self._started,
-            initial=self._initial,
-            unit=self._unit,
-            prefix=self._what,
-            postfix=self._postfix,
-            bar_format=_LINE,
-        )
+        style = {"unit": self._unit, "prefix": self._what, "postfix": self._postfix, "bar_format": _LINE}
+        meter = require("tqdm", extra="train").tqdm.format_meter
+        line = meter(self._done, self._total, self._shown - self._started, initial=self._initial, **style)
         print(line, file=sys.stderr, flush=True)

@@ -1,6 +1,4 @@
-"""How to train: the settings of the loop, checked on construction."""
-
-from __future__ import annotations
+"""The settings of a training, checked on construction."""
 
 import math
 from dataclasses import dataclass
@@ -67,7 +65,12 @@ class TrainSettings:
     tracker: str = "none"
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self._check_names()
         if 0 < self.decay_steps < self.steps:
             raise ValueError(
@@ -89,14 +92,6 @@ class TrainSettings:
         if self.decay_steps:
             lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.decay_steps)))
         return lr
-
-    def _check_ranges(self) -> None:
-        for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def _check_names(self) -> None:
         if self.optimizer not in OPTIMIZERS:

@@ -1,11 +1,8 @@
 """One step of training, and its batches: what the loop repeats and `seconds_per_step` measures."""
 
-from __future__ import annotations
-
 import math
-import signal
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from ssmgen.training.ema import moving_average
-from ssmgen.training.launch import loader_processes
-from ssmgen.training.optimizers import make_optimizer
+from ssmgen.training.launch import ignore_stop_requests, loader_processes
+from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.settings import TrainSettings
 
@@ -26,21 +22,19 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes.
+    """What a step changes."""
 
-    Attributes:
-        accelerator: accelerate's `Accelerator`.
-        model: the trained model itself.
-        wrapped: the same model as accelerate prepared it, which averages gradients over the processes.
-        optimizer: as accelerate prepared it.
-        ema: the moving average of the weights.
-    """
-
-    accelerator: Any
+    accelerator: Any  # accelerate's `Accelerator`
     model: nn.Module
-    wrapped: nn.Module
-    optimizer: Any
+    wrapped: nn.Module  # the same model as accelerate prepared it, which averages gradients over the processes
+    optimizer: Any  # as accelerate prepared it
     ema: AveragedModel
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds; the optimiser without accelerate's wrapper."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return {"model": self.model, "ema": self.ema, "optimizer": optimizer}
 
 
 @dataclass(frozen=True)
@@ -66,9 +60,7 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
     pieces = accelerator.num_processes * settings.accumulate
     if settings.batch_size % pieces:
         raise ValueError(f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {pieces}")
-    optimizer = make_optimizer(
-        model, settings.optimizer, settings.lr, settings.weight_decay, precision=settings.precision
-    )
+    optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay, settings.precision)
     ema = moving_average(model, settings.ema_decay).to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
@@ -83,7 +75,7 @@ def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, acce
         batch_sampler=StepOrder(count, settings.batch_size, settings.seed, first, rank, world),
         num_workers=loader_processes(settings.num_workers),
         generator=torch.Generator(),
-        worker_init_fn=_ignore_stop_requests,
+        worker_init_fn=ignore_stop_requests,
     )
 
 
@@ -100,7 +92,8 @@ def training_step(
     for index, part in enumerate(split(batch, parts)):
         torch.manual_seed(derived_seed(settings.seed, "step", step, index, accelerator.process_index))
         part = {name: x.to(accelerator.device) if isinstance(x, Tensor) else x for name, x in part.items()}
-        with _sync_only_if(index == parts - 1, state):
+        # The gradients are averaged over the processes once, after the last part.
+        with nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 loss = objective.loss(state.wrapped, **part) / parts
             accelerator.backward(loss)
@@ -131,21 +124,7 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
     return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(parts)]
 
 
-def _sync_only_if(last: bool, state: TrainState) -> AbstractContextManager[Any]:
-    """Average the gradients over the processes once, after the last part."""
-    return nullcontext() if last else state.accelerator.no_sync(state.wrapped)
-
-
 def set_lr(optimizer: Any, lr: float) -> None:
     """Set the learning rate of every group, times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def _ignore_stop_requests(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM in a loader process, which a terminal's Ctrl-C and a scheduler reach as well.
-
-    The step in progress still needs its batches; the process ends with the loop.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

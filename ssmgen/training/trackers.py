@@ -1,11 +1,9 @@
 """Trackers show a run's curves and sample grids: TensorBoard, trackio or wandb.
 
-A tracker is a class, constructed as ``Tracker(run, first, last, config)``: the run's folder, the step after which it
-continues, the last step logged so far, and the run's configuration. If a run was killed after its last checkpoint,
-``last`` is greater than ``first``: the steps in between are repeated, and each tracker shows them once.
+A tracker is constructed as ``Tracker(run, first, last, config)``: the run's folder, the step after which it continues,
+the last step logged so far, and the run's configuration. If a run was killed after its last checkpoint, ``last`` is
+greater than ``first``: the steps in between are repeated, and each tracker shows them once.
 """
-
-from __future__ import annotations
 
 import os
 import secrets
@@ -62,7 +60,26 @@ class TensorBoard:
         self._writer.close()
 
 
-class Trackio:
+class _Service:
+    """What trackio and wandb share. They cannot delete: steps that were logged before are not sent again."""
+
+    _module: Any
+    _run: Any
+    _last: int
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if step > self._last:
+            self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        if step > self._last:
+            self._run.log({name: self._module.Image(str(file))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio(_Service):
     """A run of the project ``ssmgen`` in trackio's local database; ``trackio show --project ssmgen`` shows it.
 
     trackio sends it elsewhere only if ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` is set.
@@ -71,25 +88,13 @@ class Trackio:
     package, extra = "trackio", "trackers"
 
     def __init__(self, run: Path, first: int, last: int, config: dict[str, Any]) -> None:
-        self._trackio: Any = require(self.package, self.extra)
+        self._module, self._last = require(self.package, self.extra), last
         # trackio identifies a run by its name, and many folders share one.
         name = f"{run.resolve().name}-{_identity(run, first)}"
-        self._run = self._trackio.init(_PROJECT, name, config=config, resume="allow", embed=False)
-        self._last = last
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        if step > self._last:
-            self._run.log(dict(values), step=step)
-
-    def image(self, step: int, name: str, file: Path) -> None:
-        if step > self._last:
-            self._run.log({name: self._trackio.Image(file)}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+        self._run = self._module.init(_PROJECT, name, config=config, resume="allow", embed=False)
 
 
-class Wandb:
+class Wandb(_Service):
     """A run of the project ``ssmgen`` (or ``WANDB_PROJECT``), written to ``RUN/wandb``.
 
     Offline, for ``wandb sync`` to upload later, unless wandb is logged in or ``WANDB_MODE`` says otherwise.
@@ -101,11 +106,11 @@ class Wandb:
         mode = os.environ.get("WANDB_MODE")
         if mode in (None, "offline"):
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read on import; would reach for the network
-        self._wandb: Any = require(self.package, self.extra)
+        self._module, self._last = require(self.package, self.extra), last
         if mode is None:
-            mode = "online" if self._wandb.login(prompt=False, verify=False) else "offline"
+            mode = "online" if self._module.login(prompt=False, verify=False) else "offline"
         try:
-            self._run = self._wandb.init(
+            self._run = self._module.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=run.resolve().name,
                 id=_identity(run, first),
@@ -114,20 +119,8 @@ class Wandb:
                 mode=mode,
                 config=config,
             )
-        except self._wandb.errors.Error as error:
+        except self._module.errors.Error as error:
             raise RuntimeError(f"tracker=wandb: {error}") from error
-        self._last = last
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        if step > self._last:
-            self._run.log(values, step=step)
-
-    def image(self, step: int, name: str, file: Path) -> None:
-        if step > self._last:
-            self._run.log({name: self._wandb.Image(str(file))}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 #: A new tracker needs its class and a line here.
