@@ -1,5 +1,8 @@
 """The fused CPU scan against the float64 reference: values, gradients, views, instruction sets, threads."""
 
+import hashlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from test_ops import PARTS, arguments, run, with_gradients
 
 from ssmgen.ops import ScanOrder, cpu_library, selective_scan
+from ssmgen.ops.local import cpu as layers
 from ssmgen.ops.scan import cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no fused kernel: {cpu.unavailable()}")
@@ -202,6 +206,37 @@ def test_an_unknown_instruction_set_is_explained(monkeypatch):
     monkeypatch.setenv("SSMGEN_CPU_ISA", "mmx")
     library, reason, _ = cpu_library._load()
     assert library is None and "SSMGEN_CPU_ISA=mmx is not avx512, avx2 or generic" in reason
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["int64_t ssmgen_cpu_version(void) { return 12345; }", "int before_versions;"],
+    ids=["newer", "unversioned"],
+)
+def test_a_library_of_another_version_is_not_run(source, tmp_path, monkeypatch):
+    """It would read its arguments at other offsets."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    library, code = tmp_path / "_cpu_kernels.so", f"#include <stdint.h>\n{source}\n"
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=code, text=True, check=True)
+    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "cpu_library.py"))
+    loaded, reason, _ = cpu_library._load()
+    found = 12345 if "12345" in source else 0
+    assert loaded is None
+    assert reason == f"_cpu_kernels.so is version {found} and this ssmgen needs {cpu_library.VERSION}: run make install"
+    monkeypatch.setattr(cpu_library, "_REASON", reason)
+    assert cpu.unavailable() == reason
+    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run here: .*run make install"):
+        run(arguments(dtype=torch.float32), "cpu")
+
+
+def test_a_changed_structure_has_a_new_version():
+    """Where this fails, raise VERSION in cpu_library.py and csrc/cpu_kernels.c, and put the new pair here."""
+    structures = (cpu._Args, layers._NormArgs, layers._ConvArgs, layers._GeluArgs, layers._EmbedArgs)
+    names = [[name for name, _ in structure._fields_] for structure in structures]
+    digest = hashlib.sha256(repr((names, cpu_library.KERNELS)).encode()).hexdigest()[:12]
+    assert (cpu_library.VERSION, digest) == (1, "980ecbf5ec3c")
 
 
 def test_operator_registration():

@@ -7,19 +7,5 @@ from ssmgen.ops.scan.dispatch import BackendStatus, backends
 from ssmgen.ops.scan.selective_scan import selective_scan
 from ssmgen.ops.scan_order import SCAN_ORDERS, ScanOrder, reorder, scan_order
 
-__all__ = [
-    "SCAN_ORDERS",
-    "Backend",
-    "BackendStatus",
-    "ScanInputs",
-    "ScanOrder",
-    "backends",
-    "check_labels",
-    "conv_silu",
-    "gelu",
-    "norm",
-    "reorder",
-    "scan_order",
-    "selective_scan",
-    "sum_rows",
-]
+__all__ = ["SCAN_ORDERS", "Backend", "BackendStatus", "ScanInputs", "ScanOrder", "backends", "check_labels"]
+__all__ += ["conv_silu", "gelu", "norm", "reorder", "scan_order", "selective_scan", "sum_rows"]

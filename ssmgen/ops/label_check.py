@@ -1,7 +1,5 @@
 """The check of every label map before it reaches a device."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 
@@ -20,7 +18,7 @@ def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"{where}: labels must be integers, got {mask.dtype}; a one-hot mask has a class dimension")
     bad = (mask < 0) | (mask >= num_classes)
-    if not bool(bad.any()):
+    if not bad.any():
         return
     first = bad.nonzero()[0].tolist()
     value = int(mask[tuple(first)])
@@ -30,9 +28,8 @@ def check_labels(mask: Tensor, num_classes: int, where: str = "mask") -> None:
         spot += f" of item {first[0]}"
     hint, fix = "", "Remap or relabel the mask, or build the model with the right num_classes."
     if value == 255:
-        binary = bool((bad == (mask == 255)).all()) and bool((mask[~bad] == 0).all()) and not bool(bad.all())
         hint = " (255 is often an ignore label)"
-        if binary:
+        if (bad == (mask == 255)).all() and (mask[~bad] == 0).all() and not bad.all():
             hint, fix = "", "It holds 0 and 255 alone, as a binary mask does: divide it by 255 for the labels 0 and 1."
     raise ValueError(
         f"{where}: label {value}{hint} is outside 0..{num_classes - 1}; it covers {count} pixel(s), "

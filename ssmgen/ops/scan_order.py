@@ -1,10 +1,4 @@
-"""2-D token orders: the sequence in which a scan visits the tokens of a height x width grid.
-
-Each order is a permutation of the row-major token index with its inverse, computed once per grid and device. Height and
-width are both explicit: nothing assumes a square.
-"""
-
-from __future__ import annotations
+"""2-D token orders: the sequence in which a scan visits the tokens of a height x width grid, square or not."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,14 +10,8 @@ from ssmgen.registry import closest
 
 #: One direction each; a stack of layers cycles through them (USM's eight plain and boustrophedon orders).
 SCAN_ORDERS = (
-    "row",
-    "column",
-    "row-reversed",
-    "column-reversed",
-    "row-boustrophedon",
-    "column-boustrophedon",
-    "row-boustrophedon-reversed",
-    "column-boustrophedon-reversed",
+    *("row", "column", "row-reversed", "column-reversed", "row-boustrophedon", "column-boustrophedon"),
+    *("row-boustrophedon-reversed", "column-boustrophedon-reversed"),
 )
 
 

@@ -16,6 +16,7 @@
 #include <immintrin.h>
 #endif
 
+#define VERSION 1 /* must be that of ssmgen/ops/cpu_library.py: raise both where a kernel or its arguments change */
 #define LOG2E 1.44269504088896340736f
 #define LN2 0.69314718055994530942f
 #define TILE 128 /* channels of a task of the scan */
@@ -28,20 +29,24 @@
 /* The layout of the arguments must agree with the structures of ssmgen/ops/scan/cpu.py and ssmgen/ops/local/cpu.py.
  * Strides count elements. With bf16 set, what is declared void is bfloat16, else float32. */
 
-/* u, delta, z, B, C may be strided in batch and length. order, where given, is the token of each step; an order_batch of
+/* u, delta, B, C, z may be strided in batch and length. order, where given, is the token of each step; an order_batch of
  * 0 serves all images with one order. */
 typedef struct {
     int64_t batch, length, dim, n, softplus, bf16;
-    int64_t u_batch, u_step, delta_batch, delta_step, z_batch, z_step, B_batch, B_step, C_batch, C_step, order_batch;
+    int64_t u_batch, u_step, delta_batch, delta_step, B_batch, B_step, C_batch, C_step, z_batch, z_step, order_batch;
+    const void *u, *delta;
+    const float *A, *B, *C, *D;
+    const void *z;
+    const float *delta_bias, *initial_state;
     const int64_t *order;
-    const void *u, *delta, *z;
-    const float *A, *B, *C, *D, *bias, *initial;
     void *y;
     float *last, *saved;
     const void *dy;
     const float *dlast;
-    void *du, *ddelta, *dz;
-    float *dA, *dB, *dC, *dD, *dbias, *dinitial;
+    void *du, *ddelta;
+    float *dA, *dB, *dC, *dD;
+    void *dz;
+    float *dbias, *dinitial;
 } scan_args;
 
 /* Weight and bias of the norm are those of an image, or of all with a stride of 0. Their gradients are partial sums, one
@@ -203,6 +208,8 @@ static int supported(const variant *v) {
 #endif
     return 1;
 }
+
+int64_t ssmgen_cpu_version(void) { return VERSION; }
 
 /* Take the widest instruction set this machine has, or the one named. Returns its vector width, 0 if it has none such. */
 int64_t ssmgen_cpu_choose(const char *name) {

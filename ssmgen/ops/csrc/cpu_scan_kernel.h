@@ -55,7 +55,7 @@ static void NAME(read_steps)(const scan_args *a, NAME(place) at, int64_t k0, int
             const int lanes = NAME(lanes)(a, at, g);
             const int64_t to = g * CHUNK + k - k0;
             x[to] = NAME(read)(a->bf16, a->u, u_row + g * VL, lanes);
-            const vec step = NAME(read)(a->bf16, a->delta, delta_row + g * VL, lanes) + NAME(vector)(a->bias, a, at, g);
+            const vec step = NAME(read)(a->bf16, a->delta, delta_row + g * VL, lanes) + NAME(vector)(a->delta_bias, a, at, g);
             if (a->softplus) {
                 delta[to] = NAME(softplus)(step, &slope[to]);
             } else {
@@ -135,7 +135,7 @@ static void NAME(scan_forward)(const void *args, int64_t task, void *scratch) {
         const int64_t d = at.d0 + g * VL;
         const int lanes = NAME(lanes)(a, at, g);
         NAME(gather)(a->A + d * n, n, lanes, LOG2E, A + g * n);
-        if (a->initial) NAME(gather)(a->initial + (at.b * a->dim + d) * n, n, lanes, 1.0f, state + g * n);
+        if (a->initial_state) NAME(gather)(a->initial_state + (at.b * a->dim + d) * n, n, lanes, 1.0f, state + g * n);
         else memset(state + g * n, 0, sizeof(vec) * (size_t)n);
     }
     for (int64_t c = 0; c < chunks; c++) {

@@ -1,9 +1,4 @@
-"""The layers around the scan: norm and gate, depthwise convolution, GELU, sums of embedding rows.
-
-Each is one kernel of `ssmgen.ops.local.cpu` for tensors that `cpu.runs` accepts, and torch's own functions otherwise.
-"""
-
-from __future__ import annotations
+"""The layers around the scan: one kernel each for the tensors that `cpu.runs` accepts, torch's functions otherwise."""
 
 import torch
 import torch.nn.functional as F

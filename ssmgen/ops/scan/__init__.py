@@ -1,4 +1,1 @@
-"""The selective scan: one public function, its backends and the choice among them.
-
-Letters: b batch, l length, d dim (channels), n d_state.
-"""
+"""The selective scan and its backends. Letters: b batch, l length, d dim (channels), n d_state."""

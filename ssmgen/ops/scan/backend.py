@@ -1,17 +1,17 @@
 """What a scan reads, and what a backend must offer to run it."""
 
-from __future__ import annotations
-
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from ssmgen.ops.scan_order import reorder
-
 #: The dtypes that a sequence may have, and those for which a float32 state is enough.
 FLOATS: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS_UP_TO_32: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+
+#: The inputs that have a row for each token.
+SEQUENCES = ("u", "delta", "B", "C", "z")
 
 
 class ScanInputs(NamedTuple):
@@ -33,6 +33,12 @@ class ScanInputs(NamedTuple):
     initial_state: Tensor | None = None
     order: Tensor | None = None
     softplus: bool = False
+
+    def apply(self, function: Callable[[Tensor], Tensor], *names: str) -> Self:
+        """The same with ``function`` applied to each of the named tensors that is given."""
+        given = {name: getattr(self, name) for name in names}
+        changed: dict[str, Any] = {name: function(x) for name, x in given.items() if x is not None}
+        return self._replace(**changed)
 
 
 class Backend(Protocol):
@@ -60,10 +66,3 @@ class Backend(Protocol):
 
     def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         """``y``, of the shape and dtype of ``u``, and the last state ``(batch, dim, d_state)``."""
-
-
-def in_scan_order(inputs: ScanInputs) -> ScanInputs:
-    """The same scan with its tokens permuted into the order of the steps, and no order left."""
-    u, delta, B, C = (reorder(x, inputs.order) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
-    z = None if inputs.z is None else reorder(inputs.z, inputs.order)
-    return inputs._replace(u=u, delta=delta, B=B, C=C, z=z, order=None)

@@ -1,40 +1,25 @@
-"""Selective scan on a CPU: a fused, vectorised C kernel with its own backward, run on torch's threads.
-
-Two `torch.library` operators wrap the kernels of `ssmgen.ops.cpu_library`, so that `torch.compile` sees one node each.
-"""
-
-from __future__ import annotations
-
-import ctypes
+"""Selective scan on a CPU: a fused, vectorised C kernel with its own backward, run on torch's threads."""
 
 import torch
 from torch import Tensor
 
 from ssmgen.ops import cpu_library
-from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
-from ssmgen.ops.scan.operator import define_scan, run_scan
+from ssmgen.ops.operator import dense_rows
+from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, SEQUENCES, ScanInputs
+from ssmgen.ops.scan.fused import define_scan, run_scan
 
 name, takes_order = "cpu", True
 devices: tuple[str, ...] | None = ("cpu",)
 dtypes = FLOATS_UP_TO_32
 auto_for: tuple[str, ...] | None = ("cpu",)
-_CHUNK = 8
-_TILE = 128
-_SIZES = ("batch", "length", "dim", "n", "softplus", "bf16")
-_STRIDED = ("u", "delta", "z", "B", "C")
-_POINTERS = (
-    *("order", "u", "delta", "z", "A", "B", "C", "D", "bias", "initial", "y", "last", "saved", "dy", "dlast"),
-    *("du", "ddelta", "dz", "dA", "dB", "dC", "dD", "dbias", "dinitial"),
-)
+_CHUNK, _TILE = 8, 128  # csrc/cpu_kernels.c
 unavailable, describe = cpu_library.unavailable, cpu_library.describe
-
-
-class _Args(ctypes.Structure):
-    """``scan_args`` of csrc/cpu_kernels.c."""
-
-    _fields_ = cpu_library.structure(
-        (*_SIZES, *(f"{name}_{way}" for name in _STRIDED for way in ("batch", "step")), "order_batch"), _POINTERS
-    )
+_Args = cpu_library.structure(
+    "scan_args",
+    "batch length dim n softplus bf16 "
+    "u_batch u_step delta_batch delta_step B_batch B_step C_batch C_step z_batch z_step order_batch",
+    "u delta A B C D z delta_bias initial_state order y last saved dy dlast du ddelta dA dB dC dD dz dbias dinitial",
+)
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
@@ -47,30 +32,24 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         ValueError: ``order`` is no permutation.
     """
     wide = torch.bfloat16 if inputs.u.dtype == torch.bfloat16 else torch.float32
-    u, delta, B, C = inputs.u.to(wide), inputs.delta.to(wide), inputs.B.float(), inputs.C.float()
-    z = None if inputs.z is None else inputs.z.to(wide)
-    y, last = run_scan("cpu_scan", inputs._replace(u=u, delta=delta, B=B, C=C, z=z))
+    widened = inputs.apply(lambda x: x.to(wide), "u", "delta", "z").apply(Tensor.float, "B", "C")
+    y, last = run_scan("cpu_scan", widened)
     return y.to(inputs.u.dtype), last
 
 
 def _run(inputs: ScanInputs, kernel: str, **buffers: Tensor) -> None:
-    u, delta, A, B, C, D, z, bias, initial, order, softplus = inputs
-    batch, length, dim = u.shape
     # Only the last dimension must be dense: expanded conditions and slices of a projection are not copied.
-    given = {"u": u, "delta": delta, "z": z, "B": B, "C": C}
-    strided = {name: cpu_library.dense_rows(x) for name, x in given.items() if x is not None}
-    optional = {"A": A, "D": D, "bias": bias, "initial": initial, "order": order}
-    dense = {name: x.contiguous() for name, x in optional.items() if x is not None}
-    bf16 = u.dtype == torch.bfloat16
-    args = _Args(batch=batch, length=length, dim=dim, n=A.shape[1], softplus=softplus, bf16=bf16)
+    given = {name: x for name, x in inputs._asdict().items() if isinstance(x, Tensor)}
+    given = {name: dense_rows(x) if name in SEQUENCES else x.contiguous() for name, x in given.items()}
+    (batch, length, dim), order = inputs.u.shape, given.get("order")
+    args = _Args(batch=batch, length=length, dim=dim, n=inputs.A.shape[1], softplus=inputs.softplus)
+    args.bf16 = inputs.u.dtype == torch.bfloat16
+    cpu_library.set_strides(args, {name: given[name] for name in SEQUENCES if name in given})
     if order is not None:
-        if not all(map(cpu_library.is_permutation, dense["order"].view(-1, length))):
+        if not all(map(cpu_library.is_permutation, order.view(-1, length))):
             raise ValueError(f"order must hold each of 0..{length - 1} once: make it with ssmgen.ops.scan_order")
         args.order_batch = length if order.dim() == 2 else 0
-    for name, x in strided.items():
-        setattr(args, f"{name}_batch", x.stride(0))
-        setattr(args, f"{name}_step", x.stride(1))
-    cpu_library.run(kernel, args, strided | dense | buffers)
+    cpu_library.run(kernel, args, given | buffers)
 
 
 def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:

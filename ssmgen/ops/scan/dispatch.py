@@ -1,7 +1,5 @@
 """Which backend runs a scan: the choice by device and dtype, and the report of what can run."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 
@@ -39,7 +37,10 @@ def choose_backend(device_type: str, dtype: torch.dtype, name: str = "auto") -> 
     """
     if name == "auto":
         return _auto(device_type, dtype)
-    backend = _named(name)
+    known = {backend.name: backend for backend in BACKENDS}
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}: expected 'auto' or one of {', '.join(known)}")
+    backend = known[name]
     reason = backend.unavailable()
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
@@ -64,14 +65,6 @@ def backends() -> dict[str, BackendStatus]:
     return report
 
 
-def _named(name: str) -> Backend:
-    for backend in BACKENDS:
-        if backend.name == name:
-            return backend
-    known = ", ".join(backend.name for backend in BACKENDS)
-    raise ValueError(f"unknown backend {name!r}: expected 'auto' or one of {known}")
-
-
 def _auto(device_type: str, dtype: torch.dtype, quiet: bool = False) -> Backend:
     missing = f"There is no fused scan for {device_type}."
     for backend in BACKENDS:
@@ -82,10 +75,11 @@ def _auto(device_type: str, dtype: torch.dtype, quiet: bool = False) -> Backend:
             break
         missing = reason
     # float64 is asked for to be exact, and nothing runs on the meta device: neither expects a fused kernel.
-    if backend.auto_for is None and not (quiet or dtype == torch.float64 or device_type == "meta"):
-        _warn_once(
-            f"selective_scan runs its portable PyTorch form on {device_type}: correct, but many times slower. {missing}"
-        )
+    quiet = quiet or dtype == torch.float64 or device_type == "meta" or torch.compiler.is_compiling()
+    slow = f"selective_scan runs its portable PyTorch form on {device_type}: correct, but many times slower. {missing}"
+    if backend.auto_for is None and not quiet and slow not in _warned:
+        _warned.add(slow)
+        warnings.warn(slow, stacklevel=3)
     return backend
 
 
@@ -96,9 +90,3 @@ def _covers(devices: tuple[str, ...] | None, device_type: str) -> bool:
 def _alternatives(values: tuple[object, ...]) -> str:
     *rest, last = (str(value).removeprefix("torch.") for value in values)
     return f"{', '.join(rest)} or {last}" if rest else last
-
-
-def _warn_once(message: str) -> None:
-    if message not in _warned and not torch.compiler.is_compiling():
-        _warned.add(message)
-        warnings.warn(message, stacklevel=4)

@@ -1,13 +1,11 @@
 """Selective scan by mamba-ssm's CUDA op, where that package is installed and asked for."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import torch
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
+from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, SEQUENCES, ScanInputs
 
 name, takes_order = "mamba-ssm", False
 devices: tuple[str, ...] | None = ("cuda",)
@@ -18,7 +16,6 @@ _INSTALLED, _BUILT = (importlib.util.find_spec(name) is not None for name in ("m
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here, or None."""
     if not _INSTALLED:
         return "mamba-ssm is not installed: pip install 'ssmgen[mamba]' (needs a CUDA compiler)"
     if not torch.cuda.is_available():
@@ -32,7 +29,6 @@ def unavailable() -> str | None:
 
 
 def describe() -> str:
-    """What runs, for the backend report."""
     return "mamba-ssm's CUDA op (its B and C gradients come from atomic adds and do not repeat to the bit)"
 
 
@@ -46,16 +42,6 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         raise ValueError("backend 'mamba-ssm' takes no initial_state: use backend='portable' for this call")
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    def channel_first(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).contiguous()
-
-    u, delta, B, C = (channel_first(x) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
-    y, state = selective_scan_fn(
-        *(u, delta, inputs.A, B, C),
-        D=inputs.D,
-        z=None if inputs.z is None else channel_first(inputs.z),
-        delta_bias=inputs.delta_bias,
-        delta_softplus=inputs.softplus,
-        return_last_state=True,
-    )
+    u, delta, A, B, C, D, z, bias, *_, softplus = inputs.apply(lambda x: x.transpose(1, 2).contiguous(), *SEQUENCES)
+    y, state = selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus=softplus, return_last_state=True)
     return y.transpose(1, 2), state

@@ -7,8 +7,6 @@ one another (each is in (0, 1]), never divided or taken out of a cumulative sum,
 with the length, not with its square.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,12 +29,10 @@ auto_for: tuple[str, ...] | None = None
 
 
 def unavailable() -> str | None:
-    """None: pure PyTorch runs everywhere."""
-    return None
+    return None  # pure PyTorch runs everywhere
 
 
 def describe() -> str:
-    """What runs, for the backend report."""
     return "pure PyTorch in chunks, any device"
 
 
@@ -52,32 +48,26 @@ class _Recurrence(torch.autograd.Function):
     """SISMA eq. 5 without its skip; backward recomputes the states (Mamba, section 3.3.2)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(u, delta, A, B, C, initial_state)
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*inputs)
+        u, delta, A, B, C, start = inputs
+        y, last = torch.empty_like(u), torch.empty_like(start)
         with _full_precision(u.device.type):
-            return _forward(u, delta, A, B, C, initial_state)
+            for part in _channel_slices(u, A):
+                states = _states(u[..., part], delta[..., part], A[part], B, start[:, part])
+                y[..., part] = torch.einsum("bldn,bln->bld", states, C)
+                last[:, part] = states[:, -1]
+        return y, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
-        inputs = ctx.saved_tensors
-        u, _, A, *_ = inputs
+        u, _, A, *_ = inputs = ctx.saved_tensors
         grads = tuple(torch.zeros_like(x) for x in inputs)
         with _full_precision(u.device.type):
             for part in _channel_slices(u, A):
                 _backward_slice(part, inputs, grads, grad_y, grad_last)
         return grads
-
-
-def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
-    y, last = torch.empty_like(u), torch.empty_like(initial_state)
-    for part in _channel_slices(u, A):
-        states = _states(u[..., part], delta[..., part], A[part], B, initial_state[:, part])
-        y[..., part] = torch.einsum("bldn,bln->bld", states, C)
-        last[:, part] = states[:, -1]
-    return y, last
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
@@ -91,13 +81,10 @@ def _full_precision(device_type: str) -> AbstractContextManager[Any]:
 def _backward_slice(
     part: slice, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...], grad_y: Tensor, grad_last: Tensor
 ) -> None:
-    """The adjoint of SISMA eq. 5 for the channels ``part``, added to ``grads``.
-
-    Inputs and gradients are in the order u, delta, A, B, C, initial_state.
-    """
-    u, delta, A, B, C, initial_state = inputs
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_initial = grads
-    u, delta, A, start, grad_y = u[..., part], delta[..., part], A[part], initial_state[:, part], grad_y[..., part]
+    """The adjoint of SISMA eq. 5 for the channels ``part``, added to ``grads``, which are ordered as the inputs are."""
+    u, delta, A, B, C, start = inputs
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_start = grads
+    u, delta, A, start, grad_y = u[..., part], delta[..., part], A[part], start[:, part], grad_y[..., part]
 
     states = _states(u, delta, A, B, start)
     grad_C += torch.einsum("bldn,bld->bln", states, grad_y)
@@ -115,7 +102,7 @@ def _backward_slice(
     grad_delta[..., part] = from_input * u + torch.einsum("bldn,dn->bld", grad_exponent, A)
     grad_A[part] = torch.einsum("bldn,bld->dn", grad_exponent, delta)
     grad_B += torch.einsum("bldn,bld->bln", grad_states, delta * u)
-    grad_initial[:, part] = decay[:, 0] * grad_states[:, 0]
+    grad_start[:, part] = decay[:, 0] * grad_states[:, 0]
 
 
 def _states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tensor) -> Tensor:

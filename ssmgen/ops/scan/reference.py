@@ -1,7 +1,5 @@
 """Selective scan as a plain loop: the definition against which every other backend is tested."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,12 +13,10 @@ auto_for: tuple[str, ...] | None = ()
 
 
 def unavailable() -> str | None:
-    """None: a plain loop runs everywhere."""
-    return None
+    return None  # a plain loop runs everywhere
 
 
 def describe() -> str:
-    """What runs, for the backend report."""
     return "plain PyTorch loop over the length, for checking"
 
 
@@ -32,9 +28,9 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """
     A, precision = inputs.A, inputs.A.dtype
     x, delta, state = inputs.u.to(precision), step_sizes(inputs), start_state(inputs)
+    B, C = inputs.B.to(precision), inputs.C.to(precision)
     outputs = []
-    maps = (map_.to(precision).unbind(1) for map_ in (inputs.B, inputs.C))
-    for u_k, delta_k, B_k, C_k in zip(x.unbind(1), delta.unbind(1), *maps, strict=True):
+    for u_k, delta_k, B_k, C_k in zip(*(sequence.unbind(1) for sequence in (x, delta, B, C)), strict=True):
         decay = torch.exp(delta_k.unsqueeze(-1) * A)
         state = decay * state + (delta_k * u_k).unsqueeze(-1) * B_k.unsqueeze(1)
         outputs.append((state * C_k.unsqueeze(1)).sum(-1))

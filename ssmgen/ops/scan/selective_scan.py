@@ -1,11 +1,9 @@
 """The public scan: its contract and the checks of its arguments."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS, ScanInputs, in_scan_order
+from ssmgen.ops.scan.backend import FLOATS, SEQUENCES, ScanInputs
 from ssmgen.ops.scan.dispatch import choose_backend
 from ssmgen.ops.scan_order import ScanOrder, reorder
 
@@ -62,21 +60,15 @@ def selective_scan(
     _check(inputs)
     _check_order(order, u)
     chosen = choose_backend(u.device.type, u.dtype, backend)
-    inputs = _with_exact_parameters(inputs)
+    precision = torch.float64 if u.dtype == torch.float64 else torch.float32
+    inputs = inputs.apply(lambda x: x.to(precision), "A", "D", "delta_bias", "initial_state")
     if order is None or chosen.takes_order:
         y, last_state = chosen.scan(inputs)
     else:
-        y, last_state = chosen.scan(in_scan_order(inputs))
+        permuted = inputs.apply(lambda x: reorder(x, index), *SEQUENCES)
+        y, last_state = chosen.scan(permuted._replace(order=None))
         y = reorder(y, order.inverse)
     return (y, last_state) if return_last_state else y
-
-
-def _with_exact_parameters(inputs: ScanInputs) -> ScanInputs:
-    precision = torch.float64 if inputs.u.dtype == torch.float64 else torch.float32
-    D, delta_bias, initial_state = (
-        None if x is None else x.to(precision) for x in (inputs.D, inputs.delta_bias, inputs.initial_state)
-    )
-    return inputs._replace(A=inputs.A.to(precision), D=D, delta_bias=delta_bias, initial_state=initial_state)
 
 
 def _check_order(order: ScanOrder | None, u: Tensor) -> None:
@@ -102,19 +94,12 @@ def _check(inputs: ScanInputs) -> None:
             f"A must be (dim, d_state) with dim {u.shape[2]} as in u {tuple(u.shape)}, got {tuple(A.shape)}"
         )
     batch, length, dim = u.shape
-    d_state = A.shape[1]
-    expected = {
-        "delta": (inputs.delta, (batch, length, dim)),
-        "B": (inputs.B, (batch, length, d_state)),
-        "C": (inputs.C, (batch, length, d_state)),
-        "D": (inputs.D, (dim,)),
-        "z": (inputs.z, (batch, length, dim)),
-        "delta_bias": (inputs.delta_bias, (dim,)),
-        "initial_state": (inputs.initial_state, (batch, dim, d_state)),
-    }
+    tokens, maps, states = (batch, length, dim), (batch, length, A.shape[1]), (batch, *A.shape)
+    expected = {"delta": tokens, "B": maps, "C": maps, "D": (dim,), "z": tokens, "delta_bias": (dim,)}
     if u.dtype not in FLOATS:
         raise TypeError(f"u must be float32, float64, bfloat16 or float16, got {u.dtype}")
-    for name, (tensor, shape) in expected.items():
+    for name, shape in (expected | {"initial_state": states, "A": A.shape}).items():
+        tensor = getattr(inputs, name)
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
@@ -124,9 +109,7 @@ def _check(inputs: ScanInputs) -> None:
             )
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device} but u is on {u.device}: move one of them")
-        if name in ("delta", "B", "C", "z") and tensor.dtype != u.dtype:
+        if name in SEQUENCES and tensor.dtype != u.dtype:
             raise TypeError(f"{name} must have u's dtype {u.dtype}, got {tensor.dtype}")
-    if A.device != u.device:
-        raise ValueError(f"A is on {A.device} but u is on {u.device}: move one of them")
     if A.is_complex():
         raise TypeError("A must be real, got a complex tensor; complex state spaces are not supported")

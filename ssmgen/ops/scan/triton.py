@@ -8,8 +8,6 @@ where the one before it ends. Backward does the same from the end, and rebuilds 
 what forward saved. Sums over channels are partial sums per program, added in a fixed order: results repeat to the bit.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os
@@ -19,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmgen.ops.operator import dense_rows
 from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
-from ssmgen.ops.scan.operator import define_scan, run_scan
+from ssmgen.ops.scan.fused import define_scan, run_scan
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs its kernels in Python, for tests
 name, takes_order = "triton", True
@@ -40,7 +39,6 @@ _ENOUGH_PROGRAMS = 1024
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here, or None."""
     if not _INSTALLED:
         return "triton is not installed: pip install triton (it comes with PyTorch's CUDA builds)"
     if not (torch.cuda.is_available() or _INTERPRETED):
@@ -49,7 +47,6 @@ def unavailable() -> str | None:
 
 
 def describe() -> str:
-    """What runs, for the backend report."""
     return f"fused Triton {importlib.metadata.version('triton')} kernel" + (", interpreted" if _INTERPRETED else "")
 
 
@@ -69,34 +66,28 @@ class _Plan:
     """How a call is divided among programs, and the arguments that all its kernels share."""
 
     def __init__(self, inputs: ScanInputs, channels: int, warps: int) -> None:
-        u, delta, A, B, C, D, _, bias, initial, order, softplus = inputs
-        self.u, self.delta, self.B, self.C = (_dense_rows(x) for x in (u, delta, B, C))
-        self.A = A.contiguous()
-        self.D, self.bias, self.initial, self.order = (
-            None if x is None else x.contiguous() for x in (D, bias, initial, order)
-        )
-        self.batch, self.length, self.dim = u.shape
-        self.order_batch = self.length if order is not None and order.dim() == 2 else 0
-        self.n = A.shape[1]
+        inputs = inputs.apply(dense_rows, "u", "delta", "B", "C")
+        inputs = inputs.apply(Tensor.contiguous, "A", "D", "delta_bias", "initial_state", "order")
+        self.u, self.delta, self.A, self.B, self.C, self.D, _, self.bias, self.initial, self.order, softplus = inputs
+        self.batch, self.length, self.dim = self.u.shape
+        self.order_batch = self.length if self.order is not None and self.order.dim() == 2 else 0
+        self.n = self.A.shape[1]
         self.blocks = -(-self.dim // channels)
         self.groups = -(-self.length // _STEPS)
         wanted = max(1, min(_ENOUGH_PROGRAMS // (self.batch * self.blocks), self.groups // 4))
         self.chunk_length = -(-self.groups // wanted) * _STEPS
         self.chunks = -(-self.length // self.chunk_length)
+        self.grid = self.blocks, self.chunks, self.batch
         self.flags: dict[str, Any] = {
             "SOFTPLUS": softplus,
-            "HAS_BIAS": bias is not None,
-            "HAS_ORDER": order is not None,
+            "HAS_BIAS": self.bias is not None,
+            "HAS_ORDER": self.order is not None,
             "CHANNELS": channels,
             "STATES": max(2, 1 << (self.n - 1).bit_length()),
             "num_warps": warps,
         }
-        strided = (self.u, self.delta, self.B, self.C)
-        self.strides = [stride for x in strided for stride in (x.stride(0), x.stride(1))]
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        return self.blocks, self.chunks, self.batch
+        self.strides = [stride for x in (self.u, self.delta, self.B, self.C) for stride in x.stride()[:2]]
+        self.layout = (*self.strides, self.order_batch, self.length, self.dim, self.n, self.chunk_length, self.groups)
 
     def states(self, *count: int) -> Tensor:
         """An uninitialised float32 tensor of states, ``(batch, *count, dim, n)``."""
@@ -116,10 +107,6 @@ class _Plan:
         return start, last
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
 def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """The states before every group of steps."""
     return u.shape[0], -(-u.shape[1] // _STEPS), *A.shape
@@ -127,15 +114,14 @@ def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 
 def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     plan = _Plan(inputs, _CHANNELS, _WARPS)
-    y = torch.empty(plan.u.shape, dtype=plan.u.dtype, device=plan.u.device)
+    y = plan.u.new_empty(plan.u.shape)
     saved = plan.states(plan.groups) if save else plan.A.new_empty(0)
     end, total = plan.states(plan.chunks), plan.A.new_empty(plan.batch, plan.chunks, plan.dim)
 
     def walk(start: Tensor | None, output: bool) -> None:
         _kernels().forward_kernel[plan.grid](
             *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, start, y, end, total, saved),
-            *(*plan.strides, plan.order_batch),
-            *(plan.length, plan.dim, plan.n, plan.chunk_length, plan.groups),
+            *plan.layout,
             HAS_D=plan.D is not None,
             HAS_START=start is not None,
             OUTPUT=output,
@@ -153,7 +139,7 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y, last, saved
 
 
-def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> tuple[Tensor | None, ...]:
     plan = _Plan(inputs, _BACKWARD_CHANNELS, _BACKWARD_WARPS)
     dy, dlast = dy.contiguous(), dlast.contiguous()
     start = dlast.unsqueeze(1)
@@ -166,22 +152,20 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> t
             **plan.flags,
         )
         start, _ = plan.chain(dlast, end, total, reverse=True)
-    du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (plan.u, plan.delta))
+    du, ddelta = (x.new_empty(x.shape) for x in (plan.u, plan.delta))
     dA, dinitial = plan.states(plan.chunks), plan.states()
     dB, dC = (plan.A.new_empty(plan.batch, plan.blocks, plan.length, plan.n) for _ in range(2))
     dD, dbias = (plan.A.new_empty(plan.batch, plan.chunks, plan.dim) for _ in range(2))
     _kernels().backward_kernel[plan.grid](
         *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, dy, saved, start),
         *(du, ddelta, dA, dB, dC, dD, dbias, dinitial),
-        *(*plan.strides, plan.order_batch),
-        *(plan.length, plan.dim, plan.n, plan.chunk_length, plan.groups),
+        *plan.layout,
         HAS_D=plan.D is not None,
         STEPS=_STEPS,
         **plan.flags,
     )
     maps = (sums.sum(1).to(plan.B.dtype) for sums in (dB, dC))
-    no_gate = du.new_empty(0)
-    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), no_gate, dbias.sum((0, 1)), dinitial
+    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), None, dbias.sum((0, 1)), dinitial
 
 
 define_scan("triton_scan", name, _forward, _backward, _saved_shape, "CompositeExplicitAutograd")

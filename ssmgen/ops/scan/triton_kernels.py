@@ -26,14 +26,6 @@ def _slope(step, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _token(order, first, k, length, HAS_ORDER: tl.constexpr):
-    """The token of step k; ``order + first`` is where this image's order begins."""
-    if HAS_ORDER:
-        return tl.load(order + first + k, mask=length > k, other=0)
-    return tl.full([], 0, tl.int64) + k
-
-
-@triton.jit
 def _tile(block, dim, n, CHANNELS: tl.constexpr, STATES: tl.constexpr):
     """Channels and states of a program, where its states lie in ``(dim, n)``, and which exist: states, d, i."""
     d, i = block * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATES)
@@ -43,8 +35,12 @@ def _tile(block, dim, n, CHANNELS: tl.constexpr, STATES: tl.constexpr):
 
 @triton.jit
 def _step(order, first, k, last, length, d, dim, i, n, HAS_ORDER: tl.constexpr):
-    """The token of step k, and which channels and states to load: none from step ``last`` on."""
-    return _token(order, first, k, length, HAS_ORDER), d < tl.where(last > k, dim, 0), i < tl.where(last > k, n, 0)
+    """The token of step k, and which channels and states to load: none from step ``last`` on.
+
+    ``order + first`` is where this image's order begins.
+    """
+    token = tl.load(order + first + k, mask=length > k, other=0) if HAS_ORDER else tl.full([], 0, tl.int64) + k
+    return token, d < tl.where(last > k, dim, 0), i < tl.where(last > k, n, 0)
 
 
 @triton.jit
@@ -134,16 +130,14 @@ def gradient_kernel(
     d, i, at, tile, in_d, in_n = _tile(tl.program_id(0), dim, n, CHANNELS, STATES)
     a = tl.load(A + at, mask=tile, other=0.0) * 1.4426950408889634
     shift = tl.load(bias + d, mask=in_d, other=0.0) if HAS_BIAS else tl.zeros([CHANNELS], tl.float32)
-    g = tl.zeros([CHANNELS, STATES], tl.float32)
-    passed = tl.zeros([CHANNELS], tl.float32)
+    g, passed = tl.zeros([CHANNELS, STATES], tl.float32), tl.zeros([CHANNELS], tl.float32)
     first = chunk * chunk_length
     last = tl.minimum(first + chunk_length, length)
     for back in range(0, last - first):
         k = last - 1 - back
-        o = _token(order, batch * order_batch, k, length, HAS_ORDER)
+        o, _, _ = _step(order, batch * order_batch, k, last, length, d, dim, i, n, HAS_ORDER)
         raw = _row(delta + batch * delta_batch + o * delta_step + d, in_d)
-        step = _step_size(raw, shift, SOFTPLUS)
-        step = tl.where(in_d, step, 0.0)
+        step = tl.where(in_d, _step_size(raw, shift, SOFTPLUS), 0.0)
         up = _row(dy + (batch * length + o) * dim + d, in_d)
         c = _row(C + batch * C_batch + o * C_step + i, in_n)
         g = tl.exp2(step[:, None] * a) * (g + up[:, None] * c[None, :])
