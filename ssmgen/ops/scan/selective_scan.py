@@ -51,8 +51,7 @@ def selective_scan(
         in float64 for float64 inputs and in float32 otherwise.
 
     Raises:
-        ValueError: a shape or device that does not fit, or an unknown backend.
-        TypeError: a dtype that does not fit.
+        ValueError, TypeError: a shape, device or dtype that does not fit, or an unknown backend.
         RuntimeError: the backend cannot run here or does not take this device or dtype; says why.
     """
     index = None if order is None else order.forward
