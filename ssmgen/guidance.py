@@ -41,7 +41,7 @@ def check_scale(scale: Any) -> None:
         ValueError: not a finite number of at least 0, or not such a number for each name.
     """
     for value in scale.values() if isinstance(scale, Mapping) else [scale]:
-        if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
             raise ValueError(f"guidance_scale must be a number at least 0, or one for each condition, got {scale!r}")
 
 
@@ -61,7 +61,8 @@ def plan(scale: Scale, given: Sequence[str], conditions: Mapping[str, Any]) -> G
     for name in by_name:
         if name not in conditions:
             raise ValueError(f"guidance_scale names no condition {name!r}{closest(name, conditions)}")
-    if not given and scale != 1 or any(name not in given and value != 1 for name, value in by_name.items()):
+    unmet = any(name not in given and value != 1 for name, value in by_name.items())
+    if unmet or (not given and not isinstance(scale, Mapping) and scale != 1):
         raise ValueError(f"guidance_scale={scale!r} needs a value of the condition to guide towards")
     scales = {name: by_name.get(name, 1.0) for name in given}
     for name, value in scales.items():

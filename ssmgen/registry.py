@@ -75,7 +75,11 @@ def build(name: str, **overrides: Any) -> Any:
     """
     entry = find(name)
     arguments = {**entry.defaults, **overrides}
-    _check_arguments(name, entry.builder, arguments)
+    known = _keywords(entry.builder, arguments)
+    if known is not None:
+        check_keywords(repr(name), overrides, known)
+        # Other parts than those that the name stands for may not take what it fixes for its own.
+        arguments = {key: value for key, value in arguments.items() if key in known}
     missing = [p for p in _required(entry.builder) if p not in arguments]
     if missing:
         example = ", ".join(f"{p}=..." for p in missing)
@@ -124,6 +128,8 @@ def find(name: str, kind: str | None = None) -> Entry:
     Raises:
         ValueError: an unknown name, with the closest matches, or one of another kind.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a registered name is text, got {name!r}")
     known = names(kind)
     if name in known:
         return _ENTRIES[name]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
-from ssmgen.registry import check_keywords, find, make
+from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
@@ -57,8 +57,8 @@ class Sampling:
     """The settings of sampling, from the command line, the page and the pipeline to the sampler.
 
     Attributes:
-        solver: a name or a `Solver`. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations, below
-            that of 200 Euler steps (docs/performance.md).
+        solver: a name, a spec or a `Solver`. Of the fixed-step ones ``ab3`` had the smallest error at 25 evaluations,
+            below that of 200 Euler steps (docs/performance.md).
         steps: intervals of the time grid; ``solver.nfe(steps)`` tells the evaluations.
         shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
         guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_cond - v_null)`` and needs a
@@ -78,15 +78,19 @@ class Sampling:
     guidance_start: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.solver, str):
-            find(self.solver, "solver")
+        if isinstance(self.solver, str | Mapping):
+            find(divided(self.solver)[0], "solver")
         elif not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a name or a Solver, got {self.solver!r}")
-        if not isinstance(self.steps, numbers.Integral) or self.steps < 1:
+            raise TypeError(f"solver must be a name, a spec or a Solver, got {self.solver!r}")
+        if not isinstance(self.steps, numbers.Integral) or isinstance(self.steps, bool) or self.steps < 1:
             raise ValueError(f"sampling steps must be a positive whole number, got {self.steps!r}")
         if not _is_number(self.shift) or self.shift <= 0:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)
+        for name in ("steps", "shift", "guidance_start"):  # numpy's numbers are no JSON
+            value = getattr(self, name)
+            if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+                object.__setattr__(self, name, int(value) if name == "steps" else float(value))
         if not _is_number(self.guidance_start) or not 0 <= self.guidance_start <= 1:
             raise ValueError(
                 f"guidance_start must be a time in [0, 1], 0 noise and 1 data, got {self.guidance_start!r}"
@@ -120,8 +124,8 @@ class Sampler:
     Args:
         model: a conditional model. It runs in evaluation mode and without gradients, and is put back as it was.
         dtype: run a copy of the model with its weights in this dtype (bfloat16 reads half the memory). Parameters
-            marked ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the solver works in
-            that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products
+            that a module names ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the
+            solver works in that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products
             are faster on this machine (`ssmgen.precision`).
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
             The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
@@ -169,19 +173,20 @@ class Sampler:
         given = {"mask": mask, **others} if mask is not None else others
         check_keywords("Sampler", given, [*_CALL, *self.conditions, *SETTINGS])
         values = {name: torch.as_tensor(given[name]) for name in self.conditions if given.get(name) is not None}
+        values = {name: value if value.dim() else value.unsqueeze(0) for name, value in values.items()}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
-        learned: Objective = _resolve(objective, "objective")
-        solver: Solver = _resolve(settings.solver, "solver", path=getattr(learned, "path", None))
+        goal: Objective = _resolve(objective, "objective")
+        solver: Solver = _resolve(settings.solver, "solver", path=getattr(goal, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
         for name, value in values.items():
-            if value.dim() and value.shape[0] not in (1, x0.shape[0]):
+            if value.shape[0] not in (1, x0.shape[0]):
                 raise ValueError(
                     f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images"
                 )
         x0 = x0.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
-            task = _Task(x0, values, settings, learned, solver, ts.cpu())
+            task = _Task(x0, values, settings, goal, solver, ts.cpu())
             return self._solve(task, progress) if not solver.adaptive or len(x0) == 1 else self._one_by_one(task)
 
     def _solve(self, task: _Task, progress: Callable[[int, Tensor], None] | None = None) -> Tensor:
@@ -319,16 +324,17 @@ def sample(
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """A copy of a model with its floating-point weights in ``dtype``, save parameters marked ``keep_float32``."""
+    """A copy of a model with its floating-point weights in ``dtype``, save those its modules name ``keep_float32``."""
     changed = copy.deepcopy(model)
-    for parameter, original in zip(changed.parameters(), model.parameters(), strict=True):  # a copy loses the marks
-        if parameter.is_floating_point() and not getattr(original, "keep_float32", False):
+    kept = {id(m.get_parameter(name)) for m in changed.modules() for name in getattr(m, "keep_float32", ())}
+    for parameter in changed.parameters():
+        if parameter.is_floating_point() and id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)
     return changed
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _checked_times(times: Tensor) -> Tensor:
@@ -338,9 +344,9 @@ def _checked_times(times: Tensor) -> Tensor:
 
 
 def _resolve(given: Any, kind: str, **offered: Any) -> Any:
-    if not isinstance(given, str):
+    if not isinstance(given, str | Mapping):
         return given
-    find(given, kind)
+    find(divided(given)[0], kind)
     return make(given, **{name: value for name, value in offered.items() if value is not None})
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomize
 from einops import rearrange, repeat
 from torch import nn
 
@@ -109,3 +110,100 @@ def test_two_conditions_through_layers_of_one_kind():
     model = build("sisma-debug", conditions=kinds, cross=dict.fromkeys(kinds, "cross-mamba"), scale=1, **SMALL)
     assert {"cross_mamba_mask", "cross_mamba_other"} <= set(dict(model.blocks[0].named_children()))
     train_and_sample(model, mask=MASK, other=MASK.flip(0))
+
+
+def test_an_unconditional_model_and_a_class_conditional_one():
+    size = {"dim": 32, "depth": 1, "in_channels": 3}
+    plain = build("sisma-debug", conditions={}, cross={}, **size)
+    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    assert plain(x, t).shape == ssmgen.sample(plain, x, steps=1).shape == x.shape
+    labels = {"label": {"name": "class-label", "num_labels": 4}}
+    dit = build("dit-debug", conditions=labels, add=(), **size)
+    assert torch.equal(dit(x, t, label=[1, 3]), dit(x, t, cond=dit.condition(label=torch.tensor([1, 3]), size=(8, 8))))
+    randomize(dit)
+    one = ssmgen.sample(dit, x, label=3, steps=1)  # one label for all
+    torch.testing.assert_close(one, ssmgen.sample(dit, x, label=torch.tensor([3, 3]), steps=1))
+
+
+def test_tokens_of_another_length_reach_cross_attention():
+    @ssmgen.register("condition", "words")
+    class Words(ssmgen.conditions.Condition):
+        def null(self, size, device):
+            return torch.zeros(1, 5, 32, device=device)
+
+        def signal(self, given, size, keep):
+            return ssmgen.conditions.Signal(tokens=given)
+
+    cross = {"mask": "cross-mamba", "text": "cross-attention"}
+    model = build("sisma-debug", conditions={"mask": "label-map", "text": "words"}, cross=cross, num_heads=4, **SMALL)
+    train_and_sample(model, mask=MASK, text=torch.randn(2, 5, 32))
+
+
+def test_a_model_made_on_meta_takes_weights():
+    """Conditions send their values where the weights are, also where these came last."""
+    kinds = {"mask": "label-map", "label": {"name": "class-label", "num_labels": 4}}
+    for name, more in (("sisma-debug", {"conditions": kinds}), ("sdm-debug", {})):
+        model = randomize(build(name, **more), std=0.05).eval()
+        with torch.device("meta"):
+            other = build(name, **more).eval()
+        other.load_state_dict(model.state_dict(), assign=True)
+        x, t, mask = torch.randn(1, 3, 8, 8), torch.rand(1), torch.randint(0, 19, (1, 8, 8))
+        assert torch.equal(other(x, t, mask), model(x, t, mask))
+        assert torch.equal(other(x, t, mask.numpy()), other(x, t, cond=other.condition(mask.numpy())))
+        with pytest.raises(ValueError, match="label 77"):
+            other(x, t, torch.full((1, 8, 8), 77))
+
+
+LABEL = {"name": "class-label", "num_labels": 4}
+WITH_KIND = {"mask": "label-map", "kind": LABEL}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"add": ("maks",)}, ValueError, "no condition 'maks'.*'mask'"),
+        ({"add": "mask"}, TypeError, r"add is a list of conditions' names, got 'mask'"),
+        (
+            {"conditions": {"mask": "label-map", "kind": LABEL}, "kind_input": "add"},
+            ValueError,
+            "'kind' gives no tokens",
+        ),
+        (
+            {"conditions": {"mask": "label-map", "kind": LABEL}, "cross": {"kind": "cross-mamba"}},
+            ValueError,
+            "no tokens",
+        ),
+        ({"conditions": {"mask": "label-map", "steps": LABEL}}, ValueError, "cannot be called 'steps'"),
+        ({"conditions": {"mask": "label-map", "a.b": LABEL}}, ValueError, "cannot be called 'a.b'"),
+        ({"conditions": {"mask": "label-map", "time": LABEL}}, ValueError, "cannot be called 'time'"),
+        ({"conditions": {"mask": "label-map", "ffn": LABEL}}, ValueError, "cannot be called 'ffn'"),
+        ({"conditions": {"seg": "label-map"}}, ValueError, "no condition 'mask'.*There are: seg"),
+        ({"mixer": []}, ValueError, "mixer must be one spec, or up to one for each of the 2 blocks, got 0"),
+        ({"mixer": ["self-mamba"] * 3}, ValueError, "for each of the 2 blocks, got 3"),
+        ({"orders": "row"}, ValueError, "orders must be a list"),
+        ({"orders": ["rwo"]}, ValueError, "unknown scan order 'rwo'.*'row'"),
+        ({"mixer": "self-attention", "num_heds": 2}, TypeError, "takes no 'num_heds'.*'num_heads'"),
+        ({"mask_input": True}, ValueError, "mask_input must be 'none' or 'add', got True"),
+    ],
+)
+def test_mistakes_of_composing_are_explained(settings, kind, message):
+    with pytest.raises(kind, match=message):
+        build("sisma-debug", **settings)
+
+
+def test_what_a_name_fixes_for_other_parts_is_left_out():
+    model = build("sisma-debug", conditions={"seg": "label-map"}, cross={"seg": "cross-mamba"})
+    assert model.conditions["seg"].scale == 1 and model.num_classes == 19
+    assert build("sisma-mini", mixer={"name": "self-attention", "num_heads": 4}, cross={}, mask_input="add").add == (
+        "mask",
+    )
+
+
+def test_a_family_may_fix_its_mixer():
+    class Fixed(TokenModel):
+        def __init__(self, *, levels=1, **rest):
+            super().__init__(mixer="self-mamba", cross={"mask": "cross-mamba"}, **rest)
+            self.levels = levels
+
+    ssmgen.register("model", "fixed-debug", **SMALL)(Fixed)
+    assert build("fixed-debug", levels=2, mask_dropout=0.1).levels == 2

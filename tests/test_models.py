@@ -129,7 +129,7 @@ def test_rivals_have_the_sizes_they_claim():
         assert count(dits[name]) - count(dits[name].conditions) == pytest.approx(parameters, rel=0.02), name
     with torch.device("meta"):
         assert count(build("sdm")) == 652_998_403  # SISMA's paper: 653 M
-    with pytest.raises(ValueError, match="nothing is told by condition 'mask'"):
+    with pytest.raises(ValueError, match="condition 'mask' is not used: give it a layer"):
         build("dit-debug", mask_input="none")
 
 

@@ -224,9 +224,12 @@ def test_a_weight_multiplies_the_squared_error(objective):
     x_t = objective.path.interpolate(x0, x1, t)
     error = (model(x_t, t) - objective.target(x0, x1, t)).square()
     assert torch.equal(objective.loss(model, x1, noise=x0, t=t, weight=weight), (error * weight).mean())
-    alone = [objective.loss(model, x1, noise=x0, t=t, weight=w) for w in (torch.tensor(2.0), torch.full((8,), 2.0))]
-    torch.testing.assert_close(torch.stack(alone), 2 * objective.loss(model, x1, noise=x0, t=t).expand(2))
-    for shape in ((2, 1, 8, 8), (4, 1, 4, 4), (1, 4, 1, 8, 8)):
+    twice = objective.loss(model, x1, noise=x0, t=t, weight=torch.tensor(2.0))
+    torch.testing.assert_close(twice, 2 * objective.loss(model, x1, noise=x0, t=t))
+    each = torch.rand(4)  # one per example, and not along the width
+    expected = (error * each.view(4, 1, 1, 1)).mean()
+    torch.testing.assert_close(objective.loss(model, x1, noise=x0, t=t, weight=each), expected)
+    for shape in ((2, 1, 8, 8), (8,), (4, 1, 4, 4), (1, 4, 1, 8, 8)):
         with pytest.raises(ValueError, match=r"weight must broadcast to data \(4, 3, 8, 8\), got "):
             objective.loss(model, x1, weight=torch.ones(shape))
 

@@ -20,27 +20,33 @@ class Condition(nn.Module, ABC):
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
-    _device: Tensor
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout of a condition must be in [0, 1), got {dropout}")
         self.dropout = dropout
-        self.register_buffer("_device", torch.empty(0), persistent=False)  # moves with the model, whatever it holds
 
-    def forward(self, given: Any, size: tuple[int, int] | None = None, keep: Tensor | None = None) -> Signal:
+    def forward(
+        self,
+        given: Any,
+        size: tuple[int, int] | None = None,
+        keep: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Signal:
         """What the condition says.
 
         Args:
             given: one value per item; None is the null, of batch 1.
             size: (height, width) of the latent, where the value does not tell it.
             keep: ``(batch,)`` bool, False makes an item null; drawn in training where None.
+            device: where to; that of its weights where None.
         """
-        device = self._device.device
+        device = device or next(self.parameters(), torch.empty(0)).device
         if given is None:
             return self.signal(self.null(size, device), size, torch.zeros(1, dtype=torch.bool, device=device))
         given = torch.as_tensor(given)
+        given = given.unsqueeze(0) if given.dim() == 0 else given
         if keep is None and self.training and self.dropout:
             keep = torch.rand(given.shape[:1], device=device) >= self.dropout
         return self.signal(given.to(device), size, keep)

@@ -19,7 +19,9 @@ class _Mask(Condition):
 
     def size_of(self, given: Tensor) -> tuple[int, int] | None:
         """Its own size over the scale, where that is whole."""
-        height, width = given.shape[-2:] if given.dim() > 1 else (1, 1)
+        if given.dim() < 3:
+            return None
+        height, width = given.shape[-2:]
         return (height // self.scale, width // self.scale) if not (height % self.scale or width % self.scale) else None
 
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:

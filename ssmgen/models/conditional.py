@@ -15,6 +15,12 @@ from ssmgen.nn.patch import check_image
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import check_keywords
 
+#: Arguments of models, objectives and samplers, which conditions are passed beside.
+_RESERVED = (
+    *("x", "t", "cond", "modulation", "size", "data", "noise", "generator", "weight", "x0", "sampling", "objective"),
+    *("times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "seed"),
+)
+
 
 class Conditioning(NamedTuple):
     """What a model computes from its conditions alone; made by `ConditionalModel.condition`, taken as ``cond=``.
@@ -58,9 +64,17 @@ class ConditionalModel(nn.Module, ABC):
     blocks: nn.ModuleList
 
     def set_conditions(self, conditions: Mapping[str, nn.Module]) -> None:
-        """Take the conditions; what the first label map among them tells of masks becomes the model's own."""
+        """Take the conditions; what the first label map among them tells of masks becomes the model's own.
+
+        Raises:
+            ValueError: a name that is no identifier, or has another meaning in a call.
+        """
+        for name in conditions:
+            if not name.isidentifier() or name in _RESERVED:
+                raise ValueError(f"a condition cannot be called {name!r}: choose an identifier that is not an argument")
         self.conditions = nn.ModuleDict(conditions)
-        label_map: Any = next((each for each in conditions.values() if hasattr(each, "scale")), None)
+        maps = (each for each in conditions.values() if hasattr(each, "scale") and hasattr(each, "num_classes"))
+        label_map: Any = next(maps, None)
         if label_map is not None:
             self.mask_scale, self.num_classes = label_map.scale, label_map.num_classes
 
@@ -134,10 +148,14 @@ class ConditionalModel(nn.Module, ABC):
         """
         given = others if mask is None else {"mask": mask, **others}
         check_keywords("the model", given, self.conditions)
+        given = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        if size is not None and (size[0] % self.multiple or size[1] % self.multiple):
+            raise ValueError(f"size must be multiples of {self.multiple}, the height and width of x, got {size}")
         if size is None:
             told = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
             size = next((found for found in told if found is not None), None)
-        signals = {name: each(given.get(name), size) for name, each in self._named()}
+        device = next(self.time_embedding.parameters()).device
+        signals = {name: each(given.get(name), size, device=device) for name, each in self._named()}
         grids = [signal.grid for signal in signals.values() if signal.grid is not None]
         if size is None and not grids:
             raise ValueError("condition needs size=(height, width) of the latent: no value given here tells it")

@@ -9,7 +9,7 @@ from ssmgen.registry import register
 
 _DIT = {"mixer": "self-attention", "add": ("mask",), "num_classes": NUM_CLASSES}
 
-register("model", "dit-debug", **_DIT, dim=32, depth=2, num_heads=2, in_channels=3, mask_scale=1)(TokenModel)
+register("model", "dit-debug", **_DIT, dim=32, depth=2, num_heads=2, in_channels=3, scale=1)(TokenModel)
 register("model", "dit-s", **_DIT, dim=384, depth=12, num_heads=6)(TokenModel)
 register("model", "dit-b", **_DIT, dim=768, depth=12, num_heads=12)(TokenModel)
 register("model", "dit-l", **_DIT, dim=1024, depth=24, num_heads=16)(TokenModel)

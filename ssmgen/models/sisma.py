@@ -22,16 +22,14 @@ _ATTENTION = {
 _LAYERS = (("self_mamba", "self-mamba", None), ("cross_mamba", "cross-mamba", "mask"), ("ffn", "feed-forward", None))
 register("block", "sisma-block", layers=_LAYERS)(Block)
 
-register("model", "sisma-debug", **_MAMBA, dim=32, depth=2, in_channels=3, mask_scale=1)(TokenModel)
+register("model", "sisma-debug", **_MAMBA, dim=32, depth=2, in_channels=3, scale=1)(TokenModel)
 register("model", "sisma-mini", **_MAMBA, dim=96, depth=3, d_state=4, gates=False)(TokenModel)
 register("model", "sisma-s", **_MAMBA, dim=384, depth=12)(TokenModel)
 register("model", "sisma-b", **_MAMBA, dim=768, depth=12)(TokenModel)
 register("model", "sisma-l", **_MAMBA, dim=768, depth=24)(TokenModel)
 register("model", "sisma-xl", **_MAMBA, dim=1024, depth=24)(TokenModel)
 
-register("model", "sisma-attn-debug", **_ATTENTION, dim=32, depth=2, num_heads=2, in_channels=3, mask_scale=1)(
-    TokenModel
-)
+register("model", "sisma-attn-debug", **_ATTENTION, dim=32, depth=2, num_heads=2, in_channels=3, scale=1)(TokenModel)
 register("model", "sisma-attn-s", **_ATTENTION, dim=384, depth=12, num_heads=6)(TokenModel)
 register("model", "sisma-attn-b", **_ATTENTION, dim=768, depth=12, num_heads=12)(TokenModel)
 register("model", "sisma-attn-l", **_ATTENTION, dim=768, depth=24, num_heads=12)(TokenModel)

@@ -14,7 +14,7 @@ from ssmgen.models.conditional import ConditionalModel, Conditioning, batch_of, 
 from ssmgen.nn import AdaLNZero, Block, Patchify, PositionEmbedding, TimeEmbedding, Unpatchify
 from ssmgen.nn.block import Layer, offered_to, settings_of
 from ssmgen.nn.signal import Signal
-from ssmgen.ops import SCAN_ORDERS
+from ssmgen.ops import SCAN_ORDERS, scan_order
 from ssmgen.registry import Spec, check_keywords, closest, divided, keywords, make
 
 _MASK = {"mask": "label-map"}
@@ -40,7 +40,7 @@ class TokenModel(ConditionalModel):
             ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without.
 
     Raises:
-        ValueError: an empty stack, a condition that nothing is told by, or one that is not there.
+        ValueError: an empty stack, a condition that is not used, or a name that is no condition.
         TypeError: a setting that no part takes; names the closest.
     """
 
@@ -61,36 +61,37 @@ class TokenModel(ConditionalModel):
         **settings: Any,
     ) -> None:
         super().__init__()
-        named, cross = conditions or _MASK, cross or {}
+        named = dict(_MASK if conditions is None else conditions)
+        cross, mixers = dict(cross or {}), _listed(mixer)
         check_keywords(type(self).__name__, settings, self.takes({"mixer": mixer, "cross": cross, "conditions": named}))
-        if depth < 1:
-            raise ValueError(f"depth must be positive, got {depth}")
-        if not orders:
-            raise ValueError("orders must not be empty: name at least one scan order, e.g. orders=['row']")
+        _check_stack(depth, mixers, orders)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
         _warn_if_narrow(dim, patch_size, in_channels)
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
-        shared = {**settings, "dim": dim, "patch_size": patch_size}
-        self.set_conditions({name: make(spec, **offered_to(name, shared)) for name, spec in named.items()})
-        _check_told(self.conditions, cross, self.add)
-        mixers = _listed(mixer)
-        self.blocks = nn.ModuleList(
-            Block(dim, _layers(mixers[i % len(mixers)], cross), gates, **settings, order=orders[i % len(orders)])
-            for i in range(depth)
-        )
+        given = {"dim": dim, "patch_size": patch_size}
+        self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
+        _check_names(self.conditions, cross, self.add, mixers)
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            layers = _layers(mixers[i % len(mixers)], cross)
+            own = {**settings, "order": orders[i % len(orders)]}
+            known = Block.takes({"layers": layers})
+            self.blocks.append(Block(dim, layers, gates, **{name: own[name] for name in own if name in known}))
         self.head_adaln = AdaLNZero(dim, sublayers=1, gates=False)
         self.head = Unpatchify(dim, in_channels, patch_size)
 
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
         """Settings that the parts take which ``arguments`` name."""
-        named = arguments.get("conditions") or _MASK
-        mixers, cross = _listed(arguments["mixer"]), arguments.get("cross") or {}
+        named = arguments.get("conditions")
+        named = _MASK if named is None else named
+        mixers, cross = _listed(arguments.get("mixer", ())), arguments.get("cross") or {}
         parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross)}
-        return [*keywords(TokenModel.__init__), *settings_of({**parts, **named}), *(f"{name}_input" for name in named)]
+        decided = ("dim", "order", "patch_size")
+        return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named)]
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         """The token grid that each block works on: the model's. A family whose blocks differ overrides it."""
@@ -115,7 +116,7 @@ class TokenModel(ConditionalModel):
         tokens = self.position(tokens, grid)
         if self.add:
             parts = zip(tokens.chunk(len(conds)), conds, strict=True)
-            tokens = torch.cat([part + own.added for part, own in parts if own.added is not None])
+            tokens = torch.cat([part + own.added for part, own in parts])  # type: ignore[operator]
         grids = self.grids(grid)
 
         def run(i: int, tokens: Tensor) -> Tensor:
@@ -168,24 +169,43 @@ def _key(spec: Spec) -> str:
 
 def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[str, Any]) -> tuple[str, ...]:
     """Conditions that are added at the input; takes the settings that say so out of ``settings``."""
-    chosen = {name: name in add for name in conditions}
+    if isinstance(add, str):
+        raise TypeError(f"add is a list of conditions' names, got {add!r}: write add=[{add!r}]")
+    chosen = dict.fromkeys(add, True)
     for name in conditions:
         word = settings.pop(f"{name}_input", None)
         if word not in (None, "none", "add"):
-            raise ValueError(f"{name}_input must be 'none' or 'add', got {word!r}{closest(word, ('none', 'add'))}")
-        chosen[name] = chosen[name] if word is None else word == "add"
+            near = closest(str(word), ("none", "add"))
+            raise ValueError(f"{name}_input must be 'none' or 'add', got {word!r}{near}")
+        if word is not None:
+            chosen[name] = word == "add"
     return tuple(name for name, wanted in chosen.items() if wanted)
 
 
-def _check_told(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str]) -> None:
+def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
+    if depth < 1:
+        raise ValueError(f"depth must be positive, got {depth}")
+    if not 1 <= len(mixers) <= depth:
+        raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
+    if not orders or isinstance(orders, str):
+        raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")
+    for order in orders:
+        scan_order(order, 1, 1)  # raises where it is unknown
+
+
+def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str], mixers: Any) -> None:
+    """Every condition reaches something that can use it, and no name has two meanings."""
     for name in [*cross, *add]:
         if name not in conditions:
-            raise ValueError(
-                f"no condition {name!r}{closest(name, conditions)} The conditions: {', '.join(conditions)}."
-            )
+            raise ValueError(f"no condition {name!r}{closest(name, conditions)} There are: {', '.join(conditions)}.")
+        if "tokens" not in conditions[name].gives:  # type: ignore[operator]
+            raise ValueError(f"condition {name!r} gives no tokens: leave it out of cross= and add=")
+    layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross)}
     for name, condition in conditions.items():
+        if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):
+            raise ValueError(f"a condition cannot be called {name!r}: its settings would be those of something else")
         if "vector" not in condition.gives and name not in cross and name not in add:  # type: ignore[operator]
-            raise ValueError(f"nothing is told by condition {name!r}: give it a layer by cross=, or name it in add=")
+            raise ValueError(f"condition {name!r} is not used: give it a layer in cross=, or name it in add=")
 
 
 def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:

@@ -77,10 +77,15 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> AttentionCondition:
-        """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
+        """Everything that depends on the condition tokens ``(batch, any length, dim)`` alone.
+
+        With ``position`` they must lie on the grid: ``(batch, height * width, dim)``.
+        """
         tokens = tokens_of(signal)
-        check_tokens(tokens, size, self.q.in_features, "cond")
+        if tokens.dim() != 3 or tokens.shape[2] != self.q.in_features:
+            raise ValueError(f"cond must be (batch, tokens, {self.q.in_features}), got {tuple(tokens.shape)}")
         if self.position is not None:
+            check_tokens(tokens, size, self.q.in_features, "cond")
             tokens = self.position(tokens, size)
         k, v = rearrange(self.kv(tokens), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
         return AttentionCondition(k, v)
@@ -88,7 +93,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, cond: Tensor | AttentionCondition | list[AttentionCondition], size: tuple[int, int]
     ) -> Tensor:
-        """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
+        """Mix content tokens ``(batch, height * width, dim)`` with a condition.
 
         Args:
             x: content tokens.

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from ssmgen.nn.adaln import AdaLNZero, Modulation
 from ssmgen.nn.signal import Signal
-from ssmgen.registry import Spec, make, takes
+from ssmgen.registry import Spec, check_keywords, make, takes
 
 #: A layer of a block: its attribute, its spec, and the name of the condition it is told by, or None.
 Layer = tuple[str, Spec, str | None]
-
-_GIVEN = ("dim", "order", "patch_size")  # what a stack itself decides for its parts
 
 
 class Block(nn.Module):
@@ -31,6 +29,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, layers: Sequence[Layer], gates: bool = True, **settings: Any) -> None:
         super().__init__()
+        check_keywords(type(self).__name__, settings, self.takes({"layers": layers}))
+        if len({key for key, _, _ in layers}) < len(layers):
+            raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
         self.told_by = {key: condition for key, _, condition in layers}
         self.adaln = AdaLNZero(dim, sublayers=len(layers), gates=gates)
         for key, spec, _ in layers:
@@ -39,7 +40,7 @@ class Block(nn.Module):
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
         """Settings that its layers take."""
-        return settings_of({key: spec for key, spec, _ in arguments.get("layers", ())})
+        return settings_of({key: spec for key, spec, _ in arguments.get("layers", ())}, ("dim",))
 
     def condition(self, signals: Mapping[str, Signal | Tensor], size: tuple[int, int]) -> dict[str, Any]:
         """What each layer derives from its condition alone, by the layer's key.
@@ -60,20 +61,19 @@ class Block(nn.Module):
         Args:
             x: tokens ``(b, l, d)``, row-major.
             c: conditioning vectors ``(b, d)`` or ``(1, d)``, or the modulations that ``adaln`` made of them.
-            cond: what `condition` returned, several of these in a list for equal parts of the batch, or what it takes.
+            cond: a list of what `condition` returned, each for an equal part of the batch; or what it takes, or the
+                tokens of the only condition.
             size: (height, width) in tokens.
         """
         modulations = self.adaln(c) if isinstance(c, Tensor) else c
-        conds = cond if isinstance(cond, list) else [self._computed(cond, size)]
+        if isinstance(cond, Tensor):
+            cond = {name: cond for name in self.told_by.values() if name is not None}
+        conds = cond if isinstance(cond, list) else [self.condition(cond, size)]
         for (key, name), modulation in zip(self.told_by.items(), modulations, strict=True):
             layer, h = getattr(self, key), modulation.norm(x)
             update = layer(h, size) if name is None else layer(h, [each[key] for each in conds], size)
             x = modulation.residual(x, update)
         return x
-
-    def _computed(self, cond: Any, size: tuple[int, int]) -> Any:
-        told = {name for name in self.told_by.values() if name is not None}
-        return self.condition(cond, size) if told and told <= cond.keys() else cond
 
 
 def offered_to(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def offered_to(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **own}
 
 
-def settings_of(parts: Mapping[str, Spec]) -> list[str]:
-    """Names under which settings reach parts, see `offered_to`."""
-    names = {key: [name for name in takes(spec) or () if name not in _GIVEN] for key, spec in parts.items()}
+def settings_of(parts: Mapping[str, Spec], decided: Sequence[str]) -> list[str]:
+    """Names under which settings reach parts, see `offered_to`, without those that are decided for them."""
+    names = {key: [name for name in takes(spec) or () if name not in decided] for key, spec in parts.items()}
     plain = [name for taken in names.values() for name in taken]
     return list(dict.fromkeys([*plain, *(f"{key}_{name}" for key, taken in names.items() for name in taken)]))
 

@@ -35,6 +35,9 @@ class SelectiveSSM(nn.Module):
         backend: which `selective_scan` backend runs.
     """
 
+    #: Parameters that stay in float32 where a model samples in 16 bits.
+    keep_float32 = ("A_log", "D", "dt_proj.bias")
+
     def __init__(
         self,
         dim: int,
@@ -66,8 +69,6 @@ class SelectiveSSM(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         for parameter in (self.A_log, self.D):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
-        for parameter in (self.A_log, self.D, self.dt_proj.bias):
-            parameter.keep_float32 = True  # type: ignore[attr-defined]
         self._reset_step_size()
 
     def _reset_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:

@@ -21,8 +21,10 @@ def parts_of(states: list[Any], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
     """Each state, expanded to its part of the batch, with that part of every tensor.
 
     Raises:
-        ValueError: a state of another batch than its part.
+        ValueError: states that cannot share the batch equally, or one of another batch than its part.
     """
+    if len(tensors[0]) % len(states):
+        raise ValueError(f"{len(states)} conditions cannot serve equal parts of a batch of {len(tensors[0])}")
     for state, *parts in zip(states, *(tensor.chunk(len(states)) for tensor in tensors), strict=True):
         yield expanded(state, len(parts[0])), *parts
 

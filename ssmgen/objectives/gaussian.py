@@ -57,6 +57,8 @@ class GaussianObjective:
         _check_choice("t_sampling", t_sampling, ("uniform", "logit-normal"))
         if not smallest > 0:
             raise ValueError(f"smallest must be positive, got {smallest}")
+        if path is not None and not hasattr(path, "interpolate"):
+            raise TypeError(f"path must be a Path, or None for the linear one, got {path!r}")
         self.path: Path = LinearPath() if path is None else path
         self.prediction, self.weighting = prediction, weighting
         self.t_sampling, self.smallest = t_sampling, smallest
@@ -78,8 +80,8 @@ class GaussianObjective:
             data: x_1, ``(batch, channels, height, width)``.
             noise, t: x_0 of the shape of data, and times ``(batch,)`` in [0, 1]; drawn where None.
             generator: source of noise and t, on the device of ``data``.
-            weight: factor of the squared error, ``(batch or 1, 1, height, width)`` or any shape that broadcasts to that
-                of ``data``, e.g. from `ssmgen.data.loss_weights`. The best prediction does not depend on it.
+            weight: factor of the squared error, ``(batch,)``, or ``(batch or 1, 1, height, width)`` such as
+                `ssmgen.data.loss_weights` gives. The best prediction does not depend on it.
             **condition: passed to the model, e.g. ``mask=...``.
 
         Raises:
@@ -92,6 +94,8 @@ class GaussianObjective:
             noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
         if t is None:
             t = self.sample_t(data.shape[0], data.device, generator)
+        if weight is not None and weight.dim() == 1:
+            weight = broadcast_time(weight, data)
         _check_shapes(data, noise, t, weight)
         prediction = model(*self.inputs(self.path.interpolate(noise, data, t), t), **condition)
         error = (prediction.float() - self.target(noise, data, t).float()).square()

@@ -176,7 +176,11 @@ class _Kept:
     """An objective whose velocity outside the region is that of its path to the image."""
 
     def __init__(self, objective: Any, inside: Tensor, noise: Tensor, data: Tensor) -> None:
-        self.objective, self.path, self.inputs = objective, objective.path, objective.inputs
+        self.objective, self.path, self.inputs = (
+            objective,
+            objective.path,
+            getattr(objective, "inputs", lambda x, t: (x, t)),
+        )
         self.inside, self.noise, self.data = inside, noise, data
 
     def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

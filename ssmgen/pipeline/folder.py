@@ -17,6 +17,7 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.registry import Spec, build, divided, find, names
 from ssmgen.sampling import Sampling
+from ssmgen.solvers import Solver
 from ssmgen.weights import load_weights, tensors_of, write_weights
 
 _FORMAT = 2  # 1 had no objective, which was flow matching
@@ -63,6 +64,8 @@ class Recipe:
             raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", Sampling().replaced(**self.sampling))
+        if not isinstance(self.sampling, Sampling) or isinstance(self.sampling.solver, Solver):
+            raise TypeError(f"sampling must be settings whose solver is a name or a spec, got {self.sampling!r}")
 
     @property
     def title(self) -> str:

@@ -1,6 +1,6 @@
 """Images from masks: a trained model with its autoencoder, labels and settings as one object."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ class MaskToImage:
         pipe("mask.png", seed=0)[0].save("face.png")
 
     Args:
-        model: a mask-conditioned model, such as `ssmgen.models.SISMA`, with trained weights.
+        model: a mask-conditioned model, such as `ssmgen.models.TokenModel`, with trained weights.
         autoencoder: that of its latents, see `ssmgen.latents`.
         recipe: the model's name and arguments, its labels, image size and sampling settings.
         card: Markdown for the README on disk and on the hub; generated from the recipe if empty.
@@ -71,7 +71,7 @@ class MaskToImage:
         model, autoencoder, recipe, card = read_folder(folder)
         try:
             return cls(model, autoencoder, recipe, card=card)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}: {error}") from error
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -303,7 +303,10 @@ def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     ):
         if getattr(model, name, value) != value:
             raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {unit}")
-    side = autoencoder.factor * getattr(model, "patch_size", 1)
+    scale, conditions = recipe.sampling.guidance_scale, getattr(model, "conditions", {"mask": None})
+    if isinstance(scale, Mapping) and not scale.keys() <= conditions.keys():
+        raise ValueError(f"guidance_scale={scale!r} names a condition that the model does not have")
+    side = autoencoder.factor * getattr(model, "multiple", 1)
     if recipe.image_size % side:
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
 

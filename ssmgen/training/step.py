@@ -113,6 +113,7 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
 
     Raises:
         TypeError: the batch is no mapping with an entry ``data``.
+        ValueError: an entry of another length than ``data``.
     """
     if not isinstance(batch, Mapping) or "data" not in batch:
         found = f"the entries {', '.join(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
@@ -120,7 +121,11 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
             "an example must be a mapping with 'data' and the model's conditions by name, "
             f"{{'data': x, NAME: condition}}; got {found}"
         )
-    size = len(batch["data"]) // parts
+    count = len(batch["data"])
+    for name, x in batch.items():
+        if len(x) != count:
+            raise ValueError(f"{name!r} has {len(x)} items and 'data' {count}: a batch has one of each per example")
+    size = count // parts
     return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(parts)]
 
 
