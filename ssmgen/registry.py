@@ -83,7 +83,11 @@ def build(name: str, **overrides: Any) -> Any:
     missing = [p for p in _required(entry.builder) if p not in arguments]
     if missing:
         example = ", ".join(f"{p}=..." for p in missing)
-        raise TypeError(f"{name!r} needs {', '.join(missing)}: write build({name!r}, {example})")
+        spec = ", ".join(f"{p!r}: ..." for p in missing)
+        raise TypeError(
+            f"{name!r} needs {', '.join(missing)}: write build({name!r}, {example}), or as a spec "
+            f"{{'name': {name!r}, {spec}}}"
+        )
     return entry.builder(**arguments)
 
 

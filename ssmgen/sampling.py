@@ -182,7 +182,8 @@ class Sampler:
         for name, value in values.items():
             if value.shape[0] not in (1, x0.shape[0]):
                 raise ValueError(
-                    f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images"
+                    f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images (one "
+                    f"alone has a batch dimension too: {name}[None])"
                 )
         x0 = x0.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):

@@ -112,9 +112,11 @@ def test_a_control_out_of_range_is_refused(runner, place, value, message):
 
 def test_guidance_needs_a_model_that_has_it():
     pipe = untrained_pipe(SIDE)
-    pipe.model.mask_dropout = 0.0
+    pipe.model.conditions["mask"].dropout = 0.0
     with pytest.raises(InvalidRequest, match="trained without guidance"):
         JobRunner(pipe).checked(3, 2, "euler", 2.0, 2)
+    shipped = JobRunner(MaskToImage.from_pretrained("drawn-faces"))
+    assert shipped.guided and shipped.checked(3, 2, "euler", 2.0, 2).sampling.guidance_scale == 2
 
 
 class Endless(MaskToImage):

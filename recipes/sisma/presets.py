@@ -49,6 +49,7 @@ class Config:
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: how it draws times, ``uniform`` or ``logit-normal``.
+        steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
         minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
             continued run keeps the number it began with.
         train: see `ssmgen.training.TrainSettings`.

@@ -214,9 +214,11 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     changed = f" {config.model_args}" if config.model_args else ""
+    repeated = " (rare classes repeated)" if config.balance else ""
     print(
         f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
-        f"{examples} examples an epoch, {config.train.steps} steps of {config.train.batch_size}, run {config.run}\n"
+        f"{examples} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
+        f"run {config.run}\n"
         f"scan backend on {device}: {scan}",
         file=sys.stderr,
     )

@@ -155,7 +155,7 @@ class ConditionalModel(nn.Module, ABC):
             told = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
             size = next((found for found in told if found is not None), None)
         device = next(self.time_embedding.parameters()).device
-        signals = {name: each(given.get(name), size, device=device) for name, each in self._named()}
+        signals = {name: _named_in_errors(name, each, given.get(name), size, device) for name, each in self._named()}
         grids = [signal.grid for signal in signals.values() if signal.grid is not None]
         if size is None and not grids:
             raise ValueError("condition needs size=(height, width) of the latent: no value given here tells it")
@@ -204,6 +204,14 @@ class ConditionalModel(nn.Module, ABC):
         device = x.device.type
         if x.dtype != weights and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
+
+
+def _named_in_errors(name: str, condition: Any, given: Any, size: tuple[int, int] | None, device: Any) -> Signal:
+    """The signal of a condition, whose errors say which one it is."""
+    try:
+        return condition(given, size, device=device)
+    except (TypeError, ValueError) as error:
+        raise error if name in str(error) else type(error)(f"condition {name!r}: {error}") from error
 
 
 def part_of_batch(conds: list[Conditioning], batch: int, grid: tuple[int, int]) -> int:

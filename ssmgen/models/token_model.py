@@ -15,7 +15,7 @@ from ssmgen.nn import AdaLNZero, Block, Patchify, PositionEmbedding, TimeEmbeddi
 from ssmgen.nn.block import Layer, offered_to, settings_of
 from ssmgen.nn.signal import Signal
 from ssmgen.ops import SCAN_ORDERS, scan_order
-from ssmgen.registry import Spec, check_keywords, closest, divided, keywords, make
+from ssmgen.registry import Spec, check_keywords, closest, divided, find, keywords, make
 
 _MASK = {"mask": "label-map"}
 
@@ -71,6 +71,8 @@ class TokenModel(ConditionalModel):
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
+        for spec in named.values():
+            find(divided(spec)[0], "condition")
         given = {"dim": dim, "patch_size": patch_size}
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         _check_names(self.conditions, cross, self.add, mixers)

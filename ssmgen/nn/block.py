@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ssmgen.nn.adaln import AdaLNZero, Modulation
 from ssmgen.nn.signal import Signal
-from ssmgen.registry import Spec, check_keywords, make, takes
+from ssmgen.registry import Spec, check_keywords, divided, find, make, takes
 
 #: A layer of a block: its attribute, its spec, and the name of the condition it is told by, or None.
 Layer = tuple[str, Spec, str | None]
@@ -34,8 +34,15 @@ class Block(nn.Module):
             raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
         self.told_by = {key: condition for key, _, condition in layers}
         self.adaln = AdaLNZero(dim, sublayers=len(layers), gates=gates)
-        for key, spec, _ in layers:
-            self.add_module(key, make(spec, **{**offered_to(key, settings), "dim": dim}))
+        for key, spec, condition in layers:
+            find(divided(spec)[0], "block")
+            layer = make(spec, **{**offered_to(key, settings), "dim": dim})
+            if hasattr(layer, "condition") != (condition is not None):
+                needs = (
+                    "needs a condition, as in cross={CONDITION: LAYER}" if condition is None else "takes no condition"
+                )
+                raise ValueError(f"layer {key!r}: {divided(spec)[0]!r} {needs}")
+            self.add_module(key, layer)
 
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:

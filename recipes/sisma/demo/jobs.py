@@ -104,7 +104,7 @@ class JobRunner:
     @property
     def guided(self) -> bool:
         """Whether the model was trained for guidance."""
-        return getattr(self.pipe.model, "mask_dropout", 0) > 0
+        return getattr(self.pipe.sampler.conditions["mask"], "dropout", 0) > 0
 
     def checked(self, seed: Any, steps: Any, solver: Any, guidance: Any, num_images: Any = 1) -> GenerationRequest:
         """A request with the values of the page's controls; raises an InvalidRequest if one is out of range."""
