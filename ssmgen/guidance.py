@@ -35,7 +35,7 @@ class Guidance(NamedTuple):
 
 
 def check_scale(scale: Any) -> None:
-    """Reject what is no scale.
+    """Reject an invalid scale.
 
     Raises:
         ValueError: not a finite number of at least 0, or not such a number for each name.
@@ -63,7 +63,9 @@ def plan(scale: Scale, given: Sequence[str], conditions: Mapping[str, Any]) -> G
             raise ValueError(f"guidance_scale names no condition {name!r}{closest(name, conditions)}")
     unmet = any(name not in given and value != 1 for name, value in by_name.items())
     if unmet or (not given and not isinstance(scale, Mapping) and scale != 1):
-        raise ValueError(f"guidance_scale={scale!r} needs a value of the condition to guide towards")
+        raise ValueError(
+            f"guidance_scale={scale!r} needs a value for the guided condition: pass it, or set its scale to 1"
+        )
     scales = {name: by_name.get(name, 1.0) for name in given}
     for name, value in scales.items():
         dropout = getattr(conditions[name], "dropout", 0)

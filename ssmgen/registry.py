@@ -163,15 +163,16 @@ def closest(name: str, candidates: Any) -> str:
 
 
 def check_keywords(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a keyword argument that ``name`` does not take.
+    """Reject a keyword argument that ``name`` does not take.
 
     Raises:
         TypeError: says which, the closest ones, and all that there are.
     """
-    takes = list(known)
+    accepted = list(known)
     for keyword in given:
-        if keyword not in takes:
-            raise TypeError(f"{name} takes no {keyword!r}{closest(keyword, takes)} It takes: {', '.join(takes)}.")
+        if keyword not in accepted:
+            listed = f"It takes: {', '.join(accepted)}." if accepted else "It takes no arguments."
+            raise TypeError(f"{name} takes no {keyword!r}{closest(keyword, accepted)} {listed}")
 
 
 def keywords(call: Callable[..., Any]) -> list[str]:

@@ -87,7 +87,7 @@ class Sampling:
         if not _is_number(self.shift) or self.shift <= 0:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)
-        for name in ("steps", "shift", "guidance_start"):  # numpy's numbers are no JSON
+        for name in ("steps", "shift", "guidance_start"):  # numpy scalars cannot be written as JSON
             value = getattr(self, name)
             if isinstance(value, numbers.Real) and not isinstance(value, int | float):
                 object.__setattr__(self, name, int(value) if name == "steps" else float(value))
@@ -122,7 +122,7 @@ class Sampler:
     times of the whole grid. Guidance is one batch of all its parts.
 
     Args:
-        model: a conditional model. It runs in evaluation mode and without gradients, and is put back as it was.
+        model: a conditional model. It runs in evaluation mode and without gradients, and its mode is restored.
         dtype: run a copy of the model with its weights in this dtype (bfloat16 reads half the memory). Parameters
             that a module names ``keep_float32`` (A_log, D and the step-size bias of the scans) keep theirs, and the
             solver works in that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products

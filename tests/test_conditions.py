@@ -62,6 +62,11 @@ def test_dropout_acts_in_training_only(name):
     trained = fields(condition.train()(many, SIZE))[0].flatten(1)
     null = (trained == nothing.flatten(1)).all(1) | torch.isclose(trained, nothing.flatten(1), atol=1e-6).all(1)
     assert 15 < null.sum() < 49 and torch.allclose(trained[~null], full.flatten(1), atol=1e-6)
+    rarely, value = made(name, dropout=0.1)
+    many = fields(rarely.train()(value[:1].expand(600, *value.shape[1:]), SIZE))[0].flatten(1)
+    nothing = fields(rarely.eval()(None, SIZE))[0]
+    dropped = torch.isclose(many, nothing.flatten(1), atol=1e-6).all(1).float().mean()
+    assert 0.05 < dropped < 0.16
     with pytest.raises(ValueError, match=r"dropout of a condition must be in \[0, 1\), got 1"):
         made(name, dropout=1)
 

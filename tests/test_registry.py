@@ -130,5 +130,5 @@ def test_settings_of_a_stack_are_those_of_its_parts():
     assert {"num_heads", "d_state"} <= set(registry.takes(hybrid))
     with pytest.raises(TypeError, match="'sisma-debug' takes no 'num_heads'"):
         ssmgen.build("sisma-debug", num_heads=2)
-    with pytest.raises(ValueError, match="unknown name 'self-mabma'.*'self-mamba'"):
+    with pytest.raises(ValueError, match="unknown block 'self-mabma'.*'self-mamba'"):
         ssmgen.build("sisma-debug", mixer="self-mabma")

@@ -77,7 +77,7 @@ def test_guidance_needs_mask_dropout_in_training():
     with pytest.raises(ValueError, match="trained with dropout of 'mask'.*mask_dropout=0"):
         sample(model, x0, mask, guidance_scale=1.5)
     sample(build("sisma-debug", mask_dropout=0.1), x0, mask, guidance_scale=1.5, steps=1)
-    with pytest.raises(ValueError, match="needs a value of the condition"):
+    with pytest.raises(ValueError, match="needs a value for the guided condition"):
         sample(build("sisma-debug", mask_dropout=0.1), x0, guidance_scale=1.5)
 
 
@@ -271,7 +271,7 @@ def test_guidance_for_what_is_not_there_is_explained():
     model, x, values = told_twice()
     with pytest.raises(ValueError, match="names no condition 'lable'.*'label'"):
         sample(model, x, **values, guidance_scale={"lable": 2.0})
-    with pytest.raises(ValueError, match="needs a value of the condition"):
+    with pytest.raises(ValueError, match="needs a value for the guided condition"):
         sample(model, x, mask=values["mask"], guidance_scale={"label": 2.0})
 
 

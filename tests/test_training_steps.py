@@ -34,7 +34,7 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
     common = [word for word in SMALL if "lr_decay" not in word]
     common += [f"cache={tmp_path / 'cache'}", "checkpoint_every=2", "evaluate=false"]
     train.main([*common, f"run={chosen}"])
-    said = re.search(r"measured \d+\.\d\d s a step: 4 steps, the most that are chosen, take", capsys.readouterr().err)
+    said = re.search(r"measured \d+\.\d\d s a step: 4 steps, the allowed maximum, take", capsys.readouterr().err)
     assert said and load_config(chosen).train.steps == load_config(chosen).train.lr_decay_steps == 4
     train.main([*common, f"run={given}", "steps=4"])
     assert digests(chosen) == digests(given) and len(digests(chosen)) == 3
@@ -61,7 +61,7 @@ def test_steps_fill_the_minutes_within_bounds(capsys):
         assert (config.train.steps, config.train.lr_decay_steps, config.sample_every) == (steps, steps, steps // 2)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "measured 0.50 s a step: 700 steps fit in 6 minutes"
-    assert said[3].endswith("400 steps, the fewest that are chosen, take about 13.3 minutes (6 were asked for)")
+    assert said[3].endswith("400 steps, the allowed minimum, take about 13.3 minutes (6 were asked for)")
     assert "90 steps, as many as the cosine of the learning rate has, take about 0.1 minutes" in said[4]
     own = train.choose_steps(train.parse(["quick", "lr_decay_steps=2000", "sample_every=0"]), lambda: 0.3)
     assert (own.train.steps, own.train.lr_decay_steps, own.sample_every) == (1200, 2000, 0)
@@ -83,7 +83,7 @@ def test_a_complete_run_is_not_trained_again(trained, capsys):
     common = [f"cache={trained.parent / 'cache'}", *SMALL, "steps=6", "model_args.mask_dropout=0.1"]
     train.main([f"run={trained}", *common, "resume=auto", "evaluate=false"])
     said = capsys.readouterr().out
-    assert digests(trained) == before and f"{trained} is at step 6 already: nothing is trained\n" in said
+    assert digests(trained) == before and f"{trained} is at step 6 already: nothing to train\n" in said
     assert "to step 6" not in said
 
 
@@ -142,7 +142,7 @@ def test_skipped_steps_are_counted_in_the_last_line(tmp_path, monkeypatch, capsy
     result = TrainResult(6, 1.0, torch.nn.Identity(), False, skipped=2)
     monkeypatch.setattr(train, "train", lambda *_, **__: result)
     train.main(words(tmp_path, "steps=6", "evaluate=false"))
-    assert re.search(r"to step 6 in 1 s; 2 of its steps were skipped", capsys.readouterr().out)
+    assert re.search(r"to step 6 in 1 s; 2 steps were skipped", capsys.readouterr().out)
 
 
 def test_a_run_records_the_precision_it_took_and_refuses_the_other(trained):

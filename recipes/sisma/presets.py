@@ -38,7 +38,7 @@ class Config:
         image_size: side of the square images in pixels.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
-        crops: train on so many crops of every prepared pair, the centre and others of at least 80 % of its side.
+        crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
         cache: folder for encoded images.
@@ -48,7 +48,7 @@ class Config:
         model: a registered model, see ``ssmgen list``.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
         objective: a registered objective, see ``ssmgen list``.
-        t_sampling: how it draws times, ``uniform`` or ``logit-normal``.
+        t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
         steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
         minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
             continued run keeps the number it began with.
@@ -88,7 +88,7 @@ class Config:
     parser: str = "drawn"
 
     def with_steps(self, steps: int) -> Self:
-        """A copy for so many steps, with what was left to follow from their number."""
+        """A copy with this number of steps and the settings that follow from it."""
         train = replace(self.train, steps=steps)
         every = max(1, (steps + 1) // 2) if self.sample_every is None else self.sample_every
         return replace(self, train=replace(train, lr_decay_steps=train.decay_steps), sample_every=every)

@@ -81,8 +81,10 @@ def main(argv: list[str]) -> int | None:
         print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
         return STOPPED
     trained = f"trained {run} to step {result.step} in {result.seconds:.0f} s"
-    complete = f"{run} is at step {result.step} already: nothing is trained"
-    skipped = f"; {result.skipped} of its steps were skipped, not being finite" if result.skipped else ""
+    complete = f"{run} is at step {result.step} already: nothing to train"
+    skipped = (
+        f"; {result.skipped} steps were skipped because the loss or gradient was not finite" if result.skipped else ""
+    )
     print((trained if done < result.step else complete) + skipped)
     if config.evaluate:
         evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
@@ -143,7 +145,7 @@ def choose_steps(config: Config, measure: Callable[[], float], *, quiet: bool = 
 def _why(config: Config, steps: int, fitting: int, seconds: float) -> str:
     if steps == fitting:
         return f"{steps} steps fit in {config.minutes:g} minutes"
-    bound = f"the {'most' if steps < fitting else 'fewest'} that are chosen"
+    bound = f"the allowed {'maximum' if steps < fitting else 'minimum'}"
     if steps == most_steps(config) < MOST:
         bound = "as many as the cosine of the learning rate has"
     return f"{steps} steps, {bound}, take about {steps * seconds / 60:.1f} minutes ({config.minutes:g} were asked for)"
@@ -192,7 +194,7 @@ def check_run_folder(config: Config, record: dict[str, Any]) -> int:
     if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
     if named and not Path(resume).is_dir():
-        raise FileNotFoundError(f"resume={resume}: is no folder of a checkpoint, and not 'auto' or 'no'")
+        raise FileNotFoundError(f"resume={resume}: not found; expected 'auto', 'no' or a checkpoint's folder")
     check_writable(run)
     found = find_checkpoint(run, None if resume == "no" else resume, record)
     done = read_state(found)["step"] if found else 0

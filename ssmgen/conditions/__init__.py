@@ -1,4 +1,4 @@
-"""What a model can be told: each condition owns its null, its dropout and its checks, and gives a `Signal`."""
+"""Conditions, the inputs of a model besides image and time: each owns its null, its dropout and its checks."""
 
 from ssmgen.conditions.class_label import ClassLabel
 from ssmgen.conditions.condition import Condition

@@ -10,7 +10,7 @@ from ssmgen.nn.signal import Signal
 
 
 class Condition(nn.Module, ABC):
-    """One thing a model is told.
+    """A named input of a model besides image and time.
 
     Args:
         dropout: probability in [0, 1) with which training replaces an item by the null, for guidance.
@@ -40,7 +40,7 @@ class Condition(nn.Module, ABC):
             given: one value per item; None is the null, of batch 1.
             size: (height, width) of the latent, where the value does not tell it.
             keep: ``(batch,)`` bool, False makes an item null; drawn in training where None.
-            device: where to; that of its weights where None.
+            device: device of the signal; that of the weights if None.
         """
         device = device or next(self.parameters(), torch.empty(0)).device
         if given is None:

@@ -1,4 +1,4 @@
-"""What all models share: what they are told, the time, and what can be computed before sampling.
+"""What all models share: their conditions, the time, and what can be computed before sampling.
 
 Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
 """
@@ -41,7 +41,7 @@ class Conditioning(NamedTuple):
 
 
 class ConditionalModel(nn.Module, ABC):
-    """Velocity model told by any number of named conditions.
+    """Velocity model with any number of named conditions.
 
     A family sets ``time_embedding``, ``conditions`` and ``blocks``, and says what it makes of them: `predict`,
     `project` and `_conditioning`.
@@ -152,8 +152,8 @@ class ConditionalModel(nn.Module, ABC):
         if size is not None and (size[0] % self.multiple or size[1] % self.multiple):
             raise ValueError(f"size must be multiples of {self.multiple}, the height and width of x, got {size}")
         if size is None:
-            told = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
-            size = next((found for found in told if found is not None), None)
+            sizes = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
+            size = next((found for found in sizes if found is not None), None)
         device = next(self.time_embedding.parameters()).device
         signals = {name: _named_in_errors(name, each, given.get(name), size, device) for name, each in self._named()}
         grids = [signal.grid for signal in signals.values() if signal.grid is not None]
@@ -192,8 +192,8 @@ class ConditionalModel(nn.Module, ABC):
                 )
             return given.split(widths, dim=1)
         if t is None or t.dim() != 1 or t.shape[0] not in (1, batch):
-            told = None if t is None else tuple(t.shape)
-            raise ValueError(f"t must be ({batch},), one time per image, or (1,), got {told}")
+            shape = None if t is None else tuple(t.shape)
+            raise ValueError(f"t must be ({batch},), one time per image, or (1,), got {shape}")
         c = self.time_embedding(t)
         vectors = [expanded(cond.vector, part) for cond in conds if cond.vector is not None]
         c = c + torch.cat(vectors) if vectors else c

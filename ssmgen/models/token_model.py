@@ -1,4 +1,4 @@
-"""The stack that every family of tokens shares: patchify, blocks, AdaLN head, unpatchify.
+"""The stack shared by all token-based model families: patchify, blocks, AdaLN head, unpatchify.
 
 Letters: b batch, c channels, h x w latent (or pixel) size, l tokens, d width.
 """
@@ -27,7 +27,7 @@ class TokenModel(ConditionalModel):
         dim: width of the tokens.
         depth: number of blocks.
         mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn.
-        cross: name of a condition to the spec of the layer that is told by it.
+        cross: name of a condition to the spec of the layer that reads it.
         conditions: name to spec; one label map called ``mask`` where None.
         add: conditions whose tokens are added to the image tokens at the input.
         in_channels: channels of the latent (or image); the output has as many.
@@ -71,8 +71,6 @@ class TokenModel(ConditionalModel):
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
-        for spec in named.values():
-            find(divided(spec)[0], "condition")
         given = {"dim": dim, "patch_size": patch_size}
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         _check_names(self.conditions, cross, self.add, mixers)
@@ -87,10 +85,13 @@ class TokenModel(ConditionalModel):
 
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
-        """Settings that the parts take which ``arguments`` name."""
+        """Names of the settings accepted by the parts in ``arguments``."""
         named = arguments.get("conditions")
         named = _MASK if named is None else named
         mixers, cross = _listed(arguments.get("mixer", ())), arguments.get("cross") or {}
+        for kind, specs in (("block", [*mixers, *cross.values()]), ("condition", named.values())):
+            for spec in specs:
+                find(divided(spec)[0], kind)
         parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross)}
         decided = ("dim", "order", "patch_size")
         return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named)]
@@ -152,6 +153,8 @@ class TokenModel(ConditionalModel):
 
 
 def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
+    if not isinstance(mixer, str | Mapping | Sequence):
+        raise TypeError(f"mixer must be a spec or a list of specs, got {mixer!r}")
     return [mixer] if isinstance(mixer, str | Mapping) else mixer
 
 
@@ -185,8 +188,8 @@ def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[st
 
 
 def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
-    if depth < 1:
-        raise ValueError(f"depth must be positive, got {depth}")
+    if not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth must be a positive whole number, got {depth!r}")
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
     if not orders or isinstance(orders, str):
@@ -205,7 +208,7 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
     layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross)}
     for name, condition in conditions.items():
         if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):
-            raise ValueError(f"a condition cannot be called {name!r}: its settings would be those of something else")
+            raise ValueError(f"a condition cannot be called {name!r}: its settings would clash with another part's")
         if "vector" not in condition.gives and name not in cross and name not in add:  # type: ignore[operator]
             raise ValueError(f"condition {name!r} is not used: give it a layer in cross=, or name it in add=")
 
@@ -215,7 +218,7 @@ def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
     if dim < 2 * values:
         warnings.warn(
             f"width {dim} is under twice the {values} values (patch_size^2 x channels) that each token carries: the "
-            "noise a velocity must contain does not fit through, and training stalls. Use a smaller patch or a "
-            "larger dim.",
+            "tokens are too narrow for the noise part of the velocity, and training stalls. Use a smaller patch or "
+            "a larger dim.",
             stacklevel=4,
         )

@@ -9,7 +9,7 @@ from ssmgen.nn.adaln import AdaLNZero, Modulation
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import Spec, check_keywords, divided, find, make, takes
 
-#: A layer of a block: its attribute, its spec, and the name of the condition it is told by, or None.
+#: A layer of a block: its attribute, its spec, and the name of the condition it reads, or None.
 Layer = tuple[str, Spec, str | None]
 
 
@@ -30,9 +30,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, layers: Sequence[Layer], gates: bool = True, **settings: Any) -> None:
         super().__init__()
         check_keywords(type(self).__name__, settings, self.takes({"layers": layers}))
-        if len({key for key, _, _ in layers}) < len(layers):
-            raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
-        self.told_by = {key: condition for key, _, condition in layers}
+        self.condition_of = {key: condition for key, _, condition in layers}
         self.adaln = AdaLNZero(dim, sublayers=len(layers), gates=gates)
         for key, spec, condition in layers:
             find(divided(spec)[0], "block")
@@ -43,6 +41,8 @@ class Block(nn.Module):
                 )
                 raise ValueError(f"layer {key!r}: {divided(spec)[0]!r} {needs}")
             self.add_module(key, layer)
+        if len({key for key, _, _ in layers}) < len(layers):
+            raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
 
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
@@ -58,7 +58,7 @@ class Block(nn.Module):
         """
         return {
             key: getattr(self, key).condition(_on(signals[name], size), size)
-            for key, name in self.told_by.items()
+            for key, name in self.condition_of.items()
             if name is not None
         }
 
@@ -74,9 +74,9 @@ class Block(nn.Module):
         """
         modulations = self.adaln(c) if isinstance(c, Tensor) else c
         if isinstance(cond, Tensor):
-            cond = {name: cond for name in self.told_by.values() if name is not None}
+            cond = {name: cond for name in self.condition_of.values() if name is not None}
         conds = cond if isinstance(cond, list) else [self.condition(cond, size)]
-        for (key, name), modulation in zip(self.told_by.items(), modulations, strict=True):
+        for (key, name), modulation in zip(self.condition_of.items(), modulations, strict=True):
             layer, h = getattr(self, key), modulation.norm(x)
             update = layer(h, size) if name is None else layer(h, [each[key] for each in conds], size)
             x = modulation.residual(x, update)

@@ -13,7 +13,7 @@ class Signal(NamedTuple):
     """What a condition says.
 
     Attributes:
-        tokens: ``(b, m, d)`` for layers that are told by the condition, or None.
+        tokens: ``(b, m, d)`` for layers that read the condition, or None.
         grid: (height, width) where the tokens lie on the image's token grid, else None.
         vector: ``(b, d)``, which joins the time in every AdaLN, or None.
     """
