@@ -27,7 +27,7 @@ class Guidance(NamedTuple):
     scales: list[float]
 
     def combine(self, velocities: Sequence[Tensor]) -> Tensor:
-        """The guided velocity from those of `known`, in its order."""
+        """The guided velocity ``(batch, ...)`` from those of `known`, in its order and each of that shape."""
         guided = velocities[0]
         for scale, fewer, more in zip(self.scales, velocities, velocities[1:], strict=False):
             guided = guided + scale * (more - fewer)

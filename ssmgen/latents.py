@@ -67,7 +67,7 @@ class Identity(nn.Module):
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The latents themselves."""
+        """The latents themselves, ``(batch, 3, height, width)``."""
         return latents
 
     def describe(self) -> dict[str, Any]:

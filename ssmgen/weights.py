@@ -38,12 +38,12 @@ def current_name(module: nn.Module, name: str) -> str:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a model by its own names, whatever it is wrapped in; they share its memory."""
+    """Parameters and buffers, of any shape, by a model's own names, also if it is wrapped; they share its memory."""
     return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of any device and layout to a safetensors file atomically, with text for its header.
+    """Write tensors of any shape, device and layout to a safetensors file atomically, with text for its header.
 
     Raises:
         OSError: the disk is full or cannot be written; names the file.
@@ -88,7 +88,7 @@ def open_weights(file: Path) -> Any:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises the errors of `open_weights`."""
+    """All tensors of a safetensors file, of any shape; raises the errors of `open_weights`."""
     with open_weights(file) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
@@ -99,7 +99,7 @@ def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | 
     Args:
         module: the model.
         file: the file.
-        tensors: its content under the model's names; read from the file if None.
+        tensors: its content, of any shape, under the model's names; read from the file if None.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape; names the file and the first such tensor.

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,33 @@ def test_gpu_tests_live_in_their_own_file():
     assert marked == ["test_gpu.py"]
     needed = imports(ROOT / "tests/test_gpu.py")
     assert {name.split(".")[0] for name in needed} == {"pytest", "torch", "conftest", "ssmgen"}
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_") or name == "__init__"
+
+
+def tensor_functions(body: list[ast.stmt], owners: tuple[str, ...] = ()) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Each public function that takes or returns a ``Tensor``, and its docstring with those of its classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and is_public(node.name):
+            if "Protocol" not in {ast.unparse(base) for base in node.bases}:
+                yield from tensor_functions(node.body, (*owners, ast.get_docstring(node) or ""))
+        elif isinstance(node, ast.FunctionDef) and is_public(node.name):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [node.args.vararg] if node.args.vararg else []
+            hints = [node.returns, *(argument.annotation for argument in arguments)]
+            if any(re.search(r"\bTensor\b", ast.unparse(hint)) for hint in hints if hint):
+                yield node, " ".join((*owners, ast.get_docstring(node) or ""))
+
+
+@pytest.mark.parametrize("file", package_files(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_tensor_functions_state_a_shape(file):
+    shape = re.compile(r"``([^`]*[^`\w])?\([^`]*,[^`]*\)[^`]*``|any shape|same shape|scalar")  # no call: f(t, x)
+    offenders = [
+        f"{file.name}:{function.lineno} {function.name}"
+        for function, text in tensor_functions(ast.parse(file.read_text()).body)
+        if all(is_public(part) for part in file.relative_to(ROOT).with_suffix("").parts)
+        if not shape.search(" ".join(text.split()))
+    ]
+    assert not offenders

@@ -57,8 +57,8 @@ class Condition(nn.Module, ABC):
 
     @abstractmethod
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
-        """Any valid value of batch 1; `signal` gets it with ``keep`` False."""
+        """Any valid value of batch 1, ``(1, ...)``; `signal` gets it with ``keep`` False."""
 
     @abstractmethod
     def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
-        """Check a value and make a signal of it; items where ``keep`` is False are null."""
+        """Check a value ``(batch, ...)`` and make a signal of it; items where ``keep`` is False are null."""

@@ -92,7 +92,7 @@ BISENET19 = _face_labels(
 
 
 def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
-    """Convert the ids of ``mask`` from one order of the same classes to another.
+    """Convert the ids of ``mask``, of any shape, from one order of the same classes to another.
 
     Raises:
         ValueError: the two sets have different classes, or the mask has an id outside ``source``.
@@ -110,7 +110,7 @@ _MARGIN = 0.4
 
 
 def likelier_order(mask: Tensor, labels: LabelSet) -> LabelSet | None:
-    """The other order of the 19 face classes, if the class areas of a mask fit it clearly better than ``labels``.
+    """The other order of the 19 face classes, if areas in a mask of any shape fit it clearly better than ``labels``.
 
     The criterion is the mean log-likelihood of a pixel's class under typical areas. The result is None for other label
     sets and for masks that do not decide it.

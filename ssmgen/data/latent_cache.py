@@ -110,11 +110,11 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         return {"data": self._read("latents", index), "mask": self.mask(index)}
 
     def mask(self, index: int) -> Tensor:
-        """The mask of an example."""
+        """The mask of an example, ``(H, W)`` uint8."""
         return self._read("masks", index)
 
     def flipped(self, index: int) -> dict[str, Tensor]:
-        """The mirrored example, left and right labels swapped."""
+        """The mirrored example, left and right labels swapped: ``data (channels, h, w)`` and ``mask (H, W)``."""
         if not self.record["flip"]:
             raise ValueError("this cache holds no mirrored latents: write it with flip=True")
         mask = self._swap[self.mask(index).flip(-1).long()]

@@ -38,7 +38,7 @@ def crop_resize(
     """`center_crop_resize` with a choice of the crop.
 
     Args:
-        image, mask, size: as in `center_crop_resize`, but a size is needed.
+        image, mask, size: as in `center_crop_resize`, ``(3, H, W)`` and ``(H, W)``, but a size is needed.
         share: side of the crop relative to the largest crop with that aspect ratio, in (0, 1].
         place: vertical and horizontal position of the crop, from top and left (0) to bottom and right (1).
 
@@ -61,7 +61,7 @@ def center_crop_resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor
 
 
 def check_same_shape(image: Tensor, mask: Tensor) -> None:
-    """Reject a mask whose aspect ratio differs from the image's by more than the rounding of one pixel.
+    """Reject a mask ``(..., h, w)`` whose aspect ratio is not the image's ``(..., H, W)`` up to a pixel's rounding.
 
     Raises:
         ValueError: the aspect ratios differ; the message gives both sizes.

@@ -92,7 +92,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 class InceptionTrunk(nn.Module):
-    """The 2015 Inception network of FID and KID: images to its 2048 pooled features.
+    """The 2015 Inception network of FID and KID: images ``(batch, 3, h, w)`` to its 2048 pooled features.
 
     The network is torch-fidelity's. Papers differ in the preprocessing, which changes FID by whole points:
 
@@ -187,7 +187,7 @@ class FIDProtocol:
         return self._named(InceptionTrunk.published(folder, self.resize, self.side, download=download))
 
     def trunk(self, state: dict[str, Tensor]) -> InceptionTrunk:
-        """The trunk with the given weights."""
+        """The trunk with the given weights: tensors of any shape, by their names in the published file."""
         return self._named(InceptionTrunk(state, self.resize, self.side))
 
     def _named(self, trunk: InceptionTrunk) -> InceptionTrunk:
@@ -208,7 +208,7 @@ FID_PROTOCOLS = {
 
 
 class SqueezeNetTrunk(nn.Module):
-    """SqueezeNet 1.1's pooled ImageNet features: a small substitute if Inception's weights are unavailable.
+    """SqueezeNet 1.1's pooled features (arXiv 1602.07360): a small substitute if Inception's weights are unavailable.
 
     Distances of these features are reported as a proxy, not as FID, KID or LPIPS.
 
@@ -249,7 +249,7 @@ def check_uint8(images: Tensor) -> None:
 
 
 def lpips_network(alexnet: dict[str, Tensor]) -> Any:
-    """The lpips package's AlexNet metric with its calibrated layers, over the given trunk.
+    """LPIPS (arXiv 1801.03924, eq. 1): the lpips package's AlexNet metric with its calibrated layers, over a trunk.
 
     Args:
         alexnet: weights of torchvision's AlexNet; the classifier is not used.

@@ -25,10 +25,10 @@ def pairwise_rms(images: Tensor) -> float:
 
 
 class LPIPSDiversity(Counted):
-    """Mean LPIPS distance over all pairs of images of one mask, and over masks: higher is more diverse.
+    """Mean LPIPS (arXiv 1801.03924) over all pairs of images of a mask, and over masks: higher is more diverse.
 
-    As in StarGAN v2 and SDM, which use 10 images and so 45 pairs per mask. It does not measure quality: noise scores
-    high.
+    As in StarGAN v2 (arXiv 1912.01865) and SDM, with 10 images and so 45 pairs per mask. It does not measure
+    quality: noise scores high.
 
     Args:
         network: a module that maps two batches in [-1, 1] to distances, such as `ssmgen.metrics.published_lpips`.

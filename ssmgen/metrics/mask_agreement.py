@@ -12,8 +12,8 @@ from ssmgen.metrics.counted import Counted
 class MaskAgreement(Counted):
     """Mean intersection over union and pixel accuracy from one confusion matrix over all images.
 
-    As in segmentation benchmarks, one matrix covers the whole set, so the result does not depend on batches or
-    processes. The mean leaves out classes that occur in no true mask.
+    As in segmentation (arXiv 1411.4038), one matrix covers the whole set, so the result does not depend on batches
+    or processes. The mean leaves out classes that occur in no true mask.
 
     Args:
         classes: class names; the position is the id.

@@ -80,7 +80,7 @@ class ConditionalModel(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
-        """The velocity at ``x``, given what `project` returned and a condition for each part of the batch."""
+        """The velocity at ``x``, ``(b, ...)``, given what `project` returned, with a condition for each part of it."""
 
     @abstractmethod
     def project(self, c: Tensor) -> list[Tensor]:
@@ -250,7 +250,7 @@ def batch_of(signals: Mapping[str, Signal]) -> int:
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Their sum, those of batch 1 serving all; None where there are none."""
+    """Sum of tensors ``(batch or 1, ...)``, those of batch 1 serving all; None where there are none."""
     result = None
     for tensor in tensors:
         result = tensor if result is None else result + tensor

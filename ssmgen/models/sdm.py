@@ -154,7 +154,7 @@ class SDM(ConditionalModel):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
-        """See `ConditionalModel.predict`; ``x`` in pixels."""
+        """See `ConditionalModel.predict`; ``x`` in pixels, ``(batch, channels, height, width)``."""
         h, kept = self.first(x), []
         kept.append(h)
         for i, (block, row, *own) in enumerate(zip(self.blocks, rows, *(c.blocks for c in conds), strict=True)):
@@ -173,7 +173,7 @@ class SDM(ConditionalModel):
         return Conditioning(grid, batch_of(signals), None, None, tuple(states))
 
     def project(self, c: Tensor) -> list[Tensor]:
-        """Scale and shift of every block."""
+        """Scale and shift of every block, ``(batch, width)`` each, from vectors ``(batch, time_dim)``."""
         c = F.silu(c)
         return [block.time(c) for block in self.blocks]
 

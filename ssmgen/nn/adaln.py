@@ -27,7 +27,7 @@ class Modulation(NamedTuple):
 
 @register("block", "adaln")
 class AdaLNZero(nn.Module):
-    """Modulations for the sublayers of a block from one conditioning vector (DiT's adaLN-Zero).
+    """Modulations for the sublayers of a block from one conditioning vector (DiT, arXiv 2212.09748, section 3.2).
 
     ``(shift, scale, gate)_i = Linear(SiLU(c))``. The linear map starts at zero, so that a block with gates starts as
     the identity.

@@ -24,7 +24,7 @@ def _check_heads(dim: int, num_heads: int) -> None:
 
 @register("block", "self-attention")
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens over themselves: ``out_proj(softmax(q k' / sqrt(k)) v)``.
+    """Self-attention (Vaswani et al., arXiv 1706.03762, eq. 1), multi-head: ``out_proj(softmax(q k' / sqrt(k)) v)``.
 
     Args:
         dim: width of the tokens.
@@ -58,7 +58,7 @@ class AttentionCondition(NamedTuple):
 
 @register("block", "cross-attention")
 class CrossAttention(nn.Module):
-    """Multi-head attention with queries from the content and keys and values from the condition.
+    """Multi-head attention (arXiv 1706.03762, section 3.2): queries from content, keys and values from the condition.
 
     Args:
         dim: width of the tokens of both.

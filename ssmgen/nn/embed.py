@@ -12,7 +12,7 @@ from ssmgen.registry import register
 
 @register("block", "time-embedding")
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] to a conditioning vector: sinusoids of ``scale * t``, then a two-layer perceptron (DiT).
+    """t in [0, 1] to a vector: sinusoids (arXiv 1706.03762, section 3.5) of ``scale * t``, then a perceptron (DiT).
 
     Args:
         dim: width of the result.
@@ -45,8 +45,8 @@ class TimeEmbedding(nn.Module):
 def sincos_position(dim: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Fixed 2-D sine-cosine position embedding ``(height * width, dim)``, row-major, for any grid.
 
-    Half of the channels encode the row and half the column (DiT, MAE). There is no table of a trained size, so another
-    resolution needs no interpolation and fits every checkpoint.
+    Half of the channels encode the row and half the column (Vaswani et al., arXiv 1706.03762, section 3.5, in 2-D as in
+    DiT and MAE). No table has a trained size, so other resolutions need no interpolation and fit every checkpoint.
 
     Raises:
         ValueError: ``dim`` is no multiple of 4.

@@ -8,7 +8,7 @@ from ssmgen.registry import register
 
 @register("block", "feed-forward")
 class FeedForward(nn.Module):
-    """Two linear maps with a tanh-approximated GELU between them.
+    """Two linear maps (arXiv 1706.03762, section 3.3) with a tanh-approximated GELU (arXiv 1606.08415) between them.
 
     Args:
         dim: width of the tokens.

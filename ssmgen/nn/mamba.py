@@ -19,7 +19,7 @@ _SCANNED = ("mask", "image")
 
 
 class SelectiveSSM(nn.Module):
-    """The core both mixers share: depthwise 3x3 convolution, selective scan in a 2-D order, norm, gate, projection.
+    """Core of both mixers (Mamba, arXiv 2312.00752, section 3): convolution, selective scan, norm, gate, projection.
 
     It owns what does not depend on where delta, B, C and u come from: the convolution, ``A_log``, ``D``, the step-size
     projection, the norm after the scan and the output projection. Initialisation follows Mamba: A = -(1..d_state) in
@@ -228,7 +228,7 @@ class CrossMamba(nn.Module):
 
 
 def tokens_of(signal: Signal | Tensor) -> Tensor:
-    """The tokens of a signal.
+    """The tokens ``(b, l, d)`` of a signal.
 
     Raises:
         ValueError: it has none, as that of a class label.
@@ -240,7 +240,7 @@ def tokens_of(signal: Signal | Tensor) -> Tensor:
 
 
 def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:
-    """Refuse tokens that are not ``(batch, height * width, dim)``."""
+    """Reject tokens that are not ``(batch, height * width, dim)``."""
     height, width = size
     if x.dim() != 3 or x.shape[1] != height * width or x.shape[2] != dim:
         raise ValueError(

@@ -18,7 +18,7 @@ def states_of(layer: Any, cond: Any, size: tuple[int, int]) -> list[Any]:
 
 
 def parts_of(states: list[Any], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Each state, expanded to its part of the batch, with that part of every tensor.
+    """Each state, expanded to its part of the batch, with that part of every tensor ``(batch, ...)``.
 
     Raises:
         ValueError: states that cannot share the batch equally, or one of another batch than its part.

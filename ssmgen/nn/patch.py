@@ -8,7 +8,7 @@ from ssmgen.registry import register
 
 @register("block", "patchify")
 class Patchify(nn.Module):
-    """Cut an image into square patches and project each to a token.
+    """Cut an image into square patches and project each to a token (ViT, arXiv 2010.11929, section 3.1).
 
     Args:
         in_channels: channels of the image.
@@ -65,7 +65,7 @@ class Unpatchify(nn.Module):
 
 
 def check_image(x: Tensor, channels: int, multiple: int) -> None:
-    """Refuse an image batch with other channels or with sides that the patches do not fill."""
+    """Reject images that are not ``(batch, channels, height, width)`` or whose sides the patches do not fill."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (batch, {channels}, height, width), got {tuple(x.shape)}")
     if not x.shape[0]:

@@ -32,7 +32,8 @@ class GaussianObjective:
     so that the unknown part stays finite.
 
     Args:
-        path, prediction: a `Path`, None for the linear one; and one of the above.
+        path: a `Path`; None is the linear one.
+        prediction: one of the above.
         weighting: ``"uniform"`` counts the error of the prediction itself at all t alike, ``"velocity"`` that of the
             velocity it stands for.
         t_sampling: ``"uniform"`` on [0, 1], or ``"logit-normal"``: the logistic function of a standard normal, with
@@ -104,11 +105,11 @@ class GaussianObjective:
         return error.mean() if weight is None else (error * weight).mean()
 
     def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is shown of the state x_t and the time t: both unchanged."""
+        """The network's inputs for state x_t ``(batch, ...)`` and time t ``(batch,)``; here both unchanged."""
         return x_t, t
 
     def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
-        """What a perfect network predicts for known noise and data, of their shape."""
+        """What a perfect network predicts for known noise and data ``(batch, ...)`` and times ``(batch,)``."""
         if self.prediction == "velocity":
             return self.path.velocity(noise, data, t)
         if self.prediction == "v":
@@ -126,7 +127,7 @@ class GaussianObjective:
         return self.path.velocity(self._noise(prediction, x_t, t), self.data(prediction, x_t, t), t)
 
     def data(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The data x_1 that a prediction stands for; arguments as in `velocity`."""
+        """The data x_1, ``(batch, ...)``, that a prediction stands for; arguments as in `velocity`."""
         if self.prediction == "velocity":
             return self.path.data_of_velocity(prediction, x_t, t)
         if self.prediction == "noise":

@@ -62,7 +62,7 @@ class Path(Protocol):
 
 
 class LinearPath(Path):
-    """Straight lines: alpha = t, sigma = 1 - t (SISMA eq. 1; rectified flow, arXiv 2209.03003)."""
+    """Straight lines: alpha = t, sigma = 1 - t, t of any shape (SISMA eq. 1; rectified flow, arXiv 2209.03003)."""
 
     linear = True
 

@@ -67,12 +67,12 @@ def describe() -> str:
 
 
 def is_permutation(order: Tensor) -> bool:
-    """Whether a contiguous int64 vector holds each of 0 ... n - 1 once."""
+    """Whether a contiguous int64 vector ``(n,)`` holds each of 0 ... n - 1 once."""
     return bool(_LIBRARY.ssmgen_is_permutation(order.data_ptr(), order.numel()))
 
 
 def run(kernel: str, arguments: ctypes.Structure, tensors: dict[str, Tensor]) -> None:
-    """Run one of `KERNELS` on its structure, sizes and strides filled in; pointers to no tensor stay null.
+    """Run one of `KERNELS` on its structure, with sizes and strides, and tensors of any shape; other pointers are null.
 
     Raises:
         MemoryError: its working buffers do not fit.

@@ -84,5 +84,5 @@ def like(*indices: int) -> Callable[..., Any]:
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """``x`` if its last dimension is dense, else a contiguous copy: the kernels stride over the other dimensions."""
+    """``x``, of any shape, if its last dimension is dense, else a contiguous copy: kernels stride over the others."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -65,7 +65,7 @@ class SchedulerSolver(Solver):
         return len(self.times(torch.linspace(0, 1, steps + 1)))
 
     def times(self, ts: Tensor) -> Tensor:
-        """See `Solver`."""
+        """See `Solver`; ``(n + 1,)`` times to one per evaluation, ``(evaluations,)``."""
         return self._ready(ts)[1]
 
     def _ready(self, ts: Tensor) -> tuple[Any, Tensor]:

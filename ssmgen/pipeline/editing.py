@@ -117,7 +117,7 @@ def variations(
 
 @explained(*keywords(MaskToImage.__call__), *SETTINGS)
 def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int = 8, **settings: Any) -> Any:
-    """Generate ``count`` images between those of two seeds by spherical interpolation of their noise.
+    """Generate ``count`` images between those of two seeds by spherical interpolation (Shoemake 1985) of their noise.
 
     Args:
         pipe: the pipeline that samples.

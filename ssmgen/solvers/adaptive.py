@@ -13,7 +13,7 @@ from ssmgen.solvers.base import Progress, Solver, Velocity
 @register("solver", "bosh3", method="bosh3", order=3)
 @register("solver", "adaptive-heun", method="adaptive_heun", order=2)
 class Adaptive(Solver):
-    """An embedded Runge-Kutta pair that chooses its steps by an error estimate (`torchdiffeq.odeint`).
+    """An embedded Runge-Kutta pair with adaptive steps (Hairer et al., Solving ODEs I, II.4; `torchdiffeq.odeint`).
 
     Every image is integrated alone, so its steps do not depend on the rest of the batch.
 

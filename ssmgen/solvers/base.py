@@ -57,7 +57,7 @@ class Solver(ABC):
         return self._integrate(counted, x0, ts, progress or (lambda step, x: None))
 
     def times(self, ts: Tensor) -> Tensor | None:
-        """Every time at which `solve` evaluates the velocity on this grid, in order; None for adaptive solvers.
+        """The times ``(evaluations,)`` of the velocities that `solve` asks for on a grid, in order; None if adaptive.
 
         Whatever depends on the time alone can be computed from them in one batch.
         """

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods, each given by its Butcher tableau."""
+"""Explicit Runge-Kutta methods by their Butcher tableaus (Hairer, Norsett, Wanner, Solving ODEs I, section II.1)."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ssmgen.solvers.base import Progress, Solver, Velocity
 
 
 class RungeKutta(Solver):
-    """An explicit one-step method given by its Butcher tableau.
+    """An explicit one-step method by its Butcher tableau (Hairer, Norsett, Wanner, Solving ODEs I, section II.1).
 
     Args:
         order: order of convergence.
@@ -46,7 +46,7 @@ class RungeKutta(Solver):
         return x
 
     def advance(self, f: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor | None = None) -> Tensor:
-        """One step of length h from (t, x); ``slope`` is f(t, x) if already known."""
+        """One step of scalar length h from x, of any shape, at scalar t; ``slope`` is f(t, x) if already known."""
         slopes = [f(t, x) if slope is None else slope]
         for node, row in zip(self.nodes[1:], self.matrix, strict=True):
             slopes.append(f(t + node * h, x + h * _combine(row, slopes)))
@@ -63,24 +63,24 @@ def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 
 @register("solver", "euler")
 def euler() -> RungeKutta:
-    """First order, one evaluation per step: ``x += h f(t, x)``. SISMA's, with 200 steps."""
+    """First order, one evaluation per step: ``x += h f(t, x)`` (section I.7). SISMA's, with 200 steps."""
     return RungeKutta(order=1, nodes=(0.0,), matrix=(), weights=(1.0,))
 
 
 @register("solver", "midpoint")
 def midpoint() -> RungeKutta:
-    """Second order, two evaluations per step, none at t = 1: ``x += h f(t + h/2, x + h/2 f(t, x))``."""
+    """Second order, two evaluations per step, none at t = 1: ``x += h f(t + h/2, x + h/2 f(t, x))`` (II.1)."""
     return RungeKutta(order=2, nodes=(0.0, 0.5), matrix=((0.5,),), weights=(0.0, 1.0))
 
 
 @register("solver", "heun")
 def heun() -> RungeKutta:
-    """Second order, two evaluations per step: the mean of the slopes at both ends (explicit trapezoid)."""
+    """Second order, two evaluations per step: ``x += h/2 (k + f(t + h, x + h k))``, ``k = f(t, x)`` (section II.1)."""
     return RungeKutta(order=2, nodes=(0.0, 1.0), matrix=((1.0,),), weights=(0.5, 0.5))
 
 
 @register("solver", "rk4")
 def rk4() -> RungeKutta:
-    """Fourth order, four evaluations per step (Kutta 1901)."""
+    """Fourth order, four evaluations per step (Kutta 1901; Solving ODEs I, section II.1)."""
     rows = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
     return RungeKutta(order=4, nodes=(0.0, 0.5, 0.5, 1.0), matrix=rows, weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6))

@@ -87,7 +87,7 @@ def load_checkpoint(
 
 
 def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights of a checkpoint under the model's names, and the number of their updates.
+    """The averaged weights of a checkpoint, of any shape, by the model's names, and the number of their updates.
 
     The first format kept the number among the weights, under the wrapper's names. Later ones keep it in the state, and
     0 is returned here.

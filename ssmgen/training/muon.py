@@ -55,9 +55,9 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring the singular values of each matrix to about 1 (0.7 to 1.2, the smallest less) by Newton-Schulz iterations.
 
-    An iteration is ``X <- (a + b G + c G^2) X`` with ``G = X X^T``. In float32 only ``G`` and the product of the
-    polynomials are iterated, which halves the work for wide matrices; ``G`` holds squares, for which bfloat16 has too
-    few bits.
+    An iteration of Muon (K. Jordan, 2024) is ``X <- (a + b G + c G^2) X`` with ``G = X X^T``. In float32 only ``G`` and
+    the product of the polynomials are iterated, which halves the work for wide matrices; ``G`` holds squares, for which
+    bfloat16 has too few bits.
 
     Args:
         matrices: ``(n, rows, columns)``, ``rows <= columns``.

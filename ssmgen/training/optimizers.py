@@ -56,7 +56,7 @@ class MuonAdamW(torch.optim.Optimizer):
     rose a hundredfold for a step or two; hence the third, and a shorter memory of the second moment (0.95).
 
     Args:
-        matrices: two-dimensional parameters for Muon.
+        matrices: parameters ``(rows, columns)`` for Muon.
         groups: parameter groups as in `parameter_groups`, ``matrices`` among those of the first.
         lr: learning rate of Muon. Groups of AdamW carry ``lr_scale``, a factor for whoever sets their rate.
         bfloat16: compute Muon's products in bfloat16 instead of float32.
@@ -81,8 +81,8 @@ class MuonAdamW(torch.optim.Optimizer):
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An `AveragedModel` of ``model`` with decay ``min(decay, (1 + n) / (10 + n))`` at its n-th update.
 
-    The ramp lets short runs forget their initial weights. Call ``update_parameters(model)`` after each step;
-    ``.module`` is the averaged model.
+    The ramp, that of TensorFlow's ``ExponentialMovingAverage``, lets short runs forget their initial weights. Call
+    ``update_parameters(model)`` after each step; ``.module`` is the averaged model.
 
     Raises:
         ValueError: ``decay`` outside [0, 1), or weights that are not float32 (16-bit averages lose their updates).

@@ -87,7 +87,7 @@ class TrainSettings:
         return self.steps if self.lr_decay_steps is None else self.lr_decay_steps
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of a step, counted from 0: linear warm-up times a cosine (SGDR, arXiv 1608.03983, eq. 5)."""
         lr = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
         if self.decay_steps:
             lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.decay_steps)))

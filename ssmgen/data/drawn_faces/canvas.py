@@ -21,7 +21,7 @@ CLASS_ID = {name: label for label, name in enumerate(CELEBAMASK19.classes)}
 
 
 class Canvas:
-    """Image and mask being painted, with the pixel grid in picture (x, y) and face (u, v) coordinates."""
+    """Image ``(3, height, width)`` and mask ``(height, width)`` being painted; the grid as (x, y) and face (u, v)."""
 
     def __init__(self, size: int, pose: Pose, light: tuple[float, float]) -> None:
         steps = (torch.arange(size) + 0.5) / size
@@ -89,25 +89,25 @@ def blend(first: Colour, second: Colour, share: Tensor) -> Tensor:
 
 
 def ellipse(x: Tensor, y: Tensor, rx: float, ry: float) -> Tensor:
-    """Distance to an axis-aligned ellipse, exact to first order at its edge."""
+    """Distance ``(height, width)`` to an axis-aligned ellipse, exact to first order at its edge."""
     p, q = x / rx, y / ry
     inner, slope = torch.sqrt(p * p + q * q), torch.sqrt((p / rx) ** 2 + (q / ry) ** 2)
     return inner * (inner - 1.0) / slope.clamp_(min=1e-6)
 
 
 def box(x: Tensor, y: Tensor, rx: float, ry: float, corner: float) -> Tensor:
-    """Distance to a box with rounded corners."""
+    """Distance ``(height, width)`` to a box with rounded corners."""
     p, q = x.abs() - (rx - corner), y.abs() - (ry - corner)
     outside = torch.sqrt(p.clamp(min=0.0) ** 2 + q.clamp(min=0.0) ** 2)
     return outside + torch.maximum(p, q).clamp(max=0.0) - corner
 
 
 def bump(x: Tensor, width: float) -> Tensor:
-    """A Gaussian of height one."""
+    """A Gaussian of height one, elementwise for any shape of ``x``."""
     return torch.exp(-((x / width) ** 2))
 
 
 def smooth_union(first: Tensor, second: Tensor, radius: float) -> Tensor:
-    """Union whose inner corner is rounded with a radius."""
+    """Union of two ``(height, width)`` shapes whose inner corner is rounded with a radius."""
     overlap = (radius - (first - second).abs()).clamp_(min=0.0)
     return torch.minimum(first, second) - overlap * overlap / (4.0 * radius)

@@ -10,7 +10,7 @@ from ssmgen.data.drawn_faces.geometry import SIDES, Accessories, Geometry, ear_p
 
 
 def paint_body(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
-    """Paint clothes, with sloping shoulders and a round or pointed neckline, and a necklace below the head."""
+    """Paint clothes, with a round or pointed neckline, and a necklace below the head ``(height, width)``."""
     x = c.x - g.body.centre
     if g.body.shoulder is not None:
         away, neckline = x.abs(), g.body.neckline

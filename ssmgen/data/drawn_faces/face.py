@@ -10,7 +10,7 @@ from ssmgen.data.drawn_faces.geometry import SIDES, Geometry, Hair, Head, ear_pl
 
 
 def head_shape(c: Canvas, head: Head) -> Tensor:
-    """Two half outlines: an elliptic top, and a jaw whose squareness varies."""
+    """Two half outlines ``(height, width)``: an elliptic top, and a jaw whose squareness varies."""
     p = (c.u - head.centre).abs() / (head.half_width * (1.0 - 0.25 * c.v.clamp(min=0.0)))
     jaw = (p**head.jaw + (c.v.clamp(min=0.0) / head.chin) ** head.jaw) ** (1.0 / head.jaw)
     top = torch.sqrt(p * p + (c.v / head.top) ** 2)
@@ -18,7 +18,7 @@ def head_shape(c: Canvas, head: Head) -> Tensor:
 
 
 def paint_face(c: Canvas, g: Geometry, a: Appearance, head: Tensor, hair: Tensor) -> None:
-    """Paint skin, nose, eyes, brows and mouth; ``hair`` casts a shadow."""
+    """Paint skin, nose, eyes, brows and mouth; ``hair`` casts a shadow. Shapes are ``(height, width)``."""
     skin = _skin_colours(c, g, a, hair)
     c.paint(head, skin, "skin")
     nose = c.window(0.0, 0.01, (0.15, 0.13))
@@ -128,7 +128,7 @@ def _paint_mouth(c: Canvas, g: Geometry, a: Appearance) -> None:
 
 
 def paint_neck(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
-    """Paint the neck as a cylinder in the shadow of the chin."""
+    """Paint the neck as a cylinder in the shadow of the chin of ``head``, ``(height, width)``."""
     x = c.x - g.body.centre
     width = g.body.neck + g.body.flare * (c.y - 0.93).clamp(min=0.0) ** 2 * 12.0
     shade = c.lit(x / 0.24, torch.zeros_like(c.y), 0.3) * (0.92 - 0.35 * torch.exp(-head.clamp(min=0.0) / 0.05))
@@ -136,13 +136,13 @@ def paint_neck(c: Canvas, g: Geometry, a: Appearance, head: Tensor) -> None:
 
 
 def skull_shape(c: Canvas, hair: Hair, head: Head) -> Tensor:
-    """The hair that follows the skull."""
+    """The hair that follows the skull, ``(height, width)``."""
     reach = -head.top + hair.crown
     return ellipse(c.u - head.centre, c.v + 0.12, head.half_width + hair.volume, reach - 0.12)
 
 
 def hair_mass(c: Canvas, hair: Hair, head: Head) -> Tensor:
-    """All hair with its uneven edge, ignoring the face in front of it."""
+    """All hair with its uneven edge, ``(height, width)``, ignoring the face in front of it."""
     shape = skull_shape(c, hair, head)
     if hair.kind == "long":
         width = head.half_width + hair.volume + hair.flare * (c.v + 0.12)
@@ -157,7 +157,7 @@ def hair_mass(c: Canvas, hair: Hair, head: Head) -> Tensor:
 
 
 def front_hair(c: Canvas, hair: Hair, head: Head, mass: Tensor) -> Tensor:
-    """The hair in front of the face: the mass without the opening, cut where the locks end."""
+    """The hair in front of the face, ``(height, width)``: the mass without the opening, cut where the locks end."""
     end = torch.where(c.u < head.centre, hair.locks[0], hair.locks[1])
     return intersect(intersect(mass, -_face_opening(c, hair, head)), c.v - end)
 
@@ -175,7 +175,7 @@ def _face_opening(c: Canvas, hair: Hair, head: Head) -> Tensor:
 
 
 def hair_colours(c: Canvas, g: Geometry, a: Appearance) -> Tensor:
-    """Strands that fall from the parting, with a band of gloss around the head."""
+    """Strands that fall from the parting, with a band of gloss around the head, ``(3, height, width)``."""
     sway, p, q, r, band = a.strands[:5]
     wave = 3.0 * g.hair.curl * torch.sin(22.0 * c.v + 6.0 * c.u + sway)
     along = (c.u - g.hair.part + wave) / (c.v + 0.95).clamp(min=0.2)
@@ -187,7 +187,7 @@ def hair_colours(c: Canvas, g: Geometry, a: Appearance) -> Tensor:
 
 
 def paint_back_hair(c: Canvas, g: Geometry, mass: Tensor, colours: Tensor) -> None:
-    """Paint the hair behind the head; it is in shadow behind the neck."""
+    """Paint the hair behind the head, ``mass`` ``(height, width)``; it is in shadow behind the neck."""
     if g.hair.kind != "bald":
         shade = 1.0 - 0.4 * torch.sigmoid(14.0 * (c.v - 0.1)) * bump(c.u - g.head.centre, 0.25)
         c.paint(mass, colours * shade, "hair")

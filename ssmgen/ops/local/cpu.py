@@ -29,7 +29,7 @@ _EmbedArgs = cpu_library.structure("embed_args", "tokens places classes dim bf16
 
 
 def runs(x: Tensor) -> bool:
-    """Whether these operators accept a tensor: float32 or bfloat16 on a CPU where the library loads."""
+    """Whether these operators accept a tensor of any shape: float32 or bfloat16 on a CPU where the library loads."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not cpu_library.unavailable()
 
 

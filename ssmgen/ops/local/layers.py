@@ -11,8 +11,8 @@ from ssmgen.ops.local import cpu
 def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """``(LayerNorm(x) weight + bias) SiLU(z)`` over the channels, computed in float32 (float64 for float64).
 
-    With ``weight = 1 + scale`` and ``bias = shift`` per image it is AdaLN (DiT); with a gate ``z``, the gated norm that
-    follows the scan in Mamba-2 and VMamba.
+    LayerNorm is arXiv 1607.06450, section 3. With ``weight = 1 + scale`` and ``bias = shift`` per image it is AdaLN
+    (arXiv 2212.09748); with a gate ``z``, the gated norm that follows the scan in VMamba (arXiv 2401.10166).
 
     Args:
         x: tokens, ``(batch, length, dim)``.
@@ -45,7 +45,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, ep
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """Depthwise convolution over a grid of tokens, zero-padded to keep its size, then SiLU (VMamba's before the scan).
+    """Depthwise convolution over a grid, zero-padded, then SiLU: VMamba's before the scan (arXiv 2401.10166).
 
     Args:
         x: tokens in row-major order, ``(batch, height * width, dim)``; may be a slice of wider rows.
@@ -76,7 +76,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation (Hendrycks and Gimpel), elementwise."""
+    """GELU in its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415, section 2), elementwise for any shape."""
     return torch.ops.ssmgen.cpu_gelu(x) if cpu.runs(x) else F.gelu(x, approximate="tanh")
 
 

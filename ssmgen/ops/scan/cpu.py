@@ -23,7 +23,7 @@ _Args = cpu_library.structure(
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """SISMA eq. 5 for float32 and 16-bit inputs, the gate included.
+    """SISMA eq. 5 for float32 and 16-bit inputs, the gate included: y ``(batch, length, dim)`` and the last state.
 
     bfloat16 is read and written as it is, float16 by way of float32; the state is always float32. Results repeat to the
     bit for any number of threads: every sum has a fixed order.

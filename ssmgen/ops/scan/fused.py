@@ -61,7 +61,7 @@ def define_scan(
 
 
 def run_scan(name: str, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Call an operator made by `define_scan`, saving for backward only where a gradient is required."""
+    """Call a `define_scan` operator, saving for backward if needed: y ``(batch, length, dim)`` and the state."""
     save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     y, last, _ = getattr(torch.ops.ssmgen, name)(*inputs, save)
     return y, last

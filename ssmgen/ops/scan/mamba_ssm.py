@@ -33,7 +33,7 @@ def describe() -> str:
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """`mamba_ssm.ops.selective_scan_interface.selective_scan_fn`, which is channel-first and starts from zero.
+    """mamba_ssm's `selective_scan_fn`, channel-first and from zero: y ``(batch, length, dim)`` and the last state.
 
     Raises:
         ValueError: an initial state was given, which that op does not take.

@@ -37,7 +37,7 @@ def describe() -> str:
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """SISMA eq. 5 in chunks; autograd differentiates the elementwise edges (bias, softplus, D, gate)."""
+    """SISMA eq. 5 in chunks: y ``(batch, length, dim)`` and state; autograd differentiates the elementwise edges."""
     precision = inputs.A.dtype
     x, B, C = (tensor.to(precision) for tensor in (inputs.u, inputs.B, inputs.C))
     y, state = _Recurrence.apply(x, step_sizes(inputs), inputs.A, B, C, start_state(inputs))

@@ -21,7 +21,7 @@ def describe() -> str:
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """SISMA eq. 5 step by step, in float64 for float64 inputs and in float32 otherwise.
+    """SISMA eq. 5 step by step, in float64 for float64 inputs, else float32: y ``(batch, length, dim)`` and the state.
 
     Autograd differentiates through the loop, twice if asked to. Its memory grows with length x dim x d_state: use it to
     check, not to train.
@@ -53,7 +53,7 @@ def start_state(inputs: ScanInputs) -> Tensor:
 
 
 def skip_and_gate(y: Tensor, x: Tensor, inputs: ScanInputs) -> Tensor:
-    """(y + D x) silu(z), each part optional (SISMA eq. 5; Mamba's gate), in the dtype of ``u``."""
+    """(y + D x) silu(z) of ``(batch, length, dim)``, each part optional (SISMA eq. 5; Mamba's gate), in u's dtype."""
     if inputs.D is not None:
         y = y + inputs.D * x
     if inputs.z is not None:

@@ -51,7 +51,7 @@ def describe() -> str:
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """SISMA eq. 5 for float32 and 16-bit inputs; autograd differentiates the gate."""
+    """SISMA eq. 5 for float32 and 16-bit inputs: y ``(batch, length, dim)`` and the state; autograd for the gate."""
     y, last = run_scan("triton_scan", inputs._replace(z=None))
     return (y if inputs.z is None else (y.float() * F.silu(inputs.z.float())).to(y.dtype)), last
 
