@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = [
     *(f"tests/test_{name}.py" for name in ("ops", "ops_cpu", "ops_layers", "ops_orders", "nn")),
     "tests/test_training.py::test_resuming_is_exact_to_the_bit",
-    "tests/test_recipe.py::test_with_a_micro_batch_the_batch_size_changes_no_bit",
+    "tests/test_evaluation_settings.py::test_with_a_micro_batch_the_batch_size_changes_no_bit",
 ]
 #: As SSMGEN_CPU_ISA, ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA name them.
 SETS = (("generic", "default", "SSE41"), ("avx2", "avx2", "AVX2"), ("avx512", "avx512", "DEFAULT"))

@@ -232,6 +232,16 @@ def test_troubleshooting_quotes_real_messages():
     assert not [stem for stem in quoted if not any(stem in text for text in source)]
 
 
+def test_what_other_targets_of_make_run_exists():
+    sets = re.findall(r'"(tests/\w+\.py)(?:::(\w+))?"', (ROOT / "tests/instruction_sets.py").read_text())
+    lowest = re.search(
+        r"^LOWEST_TESTS := .*%,(tests/test_%\.py),(.*)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert len(sets) == 2 and len(lowest[2].split()) > 10
+    for file, test in [*sets, *((lowest[1].replace("%", name), "") for name in lowest[2].split())]:
+        assert f"def {test}" in (ROOT / file).read_text(), (file, test)
+
+
 def test_promises_name_tests_that_exist():
     promised = re.findall(r"`(tests/\w+\.py)::(\w+)`", "".join(page.read_text() for page in PAGES))
     assert len(promised) > 25
