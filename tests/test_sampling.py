@@ -275,6 +275,16 @@ def test_guidance_for_what_is_not_there_is_explained():
         sample(model, x, mask=values["mask"], guidance_scale={"label": 2.0})
 
 
+def test_a_model_of_two_conditions_compiles_as_one_graph():
+    model, x, values = told_twice()
+    t, cond = torch.rand(2), model.condition(**values)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, **values), model(x, t, **values), rtol=1e-4, atol=1e-5)
+    rows = model.modulation(t[:1], cond.vector)[0]
+    expected = model(x, t[:1], cond=cond)
+    torch.testing.assert_close(compiled(x, None, cond=[cond], modulation=rows), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("most", [0, 2**40])
 def test_vectors_give_the_same_images_with_rows_made_at_once_and_per_step(monkeypatch, most):
     model, x, values = told_twice()

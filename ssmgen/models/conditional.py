@@ -239,12 +239,11 @@ def batch_of(signals: Mapping[str, Signal]) -> int:
     Raises:
         ValueError: two of different batches above 1.
     """
-    batches = {name: signal.batch for name, signal in signals.items()}
-    largest = max(batches.values(), default=1)
-    for name, batch in batches.items():
-        if batch not in (1, largest):
+    largest = max([1, *[signal.batch for signal in signals.values()]])
+    for name, signal in signals.items():
+        if signal.batch not in (1, largest):
             raise ValueError(
-                f"condition {name!r} has {batch} items and another has {largest}: give one or one per image"
+                f"condition {name!r} has {signal.batch} items and another has {largest}: give one or one per image"
             )
     return largest
 
