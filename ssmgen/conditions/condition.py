@@ -23,8 +23,8 @@ class Condition(nn.Module, ABC):
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout of a condition must be in [0, 1), got {dropout}")
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout of a condition must be in [0, 1), got {dropout!r}")
         self.dropout = dropout
 
     def forward(

@@ -61,13 +61,13 @@ class TokenModel(ConditionalModel):
         **settings: Any,
     ) -> None:
         super().__init__()
-        named = dict(_MASK if conditions is None else conditions)
-        cross, mixers = dict(cross or {}), _listed(mixer)
+        named, cross = _MASK if conditions is None else conditions, cross or {}
         check_keywords(type(self).__name__, settings, self.takes({"mixer": mixer, "cross": cross, "conditions": named}))
+        mixers = _listed(mixer)
         _check_stack(depth, mixers, orders)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
-        _warn_if_narrow(dim, patch_size, in_channels)
+        _check_width(dim, patch_size, in_channels)
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
@@ -89,6 +89,9 @@ class TokenModel(ConditionalModel):
         named = arguments.get("conditions")
         named = _MASK if named is None else named
         mixers, cross = _listed(arguments.get("mixer", ())), arguments.get("cross") or {}
+        for key, parts in (("conditions", named), ("cross", cross)):
+            if not isinstance(parts, Mapping):
+                raise TypeError(f"{key} maps a condition's name to a spec, got {parts!r}: write {key}={{'mask': ...}}")
         for kind, specs in (("block", [*mixers, *cross.values()]), ("condition", named.values())):
             for spec in specs:
                 find(divided(spec)[0], kind)
@@ -188,11 +191,11 @@ def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[st
 
 
 def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
-    if not isinstance(depth, int) or depth < 1:
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
         raise ValueError(f"depth must be a positive whole number, got {depth!r}")
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
-    if not orders or isinstance(orders, str):
+    if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:
         raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")
     for order in orders:
         scan_order(order, 1, 1)  # raises where it is unknown
@@ -213,7 +216,9 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
             raise ValueError(f"condition {name!r} is not used: give it a layer in cross=, or name it in add=")
 
 
-def _warn_if_narrow(dim: int, patch_size: int, channels: int) -> None:
+def _check_width(dim: int, patch_size: int, channels: int) -> None:
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"dim must be a positive whole number, got {dim!r}")
     values = patch_size**2 * channels
     if dim < 2 * values:
         warnings.warn(
