@@ -154,7 +154,7 @@ def test_mistakes_are_explained_before_work_begins(argv, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["run=FILE"], "FILE: is a file; run= names a folder"), (["run=new", "resume=yes"], "resume=yes: not found; expected")],
+    [(["run=FILE"], "FILE: is a file; run= names a folder"), (["run=new", "resume=yes"], "resume=yes: not found")],
 )
 def test_folders_that_are_none_are_explained(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
