@@ -24,8 +24,7 @@ def train_and_sample(model, **conditions):
     data = conditions["mask"].unsqueeze(1).float().expand(-1, 3, -1, -1) / 2 - 1
     objective, optimizer = build("flow-matching"), torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for step in range(30):
-        torch.manual_seed(step)
+    for _ in range(30):
         loss = objective.loss(model, data, **conditions)
         optimizer.zero_grad()
         loss.backward()
@@ -33,7 +32,6 @@ def train_and_sample(model, **conditions):
         losses.append(loss.item())
     images = ssmgen.sample(model, ssmgen.initial_noise([1, 2], (3, 8, 8)), **conditions, steps=4)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5]) and images.shape == data.shape and images.isfinite().all()
-    assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
 MASK = torch.arange(5).repeat(26)[:128].view(2, 8, 8)
@@ -85,7 +83,7 @@ def test_a_hybrid():
     train_and_sample(model, mask=MASK)
 
 
-def test_a_u_shaped_stack():
+def u_shaped():
     @ssmgen.register("model", "u-debug", mixer="self-mamba", cross={"mask": "cross-mamba"}, **SMALL)
     class UShape(TokenModel):
         def grids(self, grid):
@@ -98,10 +96,15 @@ def test_a_u_shaped_stack():
             doubled = repeat(coarse, "b (h w) d -> b (h two w too) d", h=grid[0] // 2, two=2, too=2)
             return run(2, fine + doubled)
 
-    model = build("u-debug")
-    train_and_sample(model, mask=MASK)
-    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
-    model.eval()
+    return build("u-debug")
+
+
+def test_a_u_shaped_stack():
+    train_and_sample(u_shaped(), mask=MASK)
+
+
+def test_condition_once_gives_the_same_numbers_on_every_grid():
+    model, x, t = randomize(u_shaped()).eval(), torch.randn(2, 3, 8, 8), torch.rand(2)
     assert torch.equal(model(x, t, MASK), model(x, t, cond=model.condition(MASK)))
 
 
