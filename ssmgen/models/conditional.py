@@ -185,13 +185,14 @@ class ConditionalModel(nn.Module, ABC):
         batch = part * len(conds)
         if given is not None:
             widths = self.widths
-            if tuple(given.shape) not in ((1, sum(widths)), (batch, sum(widths))):
+            rows = given.shape[0]
+            if given.dim() != 2 or given.shape[1] != sum(widths) or (rows != 1 and rows != batch):
                 raise ValueError(
                     f"modulation must be ({batch}, {sum(widths)}), rows of this model's modulation(t), or (1, "
                     f"{sum(widths)}), got {tuple(given.shape)}"
                 )
             return given.split(widths, dim=1)
-        if t is None or t.dim() != 1 or t.shape[0] not in (1, batch):
+        if t is None or t.dim() != 1 or (t.shape[0] != 1 and t.shape[0] != batch):
             shape = None if t is None else tuple(t.shape)
             raise ValueError(f"t must be ({batch},), one time per image, or (1,), got {shape}")
         c = self.time_embedding(t)
@@ -226,7 +227,7 @@ def part_of_batch(conds: list[Conditioning], batch: int, grid: tuple[int, int]) 
     for cond in conds:
         if cond.grid != grid:
             raise ValueError(f"cond was made for {cond.grid} (height, width in tokens), x has {grid}: make it again")
-        if cond.batch not in (1, part):
+        if cond.batch != 1 and cond.batch != part:  # not `in`, which torch 2.11 cannot compile for varying sizes
             raise ValueError(
                 f"the condition was made for batch {cond.batch}, x has batch {part}: give one value or one each"
             )
@@ -241,7 +242,7 @@ def batch_of(signals: Mapping[str, Signal]) -> int:
     """
     largest = max([1, *[signal.batch for signal in signals.values()]])
     for name, signal in signals.items():
-        if signal.batch not in (1, largest):
+        if signal.batch != 1 and signal.batch != largest:
             raise ValueError(
                 f"condition {name!r} has {signal.batch} items and another has {largest}: give one or one per image"
             )
