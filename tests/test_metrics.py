@@ -153,6 +153,8 @@ for k in range(rank, 7, 2):
 for metric in (features, diversity, agreement):
     gather(metric)
 torch.save([features.counted, diversity.result(), agreement.result()], f"{sys.argv[2]}-{rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # a process that only ends may abort in a thread of the group
 """
 
 
