@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -106,10 +106,6 @@ class Sampling:
         check_keywords("sampling", given, self.__dataclass_fields__)
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def changes(self) -> dict[str, Any]:
-        """What differs from the defaults."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-
 
 #: Names of the settings of sampling.
 SETTINGS = tuple(Sampling.__dataclass_fields__)
@@ -176,8 +172,8 @@ class Sampler:
         values = {name: value if value.dim() else value.unsqueeze(0) for name, value in values.items()}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
-        goal: Objective = _resolve(objective, "objective")
-        solver: Solver = _resolve(settings.solver, "solver", path=getattr(goal, "path", None))
+        resolved: Objective = _resolve(objective, "objective")
+        solver: Solver = _resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
         for name, value in values.items():
             if value.shape[0] not in (1, x0.shape[0]):
@@ -187,7 +183,7 @@ class Sampler:
                 )
         x0 = x0.to(self.device)
         with torch.no_grad(), _evaluation_mode(self.model):
-            task = _Task(x0, values, settings, goal, solver, ts.cpu())
+            task = _Task(x0, values, settings, resolved, solver, ts.cpu())
             return self._solve(task, progress) if not solver.adaptive or len(x0) == 1 else self._one_by_one(task)
 
     def _solve(self, task: _Task, progress: Callable[[int, Tensor], None] | None = None) -> Tensor:

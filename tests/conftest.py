@@ -28,6 +28,31 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder for a run."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A small AutoencoderTiny with random weights, saved."""
+    from networks import tiny_network
+
+    tiny_network().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def kl(tmp_path: Path) -> Path:
+    """A small AutoencoderKL with random weights, saved."""
+    from networks import kl_network
+
+    kl_network().save_pretrained(tmp_path / "kl")
+    return tmp_path / "kl"
+
+
 @pytest.fixture(params=["avx512", "avx2", "generic"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The CPU kernels of one instruction set for a test, chosen as they are where the library is loaded."""

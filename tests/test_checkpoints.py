@@ -26,12 +26,6 @@ from ssmgen.training.resume import check_record
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
 def test_a_checkpoint_holds_everything_and_loads(folder):
     model, result = run(folder)
     path = checkpoints(folder / "checkpoints")[-1]

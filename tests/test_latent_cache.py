@@ -4,25 +4,11 @@ import json
 
 import pytest
 import torch
-from networks import kl_network, tiny_network
 from safetensors.torch import load_file
 
 from ssmgen import build
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    tiny_network().save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
-def kl(tmp_path):
-    kl_network().save_pretrained(tmp_path / "kl")
-    return tmp_path / "kl"
-
 
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 

@@ -6,23 +6,11 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
-from networks import kl_network, tiny_network
+from networks import tiny_network
 from safetensors.torch import load_file, save_file
 
 from ssmgen import build
 from ssmgen.latents import autoencoder_at
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    tiny_network().save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
-def kl(tmp_path):
-    kl_network().save_pretrained(tmp_path / "kl")
-    return tmp_path / "kl"
 
 
 def images(count=2, size=32):

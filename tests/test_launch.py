@@ -26,12 +26,6 @@ from ssmgen.training.launch import keep_freed_memory, make_accelerator
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
 def forget_accelerate():
     """So that the next training reads the environment, as the first one of a process does."""
     from accelerate.state import AcceleratorState

@@ -352,3 +352,12 @@ def test_spade_is_a_group_norm_with_maps_from_the_mask():
     half = spade.condition(mask, (3, 4))
     small = spade.maps(F.relu(spade.shared(mask[:, :, ::2, ::2])))
     torch.testing.assert_close(torch.cat(half, dim=1), small)
+
+
+@pytest.mark.parametrize("batch", [4, 5])
+def test_states_that_cannot_share_a_batch_equally_are_refused(batch):
+    for name in ("cross-mamba", "cross-attention"):
+        layer = build(name, dim=16, **({"num_heads": 2} if name == "cross-attention" else {}))
+        states = [layer.condition(tokens()[:1], SIZE)] * 3
+        with pytest.raises(ValueError, match=f"3 conditions cannot serve equal parts of a batch of {batch}"):
+            layer(tokens()[:1].expand(batch, -1, -1), states, SIZE)

@@ -36,12 +36,6 @@ from ssmgen.training.step import split
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"accumulate": 2}, {"num_workers": 1}, {"lr_decay_steps": 20}, {"optimizer": "muon"}, {"log_every": 5}],
