@@ -361,3 +361,19 @@ def test_states_that_cannot_share_a_batch_equally_are_refused(batch):
         states = [layer.condition(tokens()[:1], SIZE)] * 3
         with pytest.raises(ValueError, match=f"3 conditions cannot serve equal parts of a batch of {batch}"):
             layer(tokens()[:1].expand(batch, -1, -1), states, SIZE)
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_block_is_its_equation(gates):
+    fresh = build("sisma-block", dim=16, d_state=4, gates=gates)
+    x, c, e = tokens(), tokens(seed=2)[:, 0], tokens(seed=1)
+    assert torch.equal(fresh(x, c, {"mask": e}, SIZE), x) == gates  # AdaLN-Zero starts as the identity
+    block = randomize(fresh)
+    first, second, third = block.adaln(c)
+    expected = first.residual(x, block.self_mamba(first.norm(x), SIZE))
+    expected = second.residual(expected, block.cross_mamba(second.norm(expected), e, SIZE))
+    expected = third.residual(expected, block.ffn(third.norm(expected)))
+    for cond in ({"mask": e}, e, [block.condition({"mask": e}, SIZE)]):
+        torch.testing.assert_close(block(x, c, cond, SIZE), expected)
+    gate = first.gate if gates else 1
+    torch.testing.assert_close(first.residual(x, e), x + gate * e)
