@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ssmgen
 from ssmgen import build
-from ssmgen.nn import CrossMamba, Modulation, SelfMamba, sincos_position
+from ssmgen.nn import CrossMamba, Modulation, SelfMamba, Signal, sincos_position
 from ssmgen.ops import SCAN_ORDERS, selective_scan
 
 SIZE = (3, 4)
@@ -377,3 +377,10 @@ def test_a_block_is_its_equation(gates):
         torch.testing.assert_close(block(x, c, cond, SIZE), expected)
     gate = first.gate if gates else 1
     torch.testing.assert_close(first.residual(x, e), x + gate * e)
+
+
+def test_layers_say_which_conditions_they_can_read():
+    with pytest.raises(ValueError, match="needs a condition with tokens, got a vector alone"):
+        build("cross-mamba", dim=16).condition(Signal(vector=torch.zeros(1, 16)), (2, 2))
+    with pytest.raises(ValueError, match="needs a condition on the image's grid, got tokens without a grid"):
+        build("spade", channels=32, num_classes=5).condition(Signal(tokens=torch.zeros(1, 4, 5)), (2, 2))

@@ -235,7 +235,7 @@ def tokens_of(signal: Signal | Tensor) -> Tensor:
     """
     tokens = signal if isinstance(signal, Tensor) else signal.tokens
     if tokens is None:
-        raise ValueError("this layer needs a condition with tokens; one with a vector joins the time by itself")
+        raise ValueError("this layer needs a condition with tokens, got a vector alone: leave it out of cross=")
     return tokens
 
 

@@ -63,5 +63,5 @@ class SPADE(nn.Module):
 def as_map(signal: Signal) -> Tensor:
     """The tokens of a signal as a map ``(b, d, h, w)``."""
     if signal.grid is None:
-        raise ValueError("this layer needs a condition that lies on the image's grid")
+        raise ValueError("this layer needs a condition on the image's grid, got tokens without a grid")
     return rearrange(tokens_of(signal), "b (h w) d -> b d h w", h=signal.grid[0])
