@@ -356,3 +356,10 @@ def test_measuring_a_step_takes_those_of_training_and_leaves_no_trace(folder, mo
     train(*arguments, folder)
     logged = [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
     assert logged[:5] == losses
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_entries_of_another_length_than_the_data_are_refused(count):
+    batch = {"data": torch.zeros(4, 3, 8, 8), "mask": torch.zeros(count, 8, 8)}
+    with pytest.raises(ValueError, match=f"'mask' has {count} items and 'data' 4: a batch has one of each per example"):
+        split(batch, 1)
