@@ -34,6 +34,9 @@ def pipe():
 def test_what_is_saved_is_read_back(pipe, face, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     assert {file.name for file in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert (
+        json.loads((tmp_path / "saved" / "config.json").read_text())["format"] == 2
+    )  # an older ssmgen says to upgrade
     again = MaskToImage.from_pretrained(tmp_path / "saved")
     assert again.recipe == pipe.recipe and again.card == pipe.card
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
