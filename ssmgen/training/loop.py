@@ -15,11 +15,20 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator, stop_requests
 from ssmgen.training.log import RunLog
-from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
+from ssmgen.training.resume import (
+    History,
+    continued,
+    find_checkpoint,
+    keep_earlier_log,
+    schedule_changes,
+    schedule_of,
+    settle_precision,
+)
+from ssmgen.training.saver import Saver
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, TrainState, batches_from, origin_of, prepare, training_step
 
@@ -99,15 +108,17 @@ def train(
         run: gets ``log.jsonl`` and ``checkpoints/``.
         record: what a checkpoint must agree on to be resumed, besides the precision; JSON. An ``lr_decay_steps`` in it
             may grow or become 0.
-        resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
+        resume: ``"auto"`` for the newest checkpoint of ``run`` that verifies, or step 0 if there is none at all; a
+            checkpoint's folder; or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return the file of a picture of samples, which goes to the tracker.
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
-        CheckpointError: nothing usable to resume from, or it belongs to another configuration.
+        CheckpointError: none of the checkpoints to resume from can be used, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
-        OSError: a checkpoint cannot be written; the older ones are intact.
+        OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
+            written is reported on stderr, and the next save tries again.
     """
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
@@ -150,7 +161,9 @@ def _steps(
 ) -> None:
     """Train until the last step or a request to stop; the main process logs, samples and saves."""
     batches, log = batches_from(progress.step, data, settings, state.accelerator), None
+    saver = Saver(run / "checkpoints", settings.keep_checkpoints)
     if state.accelerator.is_main_process:
+        keep_earlier_log(run, progress.step)
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
         if on_step is not None:
@@ -173,8 +186,7 @@ def _steps(
                 progress.check_trained()
             if log is not None and (ending or step % settings.checkpoint_every == 0):
                 kept = progress.for_checkpoint(log.pending)
-                save_checkpoint(run / "checkpoints", step, **state.saved, state=kept)
-                prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
+                saver.save(step, collect(**state.saved), kept, last=ending)
             if log is not None and on_step is not None:
                 log.samples(step, on_step(step, state.ema.module))
                 state.wrapped.train()
