@@ -35,7 +35,7 @@ ROOMS = {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "registry", "sampling", "solvers", "weights")
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry"},
+    "cli": {"__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "training"},
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

@@ -1,8 +1,8 @@
 """Checkpoints of every format there has been, written by the code of their time, load and are resumed.
 
 ``tests/golden/first`` was written at commit 269c7db: the average under its wrapper's names with its count among the
-weights, a manifest without a checksum. ``second``, at 0970720, has plain names and the count in the state; ``third`` has
-a manifest of format 2. Each is a run of `train_small` over three steps.
+weights, a manifest without a checksum. ``second``, at 0970720, has plain names and the count in the state; ``third``
+has a manifest of format 2. Each is a run of `train_small` over three steps.
 """
 
 import shutil
