@@ -1,7 +1,9 @@
 """A save or a prune may fail or be killed anywhere: an intact checkpoint stays, and the next save clears up."""
 
 import errno
+import json
 import os
+import resource
 import shutil
 import sys
 import traceback
@@ -14,6 +16,7 @@ from toy_training import run
 
 from ssmgen.training import (
     CheckpointError,
+    TrainSettings,
     checkpoints,
     find_checkpoint,
     moving_average,
@@ -24,6 +27,8 @@ from ssmgen.training import (
 )
 from ssmgen.training import checkpoint as module
 from ssmgen.training.checkpoint import collect
+from ssmgen.training.health import Health
+from ssmgen.training.log import RunLog
 from ssmgen.training.saver import Saver
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
@@ -236,3 +241,22 @@ def test_a_checkpoint_folder_may_be_a_link(tmp_path):
     save(tmp_path / "checkpoints", 2)
     prune_checkpoints(tmp_path / "checkpoints", keep=1)
     assert names(tmp_path / "checkpoints") == ["step-00000002"] and Path(moved).is_dir()
+
+
+def test_a_full_disk_does_not_end_the_log(tmp_path, capsys):
+    with RunLog(tmp_path, 0, TrainSettings(steps=9, batch_size=1, log_every=1), {}) as log:
+        log.step(1, 1.0, 1.0, 0.1, Health())
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.jsonl").stat().st_size + 30, limit[1]))
+        try:
+            for step in (2, 3):
+                log.step(step, 1.0, 1.0, 0.1, Health())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        log.step(4, 1.0, 1.0, 0.1, Health())
+    said = [line for line in capsys.readouterr().err.splitlines() if "log.jsonl" in line]
+    assert len(said) == 1 and "a line could not be written" in said[0] and "training goes on" in said[0]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(lines[number])["step"] for number in (0, 2)] == [1, 4]
+    with RunLog(tmp_path, 4, TrainSettings(steps=9, batch_size=1), {}):
+        assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2, "the torn line is dropped"
