@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ssmgen.signals import stop_requests
 from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from ssmgen.training.launch import make_accelerator, stop_requests
+from ssmgen.training.launch import make_accelerator
 from ssmgen.training.log import RunLog
 from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
@@ -35,6 +36,7 @@ class TrainResult:
         seconds: duration of training, over the whole run.
         ema: the averaged weights.
         interrupted: it was asked to stop.
+        signal: number of the signal that asked this process, 0 without one.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
     """
 
@@ -43,6 +45,7 @@ class TrainResult:
     ema: nn.Module
     interrupted: bool
     skipped: int = 0
+    signal: int = 0
 
 
 @dataclass
@@ -134,13 +137,14 @@ def train(
     record = (record or {}) | {"precision": settings.precision}
     state = prepare(model, settings, accelerator)
     progress = _resumed(state, settings, run, resume, record)
+    signal = 0
     if progress.step < settings.steps:
-        _steps(state, objective, data, settings, progress, run, on_step)
+        signal = _steps(state, objective, data, settings, progress, run, on_step)
         accelerator.wait_for_everyone()
     else:
         progress.check_trained()
-    interrupted = progress.step < settings.steps
-    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, progress.skipped)
+    interrupted = progress.step < settings.steps or signal > 0
+    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, progress.skipped, signal)
 
 
 def _resumed(
@@ -162,8 +166,8 @@ def _steps(
     progress: _Progress,
     run: Path,
     on_step: Callable[[int, nn.Module], Path | None] | None,
-) -> None:
-    """Train until the last step or a request to stop; the main process logs, samples and saves."""
+) -> int:
+    """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves."""
     batches, log = batches_from(progress.step, data, settings, state.accelerator), None
     if state.accelerator.is_main_process:
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
@@ -187,10 +191,11 @@ def _steps(
                 save_checkpoint(run / "checkpoints", step, **state.saved, state=kept)
                 prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
             if log is not None and on_step is not None:
-                log.samples(step, on_step(step, state.ema.module))
+                log.samples(step, stop.unless_stopped(on_step, step, state.ema.module))
                 state.wrapped.train()
             if ending:
                 break
+    return stop.number
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:
