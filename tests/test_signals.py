@@ -21,7 +21,7 @@ from ssmgen import signals
 from ssmgen.data import DrawnFaces, images
 from ssmgen.data.images import write_png
 from ssmgen.signals import STOPPING, Stopped, stop_requests, stopping
-from ssmgen.training import checkpoints, loop, verify_checkpoint
+from ssmgen.training import checkpoints, saver, verify_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,7 +126,7 @@ def test_a_request_while_samples_are_drawn_abandons_them_and_saves(tmp_path, num
 
 
 def test_a_request_during_a_save_lets_it_finish(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "save_checkpoint", sending(signal.SIGTERM, loop.save_checkpoint))
+    monkeypatch.setattr(saver, "write_checkpoint", sending(signal.SIGTERM, saver.write_checkpoint))
     _, result = toy_training.run(tmp_path, steps=6, checkpoint_every=6)
     assert (result.interrupted, result.signal, result.step) == (True, signal.SIGTERM, 6)
     assert verify_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])["step"] == 6
