@@ -26,16 +26,19 @@ ROOMS = {
     "atomic": set(),
     "hub": set(),
     "precision": set(),
+    "signals": set(),
     "weights": {"atomic"},
     "latents": {"atomic", "data", "hub", "registry", "weights"},
-    "data": {"atomic", "ops", "registry", "weights"},
+    "data": {"atomic", "ops", "registry", "signals", "weights"},
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
-    "training": {"atomic", "extras", "precision", "registry", "weights"},
+    "training": {"atomic", "extras", "precision", "registry", "signals", "weights"},
     "pipeline": {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "registry", "sampling", "solvers", "weights")
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "training"},
+    "cli": {
+        *("__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "signals", "training"),
+    },
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

@@ -1,30 +1,28 @@
 """``key=value`` command lines for dataclasses, and commands that fail with one clear message."""
 
 import inspect
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from recipes.sisma.reading import UsageError, parse_yaml, read_yaml, reject_expansion
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
+from ssmgen.signals import status_of, stopping
 
 Schema = TypeVar("Schema")
-
-#: Exit status after Ctrl-C, as in shells.
-STOPPED = 130
-
-
-class UsageError(ValueError):
-    """An invalid command line."""
 
 
 class Help(Exception):
@@ -40,7 +38,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     the defaults.
 
     Raises:
-        UsageError: a word without ``=``, an unknown key (the closest ones are listed), or a value of the wrong type.
+        UsageError: a word without ``=``, an unknown key (the closest ones are listed), a value of the wrong type, or
+            ``${...}``, which is never expanded.
         ValueError: a ``seed`` outside 0 to 2**64 - 1.
         Help: one of the words is ``--help`` or ``-h``.
     """
@@ -49,6 +48,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
         raise Help(keys_help(schema))
     omegaconf = require("omegaconf", extra="train")
     keys = {path: path for path in short.values()} | short
+    for word in argv:
+        reject_expansion(word, word)
     paths = [_path_of(word, keys, short) for word in argv]
     structured = _structured(schema, short)
     typed = set(_field_paths(schema, typed=True))
@@ -68,17 +69,40 @@ def from_file(schema: Schema, file: Path) -> Schema:
     """Fill a dataclass from a YAML file, whose nested settings may also stand side by side under their short keys.
 
     Raises:
-        UsageError: a key that the dataclass does not have, or a value of the wrong type; names the file.
+        FileNotFoundError: no such file.
+        UsageError: a key that the dataclass does not have, a value of the wrong type, or what `read_yaml` rejects;
+            names the file.
     """
     short = _short_keys(schema)
     omegaconf = require("omegaconf", extra="train")
-    structured = _structured(schema, short)
+    written, text = read_yaml(file)
+    structured, where = _structured(schema, short), str(file)
     try:
-        for key, value in omegaconf.OmegaConf.load(file).items():
-            omegaconf.OmegaConf.update(structured, short.get(key, key), value, merge=True)
+        loaded = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(text))
+        for path, value in _assignments(written, loaded, short, set(_field_paths(schema, typed=True))):
+            where = f"{file}: {path}"
+            omegaconf.OmegaConf.update(structured, path, value, merge=True)
+        where = str(file)
         return cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except (omegaconf.errors.OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{where}: {(str(error).splitlines() or ['not valid'])[0]}") from error
+
+
+def _assignments(
+    written: Mapping[str, Any], loaded: Mapping[str, Any], short: Mapping[str, str], typed: set[str], owner: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted paths with their values: the text of a typed field, which its type converts, otherwise the YAML value."""
+    known = {path: path for path in short.values()} | ({} if owner else dict(short))
+    for name, value in loaded.items():
+        path = known.get(f"{owner}{name}", f"{owner}{name}")
+        if isinstance(value, dict) and any(field.startswith(f"{path}.") for field in known):
+            yield from _assignments(written[name], value, short, typed, f"{path}.")
+        elif path not in known:
+            raise ValueError(f"unknown key {path!r}{closest(path, known)}".removesuffix(" "))
+        elif path in typed and isinstance(value, bool | int | str):  # run: 007 is a name, no number
+            yield path, written[name]
+        else:
+            yield path, value
 
 
 def flat(schema: Any) -> dict[str, Any]:
@@ -141,6 +165,7 @@ def _path_of(word: str, keys: Mapping[str, str], short: Mapping[str, str]) -> st
 def _nested(path: str, value: str, typed: set[str], omegaconf: Any) -> Any:
     """The value under its path, as nested mappings."""
     if path not in typed:  # such as an entry of a dict: it is read as YAML
+        parse_yaml(value, f"{path}={value}")
         return omegaconf.OmegaConf.from_dotlist([f"{path}={value}"])
     if value.startswith("~"):  # not every shell expands it after "="
         value = os.path.expanduser(value)
@@ -166,18 +191,46 @@ def command_line(command: str, *words: str) -> str:
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run a command and exit with the status it returns.
 
-    Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C with one line; neither prints a
-    traceback. Each warning is one line.
+    Errors that the user can fix end it with one message on stderr and status 2. A request to stop ends it with one
+    sentence and the status of `ssmgen.signals`. Neither prints a traceback. Each warning is one line.
     """
     # Without the source line that raised it, which does not help the user of a command.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
-        raise SystemExit(main(sys.argv[1:]) or 0)
+        with stopping():
+            status = _status(main)
+    except KeyboardInterrupt as stopped:  # while the outcome was printed
+        status = status_of(stopped)
+    raise SystemExit(status)
+
+
+def _status(main: Callable[[list[str]], int | None]) -> int:
+    try:
+        return main(sys.argv[1:]) or 0
     except Help as help:
         print(f"{(sys.modules[main.__module__].__doc__ or '').strip()}\n\n{help}")
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
+        return 0
+    except KeyboardInterrupt as stopped:
+        _end_loader_processes()
+        print(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left", file=sys.stderr)
+        return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        _end_loader_processes()
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return 2
+    finally:
+        with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
+            sys.stdout.flush()
+
+
+def _end_loader_processes() -> None:
+    """Kill the loader processes that an error or a request to stop leaves: Python would wait for a stalled one."""
+    children = multiprocessing.active_children()
+    if not children:
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch reports the end of a loader process as an error
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(5)
+    signal.signal(signal.SIGCHLD, before)

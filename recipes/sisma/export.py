@@ -7,7 +7,6 @@
 The folder holds the averaged weights, the autoencoder, the settings, and a model card with the run's evaluation.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.evaluation.results import summary
 from recipes.sisma.presets import Config, preset
+from recipes.sisma.reading import read_json
 from recipes.sisma.runs import Trained, check_writable, find_run, load_run
 from ssmgen import MaskToImage
 from ssmgen.pipeline import SAVED_DTYPES
@@ -128,7 +128,7 @@ def _evaluation(result: dict[str, Any]) -> str:
 def _result(run: Path, step: int) -> dict[str, Any]:
     """The result of these weights' evaluation; empty if there is none, or only one of another step."""
     file = run / "result.json"
-    result = json.loads(file.read_text()) if file.is_file() else {}
+    result = read_json(file) if file.is_file() else {}
     return result if result.get("steps") == step else {}
 
 
@@ -137,8 +137,8 @@ def is_drawn(config: Config) -> bool:
     if config.data == "drawn":
         return True
     file = Path(config.data) / "prepared.json"
-    record = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-    return record.get("source", {}).get("layout") == "drawn"
+    source = read_json(file).get("source") if file.is_file() else {}
+    return isinstance(source, dict) and source.get("layout") == "drawn"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from ssmgen.training.launch import ignore_stop_requests, loader_processes
+from ssmgen.signals import ignore_stop_requests
+from ssmgen.training.launch import loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.settings import TrainSettings
