@@ -79,7 +79,7 @@ def read_json(file: Path) -> Any:
 def sha256_of(file: Path) -> str:
     """SHA-256 of a regular file as 64 hexadecimal digits; raises the errors of `open_regular`."""
     with open_regular(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _fault(mode: int) -> str:
