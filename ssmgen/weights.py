@@ -1,6 +1,8 @@
 """Weights in safetensors files, under the model's own names; every error names the file."""
 
+import re
 from collections.abc import Mapping
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write tensors of any shape, device and layout to a safetensors file atomically, with text for its header.
 
     Raises:
-        OSError: the disk is full or cannot be written; names the file.
+        OSError: the disk is full or cannot be written; names the file and the free space.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -59,14 +61,20 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         storage = value.untyped_storage().data_ptr()
         plain[name] = value.clone() if storage in seen else value  # safetensors refuses two names of one memory
         seen.add(storage)
-    with whole_file(file) as partial:
+    with whole_file(file, needed=bytes_of(plain)) as partial:
         partial.touch()  # safetensors makes files that only their owner reads; this one has the user's permissions
         mode = partial.stat().st_mode
         try:
             save_file(plain, partial, metadata=metadata)
         except SafetensorError as error:  # errors of the disk as well
-            raise OSError(f"{partial}: cannot be written ({error})") from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else EIO, str(error)) from error
         partial.chmod(mode)
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that the values of tensors of any shape take in a file."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def open_weights(file: Path) -> Any:

@@ -27,17 +27,18 @@ ROOMS = {
     "reading": set(),
     "hub": set(),
     "precision": set(),
+    "signals": set(),
     "weights": {"atomic", "reading"},
     "latents": {"atomic", "data", "hub", "reading", "registry", "weights"},
-    "data": {"atomic", "ops", "reading", "registry", "weights"},
+    "data": {"atomic", "ops", "reading", "registry", "signals", "weights"},
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
-    "training": {"atomic", "extras", "precision", "registry", "weights"},
+    "training": {"atomic", "extras", "precision", "registry", "signals", "weights"},
     "pipeline": {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "reading", "registry", "sampling", "solvers"),
         "weights",
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry"},
+    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry", "signals"},
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

@@ -179,7 +179,7 @@ def test_a_stopped_command_says_so_by_its_exit_status(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             run_command(main)
         assert ended.value.code == status
-    assert capsys.readouterr().err == "stopped\n"
+    assert capsys.readouterr().err == "stopped by SIGINT; no half-written file is left\n"
 
 
 def test_a_warning_of_a_command_is_one_line():

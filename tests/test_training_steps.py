@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -129,12 +130,12 @@ def test_resuming_with_other_settings_is_refused_and_harms_nothing(trained):
 
 
 def test_a_training_that_is_asked_to_stop_gives_the_status_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    stopped = TrainResult(step=3, seconds=1.0, ema=torch.nn.Identity(), interrupted=True)
+    stopped = TrainResult(step=3, seconds=1.0, ema=torch.nn.Identity(), interrupted=True, signal=signal.SIGTERM)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
     given = words(tmp_path, "steps=9")
-    assert train.main(given) == 130
+    assert train.main(given) == 143
     assert f"stopped at step 3; continue with: python -m recipes.sisma.train {' '.join(given)} resume=auto" in (
-        capsys.readouterr().out
+        capsys.readouterr().err
     )
 
 

@@ -1,12 +1,15 @@
 """``key=value`` command lines for dataclasses, and commands that fail with one clear message."""
 
 import inspect
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from operator import attrgetter
@@ -16,11 +19,9 @@ from typing import Any, TypeVar, cast
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
+from ssmgen.signals import status_of, stopping
 
 Schema = TypeVar("Schema")
-
-#: Exit status after Ctrl-C, as in shells.
-STOPPED = 130
 
 
 class UsageError(ValueError):
@@ -166,18 +167,46 @@ def command_line(command: str, *words: str) -> str:
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run a command and exit with the status it returns.
 
-    Errors that the user can fix end it with one message on stderr and status 2, Ctrl-C with one line; neither prints a
-    traceback. Each warning is one line.
+    Errors that the user can fix end it with one message on stderr and status 2. A request to stop ends it with one
+    sentence and the status of `ssmgen.signals`. Neither prints a traceback. Each warning is one line.
     """
     # Without the source line that raised it, which does not help the user of a command.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
-        raise SystemExit(main(sys.argv[1:]) or 0)
+        with stopping():
+            status = _status(main)
+    except KeyboardInterrupt as stopped:  # while the outcome was printed
+        status = status_of(stopped)
+    raise SystemExit(status)
+
+
+def _status(main: Callable[[list[str]], int | None]) -> int:
+    try:
+        return main(sys.argv[1:]) or 0
     except Help as help:
         print(f"{(sys.modules[main.__module__].__doc__ or '').strip()}\n\n{help}")
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
+        return 0
+    except KeyboardInterrupt as stopped:
+        _end_loader_processes()
+        print(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left", file=sys.stderr)
+        return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        _end_loader_processes()
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return 2
+    finally:
+        with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
+            sys.stdout.flush()
+
+
+def _end_loader_processes() -> None:
+    """Kill the loader processes that an error or a request to stop leaves: Python would wait for a stalled one."""
+    children = multiprocessing.active_children()
+    if not children:
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch reports the end of a loader process as an error
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(5)
+    signal.signal(signal.SIGCHLD, before)

@@ -29,8 +29,16 @@ from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19, Pairs
 from ssmgen.latents import save_network
 from ssmgen.precision import Choice, choose_precision
-from ssmgen.training import StepOrder, checkpoints, derived_seed, load_checkpoint, prune_checkpoints
-from ssmgen.training.checkpoint import read_state, save_checkpoint, verify_checkpoint
+from ssmgen.training import (
+    StepOrder,
+    checkpoints,
+    derived_seed,
+    load_checkpoint,
+    prune_checkpoints,
+    read_state,
+    save_checkpoint,
+    verify_checkpoint,
+)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from ssmgen.data import CELEBAMASK19, Crops, DrawnFaces, Pairs, PreparedFolder, 
 from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.latents import autoencoder_at
+from ssmgen.signals import ignore_stop_requests
 from ssmgen.training import derived_seed, loader_processes, progress_bar
 from ssmgen.training.launch import keep_freed_memory
 
@@ -60,7 +61,8 @@ def prepared_pairs(config: Config, split: str, size: int | None = None) -> Prepa
 def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """All pairs of one size: images ``(n, 3, size, size)`` and masks ``(n, size, size)``, uint8."""
     print(f"loading {len(pairs)} image-mask pairs", file=sys.stderr)
-    loader = DataLoader(cast(Any, pairs), batch_size=16, num_workers=loader_processes(2))
+    workers = loader_processes(2)
+    loader = DataLoader(cast(Any, pairs), 16, num_workers=workers, worker_init_fn=ignore_stop_requests)
     images, masks = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(masks)
 

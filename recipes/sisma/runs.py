@@ -1,6 +1,5 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
-import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +20,7 @@ from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
-from ssmgen.training import CheckpointError, checkpoints, read_average, schedule_of, verify_checkpoint
+from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
 from ssmgen.training.launch import check_launch, on_cpu
 from ssmgen.weights import load_weights
 
@@ -45,15 +44,12 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder, or has no checkpoint yet.
-        CheckpointError: the checkpoint is damaged, or was trained with another autoencoder.
+        CheckpointError: the newest checkpoint is damaged, or was trained with another autoencoder.
     """
     config = load_config(run)
-    found = checkpoints(run / "checkpoints")
-    if not found:
-        raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
-    newest = found[-1]
-    state, autoencoder = verify_checkpoint(newest), load_autoencoder(config)
-    trained_with, given = state["record"]["autoencoder"], autoencoder.describe()
+    newest = newest_checkpoint(run)
+    state, autoencoder = read_state(newest), load_autoencoder(config)
+    trained_with, given = state.get("record", {}).get("autoencoder"), autoencoder.describe()
     if trained_with != given:
         raise CheckpointError(
             f"{newest}: trained on latents of {trained_with}, but {config.autoencoder_source} is {given}: "
@@ -61,11 +57,11 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
         )
     model = new_model(config, autoencoder)
     load_weights(model, newest / "ema.safetensors", read_average(newest)[0])
-    digest = json.loads((newest / "MANIFEST.json").read_text())["ema.safetensors"]["sha256"]  # verified above
+    digest = read_manifest(newest).files["ema.safetensors"].sha256
     schedule = schedule_of(state, config.train.lr_decay_steps)
     pipe = as_pipeline(config, model, autoencoder, f"A run after {state['step']} steps of training.")
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    return pipe, Trained(config, state["step"], state["seconds"], digest, schedule)
+    return pipe, Trained(config, state["step"], state.get("seconds", 0.0), digest, schedule)
 
 
 def new_model(config: Config, autoencoder: Any) -> nn.Module:

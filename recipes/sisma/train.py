@@ -9,6 +9,7 @@ The run's folder receives ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``c
 and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.sisma.arguments import STOPPED, UsageError, command_line, flat, from_command_line, run_command
+from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
@@ -31,7 +32,16 @@ from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
-from ssmgen.training import checkpoints, find_checkpoint, read_state, seconds_per_step, settle_precision, train
+from ssmgen.signals import exit_status
+from ssmgen.training import (
+    TrainResult,
+    checkpoints,
+    find_checkpoint,
+    read_state,
+    seconds_per_step,
+    settle_precision,
+    train,
+)
 
 # Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
@@ -48,7 +58,7 @@ _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
 def main(argv: list[str]) -> int | None:
-    """Train a preset, then evaluate it; `STOPPED` if interrupted. All checks come before anything is written."""
+    """Train a preset, then evaluate it; returns the status if stopped. All checks come before anything is written."""
     config = continued(parse(argv))
     settings = config.with_steps(config.train.steps or most_steps(config)).train
     run = Path(config.run)
@@ -75,17 +85,15 @@ def main(argv: list[str]) -> int | None:
         _announce(config, model, len(data))
     draw = _sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
-    if not processes.is_main_process:
-        return STOPPED if result.interrupted else None
     if result.interrupted:
-        print(f"stopped at step {result.step}; continue with: {_continue(argv)}")
-        return STOPPED
+        if processes.is_main_process:
+            print(f"stopped at step {result.step}; continue with: {_continue(argv)}", file=sys.stderr)
+        return exit_status(result.signal or signal.SIGTERM)  # without a signal of its own, another process had one
+    if not processes.is_main_process:
+        return None
     trained = f"trained {run} to step {result.step} in {result.seconds:.0f} s"
     complete = f"{run} is at step {result.step} already: nothing to train"
-    skipped = (
-        f"; {result.skipped} steps were skipped because the loss or gradient was not finite" if result.skipped else ""
-    )
-    print((trained if done < result.step else complete) + skipped)
+    print((trained if done < result.step else complete) + _unusual(result))
     if config.evaluate:
         evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
     return None
@@ -224,6 +232,12 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
         f"scan backend on {device}: {scan}",
         file=sys.stderr,
     )
+
+
+def _unusual(result: TrainResult) -> str:
+    skipped = f"; {result.skipped} steps were skipped because the loss or gradient was not finite"
+    spikes = f"; the loss was a spike in {result.spikes} steps"
+    return (skipped if result.skipped else "") + (spikes if result.spikes else "")
 
 
 def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:

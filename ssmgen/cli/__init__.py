@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from ssmgen import __version__
 from ssmgen.cli import machine, models
 from ssmgen.cli.command import examples
+from ssmgen.signals import status_of, stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
-    0 is success; 2 is an error that the user can fix, with one message on stderr; 130 follows Ctrl-C; 141 means that
-    the reader of a pipe has closed it, as ``head`` does.
+    0 is success; 2 is an error that the user can fix, with one message on stderr; 130, 143 and 138 follow Ctrl-C,
+    SIGTERM and SIGUSR1; 141 means that the reader of a pipe has closed it, as ``head`` does.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        facts, lines = arguments.command(arguments)
+        with stopping():
+            facts, lines = arguments.command(arguments)
         print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines), flush=True)
     except (ValueError, TypeError, ImportError, OSError) as error:
         if isinstance(error, BrokenPipeError):
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:
+        return status_of(stopped)
     return 0
 
 

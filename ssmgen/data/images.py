@@ -70,7 +70,7 @@ def write_png(path: str | Path, pixels: Tensor) -> None:
         ValueError: another shape.
         OSError: the disk is full or not writable; the message names the file.
     """
-    with whole_file(Path(path).expanduser()) as partial:
+    with whole_file(Path(path).expanduser(), durable=False) as partial:
         to_pil(pixels).save(partial, format="PNG")
 
 

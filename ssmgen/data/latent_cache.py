@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from ssmgen.atomic import whole_folder
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.pairs import Pairs
+from ssmgen.signals import ignore_stop_requests
 from ssmgen.weights import open_weights, write_weights
 
 _SHARD = 1024
@@ -156,7 +157,11 @@ def _encoded(
     """The encoded batches in order; on a CPU the loader processes encode what they read."""
     in_loader = encoder.device.type == "cpu"
     loader: Any = DataLoader(
-        pairs, batch_size, num_workers=num_workers, collate_fn=encoder if in_loader else default_collate
+        pairs,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=encoder if in_loader else default_collate,
+        worker_init_fn=ignore_stop_requests,
     )
     for found in loader:
         batch = found if in_loader else encoder.encode(*found)

@@ -1,17 +1,16 @@
 """Training: the loop, the moving average, the order of examples, and checkpoints."""
 
 from ssmgen.training.checkpoint import (
-    CheckpointError,
     checkpoints,
     load_checkpoint,
+    newest_checkpoint,
     prune_checkpoints,
     read_average,
-    read_state,
     save_checkpoint,
-    verify_checkpoint,
 )
 from ssmgen.training.launch import check_launch, loader_processes, on_cpu
 from ssmgen.training.loop import TrainResult, train
+from ssmgen.training.manifest import CheckpointError, read_manifest, read_state, verify_checkpoint
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, moving_average, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.pace import seconds_per_step
@@ -33,11 +32,13 @@ __all__ = [
     "loader_processes",
     "make_optimizer",
     "moving_average",
+    "newest_checkpoint",
     "on_cpu",
     "parameter_groups",
     "progress_bar",
     "prune_checkpoints",
     "read_average",
+    "read_manifest",
     "read_state",
     "save_checkpoint",
     "schedule_changes",

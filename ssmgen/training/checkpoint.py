@@ -1,40 +1,71 @@
 """Checkpoints in safetensors and JSON: complete or absent, verified before use, nothing unpickled.
 
 ``step-00001500/`` holds ``model.safetensors``, ``ema.safetensors``, ``optimizer.safetensors``, ``state.json`` and
-``MANIFEST.json`` (size and SHA-256 of each), written last. The folder is written under a temporary name and renamed, so
-a process killed at any moment leaves the older checkpoints intact.
+``MANIFEST.json``, see `ssmgen.training.manifest`. The folder is written under a temporary name, flushed, read back and
+renamed, and a folder to be deleted is renamed first: a process killed at any moment leaves a complete checkpoint.
 """
 
-import hashlib
 import json
 import os
-import re
-import shutil
+from errno import EIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from ssmgen.atomic import whole_folder
-from ssmgen.weights import current_name, load_weights, plain_name, read_weights, tensors_of, unwrapped, write_weights
+from ssmgen.atomic import disk_error, flush, remove_folder, remove_leftovers, whole_folder
+from ssmgen.training.manifest import (
+    AVERAGED,
+    EMA,
+    MANIFEST,
+    NAME,
+    STATE,
+    CheckpointError,
+    verify_checkpoint,
+    write_manifest,
+)
+from ssmgen.weights import (
+    bytes_of,
+    current_name,
+    load_weights,
+    plain_name,
+    read_weights,
+    tensors_of,
+    unwrapped,
+    write_weights,
+)
 
-_MANIFEST = "MANIFEST.json"
-_STATE = "state.json"
-_EMA = "ema.safetensors"
-_AVERAGED = "averaged"
-_NAME = re.compile(r"step-(\d{8})")
+# Above the values: names and shapes of the tensors, and the manifest.
+_OVERHEAD = 2**20
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+class Collected(NamedTuple):
+    """The tensors of a checkpoint, under the model's own names.
+
+    Attributes:
+        model, ema: weights of the model, and their moving average.
+        optimizer: the optimiser's state, under ``parameter:slot``.
+        averaged: updates of the moving average, on which its ramp depends; 0 of a plain module.
+    """
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    averaged: int
+
+
+def collect(*, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> Collected:
+    """The tensors of a checkpoint; they share the memory of the arguments, see `save_checkpoint`."""
+    averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
+    return Collected(tensors_of(model), tensors_of(ema), _optimizer_tensors(optimizer, model), averaged)
 
 
 def save_checkpoint(
     folder: Path, step: int, *, model: nn.Module, ema: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> Path:
-    """Write one complete checkpoint into ``folder`` and return its path.
+    """Write one complete checkpoint into ``folder``, read it back, and return its path.
 
     Args:
         folder: the folder of all checkpoints, e.g. ``RUN/checkpoints``.
@@ -44,21 +75,51 @@ def save_checkpoint(
         state: configuration, counters and the like; must be JSON.
 
     Raises:
-        OSError: no space or no permission; names the checkpoint. Existing checkpoints stay intact.
+        OSError: too little space, a disk that cannot be written, or one that does not return what was written; names
+            the checkpoint. Existing checkpoints stay intact.
+        ValueError, TypeError: ``state`` is not JSON, or ``step`` has more than eight digits.
     """
+    return write_checkpoint(folder, step, collect(model=model, ema=ema, optimizer=optimizer), state)
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Collected, state: dict[str, Any]) -> Path:
+    """As `save_checkpoint`, from tensors that `collect` returned."""
     final = folder / f"step-{step:08d}"
-    # The ramp of a moving average depends on the number of its updates; a plain module has none.
-    averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
-    with whole_folder(final) as temporary:
-        write_weights(temporary / "model.safetensors", tensors_of(model))
-        write_weights(temporary / _EMA, tensors_of(ema))
-        write_weights(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
-        _write_json(temporary / _STATE, {"step": step, _AVERAGED: averaged, **state})
-        _write_json(temporary / _MANIFEST, _manifest(temporary))
-        if final.exists():
-            shutil.rmtree(final)  # the same step, saved again
-    _sync(folder)
+    if not NAME.fullmatch(final.name):
+        raise ValueError(f"step={step}: a checkpoint's step has at most eight digits")
+    text = json.dumps({"step": step, AVERAGED: tensors.averaged} | state | {"step": step}, indent=2, allow_nan=False)
+    needed = sum(map(bytes_of, tensors[:3])) + len(text) + _OVERHEAD
+    replaced = final.with_name(f"{final.name}.replaced")
+    remove_leftovers(folder)  # of any step: they take up space
+    with whole_folder(final, needed=needed) as temporary:
+        write_weights(temporary / "model.safetensors", tensors.model)
+        write_weights(temporary / EMA, tensors.ema)
+        write_weights(temporary / "optimizer.safetensors", tensors.optimizer)
+        (temporary / STATE).write_text(text + "\n")
+        write_manifest(temporary)
+        _read_back(temporary)
+        if os.path.lexists(final):  # the same step, saved again; until the rename, `checkpoints` finds the old one
+            if os.path.lexists(replaced):
+                remove_folder(replaced)
+            final.rename(replaced)
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
     return final
+
+
+def _read_back(folder: Path) -> None:
+    """Verify what the disk returns, not what memory still holds."""
+    flush(folder)
+    for file in folder.iterdir():
+        if hasattr(os, "posix_fadvise"):
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        verify_checkpoint(folder)
+    except CheckpointError as error:
+        raise disk_error(
+            f"{error}, although it was just written: the disk does not return what it is given", EIO
+        ) from error
 
 
 def load_checkpoint(
@@ -75,14 +136,18 @@ def load_checkpoint(
             load_weights(model, path / "model.safetensors")
         if ema is not None:
             averaged, count = read_average(path)
-            load_weights(ema, path / _EMA, averaged)
+            load_weights(ema, path / EMA, averaged)
             if isinstance(ema, AveragedModel):
-                ema.n_averaged.fill_(state.get(_AVERAGED, count))
+                ema.n_averaged.fill_(state.get(AVERAGED, count))
         if optimizer is not None:
             assert model is not None, "the optimiser's state is keyed by the model's parameter names"
             _load_optimizer(optimizer, model, path / "optimizer.safetensors")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    except CheckpointError:
+        raise
+    except (ValueError, RuntimeError) as error:  # what safetensors and torch say about a forged file
+        raise CheckpointError(
+            str(error) if str(path) in str(error) else f"{path}: cannot be loaded ({error})"
+        ) from error
     return state
 
 
@@ -92,43 +157,80 @@ def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
     The first format kept the number among the weights, under the wrapper's names. Later ones keep it in the state, and
     0 is returned here.
     """
-    tensors = read_weights(path / _EMA)
+    tensors = read_weights(path / EMA)
     count = tensors.pop("n_averaged", None)
     if count is None:
         return tensors, 0
+    if count.numel() != 1 or count.is_floating_point() or count.is_complex():
+        raise CheckpointError(f"{path / EMA}: n_averaged must be one whole number")
     return {name.removeprefix("module."): value for name, value in tensors.items()}, int(count)
 
 
-def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Check sizes and hashes of every file against the manifest and return the state; `CheckpointError` otherwise."""
-    manifest = _read_json(path / _MANIFEST)
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing, though the manifest lists it")
-        if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        if _sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: its SHA-256 is not the manifest's; the file was altered or damaged")
-    return _read_json(path / _STATE)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, without the checks of `verify_checkpoint`; `CheckpointError` if it cannot be read."""
-    return _read_json(path / _STATE)
-
-
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in ``folder``, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+    """Checkpoints in ``folder`` that have a manifest, oldest first. They are not verified."""
+    return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and the leftovers of unfinished saves."""
-    for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.glob("step-*.tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run, verified. A damaged one is an error: an older one is not taken in its place.
+
+    Raises:
+        FileNotFoundError: there is none yet.
+        CheckpointError: it is damaged; names the file, and the command that sets it aside.
+    """
+    found = checkpoint_folders(run / "checkpoints")
+    if not found:
+        raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
+    try:
+        verify_checkpoint(found[-1])
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\nThis is the newest checkpoint. ssmgen fsck {run} lists the intact ones; with --mend it sets "
+            "damaged ones aside, and the newest intact one is taken"
+        ) from error
+    return found[-1]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Everything in ``folder`` under the name of a checkpoint, complete or not, one for each step, oldest first."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step-*")):
+        if named := NAME.fullmatch(path.name):
+            found.setdefault(int(named[1]), path)  # the plain name sorts before that of what it replaced
+    return list(found.values())
+
+
+def prune_checkpoints(folder: Path, keep: int, verified: set[str] | None = None) -> None:
+    """Delete all checkpoints older than the newest ``keep`` that verify, and the leftovers of unfinished saves.
+
+    Args:
+        folder: the folder of all checkpoints.
+        keep: at least 1. Damaged ones are not counted, so the last one that verifies always stays.
+        verified: names of those that are known to verify; others are read, and added if they do.
+
+    Raises:
+        OSError: one cannot be read or deleted.
+    """
+    known = set() if verified is None else verified
+    good = 0
+    for path in reversed(checkpoint_folders(folder)):
+        if good >= max(keep, 1):
+            remove_folder(path)
+        elif path.name in known or _verifies(path):
+            known.add(path.name)
+            good += 1
+    for path in folder.glob("step-*.replaced"):
+        if os.path.lexists(path.with_suffix("")):
+            remove_folder(path)
+    remove_leftovers(folder)
+
+
+def _verifies(path: Path) -> bool:
+    try:
+        verify_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -152,44 +254,10 @@ def _load_optimizer(optimizer: Optimizer, model: nn.Module, file: Path) -> None:
         if name not in named:
             raise CheckpointError(f"{file}: holds state of {name!r}, which the model does not have")
         parameter = named[name]
+        if value.numel() != 1 and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"{file}: {key} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+            )
         # Adam keeps its step counter on the CPU, whatever the device of the weights.
         device = value.device if slot == "step" else parameter.device
         optimizer.state[parameter][slot] = value.to(device)
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(folder.iterdir())
-    for file in files:
-        _sync(file)
-    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: missing; this is no complete checkpoint") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
-    _sync(file)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk, so that a rename never precedes its contents."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

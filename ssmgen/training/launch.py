@@ -1,4 +1,4 @@
-"""The processes of a training: their devices, memory, and signals. The settings alone decide the arithmetic.
+"""The processes of a training: their devices and memory. The settings alone decide the arithmetic.
 
 accelerate also reads gradient accumulation, precision, compilation and sharding from the environment, which
 ``accelerate launch`` fills from the user's file of defaults. No run records them, so they are ignored or rejected.
@@ -7,10 +7,7 @@ accelerate also reads gradient accumulation, precision, compilation and sharding
 import ctypes
 import os
 import platform
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,37 +100,3 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that ``with`` yields, instead of being ended by them.
-
-    A second signal raises KeyboardInterrupt. Outside the main thread, signals keep their handlers.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt  # asked twice: stop at once
-        received.append(number)
-        print("stopping after this step; a checkpoint will be written", file=sys.stderr)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where signals cannot be handled
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ignore_stop_requests(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM in a loader process, which a terminal's Ctrl-C and a scheduler reach as well.
-
-    The step in progress still needs its batches; the process ends with the loop.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

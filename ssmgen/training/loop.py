@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,23 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from ssmgen.training.launch import make_accelerator, stop_requests
+from ssmgen.signals import stop_requests
+from ssmgen.training.checkpoint import collect, load_checkpoint
+from ssmgen.training.health import Health
+from ssmgen.training.launch import make_accelerator
 from ssmgen.training.log import RunLog
-from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
+from ssmgen.training.resume import (
+    History,
+    continued,
+    find_checkpoint,
+    keep_earlier_log,
+    schedule_changes,
+    schedule_of,
+    settle_precision,
+)
+from ssmgen.training.saver import Saver
 from ssmgen.training.settings import TrainSettings
-from ssmgen.training.step import Batch, StepResult, TrainState, batches_from, prepare, training_step
-
-# Consecutive steps with a non-finite loss or gradient after which training gives up.
-_MAX_SKIPPED = 10
+from ssmgen.training.step import Batch, TrainState, batches_from, origin_of, prepare, training_step
 
 
 @dataclass
@@ -35,7 +43,9 @@ class TrainResult:
         seconds: duration of training, over the whole run.
         ema: the averaged weights.
         interrupted: it was asked to stop.
+        signal: number of the signal that asked this process, 0 without one.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
+        spikes: steps of the whole run whose loss was far above its running mean, see `ssmgen.training.health`.
     """
 
     step: int
@@ -43,6 +53,8 @@ class TrainResult:
     ema: nn.Module
     interrupted: bool
     skipped: int = 0
+    spikes: int = 0
+    signal: int = 0
 
 
 @dataclass
@@ -50,33 +62,16 @@ class _Progress:
     """How far a run has come, and what its checkpoints say of it."""
 
     step: int
-    skipped: int
+    health: Health
     seconds_before: float  # in earlier parts of the run
     pending: list[float | None]  # losses that the log has not written yet
     history: History
     record: dict[str, Any]
     started: float | None = None
-    skipped_in_a_row: int = 0
-
-    def count(self, result: StepResult) -> None:
-        """Count a step; raise `FloatingPointError` after too many that were not finite."""
-        if result.finite:
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            found = f"loss {result.loss}, gradient norm {result.norm}: not finite"
-            print(f"step {self.step}: {found}, the step is skipped", file=sys.stderr)
-        if self.skipped_in_a_row >= _MAX_SKIPPED:
-            raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {self.step}: lower lr or "
-                "look at the data. The checkpoints before are intact."
-            )
-        self.step += 1
 
     def check_trained(self) -> None:
         """Raise `FloatingPointError` if every step was skipped."""
-        if self.skipped == self.step:
+        if self.health.skipped == self.step:
             raise FloatingPointError(
                 f"none of the {self.step} steps had a finite loss and gradient, so nothing was trained: lower lr, or "
                 "look at the data and the autoencoder"
@@ -88,7 +83,7 @@ class _Progress:
     def for_checkpoint(self, pending: list[float | None]) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
         kept = {"seconds": self.seconds(), "pending": pending, "schedule": self.history}
-        return kept | {"record": self.record, "skipped": self.skipped}
+        return kept | {"record": self.record, "health": asdict(self.health)}
 
 
 def train(
@@ -116,15 +111,17 @@ def train(
         run: gets ``log.jsonl`` and ``checkpoints/``.
         record: what a checkpoint must agree on to be resumed, besides the precision; JSON. An ``lr_decay_steps`` in it
             may grow or become 0.
-        resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
+        resume: ``"auto"`` for the newest checkpoint of ``run`` that verifies, or step 0 if there is none at all; a
+            checkpoint's folder; or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return the file of a picture of samples, which goes to the tracker.
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
-        CheckpointError: nothing usable to resume from, or it belongs to another configuration.
+        CheckpointError: none of the checkpoints to resume from can be used, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
-        OSError: a checkpoint cannot be written; the older ones are intact.
+        OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
+            written is reported on stderr, and the next save tries again.
     """
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
@@ -134,13 +131,16 @@ def train(
     record = (record or {}) | {"precision": settings.precision}
     state = prepare(model, settings, accelerator)
     progress = _resumed(state, settings, run, resume, record)
+    signal = 0
     if progress.step < settings.steps:
-        _steps(state, objective, data, settings, progress, run, on_step)
+        signal = _steps(state, objective, data, settings, progress, run, on_step)
         accelerator.wait_for_everyone()
     else:
         progress.check_trained()
-    interrupted = progress.step < settings.steps
-    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, progress.skipped)
+    interrupted = progress.step < settings.steps or signal > 0
+    health = progress.health
+    seconds, ema = progress.seconds(), state.ema.module
+    return TrainResult(progress.step, seconds, ema, interrupted, health.skipped, health.spikes, signal)
 
 
 def _resumed(
@@ -149,9 +149,10 @@ def _resumed(
     """Load the checkpoint to resume from, if any."""
     found = find_checkpoint(run, resume, record)
     saved = load_checkpoint(found, **state.saved) if found else {}
-    step, seconds, skipped = (saved.get(key, 0) for key in ("step", "seconds", "skipped"))
+    step, seconds = (saved.get(key, 0) for key in ("step", "seconds"))
+    health = Health(**saved.get("health", {"skipped": saved.get("skipped", 0)}))  # earlier checkpoints count no spikes
     history = continued(schedule_of(saved, settings.decay_steps), step, settings.decay_steps)
-    return _Progress(step, skipped, seconds, saved.get("pending", []), history, record)
+    return _Progress(step, health, seconds, saved.get("pending", []), history, record)
 
 
 def _steps(
@@ -162,10 +163,12 @@ def _steps(
     progress: _Progress,
     run: Path,
     on_step: Callable[[int, nn.Module], Path | None] | None,
-) -> None:
-    """Train until the last step or a request to stop; the main process logs, samples and saves."""
+) -> int:
+    """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves."""
     batches, log = batches_from(progress.step, data, settings, state.accelerator), None
+    saver = Saver(run / "checkpoints", settings.keep_checkpoints)
     if state.accelerator.is_main_process:
+        keep_earlier_log(run, progress.step)
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
         if on_step is not None:
@@ -175,22 +178,26 @@ def _steps(
     with log or nullcontext(), stop_requests() as stop:
         for batch in batches:
             result = training_step(state, objective, batch, settings, progress.step, bool(stop))
-            progress.count(result)
+            event = progress.health.count(result.loss, result.norm)
+            progress.step += 1
             step = progress.step
             ending = step >= settings.steps or result.stop
+            if log is not None and event is not None:
+                log.event(step, event, result.loss, result.norm, origin_of(step, len(data), settings))  # type: ignore[arg-type]
+            progress.health.check(step)
             if log is not None:
-                log.step(step, result.loss, result.norm, settings.lr_at(step - 1))
+                log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
             if step >= settings.steps:
                 progress.check_trained()
             if log is not None and (ending or step % settings.checkpoint_every == 0):
                 kept = progress.for_checkpoint(log.pending)
-                save_checkpoint(run / "checkpoints", step, **state.saved, state=kept)
-                prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
+                saver.save(step, collect(**state.saved), kept, last=ending)
             if log is not None and on_step is not None:
-                log.samples(step, on_step(step, state.ema.module))
+                log.samples(step, stop.unless_stopped(on_step, step, state.ema.module))
                 state.wrapped.train()
             if ending:
                 break
+    return stop.number
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:

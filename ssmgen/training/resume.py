@@ -1,6 +1,9 @@
 """Resuming a run: from which checkpoint, in which precision, and on which learning-rate schedule."""
 
+import itertools
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +11,11 @@ from typing import Any
 
 import torch
 
+from ssmgen.atomic import whole_file
 from ssmgen.extras import require
 from ssmgen.precision import Choice, choose_precision
-from ssmgen.training.checkpoint import CheckpointError, checkpoints, read_state, verify_checkpoint
+from ssmgen.training.checkpoint import checkpoint_folders
+from ssmgen.training.manifest import NAME, CheckpointError, read_state, verify_checkpoint
 from ssmgen.training.settings import TrainSettings
 
 #: With ``[{"step": 0, "lr_decay_steps": 1000}, {"step": 1000, "lr_decay_steps": 3000}]`` the second schedule holds from
@@ -21,6 +26,9 @@ History = list[dict[str, int]]
 def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]) -> Path | None:
     """The checkpoint to resume from, verified; None to start afresh.
 
+    With ``"auto"``, damaged checkpoints newer than it are set aside: each is renamed to ``damaged-step-*`` and named on
+    stderr with the reason.
+
     Args:
         run, resume: as in `train`.
         record: what the checkpoint must have been made with.
@@ -28,32 +36,94 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
     Raises:
         CheckpointError: it is damaged (for ``"auto"``: all of them are), belongs to another configuration, or is not
             the newest of the run.
+        OSError: it cannot be read, although it may be intact.
     """
-    candidates = _candidates(run, resume)
-    for path in reversed(candidates):
+    if resume is None:
+        return None
+    if resume == "auto":
+        return _newest_usable(run, record)
+    path = Path(resume)
+    check_record(path, verify_checkpoint(path).get("record", {}), record)
+    newer = [other.name for other in checkpoint_folders(run / "checkpoints") if other.name > path.name]
+    if newer:
+        raise CheckpointError(
+            f"{path}: the run has newer checkpoints ({', '.join(newer)}), which would mix with those written from "
+            "here on: delete them, or resume into a new run folder"
+        )
+    return path
+
+
+def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
+    reasons: dict[Path, str] = {}
+    for path in reversed(checkpoint_folders(run / "checkpoints")):
         try:
             state = verify_checkpoint(path)
         except CheckpointError as error:
-            if path == candidates[0]:
-                raise
-            print(f"{error}\nfalling back to the checkpoint before it", file=sys.stderr)
+            reasons[path] = str(error)
             continue
         check_record(path, state.get("record", {}), record)
-        newer = [other.name for other in checkpoints(run / "checkpoints") if other.name > path.name]
-        if newer and resume != "auto":
-            raise CheckpointError(
-                f"{path}: the run has newer checkpoints ({', '.join(newer)}), which would mix with those written from "
-                "here on: delete them, or resume into a new run folder"
-            )
+        for damaged, reason in reasons.items():
+            print(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint", file=sys.stderr)
+            set_aside(damaged)
         return path
+    present = {path.name: reason for path, reason in reasons.items()} | _other_folders(run / "checkpoints")
+    if present:
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: none of its checkpoints can be used, and a run does not begin anew by itself:\n"
+            + "".join(f"  {name}: {reason}\n" for name, reason in present.items())
+            + f"ssmgen fsck {run} --mend restores what can be restored. To train anew, move these folders away or give "
+            "another run folder"
+        )
     return None
 
 
-def _candidates(run: Path, resume: Path | str | None) -> list[Path]:
-    """Checkpoints that ``resume`` asks for, oldest first."""
-    if resume is None:
-        return []
-    return checkpoints(run / "checkpoints") if resume == "auto" else [Path(resume)]
+def _other_folders(folder: Path) -> dict[str, str]:
+    """Entries that look like checkpoints under other names, with what they are."""
+    set_aside = {path.name: "was set aside as damaged" for path in sorted(folder.glob("damaged-step-*"))}
+    others = (path.name for path in sorted(folder.glob("step-*")))
+    return set_aside | {
+        name: "is not named step- and eight digits; rename it if it is a checkpoint"
+        for name in others
+        if not NAME.fullmatch(name) and ".tmp-" not in name
+    }
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a damaged checkpoint so that it no longer counts as one, and print its new name on stderr.
+
+    Returns:
+        The new path; None if it cannot be renamed, which is printed as well.
+    """
+    names = (f"damaged-{path.name}" + (f"-{count}" if count else "") for count in itertools.count())
+    target = next(target for name in names if not os.path.lexists(target := path.with_name(name)))
+    try:
+        path.rename(target)
+    except FileNotFoundError:  # another process of the same run was faster
+        return None
+    except OSError as error:
+        print(f"{path}: could not be set aside ({error})", file=sys.stderr)
+        return None
+    print(f"{path}: set aside as {target.name}", file=sys.stderr)
+    return target
+
+
+def keep_earlier_log(run: Path, step: int) -> None:
+    """Copy the log of a run that begins anew at step 0 to ``log.jsonl.before``, and say so on stderr.
+
+    Raises:
+        OSError: it cannot be copied; nothing was changed.
+    """
+    log = run / "log.jsonl"
+    if step > 0 or not log.is_file() or not log.stat().st_size:
+        return
+    names = ("log.jsonl.before" + (f"-{count}" if count else "") for count in itertools.count())
+    target = next(target for name in names if not os.path.lexists(target := run / name))
+    with whole_file(target, needed=log.stat().st_size) as partial:
+        shutil.copyfile(log, partial)
+    print(
+        f"{run}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {target.name}",
+        file=sys.stderr,
+    )
 
 
 def check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -106,7 +176,8 @@ def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | No
 
 def _recorded(run: Path, resume: Path | str | None) -> Choice | None:
     """What the newest readable checkpoint records; `find_checkpoint` checks whether it can be resumed."""
-    for path in reversed(_candidates(run, resume)):
+    paths = checkpoint_folders(run / "checkpoints") if resume == "auto" else [Path(resume)] if resume else []
+    for path in reversed(paths):
         try:
             recorded = read_state(path).get("record", {}).get("precision")
         except CheckpointError:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.sisma.arguments import STOPPED, command_line, from_command_line
+from recipes.sisma.arguments import command_line, from_command_line
 from recipes.sisma.prepare.checks import check_and_write, find_notes, in_threads, list_problems, select_good
 from recipes.sisma.prepare.settings import LABEL_ORDERS, Settings, check_settings, check_test_share
 from recipes.sisma.prepare.sources import Pair, Problem, Source, find_source
@@ -22,10 +22,11 @@ from ssmgen.atomic import whole_folder
 from ssmgen.data.drawn_faces import draw_face, write_official_layout
 from ssmgen.data.folder import check_target, write_pair, write_records
 from ssmgen.data.labels import CELEBAMASK19
+from ssmgen.signals import status_of
 
 
 def main(argv: list[str]) -> int | None:
-    """Check and write the pairs of a source; returns `STOPPED` after Ctrl-C, which leaves nothing behind.
+    """Check and write the pairs of a source. A request to stop leaves nothing behind; its status is then returned.
 
     Raises:
         ValueError, OSError: one message with all that the user has to fix.
@@ -36,9 +37,9 @@ def main(argv: list[str]) -> int | None:
     check_target(target)
     try:
         (_prepare_drawn if settings.source == "drawn" else _prepare_files)(settings, target)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return STOPPED
+    except KeyboardInterrupt as stopped:
+        print(f"{str(stopped) or 'stopped'}; nothing was written", file=sys.stderr)
+        return status_of(stopped)
     return None
 
 

@@ -1,0 +1,55 @@
+"""The checkpoints of a run in training: a failed save is reported and tried again at the next interval."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ssmgen.atomic import disk_error, megabytes
+from ssmgen.training.checkpoint import Collected, checkpoints, prune_checkpoints, write_checkpoint
+from ssmgen.training.manifest import size_of
+
+
+class Saver:
+    """Writes the checkpoints of one training and deletes old ones, once the new one was read back.
+
+    Args:
+        folder: the folder of all checkpoints, e.g. ``RUN/checkpoints``.
+        keep: number of checkpoints kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._verified: set[str] = set()
+        self._told = False
+
+    def save(self, step: int, tensors: Collected, state: dict[str, Any], *, last: bool) -> None:
+        """Write a checkpoint; the first one prints its size and how long it took.
+
+        Args:
+            step, tensors, state: as in `write_checkpoint`.
+            last: training ends here. Then a failed save is an error; otherwise it is reported, and training goes on.
+
+        Raises:
+            OSError: the last checkpoint cannot be written; names the newest one there is.
+        """
+        started = time.monotonic()
+        try:
+            path = write_checkpoint(self._folder, step, tensors, state)
+        except OSError as error:
+            found = checkpoints(self._folder)
+            kept = f"the newest checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
+            if last:
+                raise disk_error(f"{error}\n{kept}; the steps since then are lost", error.errno) from error
+            print(f"{error}\nstep {step} is not saved, {kept}; the next save tries again", file=sys.stderr)
+            return
+        self._verified.add(path.name)
+        if not self._told:
+            self._told = True
+            seconds = time.monotonic() - started
+            print(f"{path.name}: saved {megabytes(size_of(path))} in {seconds:.2f} s and read it back", file=sys.stderr)
+        try:
+            prune_checkpoints(self._folder, self._keep, self._verified)
+        except OSError as error:
+            print(f"{error}\nan older checkpoint is not deleted; the next save tries again", file=sys.stderr)
