@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
 from ssmgen.hub import HUB_ID, download_file
+from ssmgen.reading import read_json
 from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
 
@@ -286,7 +287,7 @@ def _class_at(source: str) -> str | None:
             "*_encoder.safetensors and *_decoder.safetensors"
         )
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig")).get("_class_name")
+        return read_json(file).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not a configuration of an autoencoder ({error})") from error
 

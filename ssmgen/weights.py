@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.atomic import whole_file
+from ssmgen.reading import irregular
 
 _COMPILED = "_orig_mod"
 
@@ -81,12 +82,14 @@ def open_weights(file: Path) -> Any:
 
     Raises:
         FileNotFoundError, OSError: there is no such file, or it cannot be read.
-        ValueError: it is no safetensors file, or damaged.
+        ValueError: it is no regular file, no safetensors file, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
+    if not file.exists() or file.is_dir():
         raise FileNotFoundError(f"{file}: not found")
+    if fault := irregular(file):
+        raise ValueError(f"{file}: {fault}")
     try:
         return safe_open(file, "pt")
     except SafetensorError as error:

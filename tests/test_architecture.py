@@ -24,16 +24,18 @@ ROOMS = {
     "sampling": {"guidance", "precision", "registry", "solvers"},
     "extras": set(),
     "atomic": set(),
+    "reading": set(),
     "hub": set(),
     "precision": set(),
     "signals": set(),
-    "weights": {"atomic"},
-    "latents": {"atomic", "data", "hub", "registry", "weights"},
-    "data": {"atomic", "ops", "registry", "signals", "weights"},
+    "weights": {"atomic", "reading"},
+    "latents": {"atomic", "data", "hub", "reading", "registry", "weights"},
+    "data": {"atomic", "ops", "reading", "registry", "signals", "weights"},
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
     "training": {"atomic", "extras", "precision", "registry", "signals", "weights"},
     "pipeline": {
-        *("atomic", "data", "hub", "noise", "objectives", "precision", "registry", "sampling", "solvers", "weights")
+        *("atomic", "data", "hub", "noise", "objectives", "precision", "reading", "registry", "sampling", "solvers"),
+        "weights",
     },
     "bench": {"models", "ops", "registry"},
     "cli": {

@@ -1,6 +1,7 @@
 """One lister for every command: case, hidden files, accents, unsupported formats, home, byte-order marks."""
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -12,13 +13,15 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.sisma import prepare, sample
 from recipes.sisma.arguments import from_command_line
 from recipes.sisma.evaluation.image_folder import find_images
+from recipes.sisma.parser import load_parser
 from recipes.sisma.prepare.sources import IMAGES, PARTS
 from recipes.sisma.watch import find_runs
-from ssmgen.data import CELEBAMASK19, PairFolder, draw_face, write_png
+from ssmgen.data import CELEBAMASK19, PairFolder, draw_face, to_labels, write_png
 from ssmgen.data.drawn_faces import write_official_layout
 from ssmgen.data.files import files_with, listing, other_images, stem_of
 from ssmgen.data.folder import PreparedFolder, load_splits
 from ssmgen.data.images import read_image, to_pil
+from ssmgen.weights import open_weights
 
 COMPOSED, APART = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
 
@@ -126,6 +129,24 @@ def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match="b.tiff: has an unsupported image format(.|\n)*b.gif: is not a PNG"):
         PairFolder(tmp_path, CELEBAMASK19)
+
+
+def test_every_command_names_a_fifo_among_the_images(official, tmp_path):
+    """In place of an image of the archive, of a mask to sample, and of an image to evaluate."""
+    parts = official / PARTS / "0"
+    for file in (official / IMAGES / "1.jpg", parts / "00000_hair.png", tmp_path / "masks/a.png"):
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+    with pytest.raises(ValueError, match=r"1.jpg: is a FIFO(.|\n)*00000_hair.png: is a FIFO"):
+        prepared(official, tmp_path / "never")
+    with pytest.raises(ValueError, match="a.png: is a FIFO, not a regular file"):
+        sample.mask_files(str(tmp_path / "masks"))
+    with pytest.raises(ValueError, match="a.png: is a FIFO, not a regular file"):
+        find_images(tmp_path / "masks", ["a"], 1)
+    for read in (load_splits, load_parser, open_weights, lambda file: to_labels(file, CELEBAMASK19)):
+        with pytest.raises((ValueError, OSError), match="a.png: "):
+            read(tmp_path / "masks/a.png")
 
 
 def test_home_is_found_behind_an_equals_sign(tmp_path, monkeypatch):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from ssmgen.data.files import files_with, pair_files, unreadable
 from ssmgen.data.images import read_image, read_mask, to_pil, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19
 
@@ -130,7 +134,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
     files = {name: (folder / name, reason) for name, (_, reason) in contents.items()}
-    files["folder.png"] = (folder / "folder.png", "cannot be read")
+    files["folder.png"] = (folder / "folder.png", "is a folder, not a regular file")
     files["folder.png"][0].mkdir()
     # Pillow rejects twice its limit of 89 million pixels and only warns below that: we reject both.
     files["bomb.png"] = (raw_png(folder / "bomb.png", 60_000, 60_000, 8, b""), "decompression bomb")
@@ -201,3 +205,54 @@ def test_writing_refuses_other_types_and_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got \(4, 4, 3\)"):
         write_png(tmp_path / "x.png", torch.zeros(4, 4, 3, dtype=torch.uint8))
     assert not any(tmp_path.iterdir())
+
+
+def odd_entries(folder: Path) -> dict[str, str]:
+    """Entries named like images that are no files, by name, with what a message must say; one link that is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(folder / "fifo.png")
+    (folder / "folder.png").mkdir()
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket.png"))  # a short name: the limit is 108 bytes
+    kinds = {"fifo": "is a FIFO", "folder": "is a folder", "device": "is a device", "socket": "is a socket"}
+    return {f"{name}.png": f"{kind}, not a regular file" for name, kind in kinds.items()}
+
+
+def test_fifos_devices_and_sockets_are_refused_by_name_and_nothing_waits_for_them(tmp_path: Path) -> None:
+    odd = odd_entries(tmp_path)
+    for name, reason in odd.items():
+        for read in (read_image, lambda path: read_mask(path, CELEBAMASK19)):
+            with pytest.raises(ValueError, match=f"{name}: {reason}"):
+                read(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file"):
+        read_image(tmp_path / "gone.png")
+    assert files_with(tmp_path, {".png"}) == []
+    listed = {path.name: reason for path, reason in unreadable(tmp_path, {".png"})}
+    assert listed == odd | {"gone.png": "is a link to a missing file"}
+    problems = dict(pair_files(tmp_path, tmp_path)[1])
+    assert {path.name for path in problems} == set(listed)
+    write_png(tmp_path / "real.png", photo())
+    (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
+    assert torch.equal(read_image(tmp_path / "link.png"), photo()), "a link to a file is a file"
+
+
+def test_a_fifo_that_takes_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(tmp_path / "x.png", photo())
+    regular = (tmp_path / "x.png").stat()
+    (tmp_path / "x.png").unlink()
+    os.mkfifo(tmp_path / "x.png")
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: regular)  # what was seen before
+    with pytest.raises(ValueError, match=r"x\.png: is a FIFO, not a regular file"):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_header_of_absurd_size_is_refused_at_once(tmp_path: Path) -> None:
+    file = raw_png(tmp_path / "bomb.png", 60_000, 60_000, 8, b"")
+    started = time.process_time()
+    with pytest.raises(ValueError, match="decompression bomb"):
+        read_image(file)
+    assert time.process_time() - started < 1

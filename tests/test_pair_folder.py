@@ -70,6 +70,14 @@ def test_the_fingerprint_follows_the_data(tmp_path):
     assert PairFolder(root, LABELS).fingerprint() != first
 
 
+def test_a_fingerprint_with_an_index_is_the_same_and_follows_the_data(tmp_path):
+    root, index = write_pairs(tmp_path / "data"), tmp_path / "index.json"
+    indexed = PairFolder(root, LABELS, index=index)
+    assert indexed.fingerprint() == indexed.fingerprint() == PairFolder(root, LABELS).fingerprint()
+    write_png(root / "images/p0.png", photo(8))
+    assert indexed.fingerprint() == PairFolder(root, LABELS).fingerprint()
+
+
 def test_a_folder_goes_through_the_cache_into_training(tmp_path):
     """Into a run folder that is not there yet; the loop's (index, draw) is understood by the cache."""
     pairs, identity = PairFolder(write_pairs(tmp_path / "data"), LABELS), ssmgen.build("identity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from test_images import photo
 
 from ssmgen.atomic import whole_folder
+from ssmgen.data import hashes
 from ssmgen.data.files import pair_files
 from ssmgen.data.folder import PreparedFolder, check_target, load_splits, write_pair, write_records
 from ssmgen.data.images import write_png
 from ssmgen.data.labels import CELEBAMASK19
+from ssmgen.reading import sha256_of
 
 
 def make_prepared(root: Path, ids: tuple[str, ...] = ("a", "b.c", "10")) -> Path:
@@ -82,7 +85,14 @@ def test_no_prepared_folder_says_how_to_make_one(tmp_path: Path) -> None:
         PreparedFolder(tmp_path, "train")
 
 
-@pytest.mark.parametrize("record", ["{", "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": {}}'])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("{", "[]", "[" * 9_000, '{"format": 99, "files": {}}', '{"format": 1, "files": {}}'),
+        '{"format": 1, "files": {"a": 3}, "source": {}}',
+        '{"format": 1, "files": {}, "source": "x"}',
+    ],
+)
 def test_damaged_records_are_refused(tmp_path: Path, record: str) -> None:
     root = make_prepared(tmp_path / "p")
     (root / "prepared.json").write_text(record)
@@ -133,3 +143,60 @@ def test_files_are_paired_by_stem_and_every_single_one_is_named(tmp_path: Path) 
     matched, problems = pair_files(tmp_path / "images", tmp_path / "masks")
     assert list(matched) == ["a"]
     assert {path.name for path, _ in problems} == {"b.png", "b.jpg", "c.webp", "c.jpg", "d.png"}
+
+
+def test_a_file_replaced_after_preparation_is_noticed(tmp_path: Path) -> None:
+    root = make_prepared(tmp_path / "p")
+    pairs, index = PreparedFolder(root, "train"), tmp_path / "index.json"
+    pairs.check_files(index)
+    for name, item in (("images/a.png", 0), ("masks/b.c.png", 1)):
+        before = (root / name).read_bytes()
+        write_png(root / name, photo(seed=9) if name.startswith("images") else torch.zeros(16, 16, dtype=torch.uint8))
+        with pytest.raises(ValueError, match=rf"{name}: changed after the folder was prepared\. Restore"):
+            pairs[item]
+        with pytest.raises(ValueError, match=rf"1 file\(s\) changed after the folder was prepared:\n  {name}"):
+            pairs.check_files(index)
+        (root / name).write_bytes(before)
+    pairs.check_files(index)
+    assert pairs[1][0].shape == (3, 16, 16)
+
+
+def test_unchanged_files_are_not_read_again_and_dates_alone_are_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, read = make_prepared(tmp_path / "p"), []
+    monkeypatch.setattr(hashes, "_SETTLED", 0)
+    monkeypatch.setattr(hashes, "sha256_of", lambda file: read.append(file.name) or sha256_of(file))
+    pairs, index = PreparedFolder(root, "train"), tmp_path / "new" / "index.json"
+    pairs.check_files(index)
+    assert len(read) == 4
+    pairs.check_files(index)
+    assert len(read) == 4, "what is remembered is not read"
+    os.utime(root / "images/a.png", (1, 1))
+    pairs.check_files(index)
+    assert read[4:] == ["a.png"], "another date leads to another look, not to an error"
+    kept, stamp = (root / "masks/a.png").read_bytes(), (root / "masks/a.png").stat()
+    (root / "masks/a.png").write_bytes(kept[:-1] + b"\0")
+    os.utime(root / "masks/a.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(ValueError, match="masks/a.png"):
+        pairs.check_files(index)
+    (root / "masks/a.png").write_bytes(kept)
+    for damage in ("", "{", "[" * 9_000, '{"images/a.png": 3}', '{"images/a.png": [[1], "00"]}', "null"):
+        index.write_text(damage)
+        pairs.check_files(index)
+
+
+def test_a_prepared_folder_of_odd_files_is_refused_by_name(tmp_path: Path) -> None:
+    root = make_prepared(tmp_path / "p")
+    for name in ("images/a.png", "masks/a.png"):
+        (root / name).rename(tmp_path / "kept")
+        os.mkfifo(root / name)
+        with pytest.raises(ValueError, match=f"{name}: is a FIFO"):
+            PreparedFolder(root, "train")[0]
+        (root / name).unlink()
+        (tmp_path / "kept").rename(root / name)
+    for name in ("splits.json", "prepared.json"):  # the latter is read first
+        (root / name).unlink()
+        (root / name).symlink_to("/dev/zero")
+        with pytest.raises(ValueError, match=f"{name}: is a device"):
+            PreparedFolder(root, "train")

@@ -216,11 +216,17 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         _end_loader_processes()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     finally:
         with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
             sys.stdout.flush()
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error, without the traceback that torch puts before that of a loader process."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith("Caught ") else text
 
 
 def _end_loader_processes() -> None:

@@ -94,7 +94,7 @@ def training_command(config: Config) -> str:
     words = []
     plain = flat(preset(config.preset))
     for key, value in flat(config).items():
-        if key in ("run", "resume", "cache") or value == plain[key]:
+        if key in ("run", "resume", "cache", "rebuild_cache") or value == plain[key]:
             continue
         if isinstance(value, dict):
             words += [f"{key}.{name}={one}" for name, one in value.items() if plain[key].get(name) != one]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19, Crops, DrawnFaces, Pairs, PreparedFolder, class_weights, loss_weights, repeats
 from ssmgen.data.folder import load_splits
-from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.latents import autoencoder_at
 from ssmgen.signals import ignore_stop_requests
 from ssmgen.training import derived_seed, loader_processes, progress_bar
@@ -136,30 +136,55 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
         return (self.cache.mask(index) for index in range(len(self.cache)))
 
 
-def encoded_pairs(config: Config, autoencoder: Any) -> EncodedPairs:
-    """The training pairs from the cache on disk, which is written first if it is missing."""
-    if config.crops == 1:
-        pairs = training_pairs(config)
-    elif config.data == "drawn":
-        raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    else:
-        pairs = Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
+def encoded_pairs(config: Config, autoencoder: Any, verify: bool = True) -> EncodedPairs:
+    """The training pairs from the cache on disk, which is written first if it is missing.
+
+    Args:
+        config: the run's settings.
+        autoencoder: see `load_autoencoder`.
+        verify: compare the prepared files and the cache with their recorded hashes. One process of a machine suffices.
+
+    Raises:
+        CacheError: the cache is damaged, and ``rebuild_cache`` was not asked for.
+        ValueError: a prepared file was replaced, or the latents are not finite.
+    """
+    pairs = _pairs_to_encode(config)
+    if verify:
+        _check_files(pairs, Path(config.cache))
     record = cache_record(pairs, autoencoder, config.flip)
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(config.cache) / key
     if not target.exists():
-        _write_cache(pairs, autoencoder, target, config.flip)
-    return EncodedPairs(LatentCache(target, pairs.labels, record), config)
+        print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
+        _encode(write_latent_cache, pairs, autoencoder, target, config.flip)
+    elif config.rebuild_cache and verify:
+        _encode(rebuild_latent_cache, pairs, autoencoder, target, config.flip)
+    hint = "add rebuild_cache=true, which encodes damaged files again"
+    return EncodedPairs(LatentCache(target, pairs.labels, record, verify=verify, hint=hint), config)
 
 
-def _write_cache(pairs: Pairs, autoencoder: Any, target: Path, flip: bool) -> None:
-    print(f"encoding {len(pairs)} images once into {target}", file=sys.stderr)
+def _pairs_to_encode(config: Config) -> Pairs:
+    if config.crops == 1:
+        return training_pairs(config)
+    if config.data == "drawn":
+        raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
+    return Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
+
+
+def _check_files(pairs: Pairs, cache: Path) -> None:
+    """Reject prepared files that were replaced; those unchanged since the last check are not read again."""
+    source = pairs.pairs if isinstance(pairs, Crops) else pairs
+    if isinstance(source, PreparedFolder):
+        place = hashlib.sha256(f"{source.root.resolve()} {source.split}".encode()).hexdigest()[:16]
+        source.check_files(cache / f"{place}-files.json")
+
+
+def _encode(how: Callable[..., Any], pairs: Pairs, autoencoder: Any, target: Path, flip: bool) -> None:
+    """Call `write_latent_cache` or `rebuild_latent_cache` with a progress bar and a loader process per core."""
     device = next(autoencoder.parameters(), torch.empty(0)).device
     if device.type == "cpu":
         keep_freed_memory()
     # On a CPU each of them encodes on one core, with the memory of one network's activations.
     workers = loader_processes(_MOST_WORKERS)
     with progress_bar(len(pairs), "img") as bar:
-        write_latent_cache(
-            pairs, autoencoder, target, flip=flip, device=device, num_workers=workers, progress=bar.update
-        )
+        how(pairs, autoencoder, target, flip=flip, device=device, num_workers=workers, progress=bar.update)

@@ -42,6 +42,7 @@ class Config:
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
         cache: folder for encoded images.
+        rebuild_cache: encode damaged or missing files of the cache again, instead of stopping there.
         autoencoder: ``auto`` (the one that ``autoencoder_source`` holds), ``identity``, ``autoencoder-tiny`` or
             ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
@@ -73,6 +74,7 @@ class Config:
     balance: float = 0.0
     class_weighting: float = 0.0
     cache: str = "runs/cache"
+    rebuild_cache: bool = False
     autoencoder: str = "auto"
     autoencoder_source: str = "drawn"
     model: str = "sisma-s"

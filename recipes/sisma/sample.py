@@ -14,7 +14,7 @@ from pathlib import Path
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.runs import SamplingKeys, check_writable, find_run, load_run, sampling_of
-from ssmgen.data.files import files_with, stem_of
+from ssmgen.data.files import files_with, stem_of, unreadable
 from ssmgen.data.images import write_png
 from ssmgen.noise import image_seeds
 
@@ -81,12 +81,15 @@ def mask_files(mask: str) -> list[Path]:
     Raises:
         UsageError: it is empty.
         FileNotFoundError: no such file, or a folder without PNGs.
+        ValueError: a PNG in the folder is no regular file, e.g. a FIFO.
     """
     if not mask:
         raise UsageError("mask= is missing: give a label PNG or a folder of them")
     path = Path(mask)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_dir() and (odd := unreadable(path, {".png"})):
+        raise ValueError("\n".join(f"{file}: {reason}" for file, reason in odd))
     files = files_with(path, {".png"}) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"{path}: holds no .png files")

@@ -47,7 +47,8 @@ from ssmgen.training import (
 
 # Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
-    *("preset", "run", "resume", "steps", "minutes", "cache", "checkpoint_every", "keep_checkpoints", "log_every"),
+    *("preset", "run", "resume", "steps", "minutes", "cache", "rebuild_cache"),
+    *("checkpoint_every", "keep_checkpoints", "log_every"),
     *("num_workers", "tracker", "sample_every", "evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
@@ -83,7 +84,7 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
     with processes.main_process_first():
         if processes.is_main_process:
             done = check_run_folder(config, _record(config, autoencoder), owned)
-        data = encoded_pairs(config, autoencoder.to(processes.device))
+        data = encoded_pairs(config, autoencoder.to(processes.device), processes.is_local_main_process)
     objective = build(config.objective, t_sampling=config.t_sampling)
     measure = partial(seconds_per_step, model, objective, data, settings)
     config = choose_steps(config, measure, quiet=not processes.is_main_process)

@@ -5,14 +5,16 @@ from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
-from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
+from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.data.mask_input import LABEL_SETS, to_labels
 from ssmgen.data.pairs import Crops, PairFolder, Pairs
+from ssmgen.data.shards import CacheError
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
     "BISENET19",
     "CELEBAMASK19",
+    "CacheError",
     "Crops",
     "DrawnFaces",
     "LABEL_SETS",
@@ -31,6 +33,7 @@ __all__ = [
     "flip_pair",
     "loss_weights",
     "read_image",
+    "rebuild_latent_cache",
     "read_mask",
     "remap",
     "repeats",

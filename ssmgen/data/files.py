@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
+from ssmgen.reading import irregular
+
 #: Suffixes of the files that `ssmgen.data.images.read_image` reads, and Pillow's names of their formats.
 IMAGE_SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 OTHER_KIND = f"has an unsupported image format; save it as one of {', '.join(IMAGE_SUFFIXES)}"
@@ -37,6 +39,15 @@ def files_with(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return [path for path in listing(folder) if path.suffix.lower() in suffixes and path.is_file()]
 
 
+def unreadable(folder: Path, suffixes: Collection[str]) -> list[tuple[Path, str]]:
+    """Entries with one of the suffixes that are not files, with the reason: FIFOs, devices, folders, dead links.
+
+    `files_with` leaves them out.
+    """
+    named = (path for path in listing(folder) if path.suffix.lower() in suffixes)
+    return [(path, fault) for path in named if (fault := irregular(path))]
+
+
 def other_images(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Image files in a folder that have none of ``suffixes``, to be reported: their owner expects them to be read."""
     return files_with(folder, (IMAGE_SUFFIXES.keys() | _OTHER_IMAGES) - set(suffixes))
@@ -58,6 +69,7 @@ def pair_files(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]],
     photos, problems = _by_stem(images, suffixes)
     labels, mask_problems = _by_stem(masks, {".png"})
     problems += mask_problems
+    problems += [fault for folder in dict.fromkeys((images, masks)) for fault in unreadable(folder, IMAGE_SUFFIXES)]
     problems += [(file, OTHER_KIND) for file in other_images(images, IMAGE_SUFFIXES)]
     if images != masks:
         problems += [(file, NO_PNG) for file in other_images(masks, {".png"})]

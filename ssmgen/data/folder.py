@@ -21,14 +21,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssmgen.data.files import composed, listing
-from ssmgen.data.images import read_image, read_mask, write_png
+from ssmgen.data.hashes import file_hashes
+from ssmgen.data.images import decode_image, decode_mask, write_png
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.transforms import center_crop_resize
+from ssmgen.reading import irregular, read_bytes, read_json, sha256_of
 from ssmgen.registry import closest
 
 _FORMAT = 1
 _RECORD = "prepared.json"
 _SPLITS = "splits.json"
+_CHANGED = "changed after the folder was prepared"
+_REMEDY = "Restore what was replaced, or prepare the folder again."
 
 
 class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
@@ -66,12 +70,41 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         """Image ``(3, h, w)`` uint8 RGB and mask ``(h, w)`` uint8.
 
         Raises:
-            ValueError: a file is damaged or the mask has a label outside the set; the message names the file.
+            ValueError: a file is damaged or is not the one that was prepared, or the mask has a label outside the set;
+                the message names the file.
         """
         id = self.ids[index]
-        image = read_image(self._files[self._images[id]])
-        mask = read_mask(self._files[f"masks/{id}.png"], self.labels)
-        return center_crop_resize(image, mask, self.size)
+        image, mask = self._images[id], f"masks/{id}.png"
+        pixels = decode_image(self._files[image], self._prepared(image))
+        labels = decode_mask(self._files[mask], self._prepared(mask), self.labels)
+        return center_crop_resize(pixels, labels, self.size)
+
+    def check_files(self, index: Path | None = None) -> None:
+        """Compare the split's files with the hashes that were recorded when they were prepared.
+
+        Args:
+            index: see `ssmgen.data.hashes.file_hashes`: with it, only files that changed since the last check are read.
+
+        Raises:
+            ValueError: files have other contents or are no regular files; all with other contents are listed.
+            OSError: a file is missing or cannot be read.
+        """
+        actual = {
+            composed(name): name for name in (file.relative_to(self.root).as_posix() for file in self._files.values())
+        }
+        hashes = file_hashes(self.root, sorted(actual.values()), index)
+        changed = [name for name in sorted(actual) if hashes[actual[name]] != self.record["files"][name]]
+        if changed:
+            lines = "\n".join(f"  {name}" for name in changed)
+            raise ValueError(f"{self.root}: {len(changed)} file(s) {_CHANGED}:\n{lines}\n{_REMEDY}")
+
+    def _prepared(self, name: str) -> bytes:
+        """The content of a file, if it is the one that was prepared."""
+        file = self._files[name]
+        content = read_bytes(file)
+        if hashlib.sha256(content).hexdigest() != self.record["files"][name]:
+            raise ValueError(f"{file}: {_CHANGED}. {_REMEDY}")
+        return content
 
     def fingerprint(self) -> str:
         """SHA-256 of ids, recorded file hashes, classes, split and size: equal only for equal data."""
@@ -102,7 +135,7 @@ def load_splits(path: str | Path) -> dict[str, list[str]]:
         FileNotFoundError: no such file.
         ValueError: another form, or an id that occurs twice.
     """
-    splits = _read_json(Path(path).expanduser())
+    splits = read_json(Path(path).expanduser())
     if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()) or not splits:
         raise ValueError(f'{path}: expected names with lists of ids, such as {{"train": ["a", "b"], "test": ["c"]}}')
     result = {name: [composed(str(id)) for id in ids] for name, ids in splits.items()}
@@ -152,7 +185,7 @@ def write_pair(root: Path, id: str, image: Path | Tensor, mask: Tensor) -> dict[
             shutil.copyfile(content, file)
         else:
             write_png(file, content)
-        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        hashes[name] = sha256_of(file)
     return hashes
 
 
@@ -181,12 +214,17 @@ def write_records(
 
 def _read_record(root: Path, hint: str) -> dict[str, Any]:
     path = root / _RECORD
-    if not path.is_file():
+    if irregular(path) == "is missing":
         problem = f"not a prepared folder (it has no {_RECORD})" if root.is_dir() else "no such folder"
         raise FileNotFoundError(f"{root}: {problem}" + (f"; {hint}" if hint else ""))
-    record = _read_json(path)
-    if not isinstance(record, dict) or record.get("format") != _FORMAT or not isinstance(record.get("files"), dict):
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ValueError(f"{path}: not a record of format {_FORMAT}; prepare the folder again")
+    files, source = record.get("files"), record.get("source")
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise ValueError(f"{path}: its files are not listed with their hashes; prepare the folder again")
+    if not isinstance(source, dict):
+        raise ValueError(f"{path}: its source is not recorded; prepare the folder again")
     record["files"] = {composed(name): digest for name, digest in record["files"].items()}
     return record
 
@@ -209,12 +247,3 @@ def _ids_of(root: Path, split: str) -> list[str]:
     if not splits[split]:
         raise ValueError(f"split {split!r} of {root} is empty; it has: {listed}.")
     return splits[split]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # an editor on Windows may add a byte-order mark
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssmgen.atomic import whole_file
 from ssmgen.data.files import IMAGE_SUFFIXES
 from ssmgen.data.labels import LabelSet, check_labels
+from ssmgen.reading import read_bytes
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -17,12 +18,18 @@ def read_image(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a JPEG, PNG, WebP or BMP image, damaged, truncated, animated, too large (Pillow's limit against
-            decompression bombs), or without an exact 8-bit RGB form (16-bit, CMYK, transparent).
+        ValueError: not a regular file (a FIFO, a device, a folder), not a JPEG, PNG, WebP or BMP image, damaged,
+            truncated, animated, too large (Pillow's limit against decompression bombs), or without an exact 8-bit RGB
+            form (16-bit, CMYK, transparent).
     """
+    return decode_image(path, _content(path))
+
+
+def decode_image(path: str | Path, data: bytes) -> Tensor:
+    """`read_image` of the content of a file, ``(3, height, width)`` uint8; ``path`` names it in messages."""
     from PIL import ImageOps
 
-    image = _decode(path, _read_bytes(path), sorted(set(IMAGE_SUFFIXES.values())))
+    image = _decode(path, data, sorted(set(IMAGE_SUFFIXES.values())))
     return from_pil(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -37,7 +44,11 @@ def read_mask(path: str | Path, labels: LabelSet) -> Tensor:
         ValueError: not a readable PNG of these kinds, a colour that is not in the palette, or a label outside the set;
             the message gives the value, the number of its pixels and the first position.
     """
-    data = _read_bytes(path)
+    return decode_mask(path, _content(path), labels)
+
+
+def decode_mask(path: str | Path, data: bytes, labels: LabelSet) -> Tensor:
+    """`read_mask` of the content of a file, ``(height, width)`` uint8; ``path`` names it in messages."""
     if data.startswith(b"\xff\xd8"):
         raise ValueError(f"{path}: is a JPEG, whose compression alters labels; masks must be PNG files")
     image = _decode(path, data, ["PNG"])
@@ -90,22 +101,22 @@ def from_pil(image: Any) -> Tensor:
     return flat.view(image.height, image.width)
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def _content(path: str | Path) -> bytes:
+    file = Path(path).expanduser()
     try:
-        data = Path(path).expanduser().read_bytes()
+        return read_bytes(file)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise ValueError(f"{path}: is empty (0 bytes)")
-    return data
+        raise ValueError(str(error)) from error
 
 
 def _decode(path: str | Path, data: bytes, formats: list[str]) -> Any:
     """Decode to mode ``1``, ``L``, ``P`` or ``RGB`` in full: a damaged file fails here, not in a worker later."""
     from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise ValueError(f"{path}: is empty (0 bytes)")
     try:
         image: Any = Image.open(BytesIO(data), formats=formats)
         limit = Image.MAX_IMAGE_PIXELS

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssmgen.data.files import pair_files
+from ssmgen.data.hashes import file_hashes
 from ssmgen.data.images import read_image, read_mask
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.transforms import center_crop_resize, crop_resize
@@ -42,6 +43,8 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
             ``x.png``. Masks are PNG files of class ids (8-bit grey or palette indices) or of the colours of ``labels``.
         labels: the classes of the masks.
         size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square.
+        index: JSON file in which `fingerprint` remembers the hashes of unchanged files, see
+            `ssmgen.data.hashes.file_hashes`; None reads every file each time.
 
     Attributes:
         ids: file names of the pairs without suffix, sorted.
@@ -51,8 +54,15 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
         ValueError: no pairs, or files without a partner (all are listed).
     """
 
-    def __init__(self, root: str | Path, labels: LabelSet, size: int | tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        labels: LabelSet,
+        size: int | tuple[int, int] | None = None,
+        index: str | Path | None = None,
+    ) -> None:
         self.root, self.labels, self.size = Path(root).expanduser(), labels, size
+        self.index = Path(index).expanduser() if index else None
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder")
         images, masks = self.root / "images", self.root / "masks"
@@ -88,10 +98,12 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
     def fingerprint(self) -> str:
         """SHA-256 of all file contents, the classes and the size: equal only for equal data."""
         digest = hashlib.sha256(json.dumps([self.labels.classes, self.size]).encode())
-        for id, files in self._files.items():
+        names = {id: [file.relative_to(self.root).as_posix() for file in files] for id, files in self._files.items()}
+        hashes = file_hashes(self.root, [name for pair in names.values() for name in pair], self.index)
+        for id, pair in names.items():
             digest.update(id.encode())
-            for file in files:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            for name in pair:
+                digest.update(bytes.fromhex(hashes[name]))
         return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.labels import LabelSet
 from ssmgen.hub import HUB_ID, download_folder
+from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
@@ -164,7 +165,7 @@ def _read_recipe(file: Path) -> Recipe:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {file.parent} was not written by MaskToImage.save_pretrained")
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows may add a byte-order mark
+        content = read_json(file)
         if content.pop("format") > _FORMAT:
             raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
         labels = content.pop("labels")

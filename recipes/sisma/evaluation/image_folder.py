@@ -17,7 +17,7 @@ from recipes.sisma.image_names import ambiguous_name, split_image_name
 from recipes.sisma.pairs import held_out_pairs, training_pairs
 from recipes.sisma.presets import Config
 from recipes.sisma.runs import check_writable
-from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of
+from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of, unreadable
 
 _LISTED = 5
 
@@ -122,6 +122,8 @@ def _files_by_id(folder: Path, known: set[str]) -> tuple[dict[str, Path], dict[s
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     files = files_with(folder, IMAGE_SUFFIXES)
+    if odd := unreadable(folder, IMAGE_SUFFIXES):
+        raise ValueError("\n".join(f"{file}: {reason}" for file, reason in odd))
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     single: dict[str, Path] = {}

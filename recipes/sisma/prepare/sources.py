@@ -5,7 +5,17 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssmgen.data.files import IMAGE_SUFFIXES, NO_PNG, OTHER_KIND, files_with, listing, other_images, pair_files, stem_of
+from ssmgen.data.files import (
+    IMAGE_SUFFIXES,
+    NO_PNG,
+    OTHER_KIND,
+    files_with,
+    listing,
+    other_images,
+    pair_files,
+    stem_of,
+    unreadable,
+)
 from ssmgen.data.labels import CELEBAMASK19
 from ssmgen.registry import closest
 
@@ -114,6 +124,8 @@ def _official_images(source: Source) -> dict[int, Path]:
     folder = source.root / IMAGES
     for path in other_images(folder, IMAGE_SUFFIXES):
         source.add_problem(path, OTHER_KIND, path.stem)
+    for path, reason in unreadable(folder, IMAGE_SUFFIXES):
+        source.add_problem(path, reason, path.stem)
     for path in files_with(folder, IMAGE_SUFFIXES):
         if not re.fullmatch(r"0|[1-9][0-9]*", path.stem):
             source.add_problem(path, "is not named <id>.jpg, e.g. 0.jpg or 28000.jpg")
@@ -129,6 +141,9 @@ def _official_parts(source: Source) -> dict[int, dict[str, Path]]:
     parts: dict[int, dict[str, Path]] = defaultdict(dict)
     root = source.root / PARTS
     folders = (root, *(path for path in listing(root) if path.is_dir()))
+    for path, reason in (fault for at in folders for fault in unreadable(at, IMAGE_SUFFIXES)):
+        id = path.stem[:5]
+        source.add_problem(path, reason, str(int(id)) if id.isdecimal() else None)
     for path in (path for at in folders for path in (*files_with(at, {".png"}), *other_images(at, {".png"}))):
         name = re.fullmatch(r"(\d{5})_(.+)", path.stem)
         if name is None:

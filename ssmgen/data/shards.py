@@ -1,0 +1,170 @@
+"""Shards of a latent cache: safetensors files whose rows are read one by one.
+
+Rows are read with ``pread``, not through a memory map: truncating a mapped file kills the process that reads it with
+SIGBUS, whereas a short read is an error that names the file.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ssmgen.reading import open_regular, sha256_of
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+_LARGEST_HEADER = 2**20  # bytes; the header of three tensors has some hundred
+
+
+class CacheError(ValueError):
+    """A latent cache is damaged, or was made from something else; the message names the file and the fix."""
+
+
+class Shard:
+    """One shard; the file is opened when the first row is read.
+
+    Args:
+        file: the safetensors file.
+        size: its recorded size in bytes, or None.
+        sha256: its recorded hash, or None.
+
+    Attributes:
+        count: number of rows, the same for all its tensors.
+
+    Raises:
+        CacheError: the file is missing, of another size, or does not hold tensors with equally many rows.
+    """
+
+    def __init__(self, file: Path, size: int | None = None, sha256: str | None = None) -> None:
+        self.file, self.size, self.sha256 = file, size, sha256
+        self._descriptor: int | None = None
+        self._look()
+
+    def verify(self) -> None:
+        """Compare the file with its recorded hash.
+
+        Raises:
+            CacheError: it differs; names the file.
+        """
+        try:
+            actual = sha256_of(self.file)
+        except (OSError, ValueError) as error:
+            raise CacheError(str(error)) from error
+        if actual != self.sha256:
+            raise CacheError(f"{self.file}: its SHA-256 is {actual[:8]}..., recorded is {str(self.sha256)[:8]}...")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tensors, rows first."""
+        return {key: shape for key, (_, shape, _) in self._tensors.items()}
+
+    def row(self, key: str, index: int) -> Tensor:
+        """Row ``index`` of a tensor ``(rows, ...)``, as ``(...)`` of any shape; the memory is its own.
+
+        Raises:
+            CacheError: the file was truncated or changed after it was opened.
+        """
+        row = self._row(key, index)
+        if row is None:
+            # The file was touched. Only other contents are a fault.
+            self.close()
+            self._look()
+            if self.sha256 is not None:
+                self.verify()
+            row = self._row(key, index)
+        if row is None:
+            raise CacheError(f"{self.file}: is being changed while it is read")
+        return row
+
+    def close(self) -> None:
+        """Close the file; `row` opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _look(self) -> None:
+        """Read the header and remember the file's size, date and inode."""
+        try:
+            with open_regular(self.file) as stream:
+                found = os.fstat(stream.fileno())
+                if self.size not in (None, found.st_size):
+                    raise ValueError(f"{self.file}: has {found.st_size:,} bytes, recorded are {self.size:,}")
+                self._start, self._tensors = _header(self.file, stream, found.st_size)
+        except (OSError, ValueError) as error:
+            raise CacheError(str(error)) from error
+        self._seen = _identity(found)
+        counts = {shape[0] for _, shape, _ in self._tensors.values()}
+        if len(counts) != 1:
+            raise CacheError(f"{self.file}: its tensors have different numbers of rows, or there are none")
+        self.count: int = counts.pop()
+
+    def _row(self, key: str, index: int) -> Tensor | None:
+        """The row, or None if the file is not the one that was looked at."""
+        if self._descriptor is None:
+            try:
+                with open_regular(self.file) as stream:
+                    self._descriptor = os.dup(stream.fileno())
+            except (OSError, ValueError) as error:
+                raise CacheError(str(error)) from error
+        dtype, shape, begin = self._tensors[key]
+        buffer = bytearray(math.prod(shape[1:]) * dtype.itemsize)
+        read = _read_at(self._descriptor, buffer, self._start + begin + index * len(buffer))
+        # After the data, so that a change before or during the reading is seen.
+        if read != len(buffer) or _identity(os.fstat(self._descriptor)) != self._seen:
+            return None
+        return torch.frombuffer(buffer, dtype=dtype).view(shape[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}  # each loader process opens its own
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _read_at(descriptor: int, buffer: bytearray, offset: int) -> int:
+    """Fill a buffer from a file and return the number of bytes read, fewer only at the file's end."""
+    if not hasattr(os, "preadv"):  # Windows, where no process inherits the position by a fork
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        content = os.read(descriptor, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+    read = 0
+    while read < len(buffer) and (more := os.preadv(descriptor, [memoryview(buffer)[read:]], offset + read)):
+        read += more
+    return read
+
+
+def _header(file: Path, stream: BinaryIO, size: int) -> tuple[int, dict[str, tuple[torch.dtype, tuple[int, ...], int]]]:
+    """Where a file's data begin; dtype, shape and offset from there of each tensor.
+
+    Raises:
+        ValueError: a damaged header, or one that does not fit the file; names it.
+    """
+    try:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(_LARGEST_HEADER, size - 8):
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(entry, size - 8 - length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file}: is not a shard, or its header is damaged ({error})") from error
+    return 8 + length, tensors
+
+
+def _tensor(entry: Any, size: int) -> tuple[torch.dtype, tuple[int, ...], int]:
+    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    if not shape or not all(type(number) is int and number > 0 for number in shape):
+        raise ValueError(f"shape {shape}")
+    if type(begin) is not int or not 0 <= begin <= size or end != begin + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"data from {begin} to {end}")
+    if end > size:
+        raise ValueError(f"data up to byte {end:,} of {size:,}")
+    return dtype, shape, begin
