@@ -47,3 +47,10 @@ def test_offline_runs_open_no_socket(tmp_path):
     if tracer:
         calls = trace.read_text()
         assert re.findall(r".*\bAF_INET6?\b.*", calls) == []
+
+
+def test_the_hub_is_told_nothing_about_this_machine():
+    from ssmgen.hub import hub_library
+
+    hub = hub_library()
+    assert hub.constants.HF_HUB_DISABLE_TELEMETRY and "torch/" not in hub.utils.build_hf_headers()["user-agent"]

@@ -38,7 +38,8 @@ _STOPPED_HTML, _BUSY_HTML = json.dumps(message_html("Stopped.")), json.dumps(mes
 
 def build_page(runner: JobRunner) -> Any:
     """The page as gradio Blocks; `serve` runs it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when imported
+    # gradio and the hub's library that it brings read these when they are imported.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     gr = require("gradio", extra="demo")
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
         about = f"{runner.pipe.recipe.about} {LIMITS}\n\n<small>{runner.about()}</small>"
