@@ -3,6 +3,8 @@
 # make test-isa     the operators' tests under every instruction set of this processor
 # make test-lowest  the fast tests with the lowest versions that pyproject.toml declares, in an environment of their own
 # make check  lint, format, types, docs
+# make hashes         constraints-hashes.txt from constraints.txt; asks the package index
+# make release-check  known advisories for what constraints-hashes.txt names, and its bill of materials; asks PyPI
 # make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
 # make bench-gpu [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no install
 PYTHON ?= python3
@@ -10,11 +12,14 @@ BIN := .venv/bin
 DEMO ?= runs/demo
 STAMP := .venv/installed
 LOWEST := .venv-lowest
+TOOLS := .venv-tools
 LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry ops ops_cpu ops_layers ops_orders ops_triton nn conditions models objectives solvers sampling compose training pipeline pipeline_folder noise)
 # A test file goes to one process as a whole, since its tests share what it trains.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: install demo test test-isa test-lowest check docs bench bench-gpu clean
+HASHES_HEADER := constraints.txt with the hashes of its files, for Linux on x86_64 and Python 3.11 or newer. Made by `make hashes`.
+
+.PHONY: install demo test test-isa test-lowest check hashes release-check docs bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -44,10 +49,28 @@ $(LOWEST)/installed: constraints-lowest.txt
 	touch $@
 
 check: install
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+
+$(TOOLS)/installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(TOOLS)/bin/python -m pip install --quiet uv pip-audit cyclonedx-bom
+	touch $@
+
+hashes: $(TOOLS)/installed
+	printf '%s\n' '# $(HASHES_HEADER)' > $(TOOLS)/hashes
+	$(TOOLS)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --python-version 3.11.9 --python-platform x86_64-manylinux_2_28 constraints.txt >> $(TOOLS)/hashes
+	mv $(TOOLS)/hashes constraints-hashes.txt
+
+release-check: $(TOOLS)/installed
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py requirements --output-file dist/sbom.cdx.json constraints-hashes.txt
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement constraints-hashes.txt
 
 docs: install
 	$(BIN)/mkdocs serve

@@ -1,21 +1,31 @@
 """Downloads from the Hugging Face hub."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 #: ``owner/name`` of a repository.
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
+def hub_library() -> ModuleType:
+    """huggingface_hub, without its telemetry: requests then do not name the versions and programs of this machine."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported, as diffusers may have done already
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    return huggingface_hub
+
+
 def download_file(repository: str, name: str) -> Path:
     """One file of a repository, from the local cache if it is there; raises the errors of `download_folder`."""
-    import huggingface_hub
-
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, name))
+        return Path(hub_library().hf_hub_download(repository, name))
     except Exception as error:
         raise _failure(repository, error) from error
 
@@ -40,12 +50,10 @@ def download_folder(
     Raises:
         FileNotFoundError: the repository does not exist, or it cannot be reached and no copy is in the local cache.
     """
-    import huggingface_hub
-
     print(f"looking for {repository} on the hub, or in its local cache", file=sys.stderr)
     try:
         given: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "local_dir": folder}
-        copy = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), **given)
+        copy = hub_library().snapshot_download(repository, allow_patterns=list(patterns), **given)
     except Exception as error:
         raise _failure(repository, error) from error
     return folder or Path(copy)

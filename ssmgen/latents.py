@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
-from ssmgen.hub import HUB_ID, download_file
+from ssmgen.hub import HUB_ID, download_file, hub_library
 from ssmgen.reading import read_json
 from ssmgen.registry import register
 from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
@@ -250,6 +250,7 @@ def save_network(network: Any, folder: Path) -> None:
 
 def _from_pretrained(kind: str, source: str) -> Any:
     """The network of a source, of a class of diffusers, with every weight read from it."""
+    hub_library()  # switches telemetry off before diffusers reads the setting
     import diffusers
 
     found, name = _class_at(source), _NAMES[kind]

@@ -58,7 +58,7 @@ def address(runner, temporary):
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))
         page = build_page(runner)
         try:
-            yield serve(page, host="127.0.0.1", port=0)
+            yield serve(page, runner, host="127.0.0.1", port=0)
         finally:
             page.close()
 

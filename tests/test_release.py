@@ -9,6 +9,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -245,12 +246,61 @@ def test_the_lowest_versions_that_are_tested_are_those_declared():
         assert pinned[canonicalize_name(requirement.name)] == Version(lowest), requirement
 
 
+def pins(name):
+    """Version and hashes of each package in a file of constraints."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = [line.partition("#")[0].split() for line in text.splitlines()]
+    requirements = [(Requirement(first), rest) for first, *rest in filter(None, lines)]
+    assert all(str(each.specifier).startswith("==") and each.marker is None for each, _ in requirements)
+    return {canonicalize_name(each.name): (str(each.specifier), rest) for each, rest in requirements}
+
+
+def test_hashes_are_those_of_the_constraints_and_name_no_host():
+    constraints, hashed = pins("constraints.txt"), pins("constraints-hashes.txt")
+    versions = {name: version for name, (version, _) in hashed.items()}
+    assert versions == {name: version for name, (version, _) in constraints.items()}, "run make hashes"
+    for name, (_, hashes) in hashed.items():
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes), name
+    for file in ROOT.glob("constraints*.txt"):
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        assert not [line for line in lines if "://" in line or (line.startswith("-") and "--hash" not in line)], file
+
+
+def test_constraints_pin_all_that_an_installation_brings():
+    """Every requirement of ``ssmgen[dev]``, and theirs in turn: pip refuses hashes for only some of them."""
+    pinned, seen = pins("constraints.txt"), set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    dev = [Requirement(each) for each in extras["dev"]]
+    own = {extra for each in dev if each.name == "ssmgen" for extra in each.extras}
+    pending = [Requirement(each) for extra in own for each in extras[extra]]
+    pending += [Requirement(each) for each in project["dependencies"]] + [each for each in dev if each.name != "ssmgen"]
+    while pending:
+        requirement = pending.pop()
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is not in constraints.txt"
+        if (name, *requirement.extras) in seen:
+            continue
+        seen.add((name, *requirement.extras))
+        for text in metadata.requires(name) or ():
+            inner = Requirement(text)
+            wanted = ("", *requirement.extras)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in wanted):
+                pending.append(inner)
+    assert len(seen) > 100
+
+
 def test_ci_tries_other_instruction_sets_and_the_lowest_versions():
     script = (ROOT / ".ci/run").read_text()
     called = {target for line in re.findall("^make (.*)", script, re.MULTILINE) for target in line.split()}
     assert called == {"check", "test", "test-isa", "test-lowest"}
     done = subprocess.run(["make", "--dry-run", "--always-make", *called], cwd=ROOT, capture_output=True, text=True)
-    for part in ("tests/instruction_sets.py", "--requirement constraints-lowest.txt", "tests/test_ops_cpu.py"):
+    for part in (
+        "-m pip check",
+        "tests/instruction_sets.py",
+        "--requirement constraints-lowest.txt",
+        "tests/test_ops_cpu.py",
+    ):
         assert part in done.stdout, done.stdout + done.stderr
 
 
@@ -258,6 +308,8 @@ def test_github_does_what_ci_run_does():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     (job,) = workflow["jobs"].values()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", each) for each in used), "a tag can be moved to other code"
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
         content = yaml.safe_load(form.read_text())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssmgen.data.images import from_pil, read_image, to_pil
 from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
-from ssmgen.hub import HUB_ID
+from ssmgen.hub import HUB_ID, hub_library
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
@@ -106,14 +106,13 @@ class MaskToImage:
         """
         from tempfile import TemporaryDirectory
 
-        import huggingface_hub
-
         if not HUB_ID.fullmatch(repository):
             raise ValueError(f"repository must be of the form owner/name, got {repository!r}")
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
             Path(name, "README.md").write_text((card or self.card).replace(NAME, repository), encoding="utf-8")
             try:
+                huggingface_hub = hub_library()
                 huggingface_hub.create_repo(repository, private=private, exist_ok=True)
                 return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
             except Exception as error:  # the hub, the HTTP library and the file system each raise their own

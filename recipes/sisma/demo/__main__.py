@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder
         runner = JobRunner(pipe, timeout=settings.timeout)
         page = build_page(runner)
-        address = serve(page, host=settings.host, port=settings.port, open_browser=settings.open_browser)
+        address = serve(page, runner, host=settings.host, port=settings.port, open_browser=settings.open_browser)
         print(f"{runner.about()}\nopen {address} (Ctrl-C stops it)", flush=True)
         if settings.host not in LOCAL:
             print(f"host={settings.host}: others on the network can use this page", file=sys.stderr)

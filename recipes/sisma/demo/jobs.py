@@ -19,6 +19,8 @@ from ssmgen.pipeline import STARTS, edit, interpolate, variations
 from ssmgen.pipeline.mask_to_image import to_output
 
 MAX_STEPS, MAX_IMAGES, MAX_GUIDANCE, MAX_SEED = 100, 8, 10.0, 2**31 - 1
+#: Name of the queue in which jobs wait for the device.
+DEVICE = "device"
 _PREVIEW_EVERY = 0.3  # seconds
 
 
@@ -95,6 +97,12 @@ class JobRunner:
         self.timeout = timeout
         self.solvers = [name for name in ssmgen.names("solver") if not ssmgen.build(name).adaptive]
         self._device = threading.Lock()
+        self._stops: set[threading.Event] = set()
+
+    def stop(self) -> None:
+        """Stop the running job, if there is one, at its next step."""
+        for event in tuple(self._stops):
+            event.set()
 
     @property
     def size(self) -> int:
@@ -175,10 +183,11 @@ class JobRunner:
         """Yield previews and then the `JobResult`, whose remaining fields are ``fields``.
 
         Raises:
-            JobStopped: the time-out was reached.
+            JobStopped: the time-out was reached, or `stop` was called.
         """
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stop = threading.Event()
+        self._stops.add(stop)
         started = time.monotonic()
         work, steps = partial(work, output_type="pt", sampling=request.sampling), steps or request.sampling.steps
         threading.Thread(target=self._work, args=(work, steps, messages, stop), daemon=True).start()
@@ -201,6 +210,7 @@ class JobRunner:
             yield JobResult(message, names=names, settings=settings, seconds=time.monotonic() - started, **fields)
         finally:
             stop.set()
+            self._stops.discard(stop)
 
     def _work(self, work: Work, steps: int, messages: queue.SimpleQueue[Any], stop: threading.Event) -> None:
         """Sample in the job's thread; put previews and then the images, or the error, into the queue."""

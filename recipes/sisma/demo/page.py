@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.sisma.demo.exchange import MAX_BYTES, to_text
 from recipes.sisma.demo.handlers import Handlers, message_html
-from recipes.sisma.demo.jobs import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, JobRunner
+from recipes.sisma.demo.jobs import DEVICE, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, JobRunner
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, LabelSet, draw_face
 from ssmgen.extras import require
 
@@ -38,7 +38,8 @@ _STOPPED_HTML, _BUSY_HTML = json.dumps(message_html("Stopped.")), json.dumps(mes
 
 def build_page(runner: JobRunner) -> Any:
     """The page as gradio Blocks; `serve` runs it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when imported
+    # gradio and the hub's library that it brings read these when they are imported.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     gr = require("gradio", extra="demo")
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
         about = f"{runner.pipe.recipe.about} {LIMITS}\n\n<small>{runner.about()}</small>"
@@ -138,7 +139,7 @@ def _connect(parts: SimpleNamespace, handlers: Handlers) -> None:
         ("vary", [parts.chosen, parts.strength], parts.edit_message),
         ("between", [parts.last], parts.edit_message),
     ]:
-        click, limits = getattr(parts, name).click, {"concurrency_id": "device", "concurrency_limit": 1}
+        click, limits = getattr(parts, name).click, {"concurrency_id": DEVICE, "concurrency_limit": 1}
         _in_browser(click, {parts.progress: "(window.ssmgenStopped = false, {step: 0, steps: 1, images: []})"})
         inputs = [parts.painter, *parts.settings, *extra]
         jobs.append(click(getattr(handlers, name), inputs, outputs, show_progress="hidden", api_name=name, **limits))

@@ -1,14 +1,19 @@
 """The server of the page: gradio's, without sharing, monitoring or file access, behind a `Guard`."""
 
+import asyncio
 import json
 import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+from recipes.sisma.demo.calls import RejectedCall, check_join, check_session, parse_json
 from recipes.sisma.demo.exchange import MAX_BYTES
+from recipes.sisma.demo.jobs import JobRunner
+from recipes.sisma.demo.listeners import Listeners
 from ssmgen.extras import require
 
 Scope = MutableMapping[str, Any]
@@ -21,12 +26,15 @@ SESSIONS = 32
 LOCAL = ("127.0.0.1", "localhost")
 #: Enough for a file in base64 and a mask as text.
 MAX_BODY = 2 * MAX_BYTES
+#: Seconds that the browser may take to receive one message.
+STALLED_AFTER = 20.0
+_STREAM = "/gradio_api/queue/data"
+_JOIN, _CANCEL, _RESET = "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"
 _READ = re.compile(
     r"/|/(config|info|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(/\d+)?)/?"
     r"|/(assets|static|svelte)/[\w./@-]+"
-    r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w+)"
+    rf"|/gradio_api/(info|startup-events|theme\.css|heartbeat/\w+)|{_STREAM}"
 )
-_WRITE = re.compile(r"/gradio_api/(queue/join|cancel|reset)/?")
 # The browser loads nothing from elsewhere. gradio compiles templates, hence unsafe-eval.
 _HEADERS = {
     "content-security-policy": (
@@ -38,8 +46,15 @@ _HEADERS = {
 }
 
 
-def serve(page: Any, *, host: str, port: int, open_browser: bool = False) -> str:
-    """Serve the page of `build_page` in the background and return its address; port 0 picks a free one.
+def serve(page: Any, runner: JobRunner, *, host: str, port: int, open_browser: bool = False) -> str:
+    """Serve the page of `build_page` in the background and return its address.
+
+    Args:
+        page: the page.
+        runner: runs the page's jobs; its job is stopped when the browser that asked for it has gone.
+        host: address to serve at.
+        port: port to serve at; 0 picks a free one.
+        open_browser: open the page in a browser.
 
     Raises:
         OSError: the port is taken, or the host is not an address of this machine.
@@ -48,7 +63,9 @@ def serve(page: Any, *, host: str, port: int, open_browser: bool = False) -> str
     gr = require("gradio", extra="demo")
     starlette = require("starlette.middleware", extra="demo")
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "sans-serif"]
-    guard = starlette.Middleware(Guard, local=host in LOCAL)
+    functions = {index: len(each.inputs) for index, each in page.fns.items() if each.fn is not None}
+    listeners = Listeners(page._queue, runner.stop)
+    guard = starlette.Middleware(Guard, listeners=listeners, functions=functions, local=host in LOCAL)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -86,18 +103,28 @@ def _free_port(host: str, port: int) -> int:
 
 
 class Guard:
-    """Rejects every request that the page does not need, before gradio sees it.
+    """Rejects every request that the page does not make, before gradio sees it.
 
     gradio has endpoints that upload files, serve them by path, and fetch URLs for a client. The answer to an unlisted
-    path is 404, to a body above `MAX_BODY` 413, and to a body that references a file 400.
+    path, an unknown function, session or job is 404, to a body above `MAX_BODY` 413, and to any other request that the
+    page does not make 4xx; see `parse_json` and `check_join`.
 
     Args:
         app: the server.
+        listeners: told of every queued job and every event stream.
+        functions: number of inputs of each function of the page, by its index.
         local: accept only `LOCAL` host names, since any other name could be made to resolve to this machine.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], local: bool = False) -> None:
-        self.app = app
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        listeners: Listeners,
+        functions: dict[int, int],
+        local: bool = False,
+    ) -> None:
+        self.app, self.listeners = app, listeners
+        self.functions = functions
         self.local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,43 +132,73 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None
-        host = urlsplit("//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")).hostname
-        if self.local and host not in LOCAL:
-            return await _answer(send, 403, f"Open this page at {' or '.join(LOCAL)}.")
-        path, method = scope["path"], scope["method"]
-        reading = method in ("GET", "HEAD") and _READ.fullmatch(path) is not None and ".." not in path
-        if not reading and not (method in ("POST", "OPTIONS") and _WRITE.fullmatch(path)):
-            return await _answer(send, 404, "There is nothing here.")
-        if method == "POST":
+        try:
+            await self._handle(scope, receive, _with_headers(send))
+        except RejectedCall as error:
+            await _answer(send, error.status, str(error))
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request or let gradio answer it."""
+        if self.local and _host(scope) not in LOCAL:
+            raise RejectedCall(403, f"Open this page at {' or '.join(LOCAL)}.")
+        path, method = scope["path"].rstrip("/") or "/", scope["method"]
+        if method == "POST" and path in (_JOIN, _CANCEL, _RESET):
             body = await _body(receive)
-            if body is None:
-                return await _answer(send, 413, f"The request is larger than {MAX_BODY // 1_000_000} MB.")
-            if references_file(body):
-                return await _answer(send, 400, "The request references a file; this page accepts none.")
-            receive = _replay(body, receive)
-        return await self.app(scope, receive, _with_headers(send))
+            content, receive = parse_json(body), _replay(body, receive)
+            answer = {_JOIN: self._join, _CANCEL: self._cancel, _RESET: self._reset}[path]
+            return await answer(content, scope, receive, send)
+        reading = method in ("GET", "HEAD") and _READ.fullmatch(scope["path"]) is not None and ".." not in path
+        if not reading and not (method == "OPTIONS" and path in (_JOIN, _CANCEL, _RESET)):
+            raise RejectedCall(404, "There is nothing here.")
+        if method == "GET" and path == _STREAM:
+            return await self._stream(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    async def _join(self, content: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        session = check_join(content, self.functions)
+        await self.app(scope, receive, _before_start(send, 200, lambda: self.listeners.joined(session)))
+
+    async def _cancel(self, content: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stop a job, at its next step if it runs; a session can stop its own only."""
+        session, event = (
+            content.get(key) if isinstance(content, dict) else None for key in ("session_hash", "event_id")
+        )
+        if not isinstance(event, str) or not self.listeners.owns(check_session(session), event):
+            raise RejectedCall(404, "There is no such job.")
+        self.listeners.stop_running(session, event)
+        await self.app(scope, receive, send)
+
+    async def _reset(self, _: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        """The page calls this after `_cancel`; gradio does nothing."""
+        await self.app(scope, receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events of a session until all its jobs have ended, or until nobody receives them."""
+        session = check_session(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0])
+        if not self.listeners.knows(session):
+            raise RejectedCall(404, "There is no such session.")
+        async with self.listeners.listening(session) as finish:
+
+            async def send_in_time(message: MutableMapping[str, Any]) -> None:
+                async with asyncio.timeout(STALLED_AFTER):
+                    await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    finish()
+
+            with suppress(TimeoutError):
+                await self.app(scope, receive, send_in_time)
 
 
-def references_file(body: bytes) -> bool:
-    """Whether a JSON body holds what gradio treats as a file, or is not JSON."""
+def _host(scope: Scope) -> str | None:
+    """Host name that a request was sent to; None if its header is malformed."""
     try:
-        content = json.loads(body) if body else None
-    except (ValueError, RecursionError):
-        return True
-    pending = [content]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            if value.keys() & {"path", "_type"}:
-                return True
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-    return False
+        return urlsplit("//" + dict(scope["headers"]).get(b"host", b"").decode("latin-1")).hostname
+    except ValueError:
+        return None
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None if it is larger than `MAX_BODY`."""
+async def _body(receive: Receive) -> bytes:
+    """The whole body; raises a RejectedCall if it is larger than `MAX_BODY`."""
     body = bytearray()
     while len(body) <= MAX_BODY:
         message = await receive()
@@ -150,7 +207,9 @@ async def _body(receive: Receive) -> bytes | None:
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    return bytes(body) if len(body) <= MAX_BODY else None
+    if len(body) > MAX_BODY:
+        raise RejectedCall(413, f"The request is larger than {MAX_BODY // 1_000_000} MB.")
+    return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -172,6 +231,17 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _before_start(send: Send, status: int, call: Callable[[], None]) -> Send:
+    """A ``send`` that calls ``call`` before it answers with this status."""
+
+    async def send_after_call(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start" and message["status"] == status:
+            call()
+        await send(message)
+
+    return send_after_call
 
 
 async def _answer(send: Send, status: int, text: str) -> None:
