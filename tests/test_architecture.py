@@ -35,7 +35,8 @@ ROOMS = {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "registry", "sampling", "solvers", "weights")
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry"},
+    "planning": {"bench", "nn", "ops", "registry", "training"},
+    "cli": {"__init__", "bench", "models", "ops", "pipeline", "planning", "precision", "registry"},
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

@@ -1,4 +1,4 @@
-"""The command ``ssmgen``: ``list``, ``info``, ``export``, ``doctor`` and ``bench``."""
+"""The command ``ssmgen``: ``list``, ``info``, ``export``, ``plan``, ``doctor`` and ``bench``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ssmgen import __version__
-from ssmgen.cli import machine, models
+from ssmgen.cli import machine, models, plan
 from ssmgen.cli.command import examples
 
 
@@ -48,5 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     models.add(commands)
+    plan.add(commands)
     machine.add(commands)
     return parser
