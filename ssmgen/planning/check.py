@@ -30,7 +30,7 @@ CASES: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("sisma-attn-s", {"depth": 2}, 4),
     ("sisma-attn-s", {"depth": 2}, 8),
 )
-_SIZE = 32
+SIZE = 32
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 
 
@@ -48,22 +48,22 @@ class Checked:
         return self.predicted / self.measured - 1
 
 
-def check_here(rounds: int, cases: tuple[Any, ...] = CASES) -> dict[str, list[Checked]]:
+def check_here(rounds: int, cases: tuple[Any, ...] = CASES, size: int = SIZE) -> dict[str, list[Checked]]:
     """Measure and predict; "seconds of a step", "activations", "peak" and "all-reduce" by case.
 
     Rates and steps take turns in one process, and medians count.
     """
-    training_step("sisma-debug", {}, 1)[0]()  # what a process allocates once
+    training_step("sisma-debug", {}, 1, 16)[0]()  # what a process allocates once
     found: dict[str, list[Checked]] = {"activations": [], "peak": [], "seconds of a step": []}
     steps: dict[str, Callable[[], object]] = {}
     predictions: dict[str, tuple[Job, Any]] = {}
     for name, settings, batch in cases:
         what = ", ".join([name, *(f"{key} {value}" for key, value in settings.items()), f"batch {batch}"])
-        job = Job(name, 1, batch, size=_SIZE, precision="no")
-        counts = count_step(name, batch, _SIZE, gpu=False, precision="no", **settings)
+        job = Job(name, 1, batch, size=size, precision="no")
+        counts = count_step(name, batch, size, gpu=False, precision="no", **settings)
         predictions[what] = job, counts
-        found["peak"].append(Checked(what, peak_of(counts, job), _peak_here(name, settings, batch)))
-        step, model, loss = training_step(name, settings, batch)
+        found["peak"].append(Checked(what, peak_of(counts, job), _peak_here(name, settings, batch, size)))
+        step, model, loss = training_step(name, settings, batch, size)
         saved = saved_bytes(model, loss)
         found["activations"].append(Checked(what, memory_of(counts, job)["activations"], saved))
         steps[what] = step
@@ -78,7 +78,7 @@ def check_here(rounds: int, cases: tuple[Any, ...] = CASES) -> dict[str, list[Ch
 
 
 def training_step(
-    name: str, settings: dict[str, Any], batch: int, size: int = _SIZE
+    name: str, settings: dict[str, Any], batch: int, size: int
 ) -> tuple[Callable[[], None], nn.Module, Callable[[], Tensor]]:
     """A whole step on random latents, its model, and its loss alone."""
     torch.manual_seed(0)
@@ -120,14 +120,14 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return size
 
 
-def _peak_here(name: str, settings: dict[str, Any], batch: int) -> float:
+def _peak_here(name: str, settings: dict[str, Any], batch: int, size: int) -> float:
     """How much the process grew at most while it trained, in bytes; NaN where the system does not say."""
     if platform.system() != "Linux":
         return float("nan")
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)  # freed tensors return to the system at once
     before = _status("VmRSS")
-    step, *_ = training_step(name, settings, batch)
+    step, *_ = training_step(name, settings, batch, size)
     step()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     step()

@@ -111,12 +111,14 @@ def count_step(
         loss.backward()
         del loss
         working, peak = ledger.most - before - activations, ledger.most_with_gradients - before
+        ledger.phase = ""
+        trained.step()  # makes its state, which later steps find
         ledger.start_update()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         trained.step()
         state = _bytes(x for slots in trained.state.values() for x in slots.values() if isinstance(x, Tensor))
         matrices = _bytes(trained.param_groups[0]["params"]) if optimizer == "muon" else 0
-    blocks = [_bytes(block.parameters()) for block in getattr(model, "blocks", [])]
+    blocks = [_bytes(block.parameters()) for block in model.blocks]
     weights = _bytes(model.parameters())
     return StepCounts(
         batch=batch,
@@ -124,7 +126,7 @@ def count_step(
         gradients=_bytes(p for p in model.parameters() if p.requires_grad),
         optimizer=state,
         matrices=matrices,
-        block=max(blocks, default=0),
+        block=max(blocks),
         outside=weights - sum(blocks),
         activations=activations,
         working=max(working, ledger.most - before - state - activations, 0),
@@ -158,7 +160,7 @@ def count_activations(
 
 def _prepared(
     name: str, batch: int, size: int | None, checkpointed: bool, settings: dict[str, Any]
-) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+) -> tuple[Any, Tensor, dict[str, Tensor]]:
     model = build(name, **settings).train()
     if checkpointed:
         _checkpoint_blocks(model)
@@ -272,9 +274,7 @@ def _kernels(gpu: bool) -> Iterator[None]:
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:
-    blocks: Any = getattr(model, "blocks", None)
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} has no blocks whose activations could be checkpointed")
+    blocks: Any = model.blocks
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
