@@ -140,5 +140,5 @@ def forward(run: Callable[[], object]) -> None:
 
 
 def forward_backward(run: Callable[[], Any], leaves: list[Tensor]) -> None:
-    """Run, and compute the gradients of ``leaves``."""
+    """Run, and compute the gradients of ``leaves``, tensors of any shape."""
     torch.autograd.grad(run().sum(), leaves, allow_unused=True)

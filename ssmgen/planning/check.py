@@ -80,7 +80,7 @@ def check_here(rounds: int, cases: tuple[Any, ...] = CASES, size: int = SIZE) ->
 def training_step(
     name: str, settings: dict[str, Any], batch: int, size: int
 ) -> tuple[Callable[[], None], nn.Module, Callable[[], Tensor]]:
-    """A whole step on random latents, its model, and its loss alone."""
+    """A whole step on random latents ``(batch, channels, size, size)``, its model, and its loss ``()`` alone."""
     torch.manual_seed(0)
     model: Any = build(name, **settings).train()
     optimizer = make_optimizer(model, "adamw", lr=1e-4, weight_decay=0.0)
@@ -104,7 +104,10 @@ def training_step(
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd saves for a backward pass, parameters left out; every storage counts once."""
+    """Bytes that autograd saves for the backward pass of ``loss``, a scalar ``()``, without parameters.
+
+    Every storage counts once.
+    """
     held: dict[int, Tensor] = {}
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
