@@ -44,8 +44,8 @@ def rates(device: str) -> Rates:
     side = 4096 if device == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device)
     tokens, dim = 1024, 1024
-    scan = partial(selective_scan, **_scan_inputs(1, tokens, dim, device), delta_softplus=True)
-    times = measure({"matrix": partial(torch.matmul, a, b), "scan": partial(_forward, scan)}, 7)
+    scan = partial(selective_scan, **scan_inputs(1, tokens, dim, device), delta_softplus=True)
+    times = measure({"matrix": partial(torch.matmul, a, b), "scan": partial(forward, scan)}, 7)
     operations = {"matrix": 2 * side**3, "scan": SCAN_FLOPS * tokens * dim * _STATES}
     throughput = {name: operations[name] / statistics.median(seconds) for name, seconds in times.items()}
     return Rates(device, **throughput)
@@ -69,7 +69,7 @@ def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> d
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_device(device)
     torch.manual_seed(0)
-    tensors = _scan_inputs(batch, tokens, 2 * dim, device)
+    tensors = scan_inputs(batch, tokens, 2 * dim, device)
     inputs = _block_inputs(batch, tokens, dim, device)
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for backend in usable(device):
@@ -77,8 +77,8 @@ def timings(*, tokens: int, dim: int, batch: int, rounds: int, device: str) -> d
         block = build("sisma-block", dim=dim, backend=backend).to(device)
         weights = [p for p in block.parameters() if p.requires_grad]
         for part, run, leaves in (("scan", scan, list(tensors.values())), ("block", partial(block, *inputs), weights)):
-            calls[f"{part} forward", backend] = partial(_forward, run)
-            calls[f"{part} forward + backward", backend] = partial(_forward_backward, run, leaves)
+            calls[f"{part} forward", backend] = partial(forward, run)
+            calls[f"{part} forward + backward", backend] = partial(forward_backward, run, leaves)
     times = measure(calls, rounds)
     return {part: {backend: t for (timed, backend), t in times.items() if timed == part} for part in PARTS}
 
@@ -118,7 +118,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _scan_inputs(batch: int, tokens: int, channels: int, device: str) -> dict[str, Any]:
+def scan_inputs(batch: int, tokens: int, channels: int, device: str) -> dict[str, Any]:
+    """Random arguments of `selective_scan` with 16 states, all of which require gradients."""
     u, delta = torch.randn(2, batch, tokens, channels, device=device)
     B, C = torch.randn(2, batch, tokens, _STATES, device=device)
     A = -torch.rand(channels, _STATES, device=device) - 0.5
@@ -133,9 +134,11 @@ def _block_inputs(batch: int, tokens: int, dim: int, device: str) -> tuple[Any, 
 
 
 @torch.no_grad()
-def _forward(run: Callable[[], object]) -> None:
+def forward(run: Callable[[], object]) -> None:
+    """Run without gradients."""
     run()
 
 
-def _forward_backward(run: Callable[[], Any], leaves: list[Tensor]) -> None:
+def forward_backward(run: Callable[[], Any], leaves: list[Tensor]) -> None:
+    """Run, and compute the gradients of ``leaves``, tensors of any shape."""
     torch.autograd.grad(run().sum(), leaves, allow_unused=True)

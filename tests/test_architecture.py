@@ -38,8 +38,10 @@ ROOMS = {
         "weights",
     },
     "bench": {"models", "ops", "registry"},
+    "planning": {"bench", "nn", "ops", "registry", "training"},
     "cli": {
-        *("__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "signals", "training"),
+        *("__init__", "atomic", "bench", "models", "ops", "pipeline", "planning", "precision", "registry", "signals"),
+        "training",
     },
 }
 HEAVY = (

@@ -1,4 +1,4 @@
-"""The command ``ssmgen``: ``list``, ``info``, ``export``, ``fsck``, ``doctor`` and ``bench``."""
+"""The command ``ssmgen``: ``list``, ``info``, ``plan``, ``export``, ``fsck``, ``doctor`` and ``bench``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ssmgen import __version__
-from ssmgen.cli import fsck, machine, models
+from ssmgen.cli import fsck, machine, models, plan
 from ssmgen.cli.command import examples
 from ssmgen.signals import status_of, stopping
 
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     models.add(commands)
+    plan.add(commands)
     fsck.add(commands)
     machine.add(commands)
     return parser
