@@ -36,7 +36,9 @@ ROOMS = {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "registry", "sampling", "solvers", "weights")
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry", "signals"},
+    "cli": {
+        *("__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "signals", "training")
+    },
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

@@ -20,7 +20,8 @@ from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import write_pair, write_records
-from ssmgen.training import CheckpointError
+from ssmgen.training import CheckpointError, checkpoints
+from ssmgen.training.fsck import mend_run
 
 
 def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
@@ -31,6 +32,16 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
     (run / "config.yaml").write_text(config.replace("autoencoder: auto\n", "autoencoder: identity\n"))
     with pytest.raises(CheckpointError, match="trained on latents of"):
         load_run(run)
+
+
+def test_a_run_with_a_damaged_newest_checkpoint_is_not_loaded_from_an_older_one(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    newest = checkpoints(run / "checkpoints")[-1]
+    shutil.copytree(newest, newest.with_name("step-00000099"))
+    with pytest.raises(CheckpointError, match=r"step-00000099/state.json: is of step 6(?s:.)*ssmgen fsck .*run"):
+        load_run(run)
+    mend_run(run)
+    assert load_run(run)[1].step == 6
 
 
 def test_a_failed_upload_leaves_nothing_in_the_way_of_the_next_try(trained, tmp_path, monkeypatch, capsys):
