@@ -196,12 +196,13 @@ def leftovers(folder: Path) -> list[tuple[Path, bool]]:
     return sorted((path, _abandoned(path, match["host"], int(match["process"]))) for path, match in found)
 
 
-def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:
+def remove_leftovers(folder: Path, target: str | None = None, *, idle: bool = False) -> list[Path]:
     """Delete abandoned temporary files and folders in ``folder``, see `leftovers`.
 
     Args:
         folder: where to look; it need not exist.
         target: only those of the target of this name.
+        idle: this process writes nothing there now, so that its own are abandoned too.
 
     Returns:
         What was deleted.
@@ -209,7 +210,8 @@ def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:
     removed = []
     for path, abandoned in leftovers(folder):
         match = _LEFTOVER.fullmatch(path.name)
-        if abandoned and match and target in (None, match["target"]):
+        mine = idle and path.name.endswith(f".tmp-{_HOST}-{os.getpid()}")
+        if (abandoned or mine) and match and target in (None, match["target"]):
             _discard(path)
             removed.append(path)
     return removed

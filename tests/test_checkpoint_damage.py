@@ -192,6 +192,16 @@ def test_the_first_format_is_read(path):
     assert read_manifest(path).format == 1 and verify_checkpoint(path)["step"] == 7
 
 
+def test_a_manifest_disagrees_with_its_checksum(path):
+    text = (path / "MANIFEST.json").read_text()
+    (path / "MANIFEST.json").write_text(text.replace('"bytes": ', '"bytes": 1', 1))
+    with pytest.raises(CheckpointError, match=r"MANIFEST.json: does not agree with its own checksum"):
+        verify_checkpoint(path)
+    (path / "MANIFEST.json").write_text(text.replace('"format": 2', '"format": 6'))
+    with pytest.raises(CheckpointError, match=r"MANIFEST.json: does not agree with its own checksum"):
+        verify_checkpoint(path)
+
+
 def test_a_newer_format_says_so(path):
     edit(path, lambda content: content.update(format=3, more={}), format=2)
     with pytest.raises(CheckpointError, match=r"was written by a newer ssmgen \(format 3, this one reads up to 2\)"):

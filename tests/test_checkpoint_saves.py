@@ -1,6 +1,7 @@
 """A save or a prune may fail or be killed anywhere: an intact checkpoint stays, and the next save clears up."""
 
 import errno
+import io
 import json
 import os
 import resource
@@ -210,6 +211,30 @@ def test_a_failed_prune_does_not_end_training(tmp_path, monkeypatch, capsys):
     assert "an older checkpoint is not deleted; the next save tries again" in capsys.readouterr().err
     saver.save(3, collect(**parts()), {}, last=False)
     assert names(tmp_path) == ["step-00000003"]
+
+
+def test_what_could_not_be_deleted_goes_with_the_next_save(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        prune_checkpoints(tmp_path, keep=1)
+    assert len(names(tmp_path)) == 2
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_stderr_on_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    failing(monkeypatch, [2])
+    saver = Saver(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        saver.save(step, collect(**parts()), {}, last=False)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
 def test_a_checkpoint_has_the_users_permissions(tmp_path):

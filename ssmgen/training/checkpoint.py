@@ -90,7 +90,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Collected, state: dict[st
     text = json.dumps({"step": step, AVERAGED: tensors.averaged} | state | {"step": step}, indent=2, allow_nan=False)
     needed = sum(map(bytes_of, tensors[:3])) + len(text) + _OVERHEAD
     replaced = final.with_name(f"{final.name}.replaced")
-    remove_leftovers(folder)  # of any step: they take up space
+    remove_leftovers(folder, idle=True)  # of any step: they take up space
     with whole_folder(final, needed=needed) as temporary:
         write_weights(temporary / "model.safetensors", tensors.model)
         write_weights(temporary / EMA, tensors.ema)
@@ -222,7 +222,7 @@ def prune_checkpoints(folder: Path, keep: int, verified: set[str] | None = None)
             remove_folder(path)
         if os.path.lexists(replaced):
             remove_folder(replaced)
-    remove_leftovers(folder)
+    remove_leftovers(folder, idle=True)
 
 
 def _verifies(path: Path) -> bool:

@@ -83,8 +83,8 @@ def mend_run(run: Path) -> list[str]:
         if _damage(path):
             done.append(f"{path.name}: set aside as {set_aside(path).name}")
     done += _restore(folder)
-    for path in checkpoint_folders(folder):
-        if not _damage(path) and read_manifest(path).format < FORMAT:
+    for path in checkpoint_folders(folder):  # all of them verify now
+        if read_manifest(path).format < FORMAT:
             write_text(path / MANIFEST, rendered(read_manifest(path).files))
             done.append(f"{path.name}: has a manifest of format {FORMAT} now")
     return done

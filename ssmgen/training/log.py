@@ -99,7 +99,8 @@ class RunLog(AbstractContextManager["RunLog"]):
             reason = str(error)
         if reason and not self._told:
             self._told = True
-            print(f"{self._stream.name}: a line could not be written ({reason}); training goes on", file=sys.stderr)
+            with suppress(OSError):  # stderr may be a file on the same full disk
+                print(f"{self._stream.name}: a line could not be written ({reason}); training goes on", file=sys.stderr)
 
     def __exit__(self, *error: Any) -> None:
         self._bar.close()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,29 @@ class Saver:
         try:
             path = write_checkpoint(self._folder, step, tensors, state)
         except OSError as error:
-            found = checkpoints(self._folder)
-            kept = f"the newest checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
+            kept = self._newest()
             if last:
                 raise disk_error(f"{error}\n{kept}; the steps since then are lost", error.errno) from error
-            print(f"{error}\nstep {step} is not saved, {kept}; the next save tries again", file=sys.stderr)
+            _say(f"{error}\nstep {step} is not saved, {kept}; the next save tries again")
             return
         self._verified.add(path.name)
         if not self._told:
             self._told = True
             seconds = time.monotonic() - started
-            print(f"{path.name}: saved {megabytes(size_of(path))} in {seconds:.2f} s and read it back", file=sys.stderr)
+            _say(f"{path.name}: saved {megabytes(size_of(path))} in {seconds:.2f} s and read it back")
         try:
             prune_checkpoints(self._folder, self._keep, self._verified)
         except OSError as error:
-            print(f"{error}\nan older checkpoint is not deleted; the next save tries again", file=sys.stderr)
+            _say(f"{error}\nan older checkpoint is not deleted; the next save tries again")
+
+    def _newest(self) -> str:
+        try:
+            found = checkpoints(self._folder)
+        except OSError:
+            return "the older checkpoints cannot be listed now"
+        return f"the newest checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # stderr may be a file on the same full disk
+        print(text, file=sys.stderr)
