@@ -22,6 +22,7 @@ from recipes.sisma.presets import Config, preset
 from recipes.sisma.reading import read_json
 from recipes.sisma.runs import load_config, save_config
 from ssmgen import MaskToImage
+from ssmgen.training.log import _forget_after
 from ssmgen.weights import write_weights
 
 
@@ -173,7 +174,7 @@ def test_broken_records_are_named(tmp_path, content):
         _result(tmp_path, 3)
     with pytest.raises(ValueError, match="prepared.json: "):
         is_drawn(Config(data=str(tmp_path)))
-    assert read_log(tmp_path) == []
+    assert read_log(tmp_path) == [] and _forget_after(tmp_path / "log.jsonl", 3) == 0
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match="config.json: "):
         MaskToImage.from_pretrained(tmp_path)

@@ -143,3 +143,16 @@ def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):
     hashes = write_pair(tmp_path / "own", "a", image, mask)
     write_records(tmp_path / "own", CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {"layout": "folder"})
     assert not export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "own")))
+
+
+def test_an_export_looks_for_space_first(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssmgen.atomic.free_space", lambda target: 1000)
+    with pytest.raises(OSError, match=r"one: needs .* MB, but only .* are free on its disk"):
+        export.main([f"run={trained}", f"out={tmp_path / 'new/one'}"])
+    assert not list((tmp_path / "new").iterdir())
+    monkeypatch.undo()
+    export.main([f"run={trained}", f"out={tmp_path / 'one'}"])
+    written = sum(file.stat().st_size for file in (tmp_path / "one").rglob("*.safetensors"))
+    pipe, _ = load_run(trained)
+    assert export.weights_size(pipe, torch.float32) == pytest.approx(written, rel=0.02)
+    assert export.weights_size(pipe, torch.bfloat16) < 0.9 * written

@@ -17,6 +17,7 @@ import toy_training
 from recipe_runs import words
 
 from recipes.sisma import train
+from ssmgen import cli
 from ssmgen.training import RunLockError, checkpoints, lock, run_lock
 
 ROOT = Path(__file__).parents[1]
@@ -192,3 +193,8 @@ def test_a_run_without_a_checkpoint_says_with_which_settings_it_begins_again(tmp
     train.main([*common, "steps=3", "seed=4", "resume=auto"])
     assert "begins at step 0 with other settings (seed: 0 before, 4 now)\n" in capsys.readouterr().err
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1
+
+
+def test_a_run_in_training_is_not_mended(folder, other, capsys):
+    assert cli.main(["fsck", str(folder), "--mend"]) == 2
+    assert f"belongs to process {other.pid}" in capsys.readouterr().err

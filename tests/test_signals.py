@@ -73,11 +73,14 @@ def test_a_request_that_a_destructor_swallows_is_repeated(capfd):
 
 
 def test_a_repeated_request_does_not_interrupt_cleaning_up():
-    with stopping(), pytest.raises(Stopped):
+    cleaned = []
+    with stopping(), pytest.raises(Stopped, match="SIGINT"):
         try:
             signal.raise_signal(signal.SIGINT)
         finally:
             signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+    assert cleaned
 
 
 def test_a_second_request_ends_a_training_at_once_unless_a_launcher_repeats_the_first(monkeypatch, capsys):
@@ -97,14 +100,14 @@ def test_a_second_request_ends_a_training_at_once_unless_a_launcher_repeats_the_
 
 
 def test_a_forked_process_ignores_requests():
-    def child():
+    def child(requests):
         for number in STOPPING:
             signal.raise_signal(number)
-        os._exit(7)
+        os._exit(1 if requests else 7)
 
     for handled in (stopping, stop_requests):
-        with handled():
-            process = multiprocessing.get_context("fork").Process(target=child)
+        with handled() as requests:
+            process = multiprocessing.get_context("fork").Process(target=child, args=(requests,))
             process.start()
             process.join(20)
         assert process.exitcode == 7

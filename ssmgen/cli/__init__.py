@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping():
             facts, lines = arguments.command(arguments)
         print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines), flush=True)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would print another error at exit
             return 141

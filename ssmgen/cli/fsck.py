@@ -1,6 +1,7 @@
 """``ssmgen fsck``: is every checkpoint of a run intact, and what else lies about in its folder."""
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ssmgen.atomic import megabytes
 from ssmgen.cli.command import Answer, add_command
 from ssmgen.training.fsck import Finding, check_run, mend_run
+from ssmgen.training.lock import run_lock
 
 
 def add(commands: Any) -> None:
@@ -29,7 +31,10 @@ def add(commands: Any) -> None:
 
 def _fsck(arguments: argparse.Namespace) -> Answer:
     run = arguments.run
-    mended = mend_run(run) if arguments.mend else []
+    mended = []
+    if arguments.mend:
+        with run_lock(run) if run.is_dir() else nullcontext():  # not while a training writes into it
+            mended = mend_run(run)
     found = check_run(run)
     wrong = sum(finding.wrong for finding in found)
     facts = {

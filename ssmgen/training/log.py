@@ -119,7 +119,7 @@ def _forget_after(file: Path, step: int) -> int:
     """Drop log lines of steps that a resumed run will repeat; returns the last logged step."""
     if not file.exists():
         return 0
-    text = file.read_text(errors="replace")
+    text = file.read_text(encoding="utf-8", errors="replace")
     lines = [(logged, line) for line in text.splitlines() if (logged := _logged_step(line)) is not None]
     write_text(file, "".join(line + "\n" for logged, line in lines if logged <= step))
     return max((logged for logged, _ in lines), default=0)
@@ -128,5 +128,5 @@ def _forget_after(file: Path, step: int) -> int:
 def _logged_step(line: str) -> int | None:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a line cut off by a kill
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # a line cut off by a kill, or damaged
