@@ -138,8 +138,8 @@ def free_space(target: Path) -> int | None:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as text, in units of 10^6."""
-    return f"{count / 1e6:,.1f} MB"
+    """A number of bytes as text, in units of 10^6, or of 10^3 if it is small."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def disk_error(message: str, number: int | None) -> OSError:

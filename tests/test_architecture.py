@@ -38,7 +38,9 @@ ROOMS = {
         "weights",
     },
     "bench": {"models", "ops", "registry"},
-    "cli": {"__init__", "bench", "models", "ops", "pipeline", "precision", "registry", "signals"},
+    "cli": {
+        *("__init__", "atomic", "bench", "models", "ops", "pipeline", "precision", "registry", "signals", "training")
+    },
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),

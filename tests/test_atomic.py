@@ -48,7 +48,7 @@ def test_a_failed_write_says_target_reason_and_figures(tmp_path, nearly_full, nu
             raise OSError(number, os.strerror(number))
         assert str(raised.value) == (
             f"{tmp_path}/target: writing failed ([Errno {number}] {os.strerror(number)}); nothing of it was kept "
-            "(it needs 0.0 MB, 2.5 MB are free on its disk)"
+            "(it needs 1.0 kB, 2.5 MB are free on its disk)"
         )
         assert raised.value.errno == number and list(tmp_path.iterdir()) == []
 

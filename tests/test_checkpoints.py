@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toy_training import digests, run
 
@@ -15,13 +13,14 @@ from ssmgen import build
 from ssmgen.training import (
     CheckpointError,
     checkpoints,
+    find_checkpoint,
     load_checkpoint,
     moving_average,
     parameter_groups,
     save_checkpoint,
     verify_checkpoint,
 )
-from ssmgen.training.resume import check_record
+from ssmgen.training.resume import check_record, set_aside
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -41,45 +40,103 @@ def test_a_checkpoint_holds_everything_and_loads(folder):
     assert torch.equal(optimizer.state[parameter]["exp_avg"], slots[f"{name}:exp_avg"])
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_any_damage_is_found_and_named(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damage")
-    model = torch.nn.Linear(3, 3)
-    optimizer = torch.optim.AdamW(model.parameters())
-    path = save_checkpoint(folder, 1, model=model, ema=moving_average(model, 0.9), optimizer=optimizer, state={})
-    verify_checkpoint(path)
-    file = data.draw(st.sampled_from(sorted(p for p in path.iterdir() if p.name != "MANIFEST.json")))
-    content = bytearray(file.read_bytes())
-    kind = data.draw(st.sampled_from(["truncate", "flip", "remove"]))
-    position = data.draw(st.integers(0, len(content) - 1))
-    if kind == "remove":
-        file.unlink()
-    elif kind == "truncate":
-        file.write_bytes(content[:position])
-    else:
-        content[position] ^= 1
-        file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=file.name):
-        verify_checkpoint(path)
-
-
-def test_a_damaged_manifest_is_named(folder):
-    run(folder)
-    path = checkpoints(folder / "checkpoints")[-1]
-    (path / "MANIFEST.json").write_text('{"model')
-    with pytest.raises(CheckpointError, match=r"MANIFEST.json: is not valid JSON"):
-        verify_checkpoint(path)
-
-
 def test_auto_falls_back_to_the_checkpoint_before_a_damaged_one(folder, capsys):
     run(folder)
     newest = checkpoints(folder / "checkpoints")[-1]
     whole = digests(newest)
     (newest / "ema.safetensors").write_bytes(b"cut")
     run(folder, resume="auto")
-    assert "ema.safetensors: has 3 bytes" in (message := capsys.readouterr().err) and "falling back" in message
+    message = capsys.readouterr().err
+    assert "ema.safetensors: has 3 bytes" in message
+    assert "falling back to step-00000003, the newest intact checkpoint" in message
+    assert "step-00000006: set aside as damaged-step-00000006\n" in message
     assert digests(checkpoints(folder / "checkpoints")[-1]) == whole
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000006", "step-00000003", "step-00000006"]
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lose_manifest(path):
+    (path / "MANIFEST.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lose_manifest, "step-00000006: .*MANIFEST.json: missing"),
+        (lambda path: shutil.rmtree(path) or path.touch(), "step-00000006: .*MANIFEST.json: cannot be read"),
+        (lambda path: path.rename(path.with_name("step-6")), "step-6: is not named step- and eight digits"),
+        (lambda path: path.rename(path.with_name("step-000000006")), "step-000000006: is not named"),
+        (lambda path: path.rename(path.with_name(path.name + "-copy")), "step-00000006-copy: is not named"),
+        (lambda path: path.rename(path.with_name("damaged-" + path.name)), "damaged-step-00000006: was set aside"),
+    ],
+    ids=["no manifest", "a file", "few digits", "many digits", "a copy", "set aside"],
+)
+def test_a_run_with_checkpoints_never_begins_anew_by_itself(folder, damage, said):
+    run(folder, keep_checkpoints=1)
+    damage(checkpoints(folder / "checkpoints")[-1])
+    before = everything(folder)
+    with pytest.raises(CheckpointError, match=rf"none of its checkpoints can be used(?s:.)*{said}(?s:.)*ssmgen fsck"):
+        run(folder, resume="auto")
+    assert everything(folder) == before
+
+
+def test_every_checkpoint_that_cannot_be_used_is_named_with_its_reason(folder):
+    run(folder)
+    for path, name in zip(checkpoints(folder / "checkpoints"), ("MANIFEST.json", "state.json"), strict=True):
+        (path / name).write_text("{}")
+    with pytest.raises(CheckpointError) as raised:
+        find_checkpoint(folder, "auto", {})
+    said = str(raised.value)
+    assert f"step-00000006: {folder}/checkpoints/step-00000006/state.json: has 2 bytes" in said
+    assert f"step-00000003: {folder}/checkpoints/step-00000003/MANIFEST.json: does not list" in said
+    assert f"ssmgen fsck {folder} --mend" in said and "another run folder" in said
+
+
+def test_a_folder_under_another_name_does_not_disturb_an_intact_one(folder):
+    run(folder)
+    newest = checkpoints(folder / "checkpoints")[-1]
+    for name in ("step-7", "step-00000009-copy", "step-00000009.tmp-1"):
+        shutil.copytree(newest, newest.with_name(name))
+    assert find_checkpoint(folder, "auto", {"precision": "no"}) == newest
+
+
+def test_what_another_run_wrote_is_not_set_aside(folder):
+    """The configuration is checked first: a slip on the command line changes nothing."""
+    run(folder, record={"lr": 1})
+    (checkpoints(folder / "checkpoints")[-1] / "state.json").write_text("{}")
+    before = everything(folder)
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        run(folder, resume="auto", record={"lr": 2})
+    assert everything(folder) == before
+
+
+def test_a_second_damaged_checkpoint_of_a_step_gets_another_name(tmp_path):
+    for name in ("damaged-step-00000001", "damaged-step-00000001-2"):
+        path = tmp_path / "step-00000001"
+        path.mkdir()
+        assert set_aside(path).name == name
+
+
+def test_a_log_without_a_checkpoint_is_kept(folder, capsys):
+    """The run was killed before its first checkpoint."""
+    run(folder, steps=2)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints/step-00000003.tmp-999999999").mkdir(parents=True)
+    log = (folder / "log.jsonl").read_text()
+    capsys.readouterr()
+    for name in ("log.jsonl.before", "log.jsonl.before-2"):
+        run(folder, steps=2, resume="auto")
+        said = (
+            f"{folder}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {name}\n"
+        )
+        assert said in capsys.readouterr().err
+        shutil.rmtree(folder / "checkpoints")
+    assert (folder / "log.jsonl.before").read_text() == log
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_named_checkpoint_that_is_damaged_stops_before_work(folder):

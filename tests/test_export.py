@@ -20,7 +20,8 @@ from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import write_pair, write_records
-from ssmgen.training import CheckpointError
+from ssmgen.training import CheckpointError, checkpoints
+from ssmgen.training.fsck import mend_run
 
 
 def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
@@ -31,6 +32,16 @@ def test_a_run_is_not_loaded_with_another_autoencoder(trained, tmp_path):
     (run / "config.yaml").write_text(config.replace("autoencoder: auto\n", "autoencoder: identity\n"))
     with pytest.raises(CheckpointError, match="trained on latents of"):
         load_run(run)
+
+
+def test_a_run_with_a_damaged_newest_checkpoint_is_not_loaded_from_an_older_one(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    newest = checkpoints(run / "checkpoints")[-1]
+    shutil.copytree(newest, newest.with_name("step-00000099"))
+    with pytest.raises(CheckpointError, match=r"step-00000099/state.json: is of step 6(?s:.)*ssmgen fsck .*run"):
+        load_run(run)
+    mend_run(run)
+    assert load_run(run)[1].step == 6
 
 
 def test_a_failed_upload_leaves_nothing_in_the_way_of_the_next_try(trained, tmp_path, monkeypatch, capsys):
@@ -132,3 +143,16 @@ def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):
     hashes = write_pair(tmp_path / "own", "a", image, mask)
     write_records(tmp_path / "own", CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {"layout": "folder"})
     assert not export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "own")))
+
+
+def test_an_export_looks_for_space_first(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssmgen.atomic.free_space", lambda target: 1000)
+    with pytest.raises(OSError, match=r"one: needs .* MB, but only .* are free on its disk"):
+        export.main([f"run={trained}", f"out={tmp_path / 'new/one'}"])
+    assert not list((tmp_path / "new").iterdir())
+    monkeypatch.undo()
+    export.main([f"run={trained}", f"out={tmp_path / 'one'}"])
+    written = sum(file.stat().st_size for file in (tmp_path / "one").rglob("*.safetensors"))
+    pipe, _ = load_run(trained)
+    assert export.weights_size(pipe, torch.float32) == pytest.approx(written, rel=0.02)
+    assert export.weights_size(pipe, torch.bfloat16) < 0.9 * written

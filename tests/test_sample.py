@@ -1,5 +1,7 @@
 """Images of a trained run, from masks in files."""
 
+import errno
+import os
 import shutil
 import warnings
 
@@ -111,3 +113,26 @@ def test_sampling_mistakes_are_explained(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         sample.main([f"run={tmp_path}", "mask=" + str(bad)])
     assert not out.exists()
+
+
+def test_images_that_are_replaced_are_reported(trained, tmp_path, capsys):
+    write_png(tmp_path / "m.png", draw_face(0, size=96)[1])
+    words = [f"run={trained}", f"mask={tmp_path / 'm.png'}", f"out={tmp_path / 'out'}", "steps=2", "solver=euler"]
+    sample.main(words)
+    assert "note:" not in capsys.readouterr().err
+    sample.main([*words, "num_images=2"])
+    assert f"note: 1 of 2 images exist and are replaced: {tmp_path / 'out/m--0.png'}\n" in capsys.readouterr().err
+
+
+def test_a_full_disk_names_the_image_and_leaves_no_part_of_it(trained, tmp_path, monkeypatch):
+    class Full:
+        def save(self, file, format):
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_png(tmp_path / "m.png", draw_face(0, size=96)[1])
+    monkeypatch.setattr("ssmgen.data.images.to_pil", lambda pixels: Full())
+    words = [f"run={trained}", f"mask={tmp_path / 'm.png'}", f"out={tmp_path / 'out'}", "steps=2", "solver=euler"]
+    with pytest.raises(OSError, match=r"m--0.png: writing failed \(.*No space left"):
+        sample.main(words)
+    assert not list((tmp_path / "out").iterdir())

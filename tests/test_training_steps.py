@@ -118,6 +118,7 @@ def test_an_existing_run_is_not_overwritten(trained, tmp_path):
 
 def test_resuming_another_runs_checkpoint_into_a_run_is_refused(trained, tmp_path):
     other = tmp_path / "other" / "checkpoints" / "step-00000001"
+    other.mkdir(parents=True)
     with pytest.raises(FileExistsError, match="is another's"):
         train.main(words(trained.parent, "steps=9", f"resume={other}", "model_args.mask_dropout=0.1"))
 

@@ -16,16 +16,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from recipes.sisma.reading import UsageError, parse_yaml, read_yaml, reject_expansion
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
 from ssmgen.signals import status_of, stopping
 
 Schema = TypeVar("Schema")
-
-
-class UsageError(ValueError):
-    """An invalid command line."""
 
 
 class Help(Exception):
@@ -41,7 +38,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
     the defaults.
 
     Raises:
-        UsageError: a word without ``=``, an unknown key (the closest ones are listed), or a value of the wrong type.
+        UsageError: a word without ``=``, an unknown key (the closest ones are listed), a value of the wrong type, or
+            ``${...}``, which is never expanded.
         ValueError: a ``seed`` outside 0 to 2**64 - 1.
         Help: one of the words is ``--help`` or ``-h``.
     """
@@ -50,6 +48,8 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
         raise Help(keys_help(schema))
     omegaconf = require("omegaconf", extra="train")
     keys = {path: path for path in short.values()} | short
+    for word in argv:
+        reject_expansion(word, word)
     paths = [_path_of(word, keys, short) for word in argv]
     structured = _structured(schema, short)
     typed = set(_field_paths(schema, typed=True))
@@ -69,17 +69,40 @@ def from_file(schema: Schema, file: Path) -> Schema:
     """Fill a dataclass from a YAML file, whose nested settings may also stand side by side under their short keys.
 
     Raises:
-        UsageError: a key that the dataclass does not have, or a value of the wrong type; names the file.
+        FileNotFoundError: no such file.
+        UsageError: a key that the dataclass does not have, a value of the wrong type, or what `read_yaml` rejects;
+            names the file.
     """
     short = _short_keys(schema)
     omegaconf = require("omegaconf", extra="train")
-    structured = _structured(schema, short)
+    written, text = read_yaml(file)
+    structured, where = _structured(schema, short), str(file)
     try:
-        for key, value in omegaconf.OmegaConf.load(file).items():
-            omegaconf.OmegaConf.update(structured, short.get(key, key), value, merge=True)
+        loaded = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(text))
+        for path, value in _assignments(written, loaded, short, set(_field_paths(schema, typed=True))):
+            where = f"{file}: {path}"
+            omegaconf.OmegaConf.update(structured, path, value, merge=True)
+        where = str(file)
         return cast(Schema, omegaconf.OmegaConf.to_object(structured))
     except (omegaconf.errors.OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{where}: {(str(error).splitlines() or ['not valid'])[0]}") from error
+
+
+def _assignments(
+    written: Mapping[str, Any], loaded: Mapping[str, Any], short: Mapping[str, str], typed: set[str], owner: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted paths with their values: the text of a typed field, which its type converts, otherwise the YAML value."""
+    known = {path: path for path in short.values()} | ({} if owner else dict(short))
+    for name, value in loaded.items():
+        path = known.get(f"{owner}{name}", f"{owner}{name}")
+        if isinstance(value, dict) and any(field.startswith(f"{path}.") for field in known):
+            yield from _assignments(written[name], value, short, typed, f"{path}.")
+        elif path not in known:
+            raise ValueError(f"unknown key {path!r}{closest(path, known)}".removesuffix(" "))
+        elif path in typed and isinstance(value, bool | int | str):  # run: 007 is a name, no number
+            yield path, written[name]
+        else:
+            yield path, value
 
 
 def flat(schema: Any) -> dict[str, Any]:
@@ -142,6 +165,7 @@ def _path_of(word: str, keys: Mapping[str, str], short: Mapping[str, str]) -> st
 def _nested(path: str, value: str, typed: set[str], omegaconf: Any) -> Any:
     """The value under its path, as nested mappings."""
     if path not in typed:  # such as an entry of a dict: it is read as YAML
+        parse_yaml(value, f"{path}={value}")
         return omegaconf.OmegaConf.from_dotlist([f"{path}={value}"])
     if value.startswith("~"):  # not every shell expands it after "="
         value = os.path.expanduser(value)

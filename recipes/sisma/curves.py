@@ -20,8 +20,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     A line truncated by a kill is left out.
     """
     file, lines = run / "log.jsonl", []
-    for text in file.read_text().splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError):
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
     found = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
     return [line for line in found if "event" not in line]

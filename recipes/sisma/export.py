@@ -7,16 +7,19 @@
 The folder holds the averaged weights, the autoencoder, the settings, and a model card with the run's evaluation.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.evaluation.results import summary
 from recipes.sisma.presets import Config, preset
+from recipes.sisma.reading import read_json
 from recipes.sisma.runs import Trained, check_writable, find_run, load_run
 from ssmgen import MaskToImage
+from ssmgen.atomic import check_space
 from ssmgen.pipeline import SAVED_DTYPES
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.training import schedule_changes
@@ -64,18 +67,25 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
     pipe, trained = load_run(run)
     check_writable(out.parent)
+    dtype = SAVED_DTYPES[settings.dtype]
+    check_space(out, weights_size(pipe, dtype or torch.float32))
     drawn = is_drawn(trained.config)
     faces = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
     about = f"Trained on {faces}, {trained.config.image_size} pixels, for {trained.step} steps."
     pipe.recipe = replace(pipe.recipe, about=settings.about or about)
     pipe.card = run_card(pipe, trained, _result(run, trained.step)).replace(NAME, settings.name or settings.hub or NAME)
-    dtype = SAVED_DTYPES[settings.dtype]
     # Upload first: if it fails, no folder is in the way of the next attempt.
     address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
     pipe.save_pretrained(out, dtype=dtype)
     print(f"saved {out}; use it: ssmgen.MaskToImage.from_pretrained({str(out)!r})")
     if address:
         print(address)
+
+
+def weights_size(pipe: MaskToImage, dtype: torch.dtype) -> int:
+    """Bytes of the weights in an exported folder, nearly all of its size."""
+    own = sum(value.numel() * value.element_size() for value in pipe.autoencoder.state_dict().values())
+    return own + sum(parameter.numel() for parameter in pipe.model.parameters()) * dtype.itemsize
 
 
 def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any]) -> str:
@@ -128,7 +138,7 @@ def _evaluation(result: dict[str, Any]) -> str:
 def _result(run: Path, step: int) -> dict[str, Any]:
     """The result of these weights' evaluation; empty if there is none, or only one of another step."""
     file = run / "result.json"
-    result = json.loads(file.read_text()) if file.is_file() else {}
+    result = read_json(file) if file.is_file() else {}
     return result if result.get("steps") == step else {}
 
 
@@ -137,8 +147,8 @@ def is_drawn(config: Config) -> bool:
     if config.data == "drawn":
         return True
     file = Path(config.data) / "prepared.json"
-    record = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-    return record.get("source", {}).get("layout") == "drawn"
+    source = read_json(file).get("source") if file.is_file() else {}
+    return isinstance(source, dict) and source.get("layout") == "drawn"
 
 
 if __name__ == "__main__":

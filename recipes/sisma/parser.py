@@ -114,7 +114,7 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
     try:
         card = json.loads(header["card"])
         parser = FaceParser(card["num_classes"], card["width"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error!r})") from error
     load_weights(parser, path)
     return parser.eval().to(memory_format=torch.channels_last), card  # as in training: no copies

@@ -8,6 +8,7 @@ Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and a ma
 classes causes a warning.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Settings(SamplingKeys):
     Attributes:
         run: folder of a trained run, or ``hf://OWNER/NAME`` for a run on the hub.
         mask: a label PNG, or a folder of them.
-        out: folder for the images, ``<mask's name>--<seed>.png``.
+        out: folder for the images, ``<mask's name>--<seed>.png``; existing ones are replaced, which is reported.
         palette: the label set of an RGB mask's colours if it is not the run's: ``bisenet19``.
         remap: the label set of a mask's ids if it is not the run's: ``bisenet19``.
         seed: of the first image of each mask, from 0 to 2**64 - 1; the next ones count up.
@@ -55,12 +56,20 @@ def main(argv: list[str]) -> None:
     masks = [pipe.label_maps(file, palette=settings.palette, remap=settings.remap) for file in files]
     out = Path(settings.out)
     check_writable(out)
+    report_replaced([out / f"{image_name(stem_of(file), seed)}.png" for file in files for seed in seeds])
     for file, mask in zip(files, masks, strict=True):
         images = pipe(mask, seed=seeds, num_images=len(seeds), output_type="uint8", sampling=sampling)
         for seed, image in zip(seeds, images, strict=True):
             target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
             print(target)
+
+
+def report_replaced(images: list[Path]) -> None:
+    """Say on stderr how many images exist already: they are of the same masks and seeds, but perhaps of another run."""
+    existing = [image for image in images if image.exists()]
+    if existing:
+        print(f"note: {len(existing)} of {len(images)} images exist and are replaced: {existing[0]}", file=sys.stderr)
 
 
 def check_names(files: list[Path], seeds: list[int]) -> None:

@@ -12,6 +12,7 @@ and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows i
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from ssmgen.training import (
     checkpoints,
     find_checkpoint,
     read_state,
+    run_lock,
     seconds_per_step,
     settle_precision,
     train,
@@ -60,6 +62,12 @@ _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 def main(argv: list[str]) -> int | None:
     """Train a preset, then evaluate it; returns the status if stopped. All checks come before anything is written."""
+    with ExitStack() as owned:
+        return _train_and_evaluate(argv, owned)
+
+
+def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
+    """`main`; the main process keeps the lock of the run's folder in ``owned``."""
     config = continued(parse(argv))
     settings = config.with_steps(config.train.steps or most_steps(config)).train
     run = Path(config.run)
@@ -75,13 +83,15 @@ def main(argv: list[str]) -> int | None:
     done = 0
     with processes.main_process_first():
         if processes.is_main_process:
-            done = check_run_folder(config, _record(config, autoencoder))
+            done = check_run_folder(config, _record(config, autoencoder), owned)
         data = encoded_pairs(config, autoencoder.to(processes.device), processes.is_local_main_process)
     objective = build(config.objective, t_sampling=config.t_sampling)
     measure = partial(seconds_per_step, model, objective, data, settings)
     config = choose_steps(config, measure, quiet=not processes.is_main_process)
     settings, record = config.train, _record(config, autoencoder)
     if processes.is_main_process:
+        if not done:
+            _report_new_start(config, run)
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
     draw = _sheets(run, config, autoencoder) if config.sample_every else None
@@ -186,30 +196,43 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         parser.check(CELEBAMASK19, config.image_size)
 
 
-def check_run_folder(config: Config, record: dict[str, Any]) -> int:
-    """Create the run's folder, or reject it before any work is done; the number of steps that it has already.
+def check_run_folder(config: Config, record: dict[str, Any], owned: ExitStack) -> int:
+    """Create and own the run's folder, or reject it before any work is done; the number of steps that it has already.
 
     Raises:
+        RunLockError: another training owns it.
         OSError: a file, a folder that cannot be written to or holds another run, or ``resume`` is not a folder.
         CheckpointError, ValueError: it cannot be continued with this record, or has more steps than ``steps``.
     """
     run, resume, steps = Path(config.run), config.resume, config.train.steps
     if run.is_file():
         raise FileExistsError(f"{run}: is a file; run= names a folder")
-    taken = (run / "log.jsonl").exists() or (run / "checkpoints").exists()
     named = resume not in ("no", "auto")
+    if named and not Path(resume).is_dir():
+        raise FileNotFoundError(f"resume={resume}: not found; expected 'auto', 'no' or a checkpoint's folder")
+    owned.enter_context(run_lock(run))  # before it is looked at: another training may be about to end
+    taken = (run / "log.jsonl").exists() or (run / "checkpoints").exists()
     if named and taken and run.resolve() not in Path(resume).resolve().parents:
         raise FileExistsError(f"{run}: already holds a run, and {resume} is another's: choose another run=FOLDER")
     if resume == "no" and taken:
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
-    if named and not Path(resume).is_dir():
-        raise FileNotFoundError(f"resume={resume}: not found; expected 'auto', 'no' or a checkpoint's folder")
     check_writable(run)
     found = find_checkpoint(run, None if resume == "no" else resume, record)
     done = read_state(found)["step"] if found else 0
     if done > steps:
         raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
     return done
+
+
+def _report_new_start(config: Config, run: Path) -> None:
+    """Say that a run that was stopped before its first checkpoint begins again, and with which other settings."""
+    if not (run / "config.yaml").is_file():
+        return
+    before, now = flat(load_config(run)), flat(config)
+    changed = [key for key in now if key not in _FREE and before[key] != now[key]]
+    listed = "; ".join(f"{key}: {before[key]!r} before, {now[key]!r} now" for key in changed)
+    with_what = f"with other settings ({listed})" if changed else "with the same settings"
+    print(f"{run}: has no checkpoint, so training begins at step 0 {with_what}", file=sys.stderr)
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:

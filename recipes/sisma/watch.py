@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.curves import chart, points_of, read_log, smoothed
 from recipes.sisma.demo.server import LOCAL
+from recipes.sisma.reading import read_yaml
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
 from ssmgen.extras import require
@@ -160,10 +161,10 @@ def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
 def _planned(run: Path) -> tuple[int, int]:
     """Total steps and batch size from the run's settings; 0 and 0 if they cannot be read."""
     try:
-        settings = require("omegaconf", extra="train").OmegaConf.load(run / "config.yaml")
+        settings, _ = read_yaml(run / "config.yaml")
         settings = settings.get("train", settings)  # nested or flat
         return int(settings["steps"]), int(settings["batch_size"])
-    except Exception:  # half-written, or of another version: the page works without
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, or of another version: the page works without
         return 0, 0
 
 

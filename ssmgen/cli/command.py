@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-Answer = tuple[dict[str, Any], list[str]]  # the same facts as JSON and as lines of text
+#: The same facts as JSON and as lines of text. A fact ``ok`` that is False makes the exit status 1.
+Answer = tuple[dict[str, Any], list[str]]
 
 
 def add_command(

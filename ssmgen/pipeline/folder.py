@@ -172,5 +172,5 @@ def _read_recipe(file: Path) -> Recipe:
         for key in ("classes", "palette", "mirrored"):
             labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
         return Recipe(labels=LabelSet(**labels), **content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: not a MaskToImage configuration ({error})") from error

@@ -9,6 +9,7 @@ from ssmgen.training.checkpoint import (
     save_checkpoint,
 )
 from ssmgen.training.launch import check_launch, loader_processes, on_cpu
+from ssmgen.training.lock import RunLockError, run_lock
 from ssmgen.training.loop import TrainResult, train
 from ssmgen.training.manifest import CheckpointError, read_manifest, read_state, verify_checkpoint
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, moving_average, parameter_groups
@@ -21,6 +22,7 @@ from ssmgen.training.settings import TrainSettings
 __all__ = [
     "CheckpointError",
     "MuonAdamW",
+    "RunLockError",
     "StepOrder",
     "TrainResult",
     "TrainSettings",
@@ -40,6 +42,7 @@ __all__ = [
     "read_average",
     "read_manifest",
     "read_state",
+    "run_lock",
     "save_checkpoint",
     "schedule_changes",
     "schedule_of",

@@ -96,8 +96,11 @@ def write_checkpoint(folder: Path, step: int, tensors: Collected, state: dict[st
         write_weights(temporary / EMA, tensors.ema)
         write_weights(temporary / "optimizer.safetensors", tensors.optimizer)
         (temporary / STATE).write_text(text + "\n")
-        write_manifest(temporary)
-        _read_back(temporary)
+        try:
+            write_manifest(temporary)
+            _read_back(temporary)
+        except CheckpointError as error:
+            raise disk_error(f"{error}, although it was just written: the disk is at fault", EIO) from error
         if os.path.lexists(final):  # the same step, saved again; until the rename, `checkpoints` finds the old one
             if os.path.lexists(replaced):
                 remove_folder(replaced)
@@ -114,12 +117,7 @@ def _read_back(folder: Path) -> None:
         if hasattr(os, "posix_fadvise"):
             with file.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
-        verify_checkpoint(folder)
-    except CheckpointError as error:
-        raise disk_error(
-            f"{error}, although it was just written: the disk does not return what it is given", EIO
-        ) from error
+    verify_checkpoint(folder)
 
 
 def load_checkpoint(
@@ -214,14 +212,16 @@ def prune_checkpoints(folder: Path, keep: int, verified: set[str] | None = None)
     known = set() if verified is None else verified
     good = 0
     for path in reversed(checkpoint_folders(folder)):
-        if good >= max(keep, 1):
-            remove_folder(path)
-        elif path.name in known or _verifies(path):
+        replaced = path.with_name(f"{path.name}.replaced")
+        if good < max(keep, 1):
+            if path.name not in known and not _verifies(path):
+                continue
             known.add(path.name)
             good += 1
-    for path in folder.glob("step-*.replaced"):
-        if os.path.lexists(path.with_suffix("")):
+        else:
             remove_folder(path)
+        if os.path.lexists(replaced):
+            remove_folder(replaced)
     remove_leftovers(folder)
 
 

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._tracker: Tracker | None = None
         if settings.tracker != "none":
             self._tracker = TRACKERS[settings.tracker](run, first, last, asdict(settings) | record)
-        self._stream = (run / "log.jsonl").open("a")
+        self._stream = (run / "log.jsonl").open("ab", buffering=0)
+        self._torn = self._told = False
         self._settings = settings
         self._bar = progress_bar(settings.steps, "step", initial=first)
         self._since = time.monotonic()
@@ -88,12 +89,22 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._tracker.image(step, "samples", grid)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        """Append a line. A full disk does not end training: it is reported once, and lines are missing."""
+        content = b"\n" * self._torn + json.dumps(line).encode() + b"\n"
+        try:
+            written = self._stream.write(content)
+            self._torn = written < len(content)  # then the next line must not continue this one
+            reason = f"{written} of {len(content)} bytes" if self._torn else ""
+        except OSError as error:
+            reason = str(error)
+        if reason and not self._told:
+            self._told = True
+            print(f"{self._stream.name}: a line could not be written ({reason}); training goes on", file=sys.stderr)
 
     def __exit__(self, *error: Any) -> None:
         self._bar.close()
-        self._stream.close()
+        with suppress(OSError):
+            self._stream.close()
         if self._tracker is not None:
             self._tracker.close()
 
@@ -107,7 +118,8 @@ def _forget_after(file: Path, step: int) -> int:
     """Drop log lines of steps that a resumed run will repeat; returns the last logged step."""
     if not file.exists():
         return 0
-    lines = [(logged, line) for line in file.read_text().splitlines() if (logged := _logged_step(line)) is not None]
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = [(logged, line) for line in text.splitlines() if (logged := _logged_step(line)) is not None]
     write_text(file, "".join(line + "\n" for logged, line in lines if logged <= step))
     return max((logged for logged, _ in lines), default=0)
 
@@ -115,5 +127,5 @@ def _forget_after(file: Path, step: int) -> int:
 def _logged_step(line: str) -> int | None:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a line cut off by a kill
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # a line cut off by a kill, or damaged

@@ -19,6 +19,7 @@ from ssmgen.signals import stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
+from ssmgen.training.lock import RunLock, run_lock
 from ssmgen.training.log import RunLog
 from ssmgen.training.resume import (
     History,
@@ -108,7 +109,7 @@ def train(
             the model's conditions and an optional ``weight`` of the error; ``draw`` counts the epochs and seeds
             augmentation. A batch of them goes to the loss as keyword arguments.
         settings: how to train.
-        run: gets ``log.jsonl`` and ``checkpoints/``.
+        run: gets ``log.jsonl`` and ``checkpoints/``, and ``lock.json`` while training lasts.
         record: what a checkpoint must agree on to be resumed, besides the precision; JSON. An ``lr_decay_steps`` in it
             may grow or become 0.
         resume: ``"auto"`` for the newest checkpoint of ``run`` that verifies, or step 0 if there is none at all; a
@@ -118,6 +119,7 @@ def train(
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
+        RunLockError: another training owns the folder, see `ssmgen.training.run_lock`.
         CheckpointError: none of the checkpoints to resume from can be used, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
@@ -127,13 +129,30 @@ def train(
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings)
+    with run_lock(run) if accelerator.is_main_process else nullcontext() as lock:
+        return _train(model, objective, data, settings, run, record, resume, on_step, accelerator, lock)
+
+
+def _train(
+    model: nn.Module,
+    objective: Any,
+    data: Dataset[Batch],
+    settings: TrainSettings,
+    run: Path,
+    record: dict[str, Any] | None,
+    resume: Path | str | None,
+    on_step: Callable[[int, nn.Module], Path | None] | None,
+    accelerator: Any,
+    lock: RunLock | None,
+) -> TrainResult:
+    """`train` in a folder that the main process owns."""
     settings = settle_precision(settings, run, resume, accelerator)
     record = (record or {}) | {"precision": settings.precision}
     state = prepare(model, settings, accelerator)
     progress = _resumed(state, settings, run, resume, record)
     signal = 0
     if progress.step < settings.steps:
-        signal = _steps(state, objective, data, settings, progress, run, on_step)
+        signal = _steps(state, objective, data, settings, progress, run, on_step, lock)
         accelerator.wait_for_everyone()
     else:
         progress.check_trained()
@@ -163,6 +182,7 @@ def _steps(
     progress: _Progress,
     run: Path,
     on_step: Callable[[int, nn.Module], Path | None] | None,
+    lock: RunLock | None,
 ) -> int:
     """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves."""
     batches, log = batches_from(progress.step, data, settings, state.accelerator), None
@@ -189,7 +209,8 @@ def _steps(
                 log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
             if step >= settings.steps:
                 progress.check_trained()
-            if log is not None and (ending or step % settings.checkpoint_every == 0):
+            if lock is not None and log is not None and (ending or step % settings.checkpoint_every == 0):
+                lock.check()
                 kept = progress.for_checkpoint(log.pending)
                 saver.save(step, collect(**state.saved), kept, last=ending)
             if log is not None and on_step is not None:

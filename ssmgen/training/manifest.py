@@ -57,7 +57,13 @@ class Manifest(NamedTuple):
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a folder that holds all of `FILES`."""
     files = {name: Entry((folder / name).stat().st_size, _sha256(folder / name)) for name in FILES}
-    (folder / MANIFEST).write_text(_rendered(files))
+    (folder / MANIFEST).write_text(rendered(files))
+
+
+def rendered(files: dict[str, Entry]) -> str:
+    """The text of a manifest of format `FORMAT`."""
+    content: dict[str, Any] = {"format": FORMAT, "files": {name: files[name]._asdict() for name in FILES}}
+    return json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -84,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     if content.keys() != {"format", "files"} or content["format"] != FORMAT or not isinstance(content["files"], dict):
         raise CheckpointError(f"{file}: is no manifest of format {FORMAT}")
     files = _entries(file, content["files"])
-    if text != _rendered(files):
+    if text != rendered(files):
         raise CheckpointError(f"{file}: was altered; its spacing or order is not as it was written")
     return Manifest(FORMAT, files)
 
@@ -142,11 +148,6 @@ def _entries(file: Path, content: dict[str, Any]) -> dict[str, Entry]:
             raise CheckpointError(f"{file}: sha256 of {name} must be 64 digits, got {reprlib.repr(entry['sha256'])}")
         found[name] = Entry(entry["bytes"], entry["sha256"])
     return found
-
-
-def _rendered(files: dict[str, Entry]) -> str:
-    content: dict[str, Any] = {"format": FORMAT, "files": {name: files[name]._asdict() for name in FILES}}
-    return json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -64,47 +64,55 @@ def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
         check_record(path, state.get("record", {}), record)
         for damaged, reason in reasons.items():
             print(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint", file=sys.stderr)
-            set_aside(damaged)
+            _try_to_set_aside(damaged)
         return path
-    present = {path.name: reason for path, reason in reasons.items()} | _other_folders(run / "checkpoints")
-    if present:
+    reasons_by_name = present(run / "checkpoints") | {path.name: reason for path, reason in reasons.items()}
+    if reasons_by_name:
         raise CheckpointError(
             f"{run / 'checkpoints'}: none of its checkpoints can be used, and a run does not begin anew by itself:\n"
-            + "".join(f"  {name}: {reason}\n" for name, reason in present.items())
+            + "".join(f"  {name}: {reason}\n" for name, reason in reasons_by_name.items())
             + f"ssmgen fsck {run} --mend restores what can be restored. To train anew, move these folders away or give "
             "another run folder"
         )
     return None
 
 
-def _other_folders(folder: Path) -> dict[str, str]:
-    """Entries that look like checkpoints under other names, with what they are."""
-    set_aside = {path.name: "was set aside as damaged" for path in sorted(folder.glob("damaged-step-*"))}
-    others = (path.name for path in sorted(folder.glob("step-*")))
-    return set_aside | {
-        name: "is not named step- and eight digits; rename it if it is a checkpoint"
-        for name in others
-        if not NAME.fullmatch(name) and ".tmp-" not in name
-    }
+def present(folder: Path) -> dict[str, str]:
+    """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not."""
+    found = {path.name: "was set aside as damaged" for path in sorted(folder.glob("damaged-step-*"))}
+    for path in sorted(folder.glob("step-*")):
+        if NAME.fullmatch(path.name):
+            found[path.name] = "is damaged"
+        elif ".tmp-" not in path.name:
+            found[path.name] = "is not named step- and eight digits; rename it if it is a checkpoint"
+    return found
 
 
-def set_aside(path: Path) -> Path | None:
-    """Rename a damaged checkpoint so that it no longer counts as one, and print its new name on stderr.
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to ``damaged-step-*``, so that it no longer counts as one, and return its new path.
 
-    Returns:
-        The new path; None if it cannot be renamed, which is printed as well.
+    Raises:
+        OSError: it cannot be renamed.
     """
-    names = (f"damaged-{path.name}" + (f"-{count}" if count else "") for count in itertools.count())
-    target = next(target for name in names if not os.path.lexists(target := path.with_name(name)))
+    target = _free_name(path.with_name(f"damaged-{path.name}"))
+    path.rename(target)
+    return target
+
+
+def _try_to_set_aside(path: Path) -> None:
+    """Or leave it, which costs nothing but its name: it is not counted, and never resumed."""
     try:
-        path.rename(target)
-    except FileNotFoundError:  # another process of the same run was faster
-        return None
+        print(f"{path}: set aside as {set_aside(path).name}", file=sys.stderr)
+    except FileNotFoundError:
+        pass  # another process of the run was faster
     except OSError as error:
         print(f"{path}: could not be set aside ({error})", file=sys.stderr)
-        return None
-    print(f"{path}: set aside as {target.name}", file=sys.stderr)
-    return target
+
+
+def _free_name(path: Path) -> Path:
+    """``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    names = (path.name + (f"-{count}" if count > 1 else "") for count in itertools.count(1))
+    return next(target for name in names if not os.path.lexists(target := path.with_name(name)))
 
 
 def keep_earlier_log(run: Path, step: int) -> None:
@@ -116,8 +124,7 @@ def keep_earlier_log(run: Path, step: int) -> None:
     log = run / "log.jsonl"
     if step > 0 or not log.is_file() or not log.stat().st_size:
         return
-    names = ("log.jsonl.before" + (f"-{count}" if count else "") for count in itertools.count())
-    target = next(target for name in names if not os.path.lexists(target := run / name))
+    target = _free_name(run / "log.jsonl.before")
     with whole_file(target, needed=log.stat().st_size) as partial:
         shutil.copyfile(log, partial)
     print(

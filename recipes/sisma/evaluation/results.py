@@ -149,7 +149,7 @@ def _files(folder: Path, suffix: str = "") -> ResultFiles:
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and "masks" in found else {}
 

@@ -1,0 +1,225 @@
+"""Check a run's folder as loading does, and mend what can be mended without guessing."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssmgen.atomic import leftovers, remove_folder, remove_leftovers, write_text
+from ssmgen.training.checkpoint import checkpoint_folders
+from ssmgen.training.manifest import (
+    FORMAT,
+    MANIFEST,
+    NAME,
+    CheckpointError,
+    read_manifest,
+    rendered,
+    size_of,
+    verify_checkpoint,
+)
+from ssmgen.training.resume import present, set_aside
+
+Status = Literal["ok", "damaged", "set aside", "leftover", "note", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing in a run's folder.
+
+    Attributes:
+        name: its name in the folder.
+        status: ``"ok"``; ``"damaged"``; ``"set aside"``, which no command reads; ``"leftover"`` of a write that was
+            killed; ``"note"``, which needs no action; ``"unknown"`` if it cannot be read.
+        detail: the reason, or what it is.
+        bytes: its size.
+        step, format: of a checkpoint, if known.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    bytes: int = 0
+    step: int | None = None
+    format: int | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether someone has to act."""
+        return self.status in ("damaged", "leftover", "unknown")
+
+
+def check_run(run: Path) -> list[Finding]:
+    """Everything worth knowing in a run's folder, or in a folder of checkpoints.
+
+    Raises:
+        FileNotFoundError: it is not a folder, or holds neither checkpoints nor a log.
+    """
+    folder = _checkpoints_of(run)
+    found = [*_checkpoints(folder), *_set_aside(folder), *_others(folder), *_leftovers(folder)]
+    if folder != run:
+        found += [*_leftovers(run), *_files(run)]
+    intact = any(finding.status == "ok" for finding in found if finding.step is not None)
+    if present(folder) and not intact:
+        found.append(Finding(f"{folder.name}/", "damaged", "no checkpoint is intact, so the run is not resumed"))
+    return found
+
+
+def mend_run(run: Path) -> list[str]:
+    """Mend a run's folder; returns a sentence for each thing done.
+
+    Abandoned leftovers are deleted, what was set aside and verifies again is restored, damaged checkpoints are set
+    aside, and manifests of an older format are replaced by one of today's. Nothing else is deleted.
+
+    Raises:
+        FileNotFoundError: see `check_run`.
+        OSError: the folder cannot be written.
+    """
+    folder = _checkpoints_of(run)
+    done = [f"{path.name}: deleted, a leftover" for place in {folder, run} for path in remove_leftovers(place)]
+    done += _finish_replacements(folder)
+    for path in checkpoint_folders(folder):
+        if _damage(path):
+            done.append(f"{path.name}: set aside as {set_aside(path).name}")
+    done += _restore(folder)
+    for path in checkpoint_folders(folder):
+        if not _damage(path) and read_manifest(path).format < FORMAT:
+            write_text(path / MANIFEST, rendered(read_manifest(path).files))
+            done.append(f"{path.name}: has a manifest of format {FORMAT} now")
+    return done
+
+
+def _checkpoints_of(run: Path) -> Path:
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: is not a folder; name the folder of a run")
+    if (run / "checkpoints").is_dir():
+        return run / "checkpoints"
+    if any(run.glob("*step-*")) or (run / "log.jsonl").exists():
+        return run
+    raise FileNotFoundError(f"{run}: holds neither checkpoints nor a log; name the folder of a run")
+
+
+def _damage(path: Path) -> str:
+    """Why a checkpoint does not verify; empty if it does."""
+    try:
+        verify_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _checkpoints(folder: Path) -> Iterator[Finding]:
+    for path in checkpoint_folders(folder):
+        match = NAME.fullmatch(path.name)
+        assert match is not None
+        step, size = int(match[1]), size_of(path)
+        try:
+            reason, known = _damage(path), None
+            if not reason:
+                known = read_manifest(path).format
+        except OSError as error:
+            yield Finding(path.name, "unknown", str(error), size, step)
+            continue
+        older = "" if known in (None, FORMAT) else f"an older format; --mend writes format {FORMAT}"
+        yield Finding(path.name, "damaged" if reason else "ok", reason or older, size, step, known)
+
+
+def _set_aside(folder: Path) -> Iterator[Finding]:
+    for path in sorted(folder.glob("damaged-step-*")):
+        reason, home = _damage(path), _home(path)
+        if home:
+            yield Finding(path.name, "damaged", f"verifies as {home.name}; --mend restores it", size_of(path))
+        else:
+            reason = reason or "verifies, but another checkpoint has its step"
+            yield Finding(path.name, "set aside", f"{reason}; no command reads it", size_of(path))
+
+
+def _home(path: Path) -> Path | None:
+    """The name that a set-aside checkpoint gets back; None if it is damaged, or another has the name."""
+    if _damage(path):
+        return None
+    home = path.with_name(f"step-{verify_checkpoint(path)['step']:08d}")
+    return None if os.path.lexists(home) else home
+
+
+def _others(folder: Path) -> Iterator[Finding]:
+    current = checkpoint_folders(folder)
+    for path in sorted(folder.glob("step-*")):
+        if path in current or ".tmp-" in path.name:
+            continue
+        if NAME.fullmatch(path.name):
+            yield Finding(path.name, "leftover", "makes way for another checkpoint of its step", size_of(path))
+        else:
+            detail = "is not named step- and eight digits; no command reads it"
+            yield Finding(path.name, "note", detail, size_of(path))
+
+
+def _leftovers(folder: Path) -> Iterator[Finding]:
+    for path, abandoned in leftovers(folder):
+        size = size_of(path) if path.is_dir() else path.lstat().st_size
+        if abandoned:
+            yield Finding(path.name, "leftover", "an unfinished write; its process is gone", size)
+        else:
+            yield Finding(path.name, "note", "is being written, or its process runs on another machine", size)
+
+
+def _files(run: Path) -> Iterator[Finding]:
+    log, config = run / "log.jsonl", run / "config.yaml"
+    if log.is_file():
+        lines = log.read_bytes().splitlines()
+        broken = [number for number, line in enumerate(lines, 1) if not _is_log_line(line)]
+        detail = f"{len(lines)} lines"
+        if broken:
+            detail += f", {len(broken)} of them broken, the first is line {broken[0]}; resuming drops them"
+        yield Finding(log.name, "note" if broken else "ok", detail, log.stat().st_size)
+    if config.exists():
+        reason = _config_fault(config)
+        yield Finding(config.name, "damaged" if reason else "ok", reason, config.stat().st_size)
+
+
+def _is_log_line(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line)["step"], int)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _config_fault(file: Path) -> str:
+    """Why a configuration cannot be read; whether its keys make sense is for the command that reads it."""
+    if not file.is_file():
+        return f"{file}: is not a regular file"
+    try:
+        import yaml
+    except ImportError:  # comes with the extra `train`
+        return ""
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return f"{file}: is not valid YAML ({' '.join(str(error).split())[:200]})"
+    return "" if isinstance(content, dict) and content else f"{file}: holds no settings"
+
+
+def _finish_replacements(folder: Path) -> list[str]:
+    """End what a kill interrupted while a checkpoint was replaced by another of its step."""
+    done = []
+    for old in sorted(folder.glob("step-*.replaced")):
+        new = old.with_suffix("")
+        if os.path.lexists(new) and _damage(new) and not _damage(old):
+            done.append(f"{new.name}: set aside as {set_aside(new).name}")
+        if os.path.lexists(new):
+            remove_folder(old)
+            done.append(f"{old.name}: deleted, {new.name} replaces it")
+        else:
+            old.rename(new)
+            done.append(f"{old.name}: renamed to {new.name}")
+    return done
+
+
+def _restore(folder: Path) -> list[str]:
+    done = []
+    for path in sorted(folder.glob("damaged-step-*")):
+        if home := _home(path):
+            path.rename(home)
+            done.append(f"{path.name}: verifies, restored as {home.name}")
+    return done
