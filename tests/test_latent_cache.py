@@ -409,7 +409,7 @@ def test_a_cache_of_format_1_is_read_and_gets_hashes(cached, capsys):
 
 def test_a_cache_that_will_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "free_space", lambda _: 5_000)
-    with pytest.raises(OSError, match=r"cache: needs 0\.0 MB, but only 0\.0 MB are free") as raised:
+    with pytest.raises(OSError, match=r"cache: needs 16.6 kB, but only 5.0 kB are free") as raised:
         write_latent_cache(Pairs(5), build("identity"), tmp_path / "cache", batch_size=2)
     assert raised.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
 

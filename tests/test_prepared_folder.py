@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_images import photo
 
+from ssmgen import build
 from ssmgen.atomic import whole_folder
-from ssmgen.data import hashes
+from ssmgen.data import CacheError, hashes
 from ssmgen.data.files import pair_files
 from ssmgen.data.folder import PreparedFolder, check_target, load_splits, write_pair, write_records
 from ssmgen.data.images import write_png
@@ -200,3 +201,27 @@ def test_a_prepared_folder_of_odd_files_is_refused_by_name(tmp_path: Path) -> No
         (root / name).symlink_to("/dev/zero")
         with pytest.raises(ValueError, match=f"{name}: is a device"):
             PreparedFolder(root, "train")
+
+
+def test_a_run_notices_replaced_images_and_rebuilds_a_damaged_cache_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
+    from recipes.sisma.pairs import encoded_pairs
+    from recipes.sisma.presets import Config
+
+    root, identity = make_prepared(tmp_path / "p"), build("identity")
+    config = Config(data=str(root), cache=str(tmp_path / "cache"), image_size=16, crops=2)
+    expected = encoded_pairs(config, identity)[2, 0]["data"]
+    (shard,) = (tmp_path / "cache").glob("*/shard-00000.safetensors")
+    kept = shard.read_bytes()
+    shard.write_bytes(kept[:-1])
+    with pytest.raises(CacheError, match=r"shard-00000.*: has(.|\n)*or: add rebuild_cache=true"):
+        encoded_pairs(config, identity)
+    config.rebuild_cache = True
+    assert torch.equal(encoded_pairs(config, identity)[2, 0]["data"], expected) and shard.read_bytes() == kept
+    assert "shard-00000.safetensors: has" in capsys.readouterr().err
+    write_png(root / "images/b.c.png", photo(seed=9))  # with the cache complete, training would not read it
+    with pytest.raises(ValueError, match=r"changed after the folder was prepared:\n  images/b.c.png"):
+        encoded_pairs(config, identity)
+    assert encoded_pairs(config, identity, verify=False)[2, 0]["data"].shape == (3, 16, 16)

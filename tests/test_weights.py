@@ -13,7 +13,7 @@ from ssmgen import MaskToImage, build
 from ssmgen.atomic import whole_file, whole_folder, write_text
 from ssmgen.data import CELEBAMASK19, write_png
 from ssmgen.data.drawn_faces import DrawnFaces
-from ssmgen.data.latent_cache import LatentCache, write_latent_cache
+from ssmgen.data.latent_cache import write_latent_cache
 from ssmgen.latents import save_network
 from ssmgen.metrics.backbones import SqueezeNetTrunk
 from ssmgen.pipeline import Recipe
@@ -170,12 +170,6 @@ def test_errors_of_other_files_are_not_taken_for_those_of_the_target(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def damage_cache(folder):
-    write_latent_cache(Pairs(), build("identity"), folder / "cache")
-    (folder / "cache/shard-00000.safetensors").write_bytes(b"damaged")
-    return LatentCache(folder / "cache", CELEBAMASK19)[0]
-
-
 def damage_file(folder):
     (folder / "w.safetensors").write_bytes(b"x" * 99)
     return folder / "w.safetensors"
@@ -184,7 +178,6 @@ def damage_file(folder):
 READERS = {
     "weights": lambda folder: read_weights(damage_file(folder)),
     "model": lambda folder: load_weights(network(), damage_file(folder)),
-    "cache": damage_cache,
     "squeezenet": lambda folder: SqueezeNetTrunk(damage_file(folder)),
 }
 
