@@ -1,13 +1,17 @@
 """Weights in safetensors files, under the model's own names; every error names the file."""
 
+import math
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from errno import EIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.atomic import whole_file
@@ -102,6 +106,48 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, of any shape; raises the errors of `open_weights`."""
     with open_weights(file) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def limit_parameters(most: int, message: str) -> Iterator[None]:
+    """Stop building a model in this thread as soon as it has too many parameters.
+
+    Sizes come from files and command lines. A layer registers an empty parameter before filling it, and the system
+    hands out memory only when it is filled: a parameter that is too large is rejected before it takes any.
+
+    Raises:
+        ValueError: ``message``, where the model has more than ``most``, or a parameter that cannot be allocated at all.
+    """
+    count, thread = 0, threading.get_ident()
+
+    def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is not None and threading.get_ident() == thread:  # the hook sees the models of all threads
+            count += parameter.numel()
+            if count > most:
+                raise _TooManyError
+
+    handle = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    except _TooManyError:
+        raise ValueError(message) from None
+    except (RuntimeError, OverflowError) as error:
+        if not re.search("overflow|alloc", str(error)):
+            raise
+        raise ValueError(message) from error
+    finally:
+        handle.remove()
+
+
+class _TooManyError(Exception):
+    pass
+
+
+def count_values(file: Path) -> int:
+    """Values in all tensors of a safetensors file, from its header; raises the errors of `open_weights`."""
+    with open_weights(file) as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
 
 
 def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | None = None) -> None:

@@ -182,7 +182,7 @@ def test_mistakes_are_one_message(argv, message, capsys):
     assert err.startswith("error: ") and message in err
 
 
-@pytest.mark.parametrize("words", [[], ["list"], ["info"], ["doctor"], ["bench"], ["export"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["list"], ["info"], ["plan"], ["doctor"], ["bench"], ["export"]], ids=" ".join)
 def test_help_has_examples_that_are_understood(words, capsys):
     with pytest.raises(SystemExit) as end:
         main([*words, "--help"])

@@ -22,7 +22,9 @@ from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
 from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
 from ssmgen.training.launch import check_launch, on_cpu
-from ssmgen.weights import load_weights
+from ssmgen.weights import limit_parameters, load_weights
+
+_BYTES_TO_TRAIN = 16  # float32: weight, gradient, and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,28 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
 
 
 def new_model(config: Config, autoencoder: Any) -> nn.Module:
-    """The untrained model of a run, for its autoencoder's channels and factor and the 19 face classes."""
-    return build(config.model, **model_arguments(config, autoencoder))
+    """The untrained model of a run, for its autoencoder's channels and factor and the 19 face classes.
+
+    Raises:
+        ValueError: float32 weights, gradients and AdamW's two moments would not fit the memory of this machine.
+    """
+    memory = _machine_memory()
+    most = memory // _BYTES_TO_TRAIN
+    too_large = (
+        f"{config.model} with model_args {dict(config.model_args)} does not fit this machine: training takes "
+        f"{_BYTES_TO_TRAIN} bytes a parameter, and {memory / 2**30:,.1f} GiB of memory hold {most:,} parameters at "
+        "most. Use a smaller dim or depth"
+    )
+    with limit_parameters(most, too_large):
+        model: nn.Module = build(config.model, **model_arguments(config, autoencoder))
+    return model
+
+
+def _machine_memory() -> int:
+    """Bytes of main memory and of all CUDA devices; shards of a model may lie on several of these."""
+    devices = range(torch.cuda.device_count())
+    main = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return main + sum(torch.cuda.get_device_properties(i).total_memory for i in devices)
 
 
 def model_arguments(config: Config, autoencoder: Any) -> dict[str, Any]:

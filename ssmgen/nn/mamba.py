@@ -63,15 +63,17 @@ class SelectiveSSM(nn.Module):
         self.backend = backend
         self.conv = nn.Conv2d(self.d_inner, self.d_inner, d_conv, padding=d_conv // 2, groups=self.d_inner)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(self.d_inner, 1))
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_norm = nn.LayerNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         for parameter in (self.A_log, self.D):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
-        self._reset_step_size()
+        self._reset()
 
-    def _reset_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
+    def _reset(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
+        with torch.no_grad():
+            self.A_log.copy_(torch.arange(1, self.A_log.shape[1] + 1).float().log())
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         with torch.no_grad():
             step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)).exp_()

@@ -19,7 +19,7 @@ from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
-from ssmgen.weights import load_weights, tensors_of, write_weights
+from ssmgen.weights import count_values, limit_parameters, load_weights, tensors_of, write_weights
 
 _FORMAT = 2  # 1 had no objective, which was flow matching
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
@@ -107,8 +107,11 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
     """Load model, autoencoder, recipe and card from a folder; raises the errors of `MaskToImage.from_pretrained`."""
     recipe = _read_recipe(folder / _CONFIG)
+    held = count_values(folder / _WEIGHTS)
+    too_large = f"it has more parameters than the {held:,} values in {folder / _WEIGHTS}"
     try:
-        model = build(recipe.model, **recipe.model_args)
+        with limit_parameters(held, too_large):
+            model = build(recipe.model, **recipe.model_args)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / _CONFIG}: {recipe.model} cannot be built with its model_args: {error}") from error
     load_weights(model, folder / _WEIGHTS)
