@@ -111,9 +111,9 @@ def test_no_setting_names_code(saved, tiny, tmp_path, canary):
 
 
 def test_odd_settings_are_errors_about_their_file(saved, tiny, tmp_path, canary):
-    for _, folder in variants(saved, odd_settings("config.json", 100), tmp_path / "pipe"):
+    for _, folder in variants(saved, odd_settings("config.json", 40), tmp_path / "pipe"):
         outcome(MaskToImage.from_pretrained, folder)
-    for _, folder in variants(tiny, odd_settings("config.json", 40), tmp_path / "of-tiny"):
+    for _, folder in variants(tiny, odd_settings("config.json", 12), tmp_path / "of-tiny"):
         outcome(read_autoencoder, folder)
 
 
