@@ -18,7 +18,15 @@ from ssmgen.data.files import files_with
 from ssmgen.hub import HUB_ID, download_file, hub_library
 from ssmgen.reading import read_json
 from ssmgen.registry import register
-from ssmgen.weights import load_weights, read_weights, tensors_of, unwrapped, write_weights
+from ssmgen.weights import (
+    check_inside,
+    conversion_hint,
+    load_weights,
+    read_weights,
+    tensors_of,
+    unwrapped,
+    write_weights,
+)
 
 # Pixels that a CPU encodes or decodes at a time, four images of 128 x 128: the output of one layer is then still in the
 # processor's cache when the next layer reads it.
@@ -258,15 +266,23 @@ def _from_pretrained(kind: str, source: str) -> Any:
         fix = f"give autoencoder={_NAMES[found]}" if found in _NAMES else f"{name} cannot read it"
         raise ValueError(f"{source}: its config.json names the class {found}, and {name} reads {kind}: {fix}")
     folder = _local_folder(source)
+    if folder is not None:
+        _check_index(folder)
     # low_cpu_mem_usage=True would need accelerate.
     settings = {"use_safetensors": True, "output_loading_info": True, "low_cpu_mem_usage": False}
     if folder is not None:
         settings["local_files_only"] = True
     try:
         network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
-    except (RuntimeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{_weights_at(source)}: cannot be loaded into {kind} ({reason})") from error
+    for key, value in (
+        ("scaling_factor", network.config.scaling_factor),
+        ("shift_factor", network.config.shift_factor or 0),
+    ):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{source}: {key} in its config.json must be a number, got {str(value)[:80]!r}")
     # diffusers would initialise missing weights and drop unknown ones.
     lacking, unknown = report["missing_keys"], report["unexpected_keys"]
     if lacking or unknown:
@@ -285,12 +301,26 @@ def _class_at(source: str) -> str | None:
     if folder and not (file.is_file() and files_with(folder, {".safetensors"})):
         raise FileNotFoundError(
             f"{folder}: expected config.json and *.safetensors as diffusers saves them, or TAESD's own pair of "
-            "*_encoder.safetensors and *_decoder.safetensors"
+            f"*_encoder.safetensors and *_decoder.safetensors{conversion_hint(folder)}"
         )
+    if folder:
+        check_inside(folder, "config.json")
     try:
         return read_json(file).get("_class_name")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: not a configuration of an autoencoder ({error})") from error
+
+
+def _check_index(folder: Path) -> None:
+    """Check that the index of weights in several files names safetensors files of its own folder."""
+    for file in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(file.read_text(encoding="utf-8-sig"))["weight_map"].values())
+            fits = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file}: not an index of weights ({error})") from error
+        if not fits:
+            raise ValueError(f"{file}: may name *.safetensors files of its own folder only")
 
 
 def _weights_at(source: str) -> Path | str:

@@ -18,6 +18,8 @@ from ssmgen.atomic import whole_file
 from ssmgen.reading import irregular
 
 _COMPILED = "_orig_mod"
+# Suffixes of weights that are read by unpickling.
+_PICKLED = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -81,6 +83,38 @@ def bytes_of(tensors: Mapping[str, Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
+def conversion_hint(path: Path) -> str:
+    """How to convert pickled weights: the file itself, or those in the folder. Empty if there are none."""
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in _PICKLED and file.is_file())
+    else:
+        found = [path] if path.is_file() and _is_pickled(path) else []
+    if not found:
+        return ""
+    return (
+        f"; {found[0].name} holds pickled weights, which can run code when they are read. If you trust them, convert "
+        f"them with safetensors.torch.save_file(torch.load({found[0].name!r}, weights_only=True), 'model.safetensors')"
+    )
+
+
+def _is_pickled(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4).startswith((b"PK", b"\x80", b"cpos", b"cos", b"cbui"))
+
+
+def check_inside(folder: Path, *names: str) -> None:
+    """Check that files of a folder from outside are not links to files outside; the hub's own cache links to its blobs.
+
+    Raises:
+        ValueError: a file is such a link.
+    """
+    for name in names:
+        file, home = folder / name, folder.resolve()
+        allowed = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+        if file.is_symlink() and not any(file.resolve().is_relative_to(each) for each in allowed):
+            raise ValueError(f"{file}: is a link to a file outside its folder: replace it by the file, if you trust it")
+
+
 def open_weights(file: Path) -> Any:
     """Open a safetensors file with `safetensors.safe_open`.
 
@@ -91,13 +125,13 @@ def open_weights(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     if not file.exists() or file.is_dir():
-        raise FileNotFoundError(f"{file}: not found")
+        raise FileNotFoundError(f"{file}: not found{conversion_hint(file.parent) if file.parent.is_dir() else ''}")
     if fault := irregular(file):
         raise ValueError(f"{file}: {fault}")
     try:
         return safe_open(file, "pt")
     except SafetensorError as error:
-        raise ValueError(f"{file}: is no safetensors file, or damaged ({error})") from error
+        raise ValueError(f"{file}: is no safetensors file, or damaged ({error}){conversion_hint(file)}") from error
     except OSError as error:
         raise OSError(f"{file}: cannot be read ({error})") from error
 

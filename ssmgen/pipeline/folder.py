@@ -19,7 +19,7 @@ from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
-from ssmgen.weights import count_values, limit_parameters, load_weights, tensors_of, write_weights
+from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
 
 _FORMAT = 2  # 1 had no objective, which was flow matching
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
@@ -106,13 +106,14 @@ def locate(source: str | Path, revision: str | None = None, local_files_only: bo
 
 def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
     """Load model, autoencoder, recipe and card from a folder; raises the errors of `MaskToImage.from_pretrained`."""
+    check_inside(folder, _CONFIG, _CARD)
     recipe = _read_recipe(folder / _CONFIG)
     held = count_values(folder / _WEIGHTS)
     too_large = f"it has more parameters than the {held:,} values in {folder / _WEIGHTS}"
     try:
         with limit_parameters(held, too_large):
             model = build(recipe.model, **recipe.model_args)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _CONFIG}: {recipe.model} cannot be built with its model_args: {error}") from error
     load_weights(model, folder / _WEIGHTS)
     where = {} if recipe.autoencoder == "identity" else {"source": str(folder / _AUTOENCODER)}
@@ -175,5 +176,5 @@ def _read_recipe(file: Path) -> Recipe:
         for key in ("classes", "palette", "mirrored"):
             labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
         return Recipe(labels=LabelSet(**labels), **content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a MaskToImage configuration ({error})") from error
