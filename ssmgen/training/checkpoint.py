@@ -11,14 +11,24 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.atomic import whole_folder
-from ssmgen.weights import current_name, load_weights, plain_name, read_weights, tensors_of, unwrapped, write_weights
+from ssmgen.weights import (
+    current_name,
+    load_weights,
+    plain_name,
+    read_weights,
+    sharded_like,
+    tensors_of,
+    unwrapped,
+    whole,
+    write_weights,
+)
 
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
@@ -29,6 +39,46 @@ _NAME = re.compile(r"step-(\d{8})")
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class Collected(NamedTuple):
+    """The tensors of a checkpoint, each in one piece and under the model's own names.
+
+    Attributes:
+        model, ema: weights of the model, and their moving average.
+        optimizer: the optimiser's state, under ``parameter:slot``.
+        averaged: updates of the moving average, on which its ramp depends; 0 of a plain module.
+    """
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    averaged: int
+
+
+def collect(*, model: nn.Module, ema: nn.Module, optimizer: Optimizer, keep: bool = True) -> Collected:
+    """The tensors of a checkpoint. If the model is sharded, all processes must call this.
+
+    Args:
+        model, ema, optimizer: as in `save_checkpoint`.
+        keep: return the tensors; with False, which is for all processes but the one that writes, the dicts are empty.
+    """
+    averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
+    return Collected(
+        _in_one_piece(tensors_of(model), keep),
+        _in_one_piece(tensors_of(ema), keep),
+        _in_one_piece(_optimizer_tensors(optimizer, model), keep),
+        averaged,
+    )
+
+
+def _in_one_piece(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if keep:  # a gathered tensor leaves the device at once, because all of them may not fit there
+            found[name] = gathered if gathered is tensor else gathered.cpu()
+    return found
 
 
 def save_checkpoint(
@@ -46,14 +96,17 @@ def save_checkpoint(
     Raises:
         OSError: no space or no permission; names the checkpoint. Existing checkpoints stay intact.
     """
+    return write_checkpoint(folder, step, collect(model=model, ema=ema, optimizer=optimizer), state)
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Collected, state: dict[str, Any]) -> Path:
+    """As `save_checkpoint`, from tensors that `collect` returned."""
     final = folder / f"step-{step:08d}"
-    # The ramp of a moving average depends on the number of its updates; a plain module has none.
-    averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
     with whole_folder(final) as temporary:
-        write_weights(temporary / "model.safetensors", tensors_of(model))
-        write_weights(temporary / _EMA, tensors_of(ema))
-        write_weights(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer, model))
-        _write_json(temporary / _STATE, {"step": step, _AVERAGED: averaged, **state})
+        write_weights(temporary / "model.safetensors", tensors.model)
+        write_weights(temporary / _EMA, tensors.ema)
+        write_weights(temporary / "optimizer.safetensors", tensors.optimizer)
+        _write_json(temporary / _STATE, {"step": step, _AVERAGED: tensors.averaged, **state})
         _write_json(temporary / _MANIFEST, _manifest(temporary))
         if final.exists():
             shutil.rmtree(final)  # the same step, saved again
@@ -153,8 +206,7 @@ def _load_optimizer(optimizer: Optimizer, model: nn.Module, file: Path) -> None:
             raise CheckpointError(f"{file}: holds state of {name!r}, which the model does not have")
         parameter = named[name]
         # Adam keeps its step counter on the CPU, whatever the device of the weights.
-        device = value.device if slot == "step" else parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = value if slot == "step" else sharded_like(value, parameter)
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

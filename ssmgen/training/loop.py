@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from ssmgen.training.checkpoint import collect, load_checkpoint, prune_checkpoints, write_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator, stop_requests
 from ssmgen.training.log import RunLog
@@ -31,7 +31,7 @@ class TrainResult:
     Attributes:
         step: the step reached.
         seconds: duration of training, over the whole run.
-        ema: the averaged weights.
+        ema: the averaged weights; of a sharded run, in one piece in the main process only.
         interrupted: it was asked to stop.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
         spikes: steps of the whole run whose loss was far above its running mean, see `ssmgen.training.health`.
@@ -90,7 +90,7 @@ def train(
     On a CPU the process keeps the memory it frees from now on, see `ssmgen.training.launch.keep_freed_memory`.
 
     Args:
-        model: what is trained.
+        model: what is trained; with ``settings.shard`` its weights are divided among the processes, in place.
         objective: has ``loss(model, data, **others)``, see `ssmgen.objectives`.
         data: the examples. ``data[index, draw]`` is a mapping ``{"data": x, NAME: condition, ...}`` with the names of
             the model's conditions and an optional ``weight`` of the error; ``draw`` counts the epochs and seeds
@@ -101,7 +101,8 @@ def train(
             may grow or become 0.
         resume: ``"auto"`` for the newest usable checkpoint of ``run``, a checkpoint's folder, or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
-            return the file of a picture of samples, which goes to the tracker.
+            return the file of a picture of samples, which goes to the tracker. If it has a method ``due(step)``, it is
+            called only where that returns True, which must be so in all processes: a sharded model is gathered then.
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
@@ -124,7 +125,8 @@ def train(
         progress.check_trained()
     interrupted = progress.step < settings.steps
     health = progress.health
-    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, health.skipped, health.spikes)
+    with state.averaged() as ema:
+        return TrainResult(progress.step, progress.seconds(), ema, interrupted, health.skipped, health.spikes)
 
 
 def _resumed(
@@ -153,9 +155,7 @@ def _steps(
     if state.accelerator.is_main_process:
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
-        if on_step is not None:
-            on_step(progress.step, state.ema.module)
-    state.wrapped.train()
+    _sample(state, on_step, progress.step, log=None)
     progress.started = time.monotonic()
     with log or nullcontext(), stop_requests() as stop:
         for batch in batches:
@@ -171,15 +171,25 @@ def _steps(
                 log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
             if step >= settings.steps:
                 progress.check_trained()
-            if log is not None and (ending or step % settings.checkpoint_every == 0):
-                kept = progress.for_checkpoint(log.pending)
-                save_checkpoint(run / "checkpoints", step, **state.saved, state=kept)
-                prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
-            if log is not None and on_step is not None:
-                log.samples(step, on_step(step, state.ema.module))
-                state.wrapped.train()
+            if ending or step % settings.checkpoint_every == 0:
+                tensors = collect(**state.saved, keep=log is not None)
+                if log is not None:
+                    write_checkpoint(run / "checkpoints", step, tensors, progress.for_checkpoint(log.pending))
+                    prune_checkpoints(run / "checkpoints", settings.keep_checkpoints)
+            _sample(state, on_step, step, log)
             if ending:
                 break
+
+
+def _sample(state: TrainState, on_step: Any, step: int, log: RunLog | None) -> None:
+    """Call ``on_step`` in the main process. All processes take part in gathering a sharded model for it."""
+    due = getattr(on_step, "due", lambda step: on_step is not None)
+    if due(step):
+        with state.averaged() as model:
+            picture = on_step(step, model) if state.accelerator.is_main_process else None
+        if log is not None:
+            log.samples(step, picture)
+    state.wrapped.train()
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:
