@@ -48,7 +48,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor of any shape that this process holds, which shares its memory; all of it if it is not sharded."""
+    """The part of a tensor of any shape that this process holds, sharing its memory; all of it if it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
