@@ -189,7 +189,7 @@ def _sample(state: TrainState, on_step: Any, step: int, log: RunLog | None) -> N
             picture = on_step(step, model) if state.accelerator.is_main_process else None
         if log is not None:
             log.samples(step, picture)
-    state.wrapped.train()
+        state.wrapped.train()
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:
