@@ -51,6 +51,33 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of any shape in one piece; if it is sharded, all processes must call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor of any shape that this process holds, sharing its memory; all of it if it is not sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def sharded_like(tensor: Tensor, reference: Any) -> Tensor:
+    """A whole tensor of any shape on the device of ``reference``, and divided among the processes if that is."""
+    tensor = tensor.to(reference.device)
+    if not hasattr(reference, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole tensor, so that nothing is sent.
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
+def copy_whole(target: Tensor, source: Tensor) -> None:
+    """Copy a whole tensor into one of the same shape that may be sharded."""
+    with torch.no_grad():
+        local(target).copy_(local(sharded_like(source, target)) if hasattr(target, "placements") else source)
+
+
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors of any shape, device and layout to a safetensors file atomically, with text for its header.
 
@@ -207,6 +234,5 @@ def load_weights(module: nn.Module, file: Path, tensors: Mapping[str, Tensor] | 
             f"{file}: {len(wrong)} tensor(s) do not fit the model, the first {first}: the file has "
             f"{found.get(first)}, the model {wanted.get(first)}"
         )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(given[name])
+    for name, value in own.items():
+        copy_whole(value, given[name])

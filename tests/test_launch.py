@@ -67,7 +67,7 @@ def test_the_environment_changes_no_weight(tmp_path, environment_free, monkeypat
 @pytest.mark.parametrize("variable", ["USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"])
 def test_an_environment_that_would_shard_the_model_is_refused(folder, monkeypatch, variable):
     monkeypatch.setenv(f"ACCELERATE_{variable}", "true")
-    with pytest.raises(ValueError, match=f"ACCELERATE_{variable}=true: .* is not supported, every process holds"):
+    with pytest.raises(ValueError, match=f"ACCELERATE_{variable}=true: .* of the launcher is not supported"):
         run(folder)
     assert not list(folder.iterdir())
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_two_processes_are_one_run(tmp_path):
     words = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "image_size=64", "drawn_count=8"]
-    words += ["batch_size=4", "lr_decay_steps=2", "warmup=0", "sample_every=0", "log_every=1", "evaluate=false"]
-    words += ["model_args.dim=64", "model_args.depth=1", "precision=no"]
+    words += ["batch_size=4", "lr_decay_steps=2", "warmup=0", "sample_every=2", "log_every=1", "evaluate=false"]
+    words += ["model_args.dim=64", "model_args.depth=1", "precision=no", "shard=true"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "recipes.sisma.train", "quick", *words],
@@ -28,4 +28,5 @@ def test_two_processes_are_one_run(tmp_path):
     assert done.stderr.count("s a step: 2 steps, as many as the cosine of the learning rate has") == 1
     assert done.stderr.count("encoding 8 images once") == 1 and done.stdout.count("to step 2 in") == 1
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1
+    assert [file.name for file in (tmp_path / "run/samples").iterdir()] == ["step-000002.png"]
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2

@@ -45,11 +45,12 @@ from ssmgen.training import (
     train,
 )
 
-# Settings that may differ between a run and its continuation, because no training step depends on them.
+# Settings that may differ between a run and its continuation: training steps do not depend on them, except by rounding.
 _FREE = {
     *("preset", "run", "resume", "steps", "minutes", "cache", "rebuild_cache"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
-    *("num_workers", "tracker", "sample_every", "evaluate", "evaluate_masks", "parser"),
+    *("shard", "checkpoint_activations", "num_workers", "tracker", "sample_every"),
+    *("evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
@@ -94,7 +95,7 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
             _report_new_start(config, run)
         save_config(config, run / "config.yaml")
         _announce(config, model, len(data))
-    draw = _sheets(run, config, autoencoder) if config.sample_every else None
+    draw = _Sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
@@ -264,23 +265,27 @@ def _unusual(result: TrainResult) -> str:
     return (skipped if result.skipped else "") + (spikes if result.spikes else "")
 
 
-def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:
+class _Sheets:
     """A callback that writes samples of the same masks and seeds every ``sample_every`` steps."""
-    real, masks = first_held_out(config, _SHEET_MASKS)
-    seeds = [100 * row + column for row in range(len(masks)) for column in range(_SHEET_SAMPLES)]
 
-    def draw(step: int, model: nn.Module) -> Path | None:
-        file = run / "samples" / f"step-{step:06d}.png"
-        if step == 0 or (step % config.sample_every and step != config.train.steps):
-            return None
+    def __init__(self, run: Path, config: Config, autoencoder: Any) -> None:
+        self.folder, self.config, self.autoencoder = run / "samples", config, autoencoder
+        self.real, self.masks = first_held_out(config, _SHEET_MASKS)
+        self.seeds = [100 * row + column for row in range(len(self.masks)) for column in range(_SHEET_SAMPLES)]
+
+    def due(self, step: int) -> bool:
+        """Whether there is a sheet of this step."""
+        every, last = self.config.sample_every, self.config.train.steps
+        return bool(every) and step > 0 and (step % every == 0 or step == last)  # type: ignore[operator]
+
+    def __call__(self, step: int, model: nn.Module) -> Path | None:
+        file = self.folder / f"step-{step:06d}.png"
         if file.exists():
             return file
-        pipe = as_pipeline(config, model, autoencoder.to(next(model.parameters()).device))
-        images = pipe(masks.long(), seed=seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
-        save_mask_sheet(file, masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), real, CELEBAMASK19)
+        pipe = as_pipeline(self.config, model, self.autoencoder.to(next(model.parameters()).device))
+        images = pipe(self.masks.long(), seed=self.seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
+        save_mask_sheet(file, self.masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), self.real, CELEBAMASK19)
         return file
-
-    return draw
 
 
 def _continue(argv: list[str]) -> str:

@@ -17,6 +17,8 @@ class Condition(nn.Module, ABC):
 
     Attributes:
         gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
+        share: (rank, processes) if the values are every ``processes``-th item of a batch, from the ``rank``-th on.
+            Dropout is then drawn for the whole batch, so that it does not depend on the number of processes.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -26,6 +28,7 @@ class Condition(nn.Module, ABC):
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout of a condition must be in [0, 1), got {dropout!r}")
         self.dropout = dropout
+        self.share = (0, 1)
 
     def forward(
         self,
@@ -48,7 +51,8 @@ class Condition(nn.Module, ABC):
         given = torch.as_tensor(given)
         given = given.unsqueeze(0) if given.dim() == 0 else given
         if keep is None and self.training and self.dropout:
-            keep = torch.rand(given.shape[:1], device=device) >= self.dropout
+            rank, processes = self.share
+            keep = torch.rand(given.shape[0] * processes, device=device)[rank::processes] >= self.dropout
         return self.signal(given.to(device), size, keep)
 
     def size_of(self, given: Any) -> tuple[int, int] | None:

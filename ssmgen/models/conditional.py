@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssmgen.nn.parts import expanded
 from ssmgen.nn.patch import check_image
@@ -51,11 +52,14 @@ class ConditionalModel(nn.Module, ABC):
         patch_size: side of a token's patch in the latent.
         multiple: what height and width of the latent must be multiples of.
         mask_scale, num_classes: label pixels per latent pixel and classes of its label map, where it has one.
+        checkpoint_activations: in training, keep only the input of each block and compute the block again in the
+            backward pass. The gradients are the same; memory is lower and a step takes longer.
     """
 
     #: Beginnings of weights' names in files written earlier, and what they are now.
     renamed: Mapping[str, str] = {"mask_encoder.": "conditions.mask.encoder."}
 
+    checkpoint_activations: bool = False
     in_channels: int
     patch_size: int
     multiple: int
@@ -93,6 +97,20 @@ class ConditionalModel(nn.Module, ABC):
     @abstractmethod
     def widths(self) -> list[int]:
         """Values in each tensor that `project` returns."""
+
+    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """The modules whose weights are gathered together when the model is sharded; the rest is gathered at once.
+
+        Each comes with the methods besides ``forward`` that use its weights. Children precede parents. A family that
+        uses a block's weights outside the block's ``forward`` and ``condition`` overrides this.
+        """
+        return [(block, ("condition",)) for block in self.blocks]
+
+    def run_block(self, i: int, *inputs: Any) -> Tensor:
+        """Apply block ``i`` to ``(batch, ...)``, and checkpoint it if `checkpoint_activations` says so."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(self.blocks[i], *inputs, use_reentrant=False)
+        return self.blocks[i](*inputs)
 
     def forward(
         self,

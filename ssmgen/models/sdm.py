@@ -160,7 +160,7 @@ class SDM(ConditionalModel):
         for i, (block, row, *own) in enumerate(zip(self.blocks, rows, *(c.blocks for c in conds), strict=True)):
             if i >= self.decoding and block.resize == 1:
                 h = torch.cat([h, kept.pop()], dim=1)
-            h = block(h, row, own)
+            h = self.run_block(i, h, row, own)
             if i < self.encoder:
                 kept.append(h)
         return self.head(F.silu(self.head_norm(h)))
@@ -176,6 +176,10 @@ class SDM(ConditionalModel):
         """Scale and shift of every block, ``(batch, width)`` each, from vectors ``(batch, time_dim)``."""
         c = F.silu(c)
         return [block.time(c) for block in self.blocks]
+
+    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """Every block, and its layer for the time by itself: `project` uses it before the first block runs."""
+        return [shard for block in self.blocks for shard in ((block.time, ()), (block, ("condition",)))]
 
     @property
     def widths(self) -> list[int]:

@@ -127,7 +127,7 @@ class TokenModel(ConditionalModel):
 
         def run(i: int, tokens: Tensor) -> Tensor:
             block: Any = self.blocks[i]
-            return block(tokens, block.adaln.divide(rows[i]), [cond.blocks[i] for cond in conds], grids[i])
+            return self.run_block(i, tokens, block.adaln.divide(rows[i]), [cond.blocks[i] for cond in conds], grids[i])
 
         tokens = self.stack(tokens, run, grid)
         (head,) = self.head_adaln.divide(rows[-1])
@@ -144,6 +144,11 @@ class TokenModel(ConditionalModel):
     def project(self, c: Tensor) -> list[Tensor]:
         """Modulations of every block and of the head, side by side."""
         return [adaln.project(c) for adaln in self._adalns()]
+
+    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """Every block, and its AdaLN by itself: `project` uses it before the first block runs."""
+        blocks: list[Any] = list(self.blocks)
+        return [shard for block in blocks for shard in ((block.adaln, ("project",)), (block, ("condition",)))]
 
     @property
     def widths(self) -> list[int]:

@@ -92,7 +92,7 @@ class GaussianObjective:
         check_keywords("loss", condition, ["noise", "t", "generator", "weight", *_conditions(model, condition)])
         _check_data(data)
         if noise is None:
-            noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+            noise = _noise_for(data, data.shape[0], generator)
         if t is None:
             t = self.sample_t(data.shape[0], data.device, generator)
         if weight is not None and weight.dim() == 1:
@@ -103,6 +103,18 @@ class GaussianObjective:
         if self.weighting == "velocity":
             error = error * broadcast_time(self._velocity_factor(t), error)
         return error.mean() if weight is None else (error * weight).mean()
+
+    def draw(self, data: Tensor, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:
+        """The ``noise`` and ``t`` that `loss` draws, for a process that sees a part of the batch.
+
+        They are drawn for the whole batch, so that an example gets the same in any number of processes.
+
+        Args:
+            data: every ``processes``-th example of the batch, from the ``rank``-th on, ``(batch / processes, ...)``.
+        """
+        whole = data.shape[0] * processes
+        noise, t = _noise_for(data, whole, None), self.sample_t(whole, data.device)
+        return {"noise": noise[rank::processes], "t": t[rank::processes]}
 
     def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The network's inputs for state x_t ``(batch, ...)`` and time t ``(batch,)``; here both unchanged."""
@@ -169,6 +181,10 @@ def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
     if given not in choices:
         *most, last = (repr(choice) for choice in choices)
         raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {given!r}{closest(given, choices)}")
+
+
+def _noise_for(data: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn((count, *data.shape[1:]), dtype=data.dtype, device=data.device, generator=generator)
 
 
 def _check_data(data: Tensor) -> None:

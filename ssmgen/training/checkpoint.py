@@ -32,8 +32,10 @@ from ssmgen.weights import (
     load_weights,
     plain_name,
     read_weights,
+    sharded_like,
     tensors_of,
     unwrapped,
+    whole,
     write_weights,
 )
 
@@ -42,7 +44,7 @@ _OVERHEAD = 2**20
 
 
 class Collected(NamedTuple):
-    """The tensors of a checkpoint, under the model's own names.
+    """The tensors of a checkpoint, each in one piece and under the model's own names.
 
     Attributes:
         model, ema: weights of the model, and their moving average.
@@ -56,10 +58,29 @@ class Collected(NamedTuple):
     averaged: int
 
 
-def collect(*, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> Collected:
-    """The tensors of a checkpoint; they share the memory of the arguments, see `save_checkpoint`."""
+def collect(*, model: nn.Module, ema: nn.Module, optimizer: Optimizer, keep: bool = True) -> Collected:
+    """The tensors of a checkpoint. If the model is sharded, all processes must call this.
+
+    Args:
+        model, ema, optimizer: as in `save_checkpoint`.
+        keep: return the tensors; with False, which is for all processes but the one that writes, the dicts are empty.
+    """
     averaged = int(ema.n_averaged) if isinstance(ema, AveragedModel) else 0
-    return Collected(tensors_of(model), tensors_of(ema), _optimizer_tensors(optimizer, model), averaged)
+    return Collected(
+        _in_one_piece(tensors_of(model), keep),
+        _in_one_piece(tensors_of(ema), keep),
+        _in_one_piece(_optimizer_tensors(optimizer, model), keep),
+        averaged,
+    )
+
+
+def _in_one_piece(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if keep:  # a gathered tensor leaves the device at once, because all of them may not fit there
+            found[name] = gathered if gathered is tensor else gathered.cpu()
+    return found
 
 
 def save_checkpoint(
@@ -259,5 +280,4 @@ def _load_optimizer(optimizer: Optimizer, model: nn.Module, file: Path) -> None:
                 f"{file}: {key} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
             )
         # Adam keeps its step counter on the CPU, whatever the device of the weights.
-        device = value.device if slot == "step" else parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = value if slot == "step" else sharded_like(value, parameter)

@@ -64,7 +64,7 @@ def make_accelerator(settings: Any, *, quiet: bool = False) -> Any:
 
 
 def check_launch() -> None:
-    """Reject an environment in which accelerate would shard the model.
+    """Reject an environment in which accelerate would shard the model: the run's setting ``shard`` decides.
 
     Raises:
         ValueError: a variable asks for it; names it.
@@ -72,8 +72,8 @@ def check_launch() -> None:
     for name, what in _SHARDING.items():
         if os.environ.get(name, "false").lower() == "true":
             raise ValueError(
-                f"{name}={os.environ[name]}: {what} is not supported, every process holds the whole model. Unset it, "
-                "or launch with torchrun, or with accelerate launch --multi_gpu."
+                f"{name}={os.environ[name]}: {what} of the launcher is not supported. Unset it, or launch with "
+                "torchrun or accelerate launch --multi_gpu; the run's setting shard=true divides the model (FSDP2)."
             )
 
 

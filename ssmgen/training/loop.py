@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ssmgen.signals import stop_requests
+from ssmgen.extras import require
+from ssmgen.signals import StopRequests, stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
@@ -42,7 +43,7 @@ class TrainResult:
     Attributes:
         step: the step reached.
         seconds: duration of training, over the whole run.
-        ema: the averaged weights.
+        ema: the averaged weights; of a sharded run, in one piece in the main process only.
         interrupted: it was asked to stop.
         signal: number of the signal that asked this process, 0 without one.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
@@ -103,7 +104,7 @@ def train(
     On a CPU the process keeps the memory it frees from now on, see `ssmgen.training.launch.keep_freed_memory`.
 
     Args:
-        model: what is trained.
+        model: what is trained; with ``settings.shard`` its weights are divided among the processes, in place.
         objective: has ``loss(model, data, **others)``, see `ssmgen.objectives`.
         data: the examples. ``data[index, draw]`` is a mapping ``{"data": x, NAME: condition, ...}`` with the names of
             the model's conditions and an optional ``weight`` of the error; ``draw`` counts the epochs and seeds
@@ -115,7 +116,8 @@ def train(
         resume: ``"auto"`` for the newest checkpoint of ``run`` that verifies, or step 0 if there is none at all; a
             checkpoint's folder; or None to start afresh.
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
-            return the file of a picture of samples, which goes to the tracker.
+            return the file of a picture of samples, which goes to the tracker. If it has a method ``due(step)``, it is
+            called only where that returns True, which must be so in all processes: a sharded model is gathered then.
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
@@ -158,15 +160,19 @@ def _train(
         progress.check_trained()
     interrupted = progress.step < settings.steps or signal > 0
     health = progress.health
-    seconds, ema = progress.seconds(), state.ema.module
-    return TrainResult(progress.step, seconds, ema, interrupted, health.skipped, health.spikes, signal)
+    with state.averaged() as ema:
+        return TrainResult(progress.step, progress.seconds(), ema, interrupted, health.skipped, health.spikes, signal)
 
 
 def _resumed(
     state: TrainState, settings: TrainSettings, run: Path, resume: Path | str | None, record: dict[str, Any]
 ) -> _Progress:
-    """Load the checkpoint to resume from, if any."""
-    found = find_checkpoint(run, resume, record)
+    """Load the checkpoint to resume from, if any; the main process finds it for all."""
+    accelerator = state.accelerator
+    chosen = [find_checkpoint(run, resume, record) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        require("accelerate", extra="train").utils.broadcast_object_list(chosen, from_process=0)
+    (found,) = chosen
     saved = load_checkpoint(found, **state.saved) if found else {}
     step, seconds = (saved.get(key, 0) for key in ("step", "seconds"))
     health = Health(**saved.get("health", {"skipped": saved.get("skipped", 0)}))  # earlier checkpoints count no spikes
@@ -191,9 +197,7 @@ def _steps(
         keep_earlier_log(run, progress.step)
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
-        if on_step is not None:
-            on_step(progress.step, state.ema.module)
-    state.wrapped.train()
+    _sample(state, on_step, progress.step)
     progress.started = time.monotonic()
     with log or nullcontext(), stop_requests() as stop:
         for batch in batches:
@@ -209,16 +213,34 @@ def _steps(
                 log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
             if step >= settings.steps:
                 progress.check_trained()
-            if lock is not None and log is not None and (ending or step % settings.checkpoint_every == 0):
-                lock.check()
-                kept = progress.for_checkpoint(log.pending)
-                saver.save(step, collect(**state.saved), kept, last=ending)
-            if log is not None and on_step is not None:
-                log.samples(step, stop.unless_stopped(on_step, step, state.ema.module))
-                state.wrapped.train()
+            if ending or step % settings.checkpoint_every == 0:
+                if lock is not None:
+                    lock.check()
+                tensors = collect(**state.saved, keep=log is not None)
+                if log is not None:
+                    saver.save(step, tensors, progress.for_checkpoint(log.pending), last=ending)
+            _sample(state, on_step, step, log, stop)
             if ending:
                 break
     return stop.number
+
+
+def _sample(
+    state: TrainState, on_step: Any, step: int, log: RunLog | None = None, stop: StopRequests | None = None
+) -> None:
+    """Call ``on_step`` in the main process, unless it is to stop.
+
+    All processes take part in gathering a sharded model for it.
+    """
+    due = getattr(on_step, "due", lambda step: on_step is not None)
+    if due(step):
+        with state.averaged() as model:
+            picture = None
+            if state.accelerator.is_main_process:
+                picture = stop.unless_stopped(on_step, step, model) if stop is not None else on_step(step, model)
+        if log is not None:
+            log.samples(step, picture)
+        state.wrapped.train()
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:

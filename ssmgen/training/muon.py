@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmgen.weights import local, sharded_like, whole
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
@@ -29,9 +31,11 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
         group: ``params``, two-dimensional, ``lr``, ``weight_decay`` (decoupled) and ``momentum`` (Nesterov's).
         state: state of each parameter; gets ``momentum_buffer``.
         dtype: dtype of the products, float32 or bfloat16.
+
+    A sharded matrix is gathered for its products, which every process computes; all processes must call this.
     """
     lr, momentum = group["lr"], group["momentum"]
-    by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is None:
             continue
@@ -39,17 +43,22 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
             state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
         average = state[parameter]["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
         parameter.mul_(1 - lr * group["weight_decay"])
-        wide = parameter if parameter.shape[0] <= parameter.shape[1] else parameter.mT
-        direction = parameter.grad.lerp(average, momentum)
-        by_shape[tuple(wide.shape)].append((wide, direction if wide is parameter else direction.mT))
-    for shape, same in by_shape.items():
-        scale = 0.2 * max(shape) ** 0.5
-        at_once = max(1, _BATCH // (shape[0] * shape[1]))
+        rows, columns = sorted(parameter.shape)
+        by_shape[rows, columns].append((parameter, parameter.grad.lerp(average, momentum)))
+    for (rows, columns), same in by_shape.items():
+        scale = 0.2 * columns**0.5
+        at_once = max(1, _BATCH // (rows * columns))
         for start in range(0, len(same), at_once):
             part = same[start : start + at_once]
-            updates = orthogonalize(torch.stack([direction for _, direction in part]), dtype)
-            for (wide, _), update in zip(part, updates, strict=True):
-                wide.add_(update, alpha=-lr * scale)
+            updates = orthogonalize(torch.stack([_wide(whole(direction)) for _, direction in part]), dtype)
+            for (parameter, _), update in zip(part, updates, strict=True):
+                tall = parameter.shape[0] > parameter.shape[1]
+                own = sharded_like(update.mT if tall else update, parameter)
+                local(parameter).add_(local(own), alpha=-lr * scale)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:

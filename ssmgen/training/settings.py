@@ -19,6 +19,9 @@ class TrainSettings:
         steps: optimiser steps in total; 0 leaves them undecided, which `train` rejects.
         batch_size: examples per optimiser step, over all processes and accumulated parts.
         accumulate: parts each batch is cut into, to save memory.
+        shard: divide weights, gradients, optimiser state and moving average among the processes (FSDP2), instead of
+            keeping all of them in each. Without effect in a single process.
+        checkpoint_activations: keep only the inputs of the blocks for the backward pass and compute the rest again.
         optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW at a third
             of ``lr``.
         lr: learning rate after the warm-up.
@@ -48,6 +51,8 @@ class TrainSettings:
     steps: int
     batch_size: int
     accumulate: int = 1
+    shard: bool = False
+    checkpoint_activations: bool = False
     optimizer: str = "adamw"
     lr: float = 1e-4
     warmup: int = 0

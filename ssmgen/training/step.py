@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from ssmgen.signals import ignore_stop_requests
 from ssmgen.training.launch import loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.parallel import check_parallel, is_sharded, outline_of, shard, take_share, whole_model
 from ssmgen.training.settings import TrainSettings
+from ssmgen.weights import unwrapped, whole
 
 #: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
 Batch = Mapping[str, Any]
@@ -30,6 +32,11 @@ class TrainState:
     wrapped: nn.Module  # the same model as accelerate prepared it, which averages gradients over the processes
     optimizer: Any  # as accelerate prepared it
     ema: AveragedModel
+    outline: nn.Module | None = None  # of a sharded model, for `averaged`
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """The averaged model, in one piece in the main process; all processes must enter this if it is sharded."""
+        return whole_model(self.ema.module, self.outline, self.accelerator.device)
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -59,16 +66,27 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
     """Place a model on the run's device in training mode, with a fresh optimiser and moving average.
 
     Raises:
-        ValueError: a batch that does not divide into processes and accumulated parts.
+        ValueError: a batch that does not divide into processes and accumulated parts, or see `check_parallel`.
     """
     pieces = accelerator.num_processes * settings.accumulate
     if settings.batch_size % pieces:
         raise ValueError(f"batch_size={settings.batch_size} must be a multiple of processes x accumulate = {pieces}")
+    check_parallel(model, settings)
+    if settings.checkpoint_activations:
+        unwrapped(model).checkpoint_activations = True  # type: ignore[assignment]
+    take_share(model, accelerator)
+    ema, outline = moving_average(model, settings.ema_decay), None
+    if sharded := settings.shard and accelerator.num_processes > 1:
+        outline = outline_of(model, accelerator)
+        # The average is sharded like the model, so that each process averages its own parts.
+        for each in (model, ema.module):
+            shard(each, accelerator)
     optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay, settings.precision)
-    ema = moving_average(model, settings.ema_decay).to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = (model, accelerator.prepare(optimizer)) if sharded else accelerator.prepare(model, optimizer)
     wrapped.train()
-    return TrainState(accelerator, accelerator.unwrap_model(wrapped), wrapped, optimizer, ema)
+    return TrainState(
+        accelerator, accelerator.unwrap_model(wrapped), wrapped, optimizer, ema.to(accelerator.device), outline
+    )
 
 
 def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, accelerator: Any) -> DataLoader[Batch]:
@@ -91,19 +109,26 @@ def training_step(
     A loss or norm that is not finite changes no weight. All processes get the same result, so they decide alike.
     """
     accelerator, optimizer, parts = state.accelerator, state.optimizer, settings.accumulate
+    device = accelerator.device
     set_lr(optimizer, settings.lr_at(step))
-    total = torch.zeros((), device=accelerator.device)
-    seeds = seeds_of(step, settings, accelerator.process_index)
+    total = torch.zeros((), device=device)
+    rank, processes, sharded = accelerator.process_index, accelerator.num_processes, is_sharded(state.model)
+    # What an objective draws for the whole batch is the same in all processes.
+    draw = getattr(objective, "draw", None) if processes > 1 else None
+    seeds = seeds_of(step, settings, 0 if draw else rank)
     for index, (seed, part) in enumerate(zip(seeds, split(batch, parts), strict=True)):
         torch.manual_seed(seed)
-        part = {name: x.to(accelerator.device) if isinstance(x, Tensor) else x for name, x in part.items()}
-        # The gradients are averaged over the processes once, after the last part.
+        part = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in part.items()}
+        drawn = draw(part["data"], rank, processes) if draw else {}
+        # The gradients are averaged over the processes once, after the last part; sharded ones after each, because
+        # whole ones would have to be kept until then.
         with nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = objective.loss(state.wrapped, **part) / parts
+            # The cache of autocast would keep the gathered weights of all blocks in bfloat16.
+            with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16", cache_enabled=not sharded):
+                loss = objective.loss(state.wrapped, **drawn | part) / parts
             accelerator.backward(loss)
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf)
+    norm = whole(accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf))
     found = torch.stack([total, norm.to(total), torch.full_like(total, stop)])
     loss, shared_norm, stops = accelerator.reduce(found, reduction="mean").tolist()
     result = StepResult(loss, shared_norm, stops > 0)
