@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
+from ssmgen.training.watchdog import blamed
 
 Schema = TypeVar("Schema")
 
@@ -179,5 +180,6 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         print("stopped", file=sys.stderr)
         raise SystemExit(STOPPED) from None
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        blame = blamed(error)
+        print(f"error: {blame}", file=sys.stderr)
+        raise SystemExit(getattr(blame, "status", 2)) from None

@@ -21,6 +21,7 @@ from ssmgen.training.log import RunLog
 from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, StepResult, TrainState, batches_from, prepare, training_step
+from ssmgen.training.watchdog import Watchdog, watched
 
 # Consecutive steps with a non-finite loss or gradient after which training gives up.
 _MAX_SKIPPED = 10
@@ -125,6 +126,7 @@ def train(
         CheckpointError: nothing usable to resume from, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: a checkpoint cannot be written; the older ones are intact.
+        RankError: another rank failed, or a single process made no progress; see `ssmgen.training.watchdog`.
     """
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
@@ -135,8 +137,9 @@ def train(
     state = prepare(model, settings, accelerator)
     progress = _resumed(state, settings, run, resume, record)
     if progress.step < settings.steps:
-        _steps(state, objective, data, settings, progress, run, on_step)
-        accelerator.wait_for_everyone()
+        with watched() as watchdog:
+            _steps(state, objective, data, settings, progress, run, on_step, watchdog)
+            accelerator.wait_for_everyone()
     else:
         progress.check_trained()
     interrupted = progress.step < settings.steps
@@ -162,9 +165,10 @@ def _steps(
     progress: _Progress,
     run: Path,
     on_step: Callable[[int, nn.Module], Path | None] | None,
+    watchdog: Watchdog,
 ) -> None:
     """Train until the last step or a request to stop; the main process logs, samples and saves."""
-    batches, log = batches_from(progress.step, data, settings, state.accelerator), None
+    loader, log = batches_from(progress.step, data, settings, state.accelerator), None
     if state.accelerator.is_main_process:
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
@@ -172,9 +176,10 @@ def _steps(
             on_step(progress.step, state.ema.module)
     state.wrapped.train()
     progress.started = time.monotonic()
-    with log or nullcontext(), stop_requests() as stop:
+    with log or nullcontext(), stop_requests() as stop, watchdog.batches(loader, progress.step) as batches:
         for batch in batches:
             result = training_step(state, objective, batch, settings, progress.step, bool(stop))
+            watchdog.computed()
             progress.count(result)
             step = progress.step
             ending = step >= settings.steps or result.stop

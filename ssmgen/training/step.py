@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssmgen.training.launch import ignore_stop_requests, loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.processes import end_with_parent
 from ssmgen.training.settings import TrainSettings
 
 #: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
@@ -75,8 +76,13 @@ def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, acce
         batch_sampler=StepOrder(count, settings.batch_size, settings.seed, first, rank, world),
         num_workers=loader_processes(settings.num_workers),
         generator=torch.Generator(),
-        worker_init_fn=ignore_stop_requests,
+        worker_init_fn=_loader_process,
     )
+
+
+def _loader_process(worker: int) -> None:
+    ignore_stop_requests(worker)
+    end_with_parent()
 
 
 def training_step(
