@@ -1,6 +1,7 @@
-"""A toy training in which a rank or a loader process fails: ``ranks_script.py RUN WHAT STEP [RANK]``, with a launcher or not.
+"""A toy training in which a rank or a loader process fails: ``ranks_script.py RUN WHAT STEP [RANK]``.
 
-WHAT is one of `FAULTS`, STEP the step at whose start it happens, RANK the rank it happens to (1, or 0 when alone).
+It runs alone or under a launcher. WHAT is one of `FAULTS`, STEP the number of steps before it (3 or more for those of
+loader processes), RANK the rank it happens to: 1 by default, or 0 when alone. ``save`` kills RANK before the next save.
 ``GRACE`` in the environment replaces the watchdog's 20 seconds.
 """
 
@@ -13,19 +14,8 @@ import toy_training as toy
 
 from ssmgen.training import loop, watchdog
 
-FAULTS = (
-    "kill",
-    "stop",
-    "raise",
-    "loop",
-    "sleep",
-    "save",
-    "loader-stop",
-    "loader-loop",
-    "loader-kill",
-    "loader-raise",
-    "none",
-)
+IN_STEP = ("kill", "stop", "raise", "loop", "sleep")
+FAULTS = (*IN_STEP, "save", "loader-stop", "loader-loop", "loader-kill", "loader-raise", "loader-sleep", "none")
 
 
 class Faulty(toy.Toy):
@@ -62,7 +52,7 @@ def main(run, what, step, rank=None):
     loop_step, save = loop.training_step, loop.save_checkpoint
 
     def training_step(*args, **kwargs):
-        if mine and args[4] == int(step) and what in FAULTS[:5]:
+        if mine and args[4] == int(step) and what in IN_STEP:
             fail(what)
         return loop_step(*args, **kwargs)
 

@@ -42,13 +42,22 @@ def place(thread: int) -> tuple[str, bool]:
 
 
 def children(stopped: bool = False) -> list[int]:
-    """Processes below this one; only those that are stopped, by SIGSTOP or a debugger, if ``stopped``."""
-    psutil, found = _psutil(), []
+    """Processes below this one; only those that are stopped if ``stopped``."""
+    psutil = _psutil()
+    found: list[int] = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if not stopped or child.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            if not stopped or is_stopped(child):
                 found.append(child.pid)
     return found
+
+
+def is_stopped(process: Any) -> bool:
+    """Whether a process is stopped, by SIGSTOP or a debugger."""
+    psutil = _psutil()
+    with suppress(psutil.Error):
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
 
 
 def find(pid: int, born: float) -> Any:

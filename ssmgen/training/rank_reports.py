@@ -3,14 +3,13 @@
 import json
 import os
 import platform
-import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
 
-from ssmgen.training.processes import find, identity, kill_tree
+from ssmgen.training.processes import find, identity, is_stopped, kill_tree
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,15 @@ class Reports:
         self.rank, self.ranks = rank, ranks
         self._report: dict[str, Any] = {"count": 0, "left": False, **identity()}
         self._neighbour: dict[str, Any] | None = None
+        #: The report of rank 0 if that serves the store, to tell later why it does not answer.
+        self.server: dict[str, Any] | None = None
 
     def publish(self, position: tuple[int, int], stall: str, waiting: bool) -> None:
         """Report where this process is, how it stalls if it does, and whether it seems to wait for the others."""
         news = {"count": self._report["count"] + 1, "position": position, "stall": stall, "waiting": waiting}
         self._report |= news
+        if self.server is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            self.server = self._read("rank0")
         self._store.set(f"rank{self.rank}", json.dumps(self._report))
 
     def leave(self) -> None:
@@ -103,21 +106,14 @@ class Reports:
         if report is None:
             text = "did not start: it never reported"
             return Verdict(self._rank, text, host="", pid=0, born=0.0, kind="silent") if silent else None
-        here = report["host"] == platform.node()
-        process = find(report["pid"], report["born"]) if here else None
-        if here and process is None:
-            time.sleep(0.1)
-            again = self._read(f"rank{self._rank}")
-            if again and again["left"]:
-                return None
-            text = "died: its process is gone. The system kills processes when memory runs out; see its log"
-        elif not silent:
-            return None
-        elif process is not None and process.status() == "stopped":
-            text = "is stopped (SIGSTOP)"
-        else:
+        fault = fault_of(self._rank, report)
+        if silent:
             text = "stalled: it does not report any more, and its machine may be down"
-        return Verdict(self._rank, text, report["host"], report["pid"], report["born"], "silent")
+            return fault or Verdict(self._rank, text, report["host"], report["pid"], report["born"], "silent")
+        if fault is None or find(report["pid"], report["born"]):
+            return None  # it may be continued soon
+        again = self._read(f"rank{self._rank}")
+        return None if again and again["left"] else fault
 
     def stalled(self) -> Verdict | None:
         """The rank for which the others wait, if it takes too long; asked by a rank that takes too long itself."""
@@ -141,6 +137,20 @@ class Reports:
 
     def _read(self, key: str) -> dict[str, Any] | None:
         return json.loads(self._store.get(key)) if self._store.check([key]) else None
+
+
+def fault_of(rank: int, report: dict[str, Any]) -> Verdict | None:
+    """The death or stop of a rank, if it runs on this machine."""
+    if report["host"] != platform.node():
+        return None
+    process = find(report["pid"], report["born"])
+    if process is None:
+        text = "died: its process is gone. The system kills processes when memory runs out; see its log"
+    elif is_stopped(process):
+        text = "is stopped (SIGSTOP)"
+    else:
+        return None
+    return Verdict(rank, text, report["host"], report["pid"], report["born"], "silent")
 
 
 def _verdict(rank: int, report: dict[str, Any], text: str) -> Verdict:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ssmgen.extras import require
 from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place
-from ssmgen.training.rank_reports import Reports, Verdict
+from ssmgen.training.rank_reports import Reports, Verdict, fault_of
 
 #: Exit status of a command that ended because a process of its job died or stalled: EX_TEMPFAIL, worth another try.
 STALLED = 75
@@ -183,7 +183,7 @@ class Watchdog:
         """What this process is doing for too long."""
         (step, stage), spent, expected = self._position, self._spent, self._expected()
         expectation = f" ({expected:.1f} s were expected)" if expected else ""
-        text = f"stalled at step {step}, {_DOING[stage]} for {spent:.0f} s{expectation}"
+        text = f"stalled at step {step + 1}, {_DOING[stage]} for {spent:.0f} s{expectation}"
         if stage == _READING and (stopped := children(stopped=True)):
             return f"{text}: its loader process {stopped[0]} is stopped"
         if stage == _READING and (workers := children()):
@@ -196,6 +196,7 @@ class Watchdog:
         """Report to the store and look at the others, once a second."""
         with suppress(RuntimeError):  # the store has gone; `_count_time` waits whether this process ends as well
             reports = Reports(self.rank, self.ranks, START)
+            self._since_contact = self._since_neighbour = 0.0
             self._reports = reports
             while not self._ended.is_set():
                 reports.publish(self._position, self._stall() if self._late() else "", place(self._main)[1])
@@ -215,11 +216,13 @@ class Watchdog:
         return fault or (reports.stalled() if self._late() else None)
 
     def _lost(self) -> Verdict:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        host = "the launcher" if agent else "this process"
-        text = f"died or is stopped: the store at {where}, which {host} serves, has not answered for {GRACE:.0f} s"
-        return Verdict(0, text, host="", pid=0, born=0.0, kind="silent")
+        """The end of who serves the store: the launcher, or rank 0 without one."""
+        where = f"the store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        text = f"lost contact: {where} has not answered for {self._since_contact:.0f} s, its machine may be down"
+        server = self._reports.server if self._reports else None
+        if server is None:
+            return Verdict(self.rank, text, **identity(), kind="stalled")
+        return fault_of(0, server) or Verdict(0, text, server["host"], server["pid"], server["born"], "silent")
 
     def _interrupt(self) -> None:
         """Raise the error in the main thread, or end the process if it does not react."""
@@ -235,8 +238,7 @@ class Watchdog:
         if verdict.kind == "silent":
             verdict.kill()
         sentence = verdict.sentence(self.ranks)
-        if verdict.rank == self.rank or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
         _tell_launcher(RankError(sentence))
         kill_tree()
         os._exit(STALLED)
