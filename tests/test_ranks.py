@@ -13,8 +13,11 @@ import pytest
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
-from ssmgen.training import checkpoints, verify_checkpoint
-from ssmgen.training.watchdog import STALLED
+from ssmgen.data.drawn_faces import draw_face
+from ssmgen.data.images import write_png
+from ssmgen.training import checkpoints, verify_checkpoint, watchdog
+from ssmgen.training.rank_reports import Reports
+from ssmgen.training.watchdog import STALLED, RankError, watched
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRACE": "6"}
@@ -87,7 +90,7 @@ def test_a_stopped_rank_ends_the_job_and_is_named_last(jobs):
     (status,), (output,) = jobs["stop"].end()
     assert status == 1, "torchrun's own"
     assert "rank 1 of 2" in last_error(output) and last_error(output).endswith("is stopped (SIGSTOP)")
-    summary = output.rpartition("Root Cause")[2]
+    summary = output.rpartition("FAILED")[2]
     assert f"exitcode  : {STALLED}" in summary and "is stopped (SIGSTOP)" in summary
     check_checkpoints(jobs["stop"])
 
@@ -114,3 +117,110 @@ def test_a_stalled_loader_process_ends_a_training_of_one_process(jobs):
     assert "the training stalled at step" in last_error(output) and "reading its batch" in last_error(output)
     assert last_error(output).endswith("is stopped") and "its loader process" in last_error(output)
     check_checkpoints(jobs["loader-stop"])
+
+
+def test_two_requests_to_stop_end_a_training_whose_loader_hangs(tmp_path):
+    """Faster than the watchdog, which first waits for the batch; and the loader process is gone."""
+    code = (
+        "import os, signal, sys, threading, time; from pathlib import Path; import ranks_script, toy_training as toy\n"
+        "from ssmgen.training import loop\n"
+        "def ask():\n"
+        "    for _ in range(2): time.sleep(2); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "begin = lambda step, ema: threading.Thread(target=ask).start() if step == 4 else None\n"
+        "data = ranks_script.Faulty('loader-loop', 4)\n"
+        "toy.run(Path(sys.argv[1]), steps=12, checkpoint_every=2, num_workers=1, data=data, on_step=begin)\n"
+    )
+    job = Job(tmp_path, "-c", code, str(tmp_path / "run"))
+    (status,), (output,) = job.end()
+    assert status not in (0, STALLED) and "stalled" not in output, output
+    check_checkpoints(job)
+
+
+class Reported:
+    """Reports of ranks as `Reports.stalled` reads them, without a store."""
+
+    def __init__(self, rank, *positions, waiting=(), late=None, left=()):
+        late = range(len(positions)) if late is None else late
+        self.rank, self.ranks = rank, len(positions)
+        self.found = {
+            f"rank{i}": {
+                **{"position": list(position), "stall": f"stalled, {i}" if i in late else "", "waiting": i in waiting},
+                **{"left": i in left, "host": "node", "pid": 1, "born": 0.0},
+            }
+            for i, position in enumerate(positions)
+        }
+
+    def _read(self, key):
+        return self.found.get(key)
+
+    def verdict(self):
+        found = Reports.stalled(self)
+        return found and (found.rank, found.text)
+
+
+def test_the_rank_is_named_for_which_the_others_wait():
+    reading, computing, saving = 0, 1, 2
+    behind = ((4, computing), (4, reading), (4, computing))
+    assert Reported(1, *behind, waiting=(0, 2)).verdict() == (1, "stalled, 1")
+    assert Reported(0, *behind, waiting=(0, 2)).verdict() == (1, "stalled, 1"), "all are late"
+    assert Reported(0, *behind, waiting=(0, 2), late=(0, 2)).verdict() is None, "it may still be in time"
+    busy = ((4, computing),) * 3
+    assert Reported(2, *busy, waiting=(0, 1)).verdict() == (2, "stalled, 2")
+    assert Reported(0, *busy, waiting=(0, 1)).verdict() == (2, "stalled, 2")
+    assert Reported(0, *busy, waiting=(0, 1, 2)).verdict() == (0, "stalled, 0; so did all others")
+    long_save = ((3, saving), (4, computing))
+    assert Reported(1, *long_save, waiting=(1,), late=(1,)).verdict() is None, "a checkpoint may take its time"
+    assert Reported(1, (3, saving), (4, computing), waiting=(1,), left=(0,)).verdict() == (
+        0,
+        "has ended, and the others wait for it",
+    )
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count(monkeypatch):
+    """Ctrl-Z and fg, or a laptop that sleeps."""
+    clock, ticks = iter((0.0, 1.0, 3601.0, 3602.0)), iter((False, False, False, True))
+    dog = object.__new__(watchdog.Watchdog)
+    dog._spent = dog._since_contact = dog._since_neighbour = dog._since_verdict = 0.0
+    dog._verdict, dog._limit, dog.ranks = None, 20.0, 1
+    dog._ended = type("Ended", (), {"wait": lambda self, seconds: next(ticks)})()
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
+    dog._count_time()
+    assert dog._spent == 4.0
+
+
+def test_a_stalled_step_is_an_error_with_the_line_where_it_is(monkeypatch):
+    """In a process that is alone, such as a notebook, which must survive."""
+    monkeypatch.setattr(watchdog, "GRACE", 0.2)
+    monkeypatch.setattr(watchdog, "TICK", 0.05)
+    with (
+        pytest.raises(RankError, match=r"the training stalled at step 7, computing it for .* in hang at test_ranks.py"),
+        watched() as dog,
+        dog.batches(range(100), 5) as batches,
+    ):
+        for number in batches:
+            if number == 1:
+                hang()
+    assert not dog._threads[0].is_alive() or dog._threads[0].join(1) is None
+
+
+def hang():
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_two_processes_sample_the_images_of_one(tmp_path, trained):
+    """To the bit, from masks and seeds divided among them; every name is printed once."""
+    for index in range(3):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        write_png(tmp_path / "masks" / f"m{index}.png", draw_face(index, size=96)[1])
+    from recipes.sisma import sample
+
+    words = [f"run={trained}", f"mask={tmp_path / 'masks'}", "steps=1", "solver=euler", "num_images=17"]
+    job = Job(tmp_path, *TORCHRUN, "-m", "recipes.sisma.sample", *words, f"out={tmp_path / 'two'}")
+    sample.main([*words, f"out={tmp_path / 'one'}"])
+    (status,), (output,) = job.end()
+    assert status == 0, output
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 3 * 17 and one == two
+    assert all(output.count(f"/two/{name}\n") == 1 for name in one)

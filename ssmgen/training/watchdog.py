@@ -7,6 +7,7 @@ A process that is stopped does not report; one that hangs reports for how long. 
 
 import atexit
 import ctypes
+import json
 import os
 import re
 import statistics
@@ -16,10 +17,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ssmgen.atomic import write_text
 from ssmgen.extras import require
 from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place
 from ssmgen.training.rank_reports import Reports, Verdict, fault_of
@@ -150,7 +153,7 @@ class Watchdog:
         blame = RankError(verdict.sentence(self.ranks))
         if verdict.rank == self.rank:
             blame.status = 2
-        _tell_launcher(blame)
+        _tell_launcher(str(blame))
         return blame
 
     def close(self) -> None:
@@ -235,12 +238,12 @@ class Watchdog:
         """End this process, but not one in which an exception is about to."""
         if verdict.kind == "raised" and verdict.rank == self.rank and self._since_verdict < _UNWINDING:
             return
-        if verdict.kind == "silent":
-            verdict.kill()
         sentence = verdict.sentence(self.ranks)
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-        _tell_launcher(RankError(sentence))
+        _tell_launcher(sentence)
         kill_tree()
+        if verdict.kind == "silent":
+            verdict.kill()  # last: torchrun reports the processes that it finds dead at the same time
         os._exit(STALLED)
 
 
@@ -297,13 +300,10 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _tell_launcher(error: RankError) -> None:
+def _tell_launcher(sentence: str) -> None:
     """So that torchrun's summary, printed last, has the cause."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        try:
-            raise error  # for the traceback that torchrun shows
-        except RankError:
-            with suppress(OSError):
-                get_error_handler().record_exception(error)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            # Complete or absent: torchrun itself fails if it reads half of the file.
+            write_text(Path(file), json.dumps({"message": {"message": sentence, "extraInfo": extra}}))
