@@ -1,6 +1,7 @@
 """A rank or loader process that dies, raises or stalls ends the job and is named; ranks share the work of sampling."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -224,3 +225,14 @@ def test_two_processes_sample_the_images_of_one(tmp_path, trained):
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert len(one) == 3 * 17 and one == two
     assert all(output.count(f"/two/{name}\n") == 1 for name in one)
+
+
+def test_the_job_script_of_the_docs_is_a_shell_script():
+    """And one that a linter of shell scripts accepts, where it is installed."""
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    (script,) = (block for block in page.split("```sh\n")[1:] if block.startswith("#!/bin/bash"))
+    script = script.partition("```")[0]
+    for command in (["bash", "-n"], *([["shellcheck", "-"]] if shutil.which("shellcheck") else [])):
+        checked = subprocess.run(command, input=script, text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "--signal=USR1@" in script and "-eq 138" in script and f"-eq {STALLED}" in script

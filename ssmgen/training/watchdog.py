@@ -55,16 +55,20 @@ class RankError(RuntimeError):
 
 
 class Watchdog:
-    """Watches this process and, with several, its neighbour; see `watched`."""
+    """Watches this process and, with several, its neighbour; see `watched`.
+
+    One thread counts time. Another talks to the store, which blocks it if the store hangs.
+    """
 
     def __init__(self) -> None:
         require("psutil", extra="train")  # here, not in the thread: a fork during an import would block the child
-        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), _ranks()
         self._main = threading.get_ident()
-        self._position, self._limit, self._spent = (-1, _AFTER), 0.0, 0.0
+        self._position, self._limit, self._spent, self._computed = (-1, _AFTER), 0.0, 0.0, 0.0
         self._taken: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._verdict: Verdict | None = None
         self._proposed: Verdict | None = None
+        self._reports: Reports | None = None
         self._since_contact = self._since_neighbour = self._since_verdict = 0.0
         self._ended, self._wake = threading.Event(), threading.Event()
         threads = [self._count_time] + ([self._exchange] if self.ranks > 1 else [])
@@ -81,6 +85,7 @@ class Watchdog:
         """
         from multiprocessing import active_children
 
+        self._taken.clear()  # of another training
         before = set(active_children())
         batches = iter(loader)
         workers = set(active_children()) - before
@@ -122,7 +127,7 @@ class Watchdog:
 
     def done(self) -> None:
         """No step is in progress: only death and silence are faults from here on."""
-        self._position, self._limit = (self._position[0], _AFTER), 0.0
+        self._position, self._limit = (-1, _AFTER), 0.0
 
     def _enter(self, step: int, stage: int) -> None:
         expected = self._expected()
@@ -134,7 +139,7 @@ class Watchdog:
         return _SLOWER * statistics.median(self._taken) if self._taken else 0.0
 
     def blamed(self, error: BaseException) -> RankError | None:
-        """The fault that ended the job when an error reached this process: its own or another's; None if alone."""
+        """What to report of an error: the fault that ended the job, this process's or another's; None if alone."""
         if self.ranks == 1:
             return None
         if isinstance(error, RankError):
@@ -193,11 +198,9 @@ class Watchdog:
             return f"{text}: its loader processes {', '.join(map(str, workers))} do not answer"
         return f"{text}, {place(self._main)[0]}"
 
-    _reports: Reports | None = None
-
     def _exchange(self) -> None:
         """Report to the store and look at the others, once a second."""
-        with suppress(RuntimeError):  # the store has gone; `_count_time` waits whether this process ends as well
+        with suppress(RuntimeError):  # the store has gone: `_count_time` ends the process if it does not end itself
             reports = Reports(self.rank, self.ranks, START)
             self._since_contact = self._since_neighbour = 0.0
             self._reports = reports
@@ -253,7 +256,7 @@ _watchdog: Watchdog | None = None
 def watch_ranks() -> Watchdog | None:
     """Watch the processes of a launcher until this one ends; None if there is only one."""
     global _watchdog
-    if _watchdog is None and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_PORT" in os.environ:
+    if _watchdog is None and _ranks() > 1:
         _watchdog = Watchdog()
         atexit.register(_watchdog.close)
     return _watchdog
@@ -284,6 +287,11 @@ def watched() -> Iterator[Watchdog]:
 def blamed(error: BaseException) -> BaseException:
     """What to report of an error: the first fault of all ranks, and the error itself in a single process."""
     return (_watchdog and _watchdog.blamed(error)) or error
+
+
+def _ranks() -> int:
+    """The number of processes; 1 if there is no store by which they could watch each other."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_PORT" in os.environ else 1
 
 
 def _is_a_peers(error: BaseException) -> bool:
