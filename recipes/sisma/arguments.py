@@ -21,6 +21,7 @@ from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
 from ssmgen.signals import status_of, stopping
+from ssmgen.training.watchdog import blamed
 
 Schema = TypeVar("Schema")
 
@@ -216,8 +217,9 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         _end_loader_processes()
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
+        blame = blamed(error)
+        print(f"error: {sentence(blame)}", file=sys.stderr)
+        return getattr(blame, "status", 2)
     finally:
         with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
             sys.stdout.flush()

@@ -22,6 +22,7 @@ from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
 from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
 from ssmgen.training.launch import check_launch, on_cpu
+from ssmgen.training.watchdog import watch_ranks
 from ssmgen.weights import limit_parameters, load_weights
 
 _BYTES_TO_TRAIN = 16  # float32: weight, gradient, and AdamW's two moments
@@ -178,12 +179,13 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
 
 
 def all_processes() -> Any:
-    """accelerate's `PartialState`: which of torchrun's processes this one is.
+    """accelerate's `PartialState`: which of torchrun's processes this one is. From here on they watch each other.
 
     Raises:
         ValueError: the environment asks for a sharded model.
     """
     check_launch()
+    watch_ranks()  # first: a rank may fail while the others wait for it
     # Without a GPU it must be told so, or every process considers itself the only one. The others wait for up to a day,
-    # because the first one may encode images for hours.
+    # because the first one may encode images for hours; the watchdog ends the job if it dies or is stopped.
     return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=timedelta(days=1))

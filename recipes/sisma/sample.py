@@ -6,18 +6,24 @@
 
 Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and a mask that seems to use the other order of
 classes causes a warning.
+
+Several processes share the work: ``torchrun --nproc-per-node 4 -m recipes.sisma.sample ...`` writes the same images.
 """
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
-from recipes.sisma.runs import SamplingKeys, check_writable, find_run, load_run, sampling_of
+from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, load_run, sampling_of
 from ssmgen.data.files import files_with, stem_of, unreadable
 from ssmgen.data.images import write_png
 from ssmgen.noise import image_seeds
+
+# Images of a mask per call of the model.
+_BATCH = 16
 
 
 @dataclass
@@ -44,25 +50,37 @@ class Settings(SamplingKeys):
 
 
 def main(argv: list[str]) -> None:
-    """Check all masks, then generate their images."""
+    """Check all masks, then generate this process's share of their images."""
     settings = from_command_line(Settings(), argv)
     if settings.num_images < 1:
         raise UsageError(f"num_images must be at least 1, got {settings.num_images}")
     seeds = image_seeds(settings.seed, settings.num_images)
     files = mask_files(settings.mask)
     check_names(files, seeds)
-    pipe, _ = load_run(find_run(settings.run))
+    processes = all_processes()
+    with processes.main_process_first():
+        run = find_run(settings.run)
+    pipe, _ = load_run(run)
     sampling = sampling_of(pipe, settings)
-    masks = [pipe.label_maps(file, palette=settings.palette, remap=settings.remap) for file in files]
+    with warnings.catch_warnings():
+        if not processes.is_main_process:
+            warnings.simplefilter("ignore")  # the first one has said it
+        masks = [pipe.label_maps(file, palette=settings.palette, remap=settings.remap) for file in files]
     out = Path(settings.out)
     check_writable(out)
-    report_replaced([out / f"{image_name(stem_of(file), seed)}.png" for file in files for seed in seeds])
-    for file, mask in zip(files, masks, strict=True):
-        images = pipe(mask, seed=seeds, num_images=len(seeds), output_type="uint8", sampling=sampling)
-        for seed, image in zip(seeds, images, strict=True):
+    if processes.is_main_process:
+        report_replaced([out / f"{image_name(stem_of(file), seed)}.png" for file in files for seed in seeds])
+    processes.wait_for_everyone()  # before any of them exists
+    # Rounding depends on the shapes in a call, so the batches are the same for any number of processes.
+    parts = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
+    batches = [(file, mask, part) for file, mask in zip(files, masks, strict=True) for part in parts]
+    for file, mask, part in batches[processes.process_index :: processes.num_processes]:
+        images = pipe(mask, seed=part, num_images=len(part), output_type="uint8", sampling=sampling)
+        for seed, image in zip(part, images, strict=True):
             target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
-            print(target)
+            print(target, flush=True)
+    processes.wait_for_everyone()
 
 
 def report_replaced(images: list[Path]) -> None:

@@ -18,10 +18,12 @@ from ssmgen.training.pace import seconds_per_step
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.resume import find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
+from ssmgen.training.watchdog import RankError
 
 __all__ = [
     "CheckpointError",
     "MuonAdamW",
+    "RankError",
     "RunLockError",
     "StepOrder",
     "TrainResult",

@@ -34,6 +34,7 @@ from ssmgen.training.resume import (
 from ssmgen.training.saver import Saver
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, TrainState, batches_from, origin_of, prepare, training_step
+from ssmgen.training.watchdog import Watchdog, watched
 
 
 @dataclass
@@ -126,6 +127,7 @@ def train(
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
             written is reported on stderr, and the next save tries again.
+        RankError: another rank failed, or a single process made no progress; see `ssmgen.training.watchdog`.
     """
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
@@ -154,8 +156,9 @@ def _train(
     progress = _resumed(state, settings, run, resume, record)
     signal = 0
     if progress.step < settings.steps:
-        signal = _steps(state, objective, data, settings, progress, run, on_step, lock)
-        accelerator.wait_for_everyone()
+        with watched() as watchdog:
+            signal = _steps(state, objective, data, settings, progress, run, on_step, lock, watchdog)
+            accelerator.wait_for_everyone()
     else:
         progress.check_trained()
     interrupted = progress.step < settings.steps or signal > 0
@@ -189,9 +192,10 @@ def _steps(
     run: Path,
     on_step: Callable[[int, nn.Module], Path | None] | None,
     lock: RunLock | None,
+    watchdog: Watchdog,
 ) -> int:
     """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves."""
-    batches, log = batches_from(progress.step, data, settings, state.accelerator), None
+    loader, log = batches_from(progress.step, data, settings, state.accelerator), None
     saver = Saver(run / "checkpoints", settings.keep_checkpoints)
     if state.accelerator.is_main_process:
         keep_earlier_log(run, progress.step)
@@ -199,9 +203,10 @@ def _steps(
         _warn_of_the_rate(settings, progress)
     _sample(state, on_step, progress.step)
     progress.started = time.monotonic()
-    with log or nullcontext(), stop_requests() as stop:
+    with log or nullcontext(), stop_requests() as stop, watchdog.batches(loader, progress.step) as batches:
         for batch in batches:
             result = training_step(state, objective, batch, settings, progress.step, bool(stop))
+            watchdog.computed()
             event = progress.health.count(result.loss, result.norm)
             progress.step += 1
             step = progress.step

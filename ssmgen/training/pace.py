@@ -13,6 +13,7 @@ from ssmgen.extras import require
 from ssmgen.training.launch import make_accelerator
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, batches_from, prepare, training_step
+from ssmgen.training.watchdog import watched
 
 # The first steps allocate memory and choose kernels. A few of the others are enough: they differ by some percent.
 _WARM_UP, _MOST = 2, 14
@@ -36,14 +37,14 @@ def seconds_per_step(
     torch.set_float32_matmul_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings, quiet=True)
     state = prepare(copy.deepcopy(model), settings, accelerator)
-    batches = iter(batches_from(0, data, settings, accelerator))
+    loader = batches_from(0, data, settings, accelerator)
     taken: list[float] = []
-    with torch.random.fork_rng():
+    # The loader's processes end before training starts others.
+    with torch.random.fork_rng(), watched() as watchdog, watchdog.batches(loader, 0) as batches:
         while len(taken) < 2 or (len(taken) < _MOST and _agreed(accelerator, sum(taken)) < limit):
             started = time.perf_counter()
             training_step(state, objective, next(batches), settings, len(taken))
             taken.append(time.perf_counter() - started)
-    del batches  # its processes end before training starts others
     return _agreed(accelerator, statistics.median(taken[min(_WARM_UP, len(taken) - 1) :]))
 
 

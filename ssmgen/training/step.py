@@ -16,6 +16,7 @@ from ssmgen.training.launch import loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.parallel import check_parallel, is_sharded, outline_of, shard, take_share, whole_model
+from ssmgen.training.processes import end_with_parent
 from ssmgen.training.settings import TrainSettings
 from ssmgen.weights import unwrapped, whole
 
@@ -97,8 +98,13 @@ def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, acce
         batch_sampler=StepOrder(count, settings.batch_size, settings.seed, first, rank, world),
         num_workers=loader_processes(settings.num_workers),
         generator=torch.Generator(),
-        worker_init_fn=ignore_stop_requests,
+        worker_init_fn=_loader_process,
     )
+
+
+def _loader_process(worker: int) -> None:
+    ignore_stop_requests(worker)
+    end_with_parent()
 
 
 def training_step(

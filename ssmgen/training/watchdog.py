@@ -1,0 +1,317 @@
+"""A watchdog over the processes of a job: one that dies, raises or stalls ends all of them, and is named.
+
+Every process runs a thread that reports to the store of torch.distributed once a second and reads the report of the
+next rank. The first fault found becomes the verdict of the job, in the store; every process reads it there and ends.
+A process that is stopped does not report; one that hangs reports for how long. A single process watches itself.
+"""
+
+import atexit
+import ctypes
+import json
+import os
+import re
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from ssmgen.atomic import write_text
+from ssmgen.extras import require
+from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place
+from ssmgen.training.rank_reports import Reports, Verdict, fault_of
+
+#: Exit status of a command that ended because a process of its job died or stalled: EX_TEMPFAIL, worth another try.
+STALLED = 75
+
+# Seconds without a report, or beyond the expected time of a step, after which a process has stalled.
+GRACE = 20.0
+# Seconds for the first batch; for the first step, which may compile, and for a process to report at all.
+FIRST_BATCH, START = 300.0, 1800.0
+TICK = 1.0
+# A step is expected to take at most so many times the median of the last ones.
+_SLOWER, _MEDIAN_OF = 3.0, 32
+# Seconds in which an exception has to end the process.
+_UNWINDING = 10.0
+_READING, _COMPUTING, _AFTER = range(3)
+_DOING = ("reading its batch", "computing it", "logging, saving or sampling after it")
+_LOADER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
+
+
+class RankError(RuntimeError):
+    """A process of the job died, raised or stalled; the message names its rank and the cause.
+
+    Attributes:
+        status: the exit status of a command that ends with it.
+    """
+
+    status = STALLED
+
+
+class Watchdog:
+    """Watches this process and, with several, its neighbour; see `watched`.
+
+    One thread counts time. Another talks to the store, which blocks it if the store hangs.
+    """
+
+    def __init__(self) -> None:
+        require("psutil", extra="train")  # here, not in the thread: a fork during an import would block the child
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), _ranks()
+        self._main = threading.get_ident()
+        self._position, self._limit, self._spent, self._computed = (-1, _AFTER), 0.0, 0.0, 0.0
+        self._taken: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._verdict: Verdict | None = None
+        self._proposed: Verdict | None = None
+        self._reports: Reports | None = None
+        self._since_contact = self._since_neighbour = self._since_verdict = 0.0
+        self._ended, self._wake = threading.Event(), threading.Event()
+        threads = [self._count_time] + ([self._exchange] if self.ranks > 1 else [])
+        self._threads = [threading.Thread(target=each, daemon=True, name="ssmgen-watchdog") for each in threads]
+        for thread in self._threads:
+            thread.start()
+
+    @contextmanager
+    def batches(self, loader: DataLoader[Any], first: int) -> Iterator[Iterator[Any]]:
+        """Iterate over a loader, a batch for every step from ``first`` on, and end its processes with the block.
+
+        Raises:
+            RuntimeError: a loader process was killed; names it.
+        """
+        from multiprocessing import active_children
+
+        self._taken.clear()  # of another training
+        before = set(active_children())
+        batches = iter(loader)
+        workers = set(active_children()) - before
+        try:
+            yield self._steps(batches, first)
+        except RuntimeError as error:
+            if died := _LOADER_DIED.search(str(error)):
+                raise RuntimeError(
+                    f"the loader process {died[1]} was killed; the system does that when memory runs out. Lower "
+                    f"num_workers or batch_size, or see the system's log ({str(error).strip()})"
+                ) from None
+            raise
+        finally:
+            kill_workers(workers)  # one that hangs would block the end of this process
+            self.done()
+
+    def _steps(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        step = first
+        while True:
+            begun = time.monotonic()
+            self._enter(step, _READING)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            read = time.monotonic() - begun
+            begun = time.monotonic()
+            self._enter(step, _COMPUTING)
+            yield batch
+            if self._position == (step, _COMPUTING):
+                self.computed()
+            self._taken.append(read + self._computed - begun)
+            step += 1
+
+    def computed(self) -> None:
+        """The step is done. What follows, a checkpoint or samples, may take any time."""
+        self._computed = time.monotonic()
+        self._enter(self._position[0], _AFTER)
+
+    def done(self) -> None:
+        """No step is in progress: only death and silence are faults from here on."""
+        self._position, self._limit = (-1, _AFTER), 0.0
+
+    def _enter(self, step: int, stage: int) -> None:
+        expected = self._expected()
+        self._position, self._spent = (step, stage), 0.0
+        first = FIRST_BATCH if stage == _READING else START
+        self._limit = 0.0 if stage == _AFTER else GRACE + expected if self._taken else first
+
+    def _expected(self) -> float:
+        return _SLOWER * statistics.median(self._taken) if self._taken else 0.0
+
+    def blamed(self, error: BaseException) -> RankError | None:
+        """What to report of an error: the fault that ended the job, this process's or another's; None if alone."""
+        if self.ranks == 1:
+            return None
+        if isinstance(error, RankError):
+            return error
+        own = Verdict(self.rank, f"failed: {_text(error)}", **identity(), kind="raised")
+        patience = 3 * TICK
+        if _is_a_peers(error):
+            patience += GRACE  # until the silence of the other is noticed
+        else:
+            self._proposed = own
+            self._wake.set()
+        begun = time.monotonic()
+        while self._verdict is None and time.monotonic() - begun < patience:
+            time.sleep(TICK / 20)
+        verdict = self._verdict = self._verdict or own
+        blame = RankError(verdict.sentence(self.ranks))
+        if verdict.rank == self.rank:
+            blame.status = 2
+        _tell_launcher(str(blame))
+        return blame
+
+    def close(self) -> None:
+        """Tell the others that this process has done its part."""
+        self._ended.set()
+        self._wake.set()
+        self._threads[-1].join(2 * TICK)
+
+    def _count_time(self) -> None:
+        """Count time while this process runs: none passes while it is stopped, so that it can be continued."""
+        last = time.monotonic()
+        while not self._ended.wait(TICK):
+            now = time.monotonic()
+            passed, last = min(now - last, 2 * TICK), now
+            self._spent += passed
+            self._since_neighbour += passed
+            self._since_contact += passed
+            if self._verdict is not None:
+                self._since_verdict += passed
+                self._end(self._verdict)
+            elif self.ranks == 1 and self._late():
+                self._interrupt()
+            elif self.ranks > 1 and self._since_contact > (START if self._reports is None else GRACE):
+                self._end(self._lost())
+
+    def _late(self) -> bool:
+        return 0 < self._limit < self._spent
+
+    def _stall(self) -> str:
+        """What this process is doing for too long."""
+        (step, stage), spent, expected = self._position, self._spent, self._expected()
+        expectation = f" ({expected:.1f} s were expected)" if expected else ""
+        text = f"stalled at step {step + 1}, {_DOING[stage]} for {spent:.0f} s{expectation}"
+        if stage == _READING and (stopped := children(stopped=True)):
+            return f"{text}: its loader process {stopped[0]} is stopped"
+        if stage == _READING and (workers := children()):
+            return f"{text}: its loader processes {', '.join(map(str, workers))} do not answer"
+        return f"{text}, {place(self._main)[0]}"
+
+    def _exchange(self) -> None:
+        """Report to the store and look at the others, once a second."""
+        with suppress(RuntimeError):  # the store has gone: `_count_time` ends the process if it does not end itself
+            reports = Reports(self.rank, self.ranks, START)
+            self._since_contact = self._since_neighbour = 0.0
+            self._reports = reports
+            while not self._ended.is_set():
+                reports.publish(self._position, self._stall() if self._late() else "", place(self._main)[1])
+                self._since_contact = 0.0
+                if self._verdict is None:
+                    self._verdict = reports.verdict(self._proposed or self._found(reports))
+                self._wake.wait(TICK)
+                self._wake.clear()
+            reports.leave()
+
+    def _found(self, reports: Reports) -> Verdict | None:
+        """A fault of the next rank or of a step that takes too long."""
+        if reports.neighbour_moved():
+            self._since_neighbour = 0.0
+        limit = GRACE if reports.neighbour_known() else START
+        fault = reports.neighbour_fault(silent=self._since_neighbour > limit)
+        return fault or (reports.stalled() if self._late() else None)
+
+    def _lost(self) -> Verdict:
+        """The end of who serves the store: the launcher, or rank 0 without one."""
+        where = f"the store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        text = f"lost contact: {where} has not answered for {self._since_contact:.0f} s, its machine may be down"
+        server = self._reports.server if self._reports else None
+        if server is None:
+            return Verdict(self.rank, text, **identity(), kind="stalled")
+        return fault_of(0, server) or Verdict(0, text, server["host"], server["pid"], server["born"], "silent")
+
+    def _interrupt(self) -> None:
+        """Raise the error in the main thread, or end the process if it does not react."""
+        verdict = self._verdict = Verdict(self.rank, self._stall(), **identity(), kind="raised")
+        message = verdict.sentence(self.ranks)
+        bound = type("RankError", (RankError,), {"__init__": lambda self: RuntimeError.__init__(self, message)})
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(bound))
+
+    def _end(self, verdict: Verdict) -> None:
+        """End this process, but not one in which an exception is about to."""
+        if verdict.kind == "raised" and verdict.rank == self.rank and self._since_verdict < _UNWINDING:
+            return
+        sentence = verdict.sentence(self.ranks)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        _tell_launcher(sentence)
+        kill_tree()
+        if verdict.kind == "silent":
+            verdict.kill()  # last: torchrun reports the processes that it finds dead at the same time
+        os._exit(STALLED)
+
+
+_watchdog: Watchdog | None = None
+
+
+def watch_ranks() -> Watchdog | None:
+    """Watch the processes of a launcher until this one ends; None if there is only one."""
+    global _watchdog
+    if _watchdog is None and _ranks() > 1:
+        _watchdog = Watchdog()
+        atexit.register(_watchdog.close)
+    return _watchdog
+
+
+@contextmanager
+def watched() -> Iterator[Watchdog]:
+    """Watch a training: the process itself, and all ranks if there are several.
+
+    Raises:
+        RankError: another rank failed, or this process stalled.
+    """
+    shared = watch_ranks()
+    watchdog = shared or Watchdog()
+    try:
+        yield watchdog
+    except Exception as error:  # a request to stop is no fault
+        blame = watchdog.blamed(error)
+        if blame is None or blame is error or blame.status != STALLED:
+            raise
+        raise blame from error
+    finally:
+        watchdog.done()
+        if shared is None:
+            watchdog.close()
+
+
+def blamed(error: BaseException) -> BaseException:
+    """What to report of an error: the first fault of all ranks, and the error itself in a single process."""
+    return (_watchdog and _watchdog.blamed(error)) or error
+
+
+def _ranks() -> int:
+    """The number of processes; 1 if there is no store by which they could watch each other."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_PORT" in os.environ else 1
+
+
+def _is_a_peers(error: BaseException) -> bool:
+    """Whether an error says that another process has gone."""
+    from torch.distributed import DistError
+
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, DistError) or "gloo/transport" in said or "by peer" in said or "NCCL" in said
+    )
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _tell_launcher(sentence: str) -> None:
+    """So that torchrun's summary, printed last, has the cause."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            # Complete or absent: torchrun itself fails if it reads half of the file.
+            write_text(Path(file), json.dumps({"message": {"message": sentence, "extraInfo": extra}}))

@@ -1,0 +1,74 @@
+"""A toy training in which a rank or a loader process fails: ``ranks_script.py RUN WHAT STEP [RANK]``.
+
+It runs alone or under a launcher. WHAT is one of `FAULTS`, STEP the number of steps before it (3 or more for those of
+loader processes), RANK the rank it happens to: 1 by default, or 0 when alone. ``save`` kills RANK before the next save.
+``GRACE`` in the environment replaces the watchdog's 20 seconds.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import toy_training as toy
+
+from ssmgen.training import loop, watchdog
+
+IN_STEP = ("kill", "stop", "raise", "loop", "sleep")
+FAULTS = (*IN_STEP, "save", "loader-stop", "loader-loop", "loader-kill", "loader-raise", "loader-sleep", "none")
+
+
+class Faulty(toy.Toy):
+    """Its loader process fails once, in the batch of a step."""
+
+    def __init__(self, what, step):
+        self.what, self.step, self.read = what, step, 0
+
+    def __getitem__(self, key):
+        self.read += 1
+        # Batches before it have left the process by then, because it reads no more than two ahead.
+        if self.read > self.step * 4 // int(os.environ.get("WORLD_SIZE", 1)) and self.what.startswith("loader"):
+            fail(self.what.removeprefix("loader-"))
+        return super().__getitem__(key)
+
+
+def fail(what):
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "raise":
+        raise ValueError("a fault on purpose")
+    while what == "loop":
+        pass
+    if what == "sleep":
+        time.sleep(3600)
+
+
+def main(run, what, step, rank=None):
+    alone = "RANK" not in os.environ
+    watchdog.GRACE = float(os.environ.get("GRACE", watchdog.GRACE))
+    mine = os.environ.get("RANK", "0") == (rank or ("0" if alone else "1"))
+    loop_step, save = loop.training_step, loop.save_checkpoint
+
+    def training_step(*args, **kwargs):
+        if mine and args[4] == int(step) and what in IN_STEP:
+            fail(what)
+        return loop_step(*args, **kwargs)
+
+    def save_checkpoint(*args, **kwargs):
+        if what == "save" and args[1] > int(step):
+            fail("kill")
+        return save(*args, **kwargs)
+
+    loop.training_step, loop.save_checkpoint = training_step, save_checkpoint
+    Path(run).mkdir(exist_ok=True)
+    data = Faulty(what if mine else "none", int(step))
+    _, result = toy.run(Path(run), steps=12, checkpoint_every=2, num_workers=1, data=data, resume="auto")
+    print("done", result.step)
+
+
+if __name__ == "__main__":
+    from recipes.sisma.arguments import run_command
+
+    run_command(lambda argv: main(*argv))

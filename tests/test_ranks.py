@@ -1,0 +1,238 @@
+"""A rank or loader process that dies, raises or stalls ends the job and is named; ranks share the work of sampling."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("accelerate", reason="training needs accelerate")
+
+from ssmgen.data.drawn_faces import draw_face
+from ssmgen.data.images import write_png
+from ssmgen.training import checkpoints, verify_checkpoint, watchdog
+from ssmgen.training.rank_reports import Reports
+from ssmgen.training.watchdog import STALLED, RankError, watched
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRACE": "6"}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+class Job:
+    """Processes that a test started, with what they print."""
+
+    def __init__(self, folder: Path, *command: str, ranks: int = 0):
+        self.folder, self.command = folder, command
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+        own = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)] or [{}]
+        self.processes = [self._start(rank, environment) for rank, environment in enumerate(own)]
+
+    def _start(self, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        # Into a file: a process that is left would keep a pipe open.
+        with self._output(rank).open("wb") as stream:
+            return subprocess.Popen(
+                [sys.executable, *self.command], cwd=ROOT, env=ENVIRONMENT | environment, stdout=stream, stderr=stream
+            )
+
+    def _output(self, rank: int) -> Path:
+        return self.folder / f"output-{rank}.txt"
+
+    def end(self) -> tuple[list[int], list[str]]:
+        """Wait for the end; status and output of each process. No process of the job may be left."""
+        try:
+            statuses = [process.wait(120) for process in self.processes]
+            until = time.monotonic() + 2
+            while left := self._left():
+                assert time.monotonic() < until, f"left: {left}"
+                time.sleep(0.1)
+        finally:
+            for process in self._left():
+                process.kill()
+        return statuses, [self._output(rank).read_text() for rank in range(len(self.processes))]
+
+    def _left(self) -> list[psutil.Process]:
+        found = [p for p in psutil.process_iter(["cmdline", "status"]) if str(self.folder) in str(p.info["cmdline"])]
+        return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """All at the same time, as most of their time goes into starting."""
+    started = {}
+    for fault, launcher, ranks in (("stop", TORCHRUN, 0), ("kill", (), 2), ("raise", (), 2), ("loader-stop", (), 0)):
+        folder = tmp_path_factory.mktemp(fault)
+        started[fault] = Job(folder, *launcher, "tests/ranks_script.py", str(folder / "run"), fault, "4", ranks=ranks)
+    return started
+
+
+def last_error(output: str) -> str:
+    return [line for line in output.splitlines() if line.startswith("error: ")][-1]
+
+
+def check_checkpoints(job: Job) -> None:
+    saved = checkpoints(job.folder / "run" / "checkpoints")
+    assert saved and [verify_checkpoint(path)["step"] for path in saved] == [2, 4][: len(saved)]
+
+
+def test_a_stopped_rank_ends_the_job_and_is_named_last(jobs):
+    (status,), (output,) = jobs["stop"].end()
+    assert status == 1, "torchrun's own"
+    assert "rank 1 of 2" in last_error(output) and last_error(output).endswith("is stopped (SIGSTOP)")
+    summary = output.rpartition("FAILED")[2]
+    assert f"exitcode  : {STALLED}" in summary and "is stopped (SIGSTOP)" in summary
+    check_checkpoints(jobs["stop"])
+
+
+def test_a_killed_rank_ends_the_job_and_is_named_last(jobs):
+    statuses, outputs = jobs["kill"].end()
+    assert statuses == [STALLED, -signal.SIGKILL]
+    assert "rank 1 of 2" in last_error(outputs[0]) and "died: its process is gone" in last_error(outputs[0])
+    check_checkpoints(jobs["kill"])
+
+
+def test_a_raising_rank_ends_the_job_and_is_named_last(jobs):
+    statuses, outputs = jobs["raise"].end()
+    assert statuses == [STALLED, 2]
+    for output in outputs:
+        assert "rank 1 of 2" in last_error(output)
+        assert last_error(output).endswith("failed: ValueError: a fault on purpose")
+    check_checkpoints(jobs["raise"])
+
+
+def test_a_stalled_loader_process_ends_a_training_of_one_process(jobs):
+    (status,), (output,) = jobs["loader-stop"].end()
+    assert status == STALLED
+    assert "the training stalled at step" in last_error(output) and "reading its batch" in last_error(output)
+    assert last_error(output).endswith("is stopped") and "its loader process" in last_error(output)
+    check_checkpoints(jobs["loader-stop"])
+
+
+def test_two_requests_to_stop_end_a_training_whose_loader_hangs(tmp_path):
+    """Faster than the watchdog, which first waits for the batch; and the loader process is gone."""
+    code = (
+        "import os, signal, sys, threading, time; from pathlib import Path; import ranks_script, toy_training as toy\n"
+        "from ssmgen.training import loop\n"
+        "def ask():\n"
+        "    for _ in range(2): time.sleep(2); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "begin = lambda step, ema: threading.Thread(target=ask).start() if step == 4 else None\n"
+        "data = ranks_script.Faulty('loader-loop', 4)\n"
+        "toy.run(Path(sys.argv[1]), steps=12, checkpoint_every=2, num_workers=1, data=data, on_step=begin)\n"
+    )
+    job = Job(tmp_path, "-c", code, str(tmp_path / "run"))
+    (status,), (output,) = job.end()
+    assert status not in (0, STALLED) and "stalled" not in output, output
+    check_checkpoints(job)
+
+
+class Reported:
+    """Reports of ranks as `Reports.stalled` reads them, without a store."""
+
+    def __init__(self, rank, *positions, waiting=(), late=None, left=()):
+        late = range(len(positions)) if late is None else late
+        self.rank, self.ranks = rank, len(positions)
+        self.found = {
+            f"rank{i}": {
+                **{"position": list(position), "stall": f"stalled, {i}" if i in late else "", "waiting": i in waiting},
+                **{"left": i in left, "host": "node", "pid": 1, "born": 0.0},
+            }
+            for i, position in enumerate(positions)
+        }
+
+    def _read(self, key):
+        return self.found.get(key)
+
+    def verdict(self):
+        found = Reports.stalled(self)
+        return found and (found.rank, found.text)
+
+
+def test_the_rank_is_named_for_which_the_others_wait():
+    reading, computing, saving = 0, 1, 2
+    behind = ((4, computing), (4, reading), (4, computing))
+    assert Reported(1, *behind, waiting=(0, 2)).verdict() == (1, "stalled, 1")
+    assert Reported(0, *behind, waiting=(0, 2)).verdict() == (1, "stalled, 1"), "all are late"
+    assert Reported(0, *behind, waiting=(0, 2), late=(0, 2)).verdict() is None, "it may still be in time"
+    busy = ((4, computing),) * 3
+    assert Reported(2, *busy, waiting=(0, 1)).verdict() == (2, "stalled, 2")
+    assert Reported(0, *busy, waiting=(0, 1)).verdict() == (2, "stalled, 2")
+    assert Reported(0, *busy, waiting=(0, 1, 2)).verdict() == (0, "stalled, 0; so did all others")
+    long_save = ((3, saving), (4, computing))
+    assert Reported(1, *long_save, waiting=(1,), late=(1,)).verdict() is None, "a checkpoint may take its time"
+    assert Reported(1, (3, saving), (4, computing), waiting=(1,), left=(0,)).verdict() == (
+        0,
+        "has ended, and the others wait for it",
+    )
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count(monkeypatch):
+    """Ctrl-Z and fg, or a laptop that sleeps."""
+    clock, ticks = iter((0.0, 1.0, 3601.0, 3602.0)), iter((False, False, False, True))
+    dog = object.__new__(watchdog.Watchdog)
+    dog._spent = dog._since_contact = dog._since_neighbour = dog._since_verdict = 0.0
+    dog._verdict, dog._limit, dog.ranks = None, 20.0, 1
+    dog._ended = type("Ended", (), {"wait": lambda self, seconds: next(ticks)})()
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
+    dog._count_time()
+    assert dog._spent == 4.0
+
+
+def test_a_stalled_step_is_an_error_with_the_line_where_it_is(monkeypatch):
+    """In a process that is alone, such as a notebook, which must survive."""
+    monkeypatch.setattr(watchdog, "GRACE", 0.2)
+    monkeypatch.setattr(watchdog, "TICK", 0.05)
+    with (
+        pytest.raises(RankError, match=r"the training stalled at step 7, computing it for .* in hang at test_ranks.py"),
+        watched() as dog,
+        dog.batches(range(100), 5) as batches,
+    ):
+        for number in batches:
+            if number == 1:
+                hang()
+    assert not dog._threads[0].is_alive() or dog._threads[0].join(1) is None
+
+
+def hang():
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_two_processes_sample_the_images_of_one(tmp_path, trained):
+    """To the bit, from masks and seeds divided among them; every name is printed once."""
+    for index in range(3):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        write_png(tmp_path / "masks" / f"m{index}.png", draw_face(index, size=96)[1])
+    from recipes.sisma import sample
+
+    words = [f"run={trained}", f"mask={tmp_path / 'masks'}", "steps=1", "solver=euler", "num_images=17"]
+    job = Job(tmp_path, *TORCHRUN, "-m", "recipes.sisma.sample", *words, f"out={tmp_path / 'two'}")
+    sample.main([*words, f"out={tmp_path / 'one'}"])
+    (status,), (output,) = job.end()
+    assert status == 0, output
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 3 * 17 and one == two
+    assert all(output.count(f"/two/{name}\n") == 1 for name in one)
+
+
+def test_the_job_script_of_the_docs_is_a_shell_script():
+    """And one that a linter of shell scripts accepts, where it is installed."""
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    (script,) = (block for block in page.split("```sh\n")[1:] if block.startswith("#!/bin/bash"))
+    script = script.partition("```")[0]
+    for command in (["bash", "-n"], *([["shellcheck", "-"]] if shutil.which("shellcheck") else [])):
+        checked = subprocess.run(command, input=script, text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "--signal=USR1@" in script and "-eq 138" in script and f"-eq {STALLED}" in script
