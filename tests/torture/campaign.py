@@ -1,5 +1,7 @@
 """A campaign: many independent cases of one promise, drawn from a seed and run in forked, watched processes."""
 
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torture.process import end, fork
+from torture.process import end, fork, threads
 
 
 class Failed(AssertionError):
@@ -105,6 +107,7 @@ def run_campaign(
         text = shared.parent.joinpath("prepare.txt").read_text()
         report.failures.append(_failure(campaign, seed, -1, shared, f"preparing ended with {status}: {text[-2000:]}"))
         return report
+    import_listed(shared / "modules.json")
     report.of = campaign.count if isinstance(campaign.count, int) else campaign.count(shared)
     numbers = only if only is not None else _drawn(report.of, share, seed)
 
@@ -129,6 +132,21 @@ def run_campaign(
     report.figures = campaign.figures(shared)
     report.seconds = round(time.monotonic() - started, 1)
     return report
+
+
+def list_modules(file: Path) -> None:
+    """Add what this process has imported to a list, for `import_listed`."""
+    before = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps(sorted({*before, *sys.modules})))
+
+
+def import_listed(file: Path) -> None:
+    """Import what earlier processes listed, so that forked ones need not: most of a short command's time."""
+    for name in json.loads(file.read_text()) if file.exists() else []:
+        if name not in sys.modules and name.split(".")[0] != "__main__":
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    assert threads() == 1, "a process with threads cannot be forked safely"
 
 
 def _drawn(count: int, share: float, seed: int) -> list[int]:
@@ -250,8 +268,3 @@ def without_traceback(text: str) -> None:
     """Require that what a process printed has no traceback."""
     if re.search(r"^Traceback \(most recent call last\)", text, re.MULTILINE):
         raise Failed(f"a traceback: {text[-3000:]}")
-
-
-def note(message: str) -> None:
-    """Print a line at once."""
-    print(message, file=sys.stderr, flush=True)

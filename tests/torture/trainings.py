@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from toy_training import run
 from torture.campaign import Failed
+from torture.process import threads
 
 from ssmgen.training import CheckpointError, checkpoints, find_checkpoint, verify_checkpoint
 
@@ -32,8 +32,7 @@ def warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         run(Path(folder), steps=2)
     AcceleratorState._reset_state(True)
-    threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else [""]
-    assert len(threads) == 1, "a process with threads cannot be forked safely"
+    assert threads() == 1, "a process with threads cannot be forked safely"
 
 
 def contents(checkpoint: Path) -> dict[str, Any]:
