@@ -16,6 +16,7 @@ from toy_training import digests, run
 
 from ssmgen.data.images import write_png
 from ssmgen.training import TrainSettings, checkpoints, progress, trackers
+from ssmgen.training.health import Health
 from ssmgen.training.log import RunLog
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def test_a_new_tracker_is_a_class_and_a_line(noted, tmp_path):
     assert [seen for seen in tracker.seen if isinstance(seen[1], str)] == [(3, "grid-3.png"), (6, "grid-6.png")]
     assert (tracker.first, tracker.last, tracker.closed) == (0, 0, True)
     assert tracker.config["of"] == "mine" and tracker.config["lr"] == 1e-3
-    assert set(lines[0][1]) == {"loss", "grad_norm", "lr", "images_per_second"}
+    assert set(lines[0][1]) == {"loss", "grad_norm", "lr", "images_per_second", "skipped", "spikes"}
 
 
 def test_it_is_closed_when_training_fails_and_told_where_it_goes_on(noted, tmp_path):
@@ -122,6 +123,7 @@ from pathlib import Path
 import torch
 from ssmgen.data.images import write_png
 from ssmgen.training import TrainSettings
+from ssmgen.training.health import Health
 from ssmgen.training.log import RunLog
 
 run, tracker, refused = Path(sys.argv[1]), sys.argv[2], []
@@ -138,7 +140,7 @@ settings = TrainSettings(steps=7, batch_size=2, log_every=1, tracker=tracker, lr
 for first, steps in ((0, 5), (3, 7)):
     with RunLog(run, first, settings, {}) as log:
         for step in range(first + 1, steps + 1):
-            log.step(step, 1.0 / step, float("nan") if step == 2 else 0.5, 0.1)
+            log.step(step, 1.0 / step, float("nan") if step == 2 else 0.5, 0.1, Health())
             log.samples(step, run.parent / "grid.png" if step == 4 else None)
 assert not refused, refused
 """
@@ -227,9 +229,9 @@ def test_a_tracker_that_cannot_be_is_told_before_training(tracker, error, messag
 
 def test_what_is_not_finite_is_null_in_the_log_and_not_tracked(noted, tmp_path):
     with RunLog(tmp_path, 0, TrainSettings(steps=2, batch_size=1, log_every=1, tracker="noted"), {}) as log:
-        log.step(1, float("nan"), float("inf"), 0.1)
+        log.step(1, float("nan"), float("inf"), 0.1, Health())
     assert log_lines(tmp_path)[0]["loss"] is None and log_lines(tmp_path)[0]["grad_norm"] is None
-    assert set(noted[0].seen[0][1]) == {"lr", "images_per_second"}
+    assert set(noted[0].seen[0][1]) == {"lr", "images_per_second", "skipped", "spikes"}
 
 
 def test_a_bar_in_a_pipe_is_whole_lines_now_and_then(capsys, monkeypatch):

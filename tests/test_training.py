@@ -22,6 +22,7 @@ from ssmgen.training import (
     StepOrder,
     TrainSettings,
     checkpoints,
+    derived_seed,
     loop,
     pace,
     schedule_changes,
@@ -30,6 +31,7 @@ from ssmgen.training import (
     train,
     verify_checkpoint,
 )
+from ssmgen.training.health import Health
 from ssmgen.training.log import RunLog
 from ssmgen.training.step import split
 
@@ -236,20 +238,28 @@ def test_what_a_line_still_waits_for_goes_through_a_checkpoint(tmp_path):
     settings = TrainSettings(steps=9, batch_size=1, log_every=3)
     with RunLog(tmp_path, 0, settings, {}) as log:
         for step, loss in enumerate((1.0, 2.0, 3.0, 5.0, math.nan), 1):
-            log.step(step, loss, 1.0, 0.1)
+            log.step(step, loss, 1.0, 0.1, Health())
         pending = json.loads(json.dumps(log.pending, allow_nan=False))
     assert pending == [5.0, None]
     with RunLog(tmp_path, 5, settings, {}, pending) as log:
-        log.step(6, 7.0, 1.0, 0.1)
+        log.step(6, 7.0, 1.0, 0.1, Health(skipped=1))
         assert log.pending == []
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(3, 2.0), (6, None)]
+    assert [(line["step"], line["loss"]) for line in lines] == [(3, 2.0), (6, 6.0)], "a bad step does not void the mean"
+    assert lines[1]["skipped"] == 1
 
 
 def test_a_step_that_is_not_finite_changes_nothing(folder, capsys):
     model, result = run(folder, data=Poisoned(1, 2), steps=8, batch_size=5)
     assert all(torch.isfinite(p).all() for p in [*model.parameters(), *result.ema.parameters()])
-    assert "step 2: loss nan" in capsys.readouterr().err
+    assert "step 3: loss nan, gradient norm nan: not finite, the step is skipped" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    bad = [line for line in lines if line.get("event") == "skipped"]
+    assert [line["step"] for line in bad] == [3, 4], "as the log counts: the third step begins the second epoch"
+    first, pairs = bad[0], StepOrder(10, 5, seed=0).batch(2)
+    assert first["examples"] == [list(pair) for pair in pairs] and {draw for _, draw in pairs} == {1}
+    assert first["seeds"] == [derived_seed(0, "step", 2, 0, 0)] and first["loss"] is None
+    assert [line["skipped"] for line in lines if "event" not in line] == [0, 0, 1, 2, 2, 2, 2, 2]
 
 
 def test_skipped_steps_are_counted_over_the_whole_run(folder):
@@ -257,6 +267,43 @@ def test_skipped_steps_are_counted_over_the_whole_run(folder):
     _, result = run(folder, resume="auto", steps=6, batch_size=5)
     assert (result.step, result.skipped) == (6, 2)
     assert run(folder, resume="auto", steps=6, batch_size=5)[1].skipped == 2
+
+
+def test_steps_skipped_in_a_row_are_counted_over_a_resumption(folder):
+    run(folder, data=Poisoned(1), steps=8, batch_size=5)
+    with pytest.raises(FloatingPointError, match="10 steps in a row were not finite, the last is step 12"):
+        run(folder, data=Poisoned(1), steps=50, batch_size=5, resume="auto")
+
+
+class Loud(Toy):
+    """Examples a hundred times as large in one epoch."""
+
+    def __getitem__(self, key):
+        example = super().__getitem__(key)
+        return example | {"data": example["data"] * 100} if key[1] == 24 else example
+
+
+def test_spikes_of_the_loss_are_counted_and_named_as_if_the_run_was_never_cut(tmp_path, capsys):
+    options = {"data": Loud(), "batch_size": 10, "checkpoint_every": 100}
+    for name, parts in {"whole": (30,), "cut": (22, 26, 30)}.items():
+        (tmp_path / name).mkdir()
+        for steps in parts:
+            result = run(tmp_path / name, resume="auto", steps=steps, **options)[1]
+        assert (result.spikes, result.skipped) == (1, 0)
+    assert capsys.readouterr().err.count(": a spike of the loss; log.jsonl names its examples") == 2
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")
+    ]
+    events = [[line for line in log if line.get("event") == "spike"] for log in logs]
+    assert events[0] == events[1] and events[0][0]["step"] == 25 and len(events[0][0]["examples"]) == 10
+    assert [line["spikes"] for line in logs[1] if "event" not in line] == [0] * 24 + [1] * 6
+
+
+def test_a_loss_that_stays_high_is_a_spike_only_at_first():
+    health = Health()
+    events = [health.count(loss, 1.0) for loss in [1.0] * 50 + [5.0] * 200]
+    assert events[:50] == [None] * 50 and events[50] == "spike" and events[-1] is None
+    assert health.spikes == events.count("spike") < 100
 
 
 def test_a_run_whose_every_step_was_skipped_is_no_success(folder):

@@ -71,6 +71,19 @@ def test_the_page_shows_curves_progress_and_grids(tmp_path):
     assert frames[0]["src"].startswith("/grids/0/100?")
 
 
+def test_skipped_steps_and_spikes_are_shown_and_their_lines_are_no_points(tmp_path):
+    run = make_run(tmp_path / "faces")
+    assert "skipped step" not in watch.page([run], 0.6)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(
+            json.dumps({"step": 205, "event": "spike", "loss": 77.0, "grad_norm": 9.0, "examples": [[1, 0]]}) + "\n"
+        )
+        log.write(json.dumps({"step": 210, "loss": 0.1, "skipped": 1, "spikes": 2}) + "\n")
+    text = watch.page([run], 0.6)
+    assert "<span>1 skipped step</span>" in text and "<span>2 loss spikes</span>" in text
+    assert 77.0 not in [loss for _, loss in points_of(read_log(run), "loss")]
+
+
 def test_progress_is_read_from_nested_settings_too(tmp_path):
     run = make_run(tmp_path / "faces")
     (run / "config.yaml").write_text("sampling: {steps: 9}\ntrain:\n  steps: 400\n  batch_size: 8\n")

@@ -15,12 +15,16 @@ Points = list[tuple[float, float]]
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``log.jsonl``, empty without a log; a line truncated by a kill is left out."""
+    """The lines of ``log.jsonl`` without those of single events, empty without a log.
+
+    A line truncated by a kill is left out.
+    """
     file, lines = run / "log.jsonl", []
     for text in file.read_text().splitlines() if file.is_file() else []:
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    found = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    return [line for line in found if "event" not in line]
 
 
 def points_of(log: list[dict[str, Any]], key: str) -> Points:

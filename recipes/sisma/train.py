@@ -31,7 +31,15 @@ from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
-from ssmgen.training import checkpoints, find_checkpoint, read_state, seconds_per_step, settle_precision, train
+from ssmgen.training import (
+    TrainResult,
+    checkpoints,
+    find_checkpoint,
+    read_state,
+    seconds_per_step,
+    settle_precision,
+    train,
+)
 
 # Settings that may differ between a run and its continuation, because no training step depends on them.
 _FREE = {
@@ -82,10 +90,7 @@ def main(argv: list[str]) -> int | None:
         return STOPPED
     trained = f"trained {run} to step {result.step} in {result.seconds:.0f} s"
     complete = f"{run} is at step {result.step} already: nothing to train"
-    skipped = (
-        f"; {result.skipped} steps were skipped because the loss or gradient was not finite" if result.skipped else ""
-    )
-    print((trained if done < result.step else complete) + skipped)
+    print((trained if done < result.step else complete) + _unusual(result))
     if config.evaluate:
         evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
     return None
@@ -224,6 +229,12 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
         f"scan backend on {device}: {scan}",
         file=sys.stderr,
     )
+
+
+def _unusual(result: TrainResult) -> str:
+    skipped = f"; {result.skipped} steps were skipped because the loss or gradient was not finite"
+    spikes = f"; the loss was a spike in {result.spikes} steps"
+    return (skipped if result.skipped else "") + (spikes if result.spikes else "")
 
 
 def _sheets(run: Path, config: Config, autoencoder: Any) -> Callable[[int, nn.Module], Path | None]:

@@ -148,6 +148,8 @@ def _row(run: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
         "share": min(100.0, 100 * step / total) if total else None,
         "loss": losses[-1][1] if losses else None,
         "rate": rate[0] if rate else None,
+        "skipped": log[-1].get("skipped", 0) if log else 0,
+        "spikes": log[-1].get("spikes", 0) if log else 0,
         "remaining": _duration((total - step) * seconds_per_step) if remaining else None,
         "silent": _duration(silent) if silent is not None else None,
         "stalled": stalled,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmgen.atomic import write_text
+from ssmgen.training.health import Event, Health
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.trackers import TRACKERS, Tracker
@@ -43,8 +45,19 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._fresh = 0
         self._losses = [math.nan if loss is None else loss for loss in pending]
 
-    def step(self, step: int, loss: float, norm: float, lr: float) -> None:
-        """Report a finished step; every ``log_every`` of them make a line."""
+    def event(self, step: int, event: Event, loss: float, norm: float, origin: dict[str, Any]) -> None:
+        """Report a step that was skipped, or whose loss was a spike, with the ``origin`` of its batch."""
+        what = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+        said = {"skipped": f"{what}: not finite, the step is skipped", "spike": f"{what}: a spike of the loss"}
+        print(f"step {step}: {said[event]}; log.jsonl names its examples", file=sys.stderr)
+        values = {"loss": loss, "grad_norm": norm}
+        self._write({"step": step, "event": event} | _finite(values) | origin)
+
+    def step(self, step: int, loss: float, norm: float, lr: float, health: Health) -> None:
+        """Report a finished step; every ``log_every`` of them make a line.
+
+        The line's loss is the mean over its steps with a finite loss, its norm that of the last one.
+        """
         self._losses.append(loss)
         self._fresh += 1
         self._bar.update()
@@ -52,13 +65,13 @@ class RunLog(AbstractContextManager["RunLog"]):
             return
         now = time.monotonic()
         speed = self._fresh * self._settings.batch_size / (now - self._since)
-        mean = sum(self._losses) / len(self._losses)
+        finite = [loss for loss in self._losses if math.isfinite(loss)]
+        mean = sum(finite) / len(finite) if finite else math.nan
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._stream.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")  # JSON has no NaN
-        self._stream.flush()
+        counts = {"skipped": health.skipped, "spikes": health.spikes}
+        self._write({"step": step} | _finite(values) | counts)
         if self._tracker is not None:
-            self._tracker.scalars(step, finite)
+            self._tracker.scalars(step, {name: x for name, x in (values | counts).items() if math.isfinite(x)})
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
         self._since, self._fresh = now, 0
         if step % self._settings.log_every == 0:  # otherwise a prolonged run includes them in its next line
@@ -74,11 +87,20 @@ class RunLog(AbstractContextManager["RunLog"]):
         if self._tracker is not None and grid is not None:
             self._tracker.image(step, "samples", grid)
 
+    def _write(self, line: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
     def __exit__(self, *error: Any) -> None:
         self._bar.close()
         self._stream.close()
         if self._tracker is not None:
             self._tracker.close()
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Values for JSON, which has no NaN: None for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _forget_after(file: Path, step: int) -> int:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ssmgen.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator, stop_requests
 from ssmgen.training.log import RunLog
 from ssmgen.training.resume import History, continued, find_checkpoint, schedule_changes, schedule_of, settle_precision
 from ssmgen.training.settings import TrainSettings
-from ssmgen.training.step import Batch, StepResult, TrainState, batches_from, prepare, training_step
-
-# Consecutive steps with a non-finite loss or gradient after which training gives up.
-_MAX_SKIPPED = 10
+from ssmgen.training.step import Batch, TrainState, batches_from, origin_of, prepare, training_step
 
 
 @dataclass
@@ -36,6 +34,7 @@ class TrainResult:
         ema: the averaged weights.
         interrupted: it was asked to stop.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
+        spikes: steps of the whole run whose loss was far above its running mean, see `ssmgen.training.health`.
     """
 
     step: int
@@ -43,6 +42,7 @@ class TrainResult:
     ema: nn.Module
     interrupted: bool
     skipped: int = 0
+    spikes: int = 0
 
 
 @dataclass
@@ -50,33 +50,16 @@ class _Progress:
     """How far a run has come, and what its checkpoints say of it."""
 
     step: int
-    skipped: int
+    health: Health
     seconds_before: float  # in earlier parts of the run
     pending: list[float | None]  # losses that the log has not written yet
     history: History
     record: dict[str, Any]
     started: float | None = None
-    skipped_in_a_row: int = 0
-
-    def count(self, result: StepResult) -> None:
-        """Count a step; raise `FloatingPointError` after too many that were not finite."""
-        if result.finite:
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            found = f"loss {result.loss}, gradient norm {result.norm}: not finite"
-            print(f"step {self.step}: {found}, the step is skipped", file=sys.stderr)
-        if self.skipped_in_a_row >= _MAX_SKIPPED:
-            raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {self.step}: lower lr or "
-                "look at the data. The checkpoints before are intact."
-            )
-        self.step += 1
 
     def check_trained(self) -> None:
         """Raise `FloatingPointError` if every step was skipped."""
-        if self.skipped == self.step:
+        if self.health.skipped == self.step:
             raise FloatingPointError(
                 f"none of the {self.step} steps had a finite loss and gradient, so nothing was trained: lower lr, or "
                 "look at the data and the autoencoder"
@@ -88,7 +71,7 @@ class _Progress:
     def for_checkpoint(self, pending: list[float | None]) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
         kept = {"seconds": self.seconds(), "pending": pending, "schedule": self.history}
-        return kept | {"record": self.record, "skipped": self.skipped}
+        return kept | {"record": self.record, "health": asdict(self.health)}
 
 
 def train(
@@ -140,7 +123,8 @@ def train(
     else:
         progress.check_trained()
     interrupted = progress.step < settings.steps
-    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, progress.skipped)
+    health = progress.health
+    return TrainResult(progress.step, progress.seconds(), state.ema.module, interrupted, health.skipped, health.spikes)
 
 
 def _resumed(
@@ -149,9 +133,10 @@ def _resumed(
     """Load the checkpoint to resume from, if any."""
     found = find_checkpoint(run, resume, record)
     saved = load_checkpoint(found, **state.saved) if found else {}
-    step, seconds, skipped = (saved.get(key, 0) for key in ("step", "seconds", "skipped"))
+    step, seconds = (saved.get(key, 0) for key in ("step", "seconds"))
+    health = Health(**saved.get("health", {"skipped": saved.get("skipped", 0)}))  # earlier checkpoints count no spikes
     history = continued(schedule_of(saved, settings.decay_steps), step, settings.decay_steps)
-    return _Progress(step, skipped, seconds, saved.get("pending", []), history, record)
+    return _Progress(step, health, seconds, saved.get("pending", []), history, record)
 
 
 def _steps(
@@ -175,11 +160,15 @@ def _steps(
     with log or nullcontext(), stop_requests() as stop:
         for batch in batches:
             result = training_step(state, objective, batch, settings, progress.step, bool(stop))
-            progress.count(result)
+            event = progress.health.count(result.loss, result.norm)
+            progress.step += 1
             step = progress.step
             ending = step >= settings.steps or result.stop
+            if log is not None and event is not None:
+                log.event(step, event, result.loss, result.norm, origin_of(step, len(data), settings))  # type: ignore[arg-type]
+            progress.health.check(step)
             if log is not None:
-                log.step(step, result.loss, result.norm, settings.lr_at(step - 1))
+                log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
             if step >= settings.steps:
                 progress.check_trained()
             if log is not None and (ending or step % settings.checkpoint_every == 0):

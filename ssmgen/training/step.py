@@ -39,7 +39,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss, gradient norm, and whether any process was asked to stop; the same in every process."""
+    """Mean loss, gradient norm, and whether any process was asked to stop; the same in every process.
+
+    A norm that is not finite in one process alone is finite in none.
+    """
 
     loss: float
     norm: float
@@ -89,8 +92,9 @@ def training_step(
     accelerator, optimizer, parts = state.accelerator, state.optimizer, settings.accumulate
     set_lr(optimizer, settings.lr_at(step))
     total = torch.zeros((), device=accelerator.device)
-    for index, part in enumerate(split(batch, parts)):
-        torch.manual_seed(derived_seed(settings.seed, "step", step, index, accelerator.process_index))
+    seeds = seeds_of(step, settings, accelerator.process_index)
+    for index, (seed, part) in enumerate(zip(seeds, split(batch, parts), strict=True)):
+        torch.manual_seed(seed)
         part = {name: x.to(accelerator.device) if isinstance(x, Tensor) else x for name, x in part.items()}
         # The gradients are averaged over the processes once, after the last part.
         with nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped):
@@ -99,13 +103,34 @@ def training_step(
             accelerator.backward(loss)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf)
-    shared = accelerator.reduce(torch.stack([total, torch.full_like(total, stop)]), reduction="mean").tolist()
-    result = StepResult(shared[0], float(norm), shared[1] > 0)
+    found = torch.stack([total, norm.to(total), torch.full_like(total, stop)])
+    loss, shared_norm, stops = accelerator.reduce(found, reduction="mean").tolist()
+    result = StepResult(loss, shared_norm, stops > 0)
     if result.finite:
         optimizer.step()
         state.ema.update_parameters(state.model)
     optimizer.zero_grad()
     return result
+
+
+def seeds_of(step: int, settings: TrainSettings, process: int = 0) -> list[int]:
+    """What ``torch.manual_seed`` gets for each accumulated part of a step, counted from 0: noise, times and dropout."""
+    return [derived_seed(settings.seed, "step", step, part, process) for part in range(settings.accumulate)]
+
+
+def origin_of(step: int, count: int, settings: TrainSettings) -> dict[str, Any]:
+    """What the ``step``-th step, counted from 1 as in the log, was made of.
+
+    Args:
+        step: the step.
+        count: examples in the data set.
+        settings: of the run.
+
+    Returns:
+        ``examples``, the (index, draw) of each example of the batch, and ``seeds``, those of `seeds_of`.
+    """
+    order = StepOrder(count, settings.batch_size, settings.seed)
+    return {"examples": order.batch(step - 1), "seeds": seeds_of(step - 1, settings)}
 
 
 def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
