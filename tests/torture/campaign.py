@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torture.process import end, fork, threads
+from torture.process import end, fork, own_descriptors, threads
 
 
 class Failed(AssertionError):
@@ -183,6 +183,7 @@ class _Worker:
         os.close(writing)
 
     def _run(self, writing: int, work: Callable[[int], str]) -> None:
+        own_descriptors.append(writing)
         for number in self.left:
             _say(writing, {"begins": number})
             try:

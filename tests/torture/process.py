@@ -1,5 +1,6 @@
 """Forked processes: torch is imported once, every case starts at once from there, and nothing outlives the campaign."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+#: Descriptors that a forked process must not keep open: the other end waits for them to be closed.
+own_descriptors: list[int] = []
 
 
 def fork(call: Callable[[], object], output: Path | None) -> int:
@@ -30,11 +33,15 @@ def fork(call: Callable[[], object], output: Path | None) -> int:
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
+        while own_descriptors:
+            os.close(own_descriptors.pop())
         if output is not None:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
         call()
         status = 0
     except SystemExit as error:
@@ -50,19 +57,30 @@ def fork(call: Callable[[], object], output: Path | None) -> int:
 
 
 def end(process: int, seconds: float) -> int | None:
-    """Wait for a process: its exit status, minus the signal that killed it, or None if it had to be killed here."""
+    """Wait for a process of `fork`: its exit status, minus the signal that killed it, or None if it was killed here.
+
+    Processes that it started and left are killed.
+    """
     until = time.monotonic() + seconds
     pause = 0.001
     while True:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
+            end_session(process)
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
+            end_session(process)
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             return None
         time.sleep(pause)
         pause = min(0.02, pause * 1.5)
+
+
+def end_session(process: int) -> None:
+    """Kill what is left of a process of `fork` and of those it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> bool:
