@@ -127,7 +127,7 @@ def _started(command: str, words: list[str], output: Path, real: bool) -> int:
         return fork(lambda: called(command, words), output)
     module = _MODULES[command].removesuffix(".command")
     with output.open("w") as stream:
-        return subprocess.Popen([sys.executable, "-m", module, *words], stdout=stream, stderr=stream).pid
+        return subprocess.Popen([sys.executable, "-m", module, *words], stdout=stream, stderr=stream, start_new_session=True).pid
 
 
 def _unevaluated(run: Path) -> None:
