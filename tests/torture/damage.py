@@ -50,7 +50,7 @@ def prepare(shared: Path) -> None:
         parts["model"](torch.randn(8, 4)).square().mean().backward()
         parts["optimizer"].step()
         parts["ema"].update_parameters(parts["model"])
-        state = {"record": RECORD, "seconds": 1.5, "pending": [0.25, None], "schedule": []}
+        state = {"record": RECORD, "seconds": 1.5, "pending": [0.25, None], "schedule": [{"step": 0, "lr_decay_steps": 0}]}
         save_checkpoint(shared / "run" / "checkpoints", step, **parts, state=state)
     write_latent_cache(ToyPairs(), build("identity"), shared / "cache", flip=True)
 
