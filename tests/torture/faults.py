@@ -136,7 +136,9 @@ def failing_call(case: Case) -> str:
     text = output.read_text()
     try:
         kind = _look_at(run, fault, status, text)
-        _ended_well(case, run, output)
+        # A line that could not be written is said to be missing.
+        lost = "log.jsonl" in fault["line"] and fault["fault"] != "SIGKILL"
+        _ended_well(case, run, output, log=not (lost and "log.jsonl" in text))
     except AssertionError as error:
         raise Failed(f"{fault['fault']} at {fault['line']}: {error}") from error
     return f"{fault['fault']}, {kind}"
@@ -159,12 +161,12 @@ def _look_at(run: Path, fault: dict[str, Any], status: int | None, text: str) ->
     return {0: "went on", 2: "ended with a sentence"}.get(status or 0, "") if status != -9 else "resumed"
 
 
-def _ended_well(case: Case, run: Path, output: Path) -> None:
+def _ended_well(case: Case, run: Path, output: Path, log: bool) -> None:
     """Resuming needs no hand-work, and ends as if nothing had happened."""
     status = end(fork(lambda: trained(run, **_OPTIONS), output), 60)
     if status != 0:
         raise Failed(f"resuming ended with {status_name(status)}: {output.read_text()[-2000:]}")
-    same_end(case.shared / "whole", run)
+    same_end(case.shared / "whole", run, log=log)
     no_leftovers(run)
 
 
