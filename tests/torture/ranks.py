@@ -6,13 +6,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from toy_training import Toy
-from torture.campaign import Campaign, Case, Failed, named, status_name
+from torture.campaign import Campaign, Case, Failed, named, without_traceback
 from torture.process import end, end_session, fork
 from torture.trainings import step_of, verifies
 
@@ -133,6 +134,13 @@ def trained(run: Path, rank: int, ranks: int, port: int, plan: _Plan | None, wor
         torch.distributed.destroy_process_group()
 
 
+def _command(call: Callable[[], None]) -> None:
+    """End as the commands do: a sentence instead of a traceback."""
+    from recipes.sisma.arguments import run_command
+
+    run_command(lambda argv: call())
+
+
 def _failing_save(plan: _Plan) -> None:
     """Let the first flush to disk of a save fail."""
     flush = os.fsync
@@ -177,7 +185,7 @@ def _job(
     """Run all ranks as a launcher does, which ends the others once one has failed; seconds from fault to failure."""
     port = _free_port()
     ranks = [
-        fork(lambda n=n: trained(run, n, _RANKS, port, plan if n == rank else None, workers), outputs[n])
+        fork(partial(_command, partial(trained, run, n, _RANKS, port, plan if n == rank else None, workers)), outputs[n])
         for n in range(_RANKS)
     ]
     started, statuses = time.monotonic(), dict.fromkeys(ranks, None)
@@ -225,10 +233,12 @@ def _texts(outputs: list[Path]) -> str:
 
 
 def _look_at(run: Path, outputs: list[Path], rank: int, fault: str) -> None:
-    text = _texts(outputs)
-    named(text, f"rank {rank}")
+    text = "\n".join(file.read_text() for file in outputs)
+    last = [lines[-1] for file in outputs if (lines := file.read_text().split("\n")[:-1])]
+    named(" | ".join(last), f"rank {rank}")
     if fault == "raises":
         named(text, "a fault on purpose")
+    without_traceback(text)
     broken = [path.name for path in checkpoints(run / "checkpoints") if not verifies(path)]
     if broken:
         raise Failed(f"{', '.join(broken)} do not verify")
@@ -260,6 +270,6 @@ CAMPAIGN = Campaign(
     faulty,
     100,
     limit=180,
-    jobs=4,
+    jobs=6,
     figures=_figures,
 )
