@@ -183,7 +183,7 @@ def _job(
     run: Path, outputs: list[Path], rank: int, plan: _Plan | None, workers: int, draw: random.Random
 ) -> float:
     """Run all ranks as a launcher does, which ends the others once one has failed; seconds from fault to failure."""
-    port = _free_port()
+    port = free_port()
     ranks = [
         fork(partial(_command, partial(trained, run, n, _RANKS, port, plan if n == rank else None, workers)), outputs[n])
         for n in range(_RANKS)
@@ -222,7 +222,8 @@ def _end_all(statuses: dict[int, int | None]) -> None:
         statuses[process] = end(process, 1.0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
