@@ -1,5 +1,7 @@
 """The cost of safety: what the loop does beyond a bare step, and a save, as shares of a realistic step."""
 
+import contextlib
+import io
 import json
 import statistics
 import time
@@ -102,7 +104,8 @@ def _in_the_loop(folder: Path) -> float:
     def run(steps: int) -> float:
         settings = TrainSettings(steps=steps, batch_size=_BATCH, lr=1e-3, checkpoint_every=10_000)
         started = time.perf_counter()
-        train(_network(), _Square(), _Examples(data=(8,)), settings, folder / str(steps))
+        with contextlib.redirect_stderr(io.StringIO()):
+            train(_network(), _Square(), _Examples(data=(8,)), settings, folder / str(steps))
         return time.perf_counter() - started
 
     return (run(_MANY) - run(_FEW)) / (_MANY - _FEW)

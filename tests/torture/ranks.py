@@ -64,6 +64,11 @@ class _Plan:
         self.fault, self.place, self.step, self.happened = fault, place, step, happened
         self.process, self.seen = os.getpid(), 0
 
+    @property
+    def ends_itself(self) -> bool:
+        """Whether the rank itself can end after the fault."""
+        return self.fault in ("killed", "raises") or self.place == "loader process"
+
     def at(self, place: str, step: int) -> None:
         if place == self.place and step == self.step and not self.happened.exists():
             self.happened.write_text(str(time.monotonic()))
@@ -182,21 +187,21 @@ def faulty(case: Case) -> str:
 def _job(
     run: Path, outputs: list[Path], rank: int, plan: _Plan | None, workers: int, draw: random.Random
 ) -> float:
-    """Run all ranks as a launcher does, which ends the others once one has failed; seconds from fault to failure."""
+    """Run all ranks, which have to end by themselves; seconds from the fault to the end of the last."""
     port = free_port()
     ranks = [
         fork(partial(_command, partial(trained, run, n, _RANKS, port, plan if n == rank else None, workers)), outputs[n])
         for n in range(_RANKS)
     ]
-    started, statuses = time.monotonic(), dict.fromkeys(ranks, None)
-    while ranks and all(status in (None, 0) for status in statuses.values()):
+    started, statuses = time.monotonic(), dict.fromkeys(ranks)
+    # A stalled rank cannot end by itself: its launcher kills it when the others have failed.
+    awaited = [each for n, each in enumerate(ranks) if plan is None or n != rank or plan.ends_itself]
+    while any(statuses[process] is None for process in awaited):
         for process in [each for each in ranks if statuses[each] is None]:
             found, status = os.waitpid(process, os.WNOHANG)
             if found:
                 statuses[process] = os.waitstatus_to_exitcode(status)
                 end_session(process)
-        if all(status == 0 for status in statuses.values()):
-            break
         since = float(plan.happened.read_text() or "inf") if plan and plan.happened.exists() else None
         late = time.monotonic() - since > _LIMIT if since else time.monotonic() - started > _START
         if late:
@@ -207,19 +212,19 @@ def _job(
     _end_all(statuses)
     if plan is None:
         if any(statuses.values()):
-            raise Failed(f"ended with {statuses.values()}: {_texts(outputs)}")
+            raise Failed(f"ended with {list(statuses.values())}: {_texts(outputs)}")
         return ended - started
     if not plan.happened.exists():
         raise Failed(f"the fault did not happen, ended with {list(statuses.values())}: {_texts(outputs)}")
-    if all(status == 0 for status in statuses.values()):
-        raise Failed(f"ended with status 0 in spite of the fault: {_texts(outputs)}")
+    if 0 in statuses.values():
+        raise Failed(f"a rank ended with status 0 in spite of the fault: {_texts(outputs)}")
     return ended - float(plan.happened.read_text())
 
 
 def _end_all(statuses: dict[int, int | None]) -> None:
-    """End what still runs: a moment to end by itself, which a failed rank's peers do, then SIGKILL."""
+    """Kill what still runs."""
     for process in [each for each, status in statuses.items() if status is None]:
-        statuses[process] = end(process, 1.0)
+        statuses[process] = end(process, 0)
 
 
 def free_port() -> int:
