@@ -2,19 +2,24 @@
 # make test   runs the tests
 # make test-isa     the operators' tests under every instruction set of this processor
 # make test-lowest  the fast tests with the lowest versions that pyproject.toml declares, in an environment of their own
+# make torture [SHARE=0.1] [SEED=0] [ONLY="cuts damage"]  the long campaigns behind docs/reliability.md
 # make check  lint, format, types, docs
 # make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
 # make bench-gpu [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no install
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
+SHARE ?= 1
+SEED ?= 0
+# Figures of a part of the campaigns do not replace those of all.
+TORTURED ?= $(if $(ONLY),runs/torture.json,benchmarks/results/torture/cpu.json)
 STAMP := .venv/installed
 LOWEST := .venv-lowest
 LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry ops ops_cpu ops_layers ops_orders ops_triton nn conditions models objectives solvers sampling compose training pipeline pipeline_folder noise)
 # A test file goes to one process as a whole, since its tests share what it trains.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: install demo test test-isa test-lowest check docs bench bench-gpu clean
+.PHONY: install demo test test-isa test-lowest torture check docs bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -35,6 +40,10 @@ test-isa: install
 
 test-lowest: install $(LOWEST)/installed
 	PYTHONPATH=$(CURDIR) $(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
+
+torture: install
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m torture $(ONLY) --share $(SHARE) --seed $(SEED) --json $(TORTURED)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m torture.report
 
 $(LOWEST)/installed: constraints-lowest.txt
 	rm -rf $(LOWEST)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -13,14 +14,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many processes; a fork must have no threads
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import torch  # noqa: E402  # after what it reads
-from torture.campaign import Campaign, Report, run_campaign  # noqa: E402
-from torture.campaigns import CAMPAIGNS  # noqa: E402
-from torture.trainings import warm_up  # noqa: E402
+import torch  # after what it reads
 
-from recipes.sisma.provenance import provenance  # noqa: E402
+from recipes.sisma.provenance import provenance
+from torture.campaign import Campaign, Report, run_campaign
+from torture.campaigns import CAMPAIGNS, NAMED
+from torture.trainings import warm_up
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "torture-cpu.json"
+_KNOWN = CAMPAIGNS | NAMED
 
 
 def main() -> int:
@@ -30,8 +31,9 @@ def main() -> int:
     folder = given.keep or Path(tempfile.mkdtemp(prefix="ssmgen-torture-"))
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    warm_up()
-    reports = [_run(CAMPAIGNS[name], folder, given) for name in given.campaigns or CAMPAIGNS]
+    if given.campaigns != list(NAMED):
+        warm_up()
+    reports = [_run(_KNOWN[name], folder, given) for name in given.campaigns or CAMPAIGNS]
     seconds = round(time.monotonic() - started)
     for report in reports:
         _print(report)
@@ -39,6 +41,7 @@ def main() -> int:
     print(f"{sum(report.cases for report in reports):,} cases in {seconds} s: {'FAILED' if failed else 'all hold'}")
     if given.json:
         content = {"share": given.share, "seconds": seconds, "campaigns": [asdict(report) for report in reports]}
+        given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(content | provenance(_command(given), given.seed), indent=2) + "\n")
     if not failed:
         shutil.rmtree(folder)
@@ -55,7 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="folder for the cases; failed ones stay there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     given = parser.parse_args()
-    unknown = [name for name in given.campaigns if name not in CAMPAIGNS]
+    unknown = [name for name in given.campaigns if name not in _KNOWN]
     if unknown:
         parser.error(f"unknown campaign {unknown[0]!r}; there are {', '.join(CAMPAIGNS)}")
     if given.case is not None and len(given.campaigns) != 1:
@@ -66,18 +69,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(campaign: Campaign, folder: Path, given: argparse.Namespace) -> Report:
-    return run_campaign(
-        campaign, folder, share=given.share, seed=given.seed, jobs=given.jobs, only=given.case
-    )
+    return run_campaign(campaign, folder, share=given.share, seed=given.seed, jobs=given.jobs, only=given.case)
 
 
 def _command(given: argparse.Namespace) -> str:
-    names = f" ONLY={shlex_names(given.campaigns)}" if given.campaigns else ""
-    return f"make torture SHARE={given.share:g}{names}"
-
-
-def shlex_names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f'"{" ".join(names)}"'
+    names = f" ONLY={shlex.quote(' '.join(given.campaigns))}" if given.campaigns else ""
+    return f"make torture SHARE={given.share:g} SEED={given.seed}{names}"
 
 
 def _print(report: Report) -> None:

@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +75,7 @@ class Report:
     promise: str
     cases: int = 0
     of: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
     seconds: float = 0.0
@@ -127,7 +126,7 @@ def run_campaign(
             report.failures.append(_failure(campaign, seed, number, own, failure))
             print(f"{campaign.name}: case {number} failed: {failure.splitlines()[-1][:300]}", flush=True)
         else:
-            report.kinds[kind] += 1
+            report.kinds[kind] = report.kinds.get(kind, 0) + 1
         _progress(report, len(numbers), started)
     report.figures = campaign.figures(shared)
     report.seconds = round(time.monotonic() - started, 1)

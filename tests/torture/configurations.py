@@ -89,7 +89,18 @@ def _file(case: Case, values: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _key(draw: random.Random) -> str:
-    keys = ("run", "train.lr", "lr", "steps", "model_args.dim", "model_args", "sampling.solver", "seed", "data", "nothing")
+    keys = (
+        "run",
+        "train.lr",
+        "lr",
+        "steps",
+        "model_args.dim",
+        "model_args",
+        "sampling.solver",
+        "seed",
+        "data",
+        "nothing",
+    )
     return draw.choice((*keys, "train", "__class__", "model_args.__init__", "a.b.c", "short_names", "", "preset"))
 
 
@@ -111,8 +122,8 @@ def _text(settings: Any) -> str:
 
 CAMPAIGN = Campaign(
     "configurations",
-    "A fuzzed configuration, in a file or on the command line, gives settings or a sentence that names the file or key; "
-    "nothing is executed, no environment is read, no socket opened",
+    "A fuzzed configuration, in a file or on the command line, gives settings or a sentence that names the file or "
+    "key; nothing is executed, no environment is read, no socket opened",
     fuzzed,
     5000,
     limit=20,

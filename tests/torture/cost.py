@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torture.campaign import Campaign, Case, Failed
 
 from ssmgen import build
 from ssmgen.training import (
@@ -23,6 +22,7 @@ from ssmgen.training import (
     seconds_per_step,
     train,
 )
+from torture.campaign import Campaign, Case, Failed
 
 _ROUNDS, _FEW, _MANY, _BATCH = 5, 50, 250, 16
 _ALLOWED = 0.01  # of a step
@@ -87,7 +87,9 @@ def _step_of_quick() -> tuple[float, dict[str, Any]]:
     settings = TrainSettings(steps=1, batch_size=_BATCH, optimizer=config.train.optimizer, lr=1e-3)
     seconds = seconds_per_step(model, build(config.objective), examples, settings)
     optimizer = make_optimizer(model, settings.optimizer, settings.lr, 0.0, "no")
-    model(torch.zeros(1, *examples.example["data"].shape), torch.zeros(1), mask=examples.example["mask"][None]).sum().backward()
+    model(
+        torch.zeros(1, *examples.example["data"].shape), torch.zeros(1), mask=examples.example["mask"][None]
+    ).sum().backward()
     optimizer.step()
     parts = {"model": model, "ema": moving_average(model, 0.99), "optimizer": optimizer}
     return seconds, {"parts": parts, "checkpoint_every": config.train.checkpoint_every}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from torture.campaign import Campaign, Case, Failed, status_name
 from torture.process import end, fork
 from torture.trainings import same_end, trained

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torture.campaign import Campaign, Case, Failed, named
-from torture.injuries import injure, injure_folder
 
 from ssmgen import build
 from ssmgen.data import LabelSet
 from ssmgen.data.latent_cache import LatentCache, cache_record, write_latent_cache
 from ssmgen.training import find_checkpoint, load_checkpoint, moving_average, save_checkpoint
+from torture.campaign import Campaign, Case, Failed, named
+from torture.injuries import injure, injure_folder
 
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 RECORD = {"lr": 0.001, "model": "toy"}
@@ -50,7 +50,12 @@ def prepare(shared: Path) -> None:
         parts["model"](torch.randn(8, 4)).square().mean().backward()
         parts["optimizer"].step()
         parts["ema"].update_parameters(parts["model"])
-        state = {"record": RECORD, "seconds": 1.5, "pending": [0.25, None], "schedule": [{"step": 0, "lr_decay_steps": 0}]}
+        state = {
+            "record": RECORD,
+            "seconds": 1.5,
+            "pending": [0.25, None],
+            "schedule": [{"step": 0, "lr_decay_steps": 0}],
+        }
         save_checkpoint(shared / "run" / "checkpoints", step, **parts, state=state)
     write_latent_cache(ToyPairs(), build("identity"), shared / "cache", flip=True)
 
@@ -96,7 +101,9 @@ def _auto(run: Path, older: Path, newer: Path, victim: Path, kind: str, good: tu
             found = find_checkpoint(run, "auto", RECORD)
     except _EXPECTED as error:
         if any(good):
-            raise Failed(f"{kind} {victim.name}: resume=auto finds nothing beside a good checkpoint: {error}") from error
+            raise Failed(
+                f"{kind} {victim.name}: resume=auto finds nothing beside a good checkpoint: {error}"
+            ) from error
         named(str(error), "step-")
         return
     if found is None:
@@ -134,7 +141,7 @@ def _harmless_or_named(damaged: Callable[[], Any], whole: Callable[[], Any], vic
 
 
 def _shown(victim: Path, kind: str) -> str:
-    """What a message must name. Nobody can tell a whole manifest of another checkpoint from this one's with other files."""
+    """What a message must name. A whole manifest of another checkpoint may also be beside altered files."""
     return victim.parent.name if "another file" in kind and victim.name == "MANIFEST.json" else victim.name
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ssmgen.training import checkpoints
 from torture.campaign import Campaign, Case, Failed, named, status_name, without_traceback
 from torture.process import end, fork, wait_for
 from torture.trainings import log_lines, no_leftovers, resumable, same_end, step_of, trained, verified, verifies
-
-from ssmgen.training import checkpoints
 
 #: Steps 3 and 6 are saved beforehand. The save of step 9 is the one that fails, with the prune of step 3 after it.
 _BEFORE, _PAUSE, _SAVED, _END = 6, 8, 9, 12
@@ -28,7 +28,19 @@ _CHANGING = {
     *("chmod", "fchmod", "fchmodat", "utimensat"),
 }
 #: Calls without an effect on the disk; those that cannot fail for a cause outside the process are left out.
-_READING = {"read", "pread64", "getdents64", "stat", "lstat", "fstat", "newfstatat", "statx", "mmap", "statfs", "fstatfs"}
+_READING = {
+    "read",
+    "pread64",
+    "getdents64",
+    "stat",
+    "lstat",
+    "fstat",
+    "newfstatat",
+    "statx",
+    "mmap",
+    "statfs",
+    "fstatfs",
+}
 _LOOKING = {"openat", "stat", "lstat", "newfstatat", "statx", "statfs"}
 _CALL = re.compile(r"^(\w+)\((.*)\)\s+= ")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from networks import tiny_network
 from pipelines import random_pipe
+
+from ssmgen import MaskToImage, build
+from ssmgen.data import CELEBAMASK19, PreparedFolder, draw_face, read_image, read_mask, write_png
+from ssmgen.training import load_checkpoint
 from torture import damage
 from torture.campaign import Campaign, Case, Failed, named
 from torture.watching import nothing_done, watch
-
-from ssmgen import MaskToImage, build
-from ssmgen.data import CELEBAMASK19, LatentCache, PreparedFolder, draw_face, read_image, read_mask, write_png
-from ssmgen.training import load_checkpoint
 
 _EXPECTED = (ValueError, OSError)
 
@@ -65,7 +65,10 @@ def _doors() -> dict[str, tuple[tuple[str, ...], Callable[[Path], Any]]]:
         "cache": (("cache/cache.json", "cache/shard-00000.safetensors"), lambda f: damage._read(f / "cache")),
         "model": (("model/config.json", "model/model.safetensors"), lambda f: MaskToImage.from_pretrained(f / "model")),
         "autoencoder": (weights, lambda f: build("autoencoder-tiny", source=str(f / "autoencoder"))),
-        "prepared": (("prepared/prepared.json", "prepared/splits.json"), lambda f: PreparedFolder(f / "prepared", "train")),
+        "prepared": (
+            ("prepared/prepared.json", "prepared/splits.json"),
+            lambda f: PreparedFolder(f / "prepared", "train"),
+        ),
         "image": (("files/image.png",), lambda f: read_image(f / "files/image.png")),
         "mask": (("files/mask.png",), lambda f: read_mask(f / "files/mask.png", CELEBAMASK19)),
         "parser": (("files/parser.safetensors",), lambda f: load_parser(f / "files/parser.safetensors")),

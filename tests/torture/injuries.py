@@ -112,7 +112,22 @@ def _nested(content: Any, draw: random.Random) -> str:
 
 def _value_replaced(content: Any, draw: random.Random) -> str:
     owner, key = _place(content, draw)
-    values = (None, True, -1, 0, 1e400, float("nan"), 2**63, "", "text", [], {}, [[]], {"a": {}}, "../" * 20 + "etc/passwd")
+    values = (
+        None,
+        True,
+        -1,
+        0,
+        1e400,
+        float("nan"),
+        2**63,
+        "",
+        "text",
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        "../" * 20 + "etc/passwd",
+    )
     owner[key] = draw.choice(values)
     return json.dumps(content)
 
@@ -179,7 +194,9 @@ _OF_JSON: dict[str, Callable[[Any, random.Random], str]] = {
     "a JSON key renamed": _key_renamed,
     "a JSON key added": _key_added,
     "a huge JSON number": _huge_number,
-    "JSON in another encoding": lambda content, draw: json.dumps(content) + "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
+    "JSON in another encoding": lambda content, draw: (
+        json.dumps(content) + "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Trainings sharded by FSDP2: the weights of DDP after 20 steps, and checkpoints that resume in any number of processes."""
+"""Trainings sharded by FSDP2: the weights of DDP after 20 steps, and checkpoints that resume in other numbers."""
 
 import importlib.util
 import itertools

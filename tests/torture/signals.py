@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe_runs import SMALL
+
 from torture.campaign import Campaign, Case, Failed, import_listed, list_modules, status_name, without_traceback
 from torture.process import end, fork
 from torture.trainings import contents, no_leftovers, verifies
@@ -127,7 +128,9 @@ def _started(command: str, words: list[str], output: Path, real: bool) -> int:
         return fork(lambda: called(command, words), output)
     module = _MODULES[command].removesuffix(".command")
     with output.open("w") as stream:
-        return subprocess.Popen([sys.executable, "-m", module, *words], stdout=stream, stderr=stream, start_new_session=True).pid
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *words], stdout=stream, stderr=stream, start_new_session=True
+        ).pid
 
 
 def _unevaluated(run: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from toy_training import run
-from torture.campaign import Failed
-from torture.process import threads
 
 from ssmgen.training import CheckpointError, checkpoints, find_checkpoint, verify_checkpoint
+from torture.campaign import Failed
+from torture.process import threads
 
 #: Not the same in two equal trainings: they are times.
 _TIMES = ("seconds", "images_per_second")

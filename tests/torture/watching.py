@@ -10,7 +10,16 @@ from torture.campaign import Failed
 #: Name and value of an environment variable that nothing has a reason to read.
 SECRET, VALUE = "TORTURE_SECRET", "a-secret-of-the-torture"
 _FORBIDDEN = (
-    *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty", "subprocess.Popen"),
+    *(
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.startfile",
+        "os.fork",
+        "os.forkpty",
+        "subprocess.Popen",
+    ),
     *("socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request"),
     *("pickle.find_class", "pty.spawn", "webbrowser.open", "os.putenv"),
 )
@@ -43,9 +52,8 @@ def nothing_done(canary: Path, shown: str) -> None:
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _FORBIDDEN and not (event == "os.putenv" and arguments and arguments[0] == SECRET.encode()):
         _seen.append(f"{event} {str(arguments)[:100]}")
-    elif event == "open" and _watched and isinstance(arguments[0], str) and arguments[0] == str(_watched[0]):
-        if len(arguments) < 2 or arguments[1] in (None, "r", "rb"):
-            _seen.append(f"open {arguments[0]}")
+    elif event == "open" and _watched and arguments[0] == str(_watched[0]) and arguments[1] in (None, "r", "rb"):
+        _seen.append(f"open {arguments[0]}")
 
 
 def _watch_environment() -> None:
