@@ -109,7 +109,7 @@ def _sentence(error: Exception, *names: str) -> str:
     if not text.strip():
         raise Failed(f"{type(error).__name__} without a message")
     if all(names):  # an empty key has no name
-        named(text, *names, *[repr(name)[1:-1] for name in names])
+        named(text, *[part for name in names for part in (name, repr(name)[1:-1], name.rpartition(".")[2])])
     return text.replace("${oc.env", "")
 
 

@@ -80,11 +80,13 @@ def _damaged_checkpoint(case: Case) -> str:
     both = draw.random() < 0.2
     if both:
         other = draw.choice(sorted(older.iterdir()))
-        injure(other, draw, case.shared / "run" / "checkpoints" / newer.name / other.name)
+        other_kind = injure(other, draw, case.shared / "run" / "checkpoints" / newer.name / other.name)
     found = _harmless_or_named(lambda: _loaded(newer), lambda: _loaded(_original(case, newer)), victim, kind)
     other_found = "harmless"
     if both:
-        other_found = _harmless_or_named(lambda: _loaded(older), lambda: _loaded(_original(case, older)), other, kind)
+        other_found = _harmless_or_named(
+            lambda: _loaded(older), lambda: _loaded(_original(case, older)), other, other_kind
+        )
     _auto(run, older, newer, victim, kind, good=(other_found == "harmless", found == "harmless"))
     return f"checkpoint, {found}"
 
