@@ -16,7 +16,7 @@ from typing import Any
 from recipe_runs import SMALL
 
 from torture.campaign import Campaign, Case, Failed, import_listed, list_modules, status_name, without_traceback
-from torture.process import end, fork
+from torture.process import end, fork, wait_for
 from torture.trainings import contents, no_leftovers, verifies
 
 _MODULES = {
@@ -116,7 +116,7 @@ def signalled(case: Case) -> str:
     if status is None:
         raise Failed(f"{command} has not ended {took:.0f} s after {number.name}: {text[-1000:]}")
     try:
-        _judge(case, command, number, status, text, real)
+        _judge(case, command, number, status, text)
     except AssertionError as error:
         how = "started" if real else "forked"
         raise Failed(f"{command} ({how}), {number.name}, {status_name(status)}: {error}") from error
@@ -128,9 +128,17 @@ def _started(command: str, words: list[str], output: Path, real: bool) -> int:
         return fork(lambda: called(command, words), output)
     module = _MODULES[command].removesuffix(".command")
     with output.open("w") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *words], stdout=stream, stderr=stream, start_new_session=True
-        ).pid
+        command_line = [sys.executable, "-m", module, *words]
+        process = subprocess.Popen(command_line, stdout=stream, stderr=stream, start_new_session=True).pid
+    wait_for(lambda: _handles_signals(process), 10)
+    return process
+
+
+def _handles_signals(process: int) -> bool:
+    """Whether a process has a handler for SIGTERM: before Python reads the command's first line, the system ends it."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt")), "0")
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _unevaluated(run: Path) -> None:
@@ -139,16 +147,14 @@ def _unevaluated(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def _judge(case: Case, command: str, number: signal.Signals, status: int, text: str, real: bool) -> None:
+def _judge(case: Case, command: str, number: signal.Signals, status: int, text: str) -> None:
     without_traceback(text)
-    # Before Python has installed any handler, the system ends the process: a shell shows the same status.
-    before_handlers = real and status == -number and not text
-    if status not in (0, _STATUS[number]) and not before_handlers:
+    if status not in (0, _STATUS[number]):
         raise Failed(f"expected status {_STATUS[number]}: {text[-1000:]}")
     no_leftovers(case.folder)
     if status == 0:
         return
-    if not text and not before_handlers:
+    if not text:
         raise Failed("ended without a sentence")
     _whole(case.folder)
     if command == "train":
