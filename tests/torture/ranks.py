@@ -1,7 +1,6 @@
 """Trainings of two processes of which one is killed, raises or stalls: the job ends in time, its checkpoints verify."""
 
 import os
-import random
 import signal
 import socket
 import time
@@ -122,6 +121,7 @@ def trained(run: Path, rank: int, ranks: int, port: int, plan: _Plan | None, wor
     """One rank of a small training, which may fail as planned."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun, the first rank does not serve the store
 
     def on_step(step: int, model: torch.nn.Module) -> None:
         if plan is not None:
@@ -177,9 +177,9 @@ def faulty(case: Case) -> str:
     outputs = [case.folder / f"rank-{number}.txt" for number in range(_RANKS)]
     what = f"rank {rank} {fault} in the {place} of step {step}"
     try:
-        took = _job(run, outputs, rank, plan, workers, draw)
+        took = _job(run, outputs, rank, plan, workers)
         _look_at(run, outputs, rank, fault)
-        _continued(run, case, draw)
+        _continued(run, case)
     except AssertionError as error:
         raise Failed(f"{what}: {error}") from error
     with (case.shared / "seconds").open("a") as stream:
@@ -187,9 +187,24 @@ def faulty(case: Case) -> str:
     return f"{fault} in the {place}"
 
 
-def _job(run: Path, outputs: list[Path], rank: int, plan: _Plan | None, workers: int, draw: random.Random) -> float:
+def _job(run: Path, outputs: list[Path], rank: int, plan: _Plan | None, workers: int) -> float:
     """Run all ranks, which have to end by themselves; seconds from the fault to the end of the last."""
     port = free_port()
+    server = fork(partial(_serve, port), run.with_name("store.txt"))
+    try:
+        return _watched_job(run, outputs, rank, plan, workers, port)
+    finally:
+        end(server, 0)
+
+
+def _serve(port: int) -> None:
+    """The store of torch.distributed, which a launcher serves."""
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    while store:
+        time.sleep(60)
+
+
+def _watched_job(run: Path, outputs: list[Path], rank: int, plan: _Plan | None, workers: int, port: int) -> float:
     ranks = [
         fork(
             partial(_command, partial(trained, run, n, _RANKS, port, plan if n == rank else None, workers)), outputs[n]
@@ -253,12 +268,12 @@ def _look_at(run: Path, outputs: list[Path], rank: int, fault: str) -> None:
         raise Failed(f"{', '.join(broken)} do not verify")
 
 
-def _continued(run: Path, case: Case, draw: random.Random) -> None:
+def _continued(run: Path, case: Case) -> None:
     """Every fourth job is resumed, and ends."""
     if case.number % 4:
         return
     outputs = [case.folder / f"resumed-{number}.txt" for number in range(_RANKS)]
-    _job(run, outputs, 0, None, 0, draw)
+    _job(run, outputs, 0, None, 0)
     if step_of(checkpoints(run / "checkpoints")[-1]) != _STEPS:
         raise Failed("the resumed job did not reach the end")
 
