@@ -2,6 +2,7 @@
 # make test   runs the tests
 # make test-isa     the operators' tests under every instruction set of this processor
 # make test-lowest  the fast tests with the lowest versions that pyproject.toml declares, in an environment of their own
+# make torture [SHARE=0.1] [SEED=0] [ONLY="cuts damage"]  the long campaigns behind docs/reliability.md
 # make check  lint, format, types, docs
 # make hashes         constraints-hashes.txt from constraints.txt; asks the package index
 # make release-check  known advisories for what constraints-hashes.txt names, and its bill of materials; asks PyPI
@@ -10,6 +11,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
+SHARE ?= 1
+SEED ?= 0
+# Figures of a part of the campaigns do not replace those of all.
+TORTURED ?= $(if $(ONLY),runs/torture.json,benchmarks/results/torture/cpu.json)
 STAMP := .venv/installed
 LOWEST := .venv-lowest
 TOOLS := .venv-tools
@@ -19,7 +24,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
 HASHES_HEADER := constraints.txt with the hashes of its files, for Linux on x86_64 and Python 3.11 or newer. Made by `make hashes`.
 
-.PHONY: install demo test test-isa test-lowest check hashes release-check docs bench bench-gpu clean
+.PHONY: install demo test test-isa test-lowest torture check hashes release-check docs bench bench-gpu clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -40,6 +45,10 @@ test-isa: install
 
 test-lowest: install $(LOWEST)/installed
 	PYTHONPATH=$(CURDIR) $(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
+
+torture: install
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m torture $(ONLY) --share $(SHARE) --seed $(SEED) --json $(TORTURED)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m torture.report
 
 $(LOWEST)/installed: constraints-lowest.txt
 	rm -rf $(LOWEST)
