@@ -7,6 +7,7 @@ variance like the noise. Scale and shift are saved with the weights and recorded
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,6 +22,8 @@ from ssmgen.registry import register
 from ssmgen.weights import (
     check_inside,
     conversion_hint,
+    count_values,
+    limit_parameters,
     load_weights,
     read_weights,
     tensors_of,
@@ -273,7 +276,8 @@ def _from_pretrained(kind: str, source: str) -> Any:
     if folder is not None:
         settings["local_files_only"] = True
     try:
-        network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
+        with _limited_to(folder):
+            network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{_weights_at(source)}: cannot be loaded into {kind} ({reason})") from error
@@ -292,6 +296,14 @@ def _from_pretrained(kind: str, source: str) -> Any:
             "its config.json is another's"
         )
     return network
+
+
+def _limited_to(folder: Path | None) -> AbstractContextManager[None]:
+    """Stops building a network that has more parameters than a local folder's weights have values."""
+    if folder is None:
+        return nullcontext()
+    held = sum(map(count_values, files_with(folder, {".safetensors"})))
+    return limit_parameters(held, f"it has more parameters than the {held:,} values in its weights")
 
 
 def _class_at(source: str) -> str | None:

@@ -1,10 +1,11 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from ssmgen.sampling import SETTINGS
 from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
 from ssmgen.training.launch import check_launch, on_cpu
 from ssmgen.training.watchdog import watch_ranks
-from ssmgen.weights import limit_parameters, load_weights
+from ssmgen.weights import count_values, limit_parameters, load_weights
 
 _BYTES_TO_TRAIN = 16  # float32: weight, gradient, and AdamW's two moments
 
@@ -58,8 +59,11 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
             f"{newest}: trained on latents of {trained_with}, but {config.autoencoder_source} is {given}: "
             "give back the autoencoder it was trained with"
         )
-    model = new_model(config, autoencoder)
-    load_weights(model, newest / "ema.safetensors", read_average(newest)[0])
+    weights = newest / "ema.safetensors"
+    held = count_values(weights)
+    with limit_parameters(held, f"{run / 'config.yaml'}: its model has more parameters than the {held:,} in {weights}"):
+        model = build(config.model, **model_arguments(config, autoencoder))
+    load_weights(model, weights, read_average(newest)[0])
     digest = read_manifest(newest).files["ema.safetensors"].sha256
     schedule = schedule_of(state, config.train.lr_decay_steps)
     pipe = as_pipeline(config, model, autoencoder, f"A run after {state['step']} steps of training.")
@@ -80,9 +84,11 @@ def new_model(config: Config, autoencoder: Any) -> nn.Module:
         f"{_BYTES_TO_TRAIN} bytes a parameter, and {memory / 2**30:,.1f} GiB of memory hold {most:,} parameters at "
         "most. Use a smaller dim or depth"
     )
-    with limit_parameters(most, too_large):
-        model: nn.Module = build(config.model, **model_arguments(config, autoencoder))
-    return model
+    arguments = model_arguments(config, autoencoder)
+    with limit_parameters(most, too_large), torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the real model gives the same ones
+        build(config.model, **arguments)  # takes no memory and draws no number
+    return cast(nn.Module, build(config.model, **arguments))
 
 
 def _machine_memory() -> int:

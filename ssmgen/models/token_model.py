@@ -19,6 +19,9 @@ from ssmgen.registry import Spec, check_keywords, closest, divided, find, keywor
 
 _MASK = {"mask": "label-map"}
 
+# More blocks are a slip, and building them would take minutes.
+_DEEPEST = 1000
+
 
 class TokenModel(ConditionalModel):
     """Velocity model of a stack of `Block`s, each: mixer, then one layer per entry of ``cross``, then a feed-forward.
@@ -196,8 +199,8 @@ def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[st
 
 
 def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise ValueError(f"depth must be a positive whole number, got {depth!r}")
+    if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= _DEEPEST:
+        raise ValueError(f"depth must be a whole number from 1 to {_DEEPEST}, got {depth!r}")
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
     if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:

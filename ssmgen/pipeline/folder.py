@@ -21,6 +21,7 @@ from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
 from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
 
+_LARGEST_SIDE = 2**14
 _FORMAT = 2  # 1 had no objective, which was flow matching
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parents[1] / "pretrained"
@@ -59,8 +60,8 @@ class Recipe:
         for kind in ("model", "autoencoder"):
             _check_registered(getattr(self, kind), kind)
         _check_registered(divided(self.objective)[0], "objective")
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size must be a positive number of pixels, got {self.image_size!r}")
+        if not isinstance(self.image_size, int) or not 1 <= self.image_size <= _LARGEST_SIDE:
+            raise ValueError(f"image_size must be 1 to {_LARGEST_SIDE} pixels, got {self.image_size!r}")
         if not isinstance(self.model_args, dict):
             raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
         if isinstance(self.sampling, Mapping):
