@@ -258,7 +258,8 @@ def _texts(outputs: list[Path]) -> str:
 
 def _look_at(run: Path, outputs: list[Path], rank: int, fault: str) -> None:
     text = "\n".join(file.read_text() for file in outputs)
-    last = [lines[-1] for file in outputs if (lines := file.read_text().split("\n")[:-1])]
+    # The last message of each process; that of a loader process has several lines.
+    last = [file.read_text().rpartition("error:")[2] for file in outputs]
     named(" | ".join(last), f"rank {rank}")
     if fault == "raises":
         named(text, "a fault on purpose")
