@@ -318,9 +318,12 @@ def _class_at(source: str) -> str | None:
     if folder:
         check_inside(folder, "config.json")
     try:
-        return read_json(file).get("_class_name")
+        name = read_json(file).get("_class_name")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: not a configuration of an autoencoder ({error})") from error
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{file}: _class_name must be the name of a class, got {str(name)[:80]!r}")
+    return name
 
 
 def _check_index(folder: Path) -> None:

@@ -61,6 +61,19 @@ def test_every_signal_has_its_status_and_one_sentence(number, capsys):
     assert [signal.getsignal(each) for each in STOPPING] == before
 
 
+def test_a_request_that_another_error_wraps_has_its_status(capsys):
+    """Python 3.11 wraps what is raised while a class is defined, as during imports."""
+
+    def wrapped(argv):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__ on an attribute") from error
+
+    assert status(wrapped) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM; no half-written file is left\n"
+
+
 def test_a_request_that_a_destructor_swallows_is_repeated(capfd):
     class Dying:
         def __del__(self):

@@ -20,7 +20,7 @@ from recipes.sisma.reading import UsageError, parse_yaml, read_yaml, reject_expa
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
-from ssmgen.signals import status_of, stopping
+from ssmgen.signals import Stopped, status_of, stopping
 from ssmgen.training.watchdog import blamed
 
 Schema = TypeVar("Schema")
@@ -217,12 +217,22 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         _end_loader_processes()
+        if (stopped := _request_behind(error)) is not None:
+            print(f"{stopped}; no half-written file is left", file=sys.stderr)
+            return status_of(stopped)
         blame = blamed(error)
         print(f"error: {sentence(blame)}", file=sys.stderr)
         return getattr(blame, "status", 2)
     finally:
         with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
             sys.stdout.flush()
+
+
+def _request_behind(error: BaseException | None) -> Stopped | None:
+    """The request to stop that an error arose from: Python 3.11 wraps one that comes while a class is defined."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def sentence(error: BaseException) -> str:

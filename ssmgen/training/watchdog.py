@@ -305,7 +305,10 @@ def _is_a_peers(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """The error on one line, without the traceback that torch puts before that of a loader process."""
+    name, text = type(error).__name__, str(error)
+    own = text.rpartition(f"{name}: ")[2] if text.startswith("Caught ") else text
+    return f"{name}: {own.strip()}" if own.strip() else name
 
 
 def _tell_launcher(sentence: str) -> None:

@@ -2,14 +2,12 @@
 
 import os
 import signal
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ssmgen.training import TrainSettings
 from torture.campaign import Campaign, Case, Failed, status_name
 from torture.process import end, fork
 from torture.trainings import same_end, trained
@@ -36,7 +34,7 @@ def cut(case: Case) -> str:
 def drawn_options(case: Case) -> dict[str, Any]:
     """Settings of a small training, of those that decide what a step sees and changes."""
     draw = case.random
-    options = {
+    return {
         "steps": draw.randint(4, 12),
         "accumulate": draw.choice((1, 2, 4)),
         "optimizer": draw.choice(("adamw", "muon")),
@@ -48,10 +46,8 @@ def drawn_options(case: Case) -> dict[str, Any]:
         "lr_decay_steps": draw.choice((0, None)),
         "precision": draw.choice(("no", "no", "bf16")),
         "seed": draw.randrange(2**31),
+        "checkpoint_activations": draw.random() < 0.3,
     }
-    if any(each.name == "checkpoint_activations" for each in fields(TrainSettings)):
-        options["checkpoint_activations"] = draw.random() < 0.3
-    return options
 
 
 def _signal_at(step: int, number: int, done: int, model: torch.nn.Module) -> Path | None:

@@ -1,11 +1,12 @@
 """Trainings sharded by FSDP2: the weights of DDP after 20 steps, and checkpoints that resume in other numbers."""
 
-import importlib.util
 import itertools
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from parallel_runs import difference
 
 from torture.campaign import Campaign, Case, Failed, status_name
 from torture.process import end, fork
@@ -15,15 +16,8 @@ _TOLERANCE = 1e-5
 _CASES = list(itertools.product(("adamw", "muon"), (2, 4), (1, 2), (False, True)))
 
 
-def missing() -> str:
-    """Why it cannot run here, or an empty string."""
-    return "" if importlib.util.find_spec("parallel_runs") else "there is no tests/parallel_runs.py"
-
-
 def sharded(case: Case) -> str:
     """Train under DDP and sharded, compare; resume the sharded checkpoint of step 10 on one and two processes."""
-    from parallel_runs import difference
-
     optimizer, processes, accumulate, activations = _CASES[case.number]
     options = {
         "optimizer": optimizer,
@@ -82,6 +76,5 @@ CAMPAIGN = Campaign(
     len(_CASES),
     limit=600,
     jobs=1,
-    missing=missing,
     figures=_figures,
 )
