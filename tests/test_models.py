@@ -119,6 +119,21 @@ def test_every_family_trains_all_its_weights_and_compiles(name):
     torch.testing.assert_close(compiled(x, t, mask), out, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", ["mamba2", {"name": "self-attention", "num_heads": 2}])
+def test_any_mixer_fits_the_slot_and_gives_the_same_images_in_any_batch(mixer):
+    model = debug(mixer=mixer, cross={"mask": "cross-mamba"})
+    x, t, mask = inputs(model)
+    out = model(x, t, mask)
+    out.square().mean().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    torch.testing.assert_close(model(x[1:], t[1:], mask[1:]), out[1:], rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, mask), out, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x, t, mask).isfinite().all()
+
+
 def test_rivals_have_the_sizes_they_claim():
     with torch.device("meta"):
         equal = count(build("sisma-attn-xl", ffn_ratio=7.365).blocks)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ssmgen
 from ssmgen import build
-from ssmgen.nn import CrossMamba, Modulation, SelfMamba, Signal, sincos_position
+from ssmgen.nn import CrossMamba, Mamba2, Modulation, SelfMamba, Signal, sincos_position
 from ssmgen.ops import SCAN_ORDERS, selective_scan
 
 SIZE = (3, 4)
@@ -153,12 +153,13 @@ def test_the_condition_steers_the_content():
     assert not torch.allclose(block(x, tokens(seed=1), SIZE), block(x, tokens(seed=2), SIZE))
 
 
+@pytest.mark.parametrize("mixer", [SelfMamba, Mamba2])
 @pytest.mark.parametrize("order", SCAN_ORDERS)
-def test_a_scan_is_causal_in_its_own_order(order):
+def test_a_scan_is_causal_in_its_own_order(order, mixer):
     """With a 1x1 convolution, changing the last token of the sequence changes the output there alone."""
     from ssmgen.ops import scan_order
 
-    block = SelfMamba(8, d_state=2, d_conv=1, order=order)
+    block = mixer(8, d_state=2, d_conv=1, order=order)
     x = tokens(batch=1, dim=8)
     permutation = scan_order(order, *SIZE)
     last = 11 if permutation is None else int(permutation.forward[-1])
@@ -174,6 +175,34 @@ def test_step_sizes_start_in_mambas_range_and_decay_is_exempt():
     assert step.min() >= 1e-3 * 0.999 and step.max() <= 1e-1 * 1.001
     torch.testing.assert_close(-ssm.A_log.exp(), -torch.arange(1.0, 17).expand(128, 16))
     assert ssm.A_log.no_weight_decay and ssm.D.no_weight_decay
+
+
+def test_mamba2_is_its_equation():
+    block = Mamba2(16, d_state=3, head_dim=8, groups=2)
+    x = tokens()
+    z, mixed, delta = block.in_proj(x).split([32, 32 + 2 * 6, 4], dim=-1)
+    grid = mixed.transpose(1, 2).unflatten(2, SIZE)
+    u, B, C = F.silu(block.conv(grid)).flatten(2).transpose(1, 2).split([32, 6, 6], dim=-1)
+    delta = F.softplus(delta + block.dt_bias)
+    y = torch.zeros(2, x.shape[1], 4, 8)
+    for head in range(4):
+        H, group = torch.zeros(2, 8, 3), slice(3 * (head // 2), 3 * (head // 2) + 3)
+        for k in range(x.shape[1]):
+            step, u_k = delta[:, k, head, None, None], u[:, k, 8 * head : 8 * head + 8]
+            H = torch.exp(-step * block.A_log[head].exp()) * H + step * u_k[:, :, None] * B[:, k, None, group]
+            y[:, k, head] = (H @ C[:, k, group, None])[..., 0] + block.D[head] * u_k
+    gated = y.flatten(2) * F.silu(z)
+    normed = gated * (gated.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * block.out_norm.weight
+    torch.testing.assert_close(block(x, SIZE), block.out_proj(normed), rtol=1e-4, atol=1e-5)
+    step = F.softplus(block.dt_bias)
+    assert step.min() >= 1e-3 * 0.999 and step.max() <= 1e-1 * 1.001 and block.A_log.no_weight_decay
+
+
+def test_heads_of_mamba2_must_fit():
+    with pytest.raises(ValueError, match="head_dim must divide the inner width expand x dim = 32"):
+        Mamba2(16, head_dim=5)
+    with pytest.raises(ValueError, match="groups the number of heads"):
+        Mamba2(16, head_dim=8, groups=3)
 
 
 def test_non_square_grids_are_told_apart():

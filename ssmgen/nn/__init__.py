@@ -6,6 +6,7 @@ from ssmgen.nn.block import Block
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
+from ssmgen.nn.mamba2 import Mamba2
 from ssmgen.nn.mask_encoder import MaskEncoder
 from ssmgen.nn.patch import Patchify, Unpatchify
 from ssmgen.nn.signal import Signal
@@ -19,6 +20,7 @@ __all__ = [
     "CrossCondition",
     "CrossMamba",
     "FeedForward",
+    "Mamba2",
     "MaskEncoder",
     "Modulation",
     "Patchify",

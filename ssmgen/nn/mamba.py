@@ -69,15 +69,10 @@ class SelectiveSSM(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         for parameter in (self.A_log, self.D):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
-        self._reset()
-
-    def _reset(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
         with torch.no_grad():
-            self.A_log.copy_(torch.arange(1, self.A_log.shape[1] + 1).float().log())
+            self.A_log.copy_(torch.arange(1, d_state + 1).float().log())
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        with torch.no_grad():
-            step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)).exp_()
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        reset_step_size(self.dt_proj.bias)
 
     def mix_locally(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Depthwise convolution over the grid and SiLU; ``(b, l, e)`` in row-major order, in and out."""
@@ -89,11 +84,11 @@ class SelectiveSSM(nn.Module):
         y = selective_scan(
             u,
             delta,
-            -torch.exp(_at_least_float32(self.A_log)),
+            -torch.exp(at_least_float32(self.A_log)),
             B,
             C,
-            _at_least_float32(self.D),
-            delta_bias=_at_least_float32(self.dt_proj.bias),
+            at_least_float32(self.D),
+            delta_bias=at_least_float32(self.dt_proj.bias),
             delta_softplus=True,
             order=scan_order(self.order, *size, device=u.device),
             backend=self.backend,
@@ -110,7 +105,15 @@ class SelectiveSSM(nn.Module):
         return self.out_proj(norm(y, self.out_norm.weight, self.out_norm.bias, z, eps=self.out_norm.eps))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+@torch.no_grad()
+def reset_step_size(bias: Tensor, smallest: float = 1e-3, largest: float = 1e-1) -> None:
+    """Draw a bias of step sizes whose softplus is log-uniform between two values (Mamba, section 3.6)."""
+    step = torch.empty_like(bias).uniform_(math.log(smallest), math.log(largest)).exp_()
+    bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -6,6 +6,7 @@ from ssmgen.ops.scan.backend import Backend, ScanInputs
 from ssmgen.ops.scan.dispatch import BackendStatus, backends
 from ssmgen.ops.scan.selective_scan import selective_scan
 from ssmgen.ops.scan_order import SCAN_ORDERS, ScanOrder, reorder, scan_order
+from ssmgen.ops.ssd.ssd import ssd
 
 __all__ = ["SCAN_ORDERS", "Backend", "BackendStatus", "ScanInputs", "ScanOrder", "backends", "check_labels"]
-__all__ += ["conv_silu", "gelu", "norm", "reorder", "scan_order", "selective_scan", "sum_rows"]
+__all__ += ["conv_silu", "gelu", "norm", "reorder", "scan_order", "selective_scan", "ssd", "sum_rows"]

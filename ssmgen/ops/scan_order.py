@@ -61,9 +61,9 @@ def _kept_permutation(name: str, height: int, width: int, device: torch.device) 
 
 
 def reorder(tokens: Tensor, index: Tensor | None) -> Tensor:
-    """Permute tokens ``(batch, length, dim)`` by an index ``(length,)`` or ``(batch, length)``; None keeps them."""
+    """Permute tokens ``(batch, length, ...)`` by an index ``(length,)`` or ``(batch, length)``; None keeps them."""
     if index is None:
         return tokens
     if index.dim() == 1:
         return tokens.index_select(1, index)
-    return torch.take_along_dim(tokens, index.unsqueeze(-1), dim=1)
+    return torch.take_along_dim(tokens, index.view(*index.shape, *(1,) * (tokens.dim() - 2)), dim=1)
