@@ -7,7 +7,6 @@ variance like the noise. Scale and shift are saved with the weights and recorded
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -276,8 +275,9 @@ def _from_pretrained(kind: str, source: str) -> Any:
     if folder is not None:
         settings["local_files_only"] = True
     try:
-        with _limited_to(folder):
-            network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
+        if folder is not None:
+            _check_size(getattr(diffusers, kind), folder)
+        network, report = getattr(diffusers, kind).from_pretrained(folder or source, **settings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{_weights_at(source)}: cannot be loaded into {kind} ({reason})") from error
@@ -298,12 +298,13 @@ def _from_pretrained(kind: str, source: str) -> Any:
     return network
 
 
-def _limited_to(folder: Path | None) -> AbstractContextManager[None]:
-    """Stops building a network that has more parameters than a local folder's weights have values."""
-    if folder is None:
-        return nullcontext()
+def _check_size(network: Any, folder: Path) -> None:
+    """Reject a configuration with more parameters than the folder's weights have values, before it takes memory."""
     held = sum(map(count_values, files_with(folder, {".safetensors"})))
-    return limit_parameters(held, f"it has more parameters than the {held:,} values in its weights")
+    too_large = f"it has more parameters than the {held:,} values in its weights"
+    # Weights that are lacking are named one by one later.
+    with limit_parameters(2 * held + 10**6, too_large), torch.device("meta"):
+        network.from_config(network.load_config(folder, local_files_only=True))
 
 
 def _class_at(source: str) -> str | None:

@@ -49,19 +49,19 @@ def main(run, what, step, rank=None):
     alone = "RANK" not in os.environ
     watchdog.GRACE = float(os.environ.get("GRACE", watchdog.GRACE))
     mine = os.environ.get("RANK", "0") == (rank or ("0" if alone else "1"))
-    loop_step, save = loop.training_step, loop.save_checkpoint
+    loop_step, save = loop.training_step, loop.Saver.save
 
     def training_step(*args, **kwargs):
         if mine and args[4] == int(step) and what in IN_STEP:
             fail(what)
         return loop_step(*args, **kwargs)
 
-    def save_checkpoint(*args, **kwargs):
-        if what == "save" and args[1] > int(step):
+    def saving(self, reached, *args, **kwargs):
+        if what == "save" and reached > int(step):
             fail("kill")
-        return save(*args, **kwargs)
+        return save(self, reached, *args, **kwargs)
 
-    loop.training_step, loop.save_checkpoint = training_step, save_checkpoint
+    loop.training_step, loop.Saver.save = training_step, saving
     Path(run).mkdir(exist_ok=True)
     data = Faulty(what if mine else "none", int(step))
     _, result = toy.run(Path(run), steps=12, checkpoint_every=2, num_workers=1, data=data, resume="auto")

@@ -19,6 +19,7 @@ OPTIONAL = {
     "accelerate": ("train", "training"),
     "omegaconf": ("train", "settings of a run"),
     "docstring_parser": ("train", "help of the commands"),
+    "psutil": ("train", "the watchdog of a training's processes"),
     "tqdm": ("train", "progress bars"),
     "jinja2": ("train", "reports and pages"),
     "tensorboard": ("train", "curves of a run, tracker=tensorboard"),

@@ -9,6 +9,8 @@ from torture.campaign import Failed
 
 #: Name and value of an environment variable that nothing has a reason to read.
 SECRET, VALUE = "TORTURE_SECRET", "a-secret-of-the-torture"
+#: Variables that are set: that one here, and the switch of the hub library's telemetry.
+_MAY_BE_SET = (SECRET.encode(), b"HF_HUB_DISABLE_TELEMETRY")
 _FORBIDDEN = (
     *(
         "os.system",
@@ -50,7 +52,7 @@ def nothing_done(canary: Path, shown: str) -> None:
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _FORBIDDEN and not (event == "os.putenv" and arguments and arguments[0] == SECRET.encode()):
+    if event in _FORBIDDEN and not (event == "os.putenv" and arguments[:1] and arguments[0] in _MAY_BE_SET):
         _seen.append(f"{event} {str(arguments)[:100]}")
     elif event == "open" and _watched and arguments[0] == str(_watched[0]) and arguments[1] in (None, "r", "rb"):
         _seen.append(f"open {arguments[0]}")
