@@ -125,9 +125,9 @@ def test_cache_of_another_source_or_autoencoder_is_refused(tiny, tmp_path):
     ae, target = build("autoencoder-tiny", source=str(tiny)), tmp_path / "cache"
     write_latent_cache(Pairs(), ae, target)
     scaled = build("autoencoder-tiny", source=str(tiny), scale=0.5)
-    with pytest.raises(ValueError, match="made with autoencoder .*'scale': 1.0.*'scale': 0.5"):
+    with pytest.raises(ValueError, match="was written with autoencoder=.*'scale': 1.0.*'scale': 0.5"):
         LatentCache(target, LABELS, cache_record(Pairs(), scaled, False))
-    with pytest.raises(ValueError, match="made with source toy-1, but toy-2"):
+    with pytest.raises(ValueError, match="was written with source=toy-1, but source=toy-2"):
         LatentCache(target, LABELS, cache_record(Pairs(name="toy-2"), ae, False))
     with pytest.raises(FileExistsError, match="exists already"):
         write_latent_cache(Pairs(), ae, target)
@@ -442,7 +442,7 @@ def test_an_encoder_that_gives_other_bits_is_reported(cached, capsys):
     rebuild_latent_cache(Pairs(8), Drifted(), cached, flip=True)
     assert "shard-00001.safetensors: its bytes differ from the former ones" in capsys.readouterr().err
     assert LatentCache(cached, LABELS)[4]["data"].min() >= 0
-    with pytest.raises(ValueError, match="made with source toy-1, but toy-2"):
+    with pytest.raises(ValueError, match="was written with source=toy-1, but source=toy-2"):
         rebuild_latent_cache(Pairs(8, "toy-2"), build("identity"), cached, flip=True)
 
 

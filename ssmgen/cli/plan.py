@@ -1,4 +1,4 @@
-"""``ssmgen plan``: what a training would take on GPUs that are not at hand."""
+"""``ssmgen plan``: what a training would take on GPUs you do not have."""
 
 import argparse
 from dataclasses import replace

@@ -86,7 +86,7 @@ def write_latent_cache(
             write_record(temporary, cache_record(pairs, autoencoder, flip) | {"count": len(pairs), "shards": shards})
     except OSError:
         if not (target / RECORD).is_file():
-            raise  # otherwise another process was faster, and its equal copy stays
+            raise  # otherwise another process got there first, and its equal copy stays
 
 
 def rebuild_latent_cache(
@@ -239,7 +239,8 @@ class LatentCache(Dataset[dict[str, Tensor]]):
             raise self._with_fix(error) from error
 
     def _with_fix(self, error: CacheError) -> CacheError:
-        return CacheError(f"{error}. Delete the cache {self.root} so that it is written again, or: {self.hint}")
+        end = "\n" if "\n" in str(error) else ". "  # below a list of files
+        return CacheError(f"{error}{end}Delete the cache {self.root} so that it is written again, or: {self.hint}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": []}  # each loader process opens its own files
