@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
     command.add_argument("--sharding", default="ddp", help=f"{' or '.join(SHARDINGS)} (default ddp)")
     command.add_argument("--checkpoint-activations", action="store_true", help="compute blocks again in the backward")
     command.add_argument("--network", type=float, help="GB/s that a GPU sends to other nodes, instead of the table's")
-    command.add_argument("--steps", type=int, help="optimiser steps, for days and GPU-hours")
+    command.add_argument(
+        "--steps", type=int, default=1000, help="optimiser steps, for days and GPU-hours (default 1000)"
+    )
     command.add_argument("--price", type=float, help="money per GPU and hour, for the cost")
     command.add_argument("--check", action="store_true", help="compare predictions with steps on this machine")
 
@@ -95,10 +97,8 @@ def _verdict(plan: Plan) -> str:
 
 
 def _totals(facts: dict[str, Any], job: Job) -> list[str]:
-    if job.steps is None:
-        return []
     cost = "" if facts["cost"] is None else f", {facts['cost']:,.0f} at {job.price:g} an hour"
-    return [f"{job.steps:,} steps: {facts['days']:,.1f} days, {facts['gpu_hours']:,.0f} GPU-hours{cost}"]
+    return [f"{job.steps:,} steps: {facts['days']:,.2g} days, {facts['gpu_hours']:,.3g} GPU-hours{cost}"]
 
 
 def _assumptions(plan: Plan) -> list[str]:
