@@ -10,7 +10,7 @@ from ssmgen.cli.command import Answer, add_command
 from ssmgen.planning import DEVICES, Plan, device_named, make_plan
 from ssmgen.planning.check import Checked, check_here, check_reduce
 from ssmgen.planning.plan import OPTIMIZERS, OVERLAP, PRECISIONS, SHARDINGS, Job, basis
-from ssmgen.registry import find, names
+from ssmgen.registry import find
 
 _GB, _ROUNDS = 1e9, 9
 
@@ -53,9 +53,7 @@ def _plan(arguments: argparse.Namespace) -> Answer:
         return _check()
     if arguments.name is None:
         raise ValueError("plan takes a model's name, or --check; 'ssmgen list' shows the names")
-    kind = find(arguments.name).kind
-    if kind != "model":
-        raise ValueError(f"{arguments.name!r} is a {kind}; plan takes a model: {', '.join(names('model'))}")
+    find(arguments.name, "model")
     options = ("gpus", "accumulate", "size", "precision", "optimizer", "sharding", "steps", "price")
     given = {name: getattr(arguments, name) for name in options}
     batch = arguments.gpus * arguments.accumulate if arguments.batch is None else arguments.batch
@@ -77,7 +75,7 @@ def _lines(plan: Plan) -> list[str]:
         f"{job.model} on {job.gpus} x {plan.device.name}, batch {job.batch} ({job.batch // job.gpus} each{parts}), "
         f"{job.optimizer}, {job.sharding}, precision {job.precision}{extras}",
         basis(plan.device),
-        "memory per GPU, GB",
+        f"memory per {'process' if plan.device.name == 'cpu' else 'GPU'}, GB",
         *(f"  {name:<18}{size / _GB:>9.2f}" for name, size in plan.memory.items()),
         f"  {'peak':<18}{plan.peak / _GB:>9.2f}  of {plan.usable / _GB:.1f}: {_verdict(plan)}",
         "step, seconds",
@@ -93,7 +91,7 @@ def _verdict(plan: Plan) -> str:
     if plan.fits:
         largest = plan.largest_part * plan.job.gpus * plan.job.accumulate
         return f"fits; the largest batch that does is {largest:,}"
-    return f"does not fit; {plan.suggestion}"
+    return f"does not fit; {plan.suggestion}. The figures below leave that out of account"
 
 
 def _totals(facts: dict[str, Any], job: Job) -> list[str]:

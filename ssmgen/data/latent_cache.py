@@ -195,6 +195,8 @@ class LatentCache(Dataset[dict[str, Tensor]]):
             self._shards = open_shards(root, self.record, verify)
         except CacheError as error:
             raise self._with_fix(error) from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. Delete {root} so that it is written again, or: {hint}") from error
         self._swap = labels.swap_table()
         self._ends = list(accumulate(shard.count for shard in self._shards))
         self._open: list[int] = []
