@@ -94,6 +94,12 @@ def kill_workers(workers: Iterable[Any]) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+def without_traceback(error: BaseException) -> str:
+    """The message of an error, without the traceback that torch puts before that of a loader process."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith("Caught ") else text
+
+
 def end_with_parent() -> None:
     """Let the system kill this process when the thread that started it ends, even if it is stopped; needs Linux."""
     if sys.platform == "linux":
