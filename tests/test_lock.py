@@ -96,18 +96,17 @@ def test_the_id_of_a_process_alone_is_no_owner(folder, capsys):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "[" * 5000, '{"pid": 3}', "\x00\xff", None])
-def test_a_lock_of_another_machine_or_a_damaged_one_counts_by_its_last_sign_of_life(
-    folder, capsys, monkeypatch, damage
-):
+def test_a_lock_of_another_machine_or_a_damaged_one_counts_by_its_signs_of_life(folder, capsys, monkeypatch, damage):
     file = folder / "lock.json"
     content = holder(folder, host="far", machine="other boot", pid="7", since="a day")
     if damage is not None:
         file.write_bytes(damage.encode("latin-1"))
     owner = "process 7 on far, training in it since a day," if damage is None else "an unknown process"
     os.utime(file, (time.time() - 100, time.time() - 100))
-    with pytest.raises(RunLockError, match=rf"belongs to {owner}.* has given a sign of life while this process waited"):
-        with touched_soon(file, monkeypatch):
-            toy_training.run(folder)
+    refusal = rf"belongs to {owner}.* has given a sign of life while this process waited"
+    with pytest.raises(RunLockError, match=refusal), touched_soon(file, monkeypatch) as looks:
+        toy_training.run(folder)
+    assert looks == [lock._LOOK] * 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and re.search(rf"waiting up to (20[01]|19\d) s for a sign of life of {owner}", said)
     assert os.listdir(folder) == ["lock.json"] and (damage is not None or json.loads(file.read_text()) == content)
@@ -131,8 +130,7 @@ def touched_soon(file: Path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(lock.time, "sleep", sleep)
-        yield
-    assert looks == [lock._LOOK] * 3
+        yield looks
 
 
 def test_a_restart_waits_until_the_lock_of_another_machine_is_stale(folder, monkeypatch, capsys):

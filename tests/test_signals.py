@@ -1,11 +1,14 @@
 """Requests to stop: what they leave behind, and the exit status."""
 
+import errno
+import io
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import toy_training
 
 from recipes.sisma import evaluate, export, pairs, prepare, sample, train
 from recipes.sisma.arguments import run_command
+from recipes.sisma.startup import end_on_signals
 from ssmgen import signals
 from ssmgen.data import DrawnFaces, images
 from ssmgen.data.images import write_png
@@ -53,12 +57,45 @@ def sending(number, function, *, call=1):
     return wrapped
 
 
+@pytest.fixture(autouse=True)
+def none_ignored():
+    """As in a terminal: under nohup, SIGHUP is ignored, and in the background of a script, SIGINT."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_every_signal_has_its_status_and_one_sentence(number, capsys):
     before = [signal.getsignal(each) for each in STOPPING]
     assert status(lambda argv: signal.raise_signal(number)) == 128 + number
     assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}; no half-written file is left\n"
     assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+@pytest.mark.parametrize("handled", [stopping, stop_requests, end_on_signals])
+def test_an_ignored_signal_stays_ignored(handled):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with handled() or nullcontext() as requests:
+        signal.raise_signal(signal.SIGHUP)
+        assert not requests and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_command_has_its_status_without_a_terminal(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def failing(argv):
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert status(lambda argv: signal.raise_signal(signal.SIGHUP)) == 129
+    assert status(failing) == 2
 
 
 def test_a_request_that_another_error_wraps_has_its_status(capsys):
