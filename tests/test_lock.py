@@ -259,16 +259,19 @@ def test_one_thread_may_nest_and_another_may_not(folder):
 
 def test_a_run_without_a_checkpoint_says_with_which_settings_it_begins_again(tmp_path, monkeypatch, capsys):
     common = words(tmp_path, "evaluate=false", "precision=no")
+    nothing = "run: no run there yet, training begins at step 0\n"
 
     def killed(*_, **__):
         raise SystemExit
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train", killed)
-        for _ in range(2):
+        for resume in ("resume=auto", "resume=no"):
             with pytest.raises(SystemExit):
-                train.main([*common, "steps=2"])
-    assert "run: has no checkpoint, so training begins at step 0 with the same settings\n" in capsys.readouterr().err
+                train.main([*common, "steps=2", resume])
+    said = capsys.readouterr().err
+    assert said.count(nothing) == 1 and said.index(nothing) < said.index("run: has no checkpoint")
+    assert "run: has no checkpoint, so training begins at step 0 with the same settings\n" in said
     train.main([*common, "steps=3", "seed=4", "resume=auto"])
     assert "begins at step 0 with other settings (seed: 0 before, 4 now)\n" in capsys.readouterr().err
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1

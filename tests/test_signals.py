@@ -239,12 +239,12 @@ def test_sampling_evaluating_and_exporting_leave_whole_files_only(trained, tmp_p
     assert capsys.readouterr().err.count("no half-written file is left") == 3
 
 
-@pytest.mark.parametrize("command", ["train", "prepare"])
-def test_a_signal_while_a_command_starts_has_its_status(tmp_path, command):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(9)\n")
+@pytest.mark.parametrize("command, number", [("train", signal.SIGINT), ("prepare", signal.SIGHUP)])
+def test_a_signal_while_a_command_starts_has_its_status(tmp_path, command, number):
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise SystemExit(9)\n")
     (tmp_path / "PIL.py").write_text((tmp_path / "torch.py").read_text())
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     words = [sys.executable, "-m", f"recipes.sisma.{command}"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == 130
-    assert done.stderr == "stopped by SIGINT; no half-written file is left\n"
+    assert done.returncode == 128 + number
+    assert done.stderr == f"stopped by {number.name}; no half-written file is left\n"
