@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ssmgen.data import DrawnFaces, images
 from ssmgen.data.images import write_png
 from ssmgen.signals import STOPPING, Stopped, stop_requests, stopping
 from ssmgen.training import checkpoints, saver, verify_checkpoint
+from ssmgen.training.processes import kill_workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,6 +206,22 @@ def test_a_command_does_not_wait_for_stalled_loader_processes(capsys):
     started = time.monotonic()
     assert status(main) == 143 and time.monotonic() - started < 20
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("where", ["the main thread", "another thread", "Windows"])
+def test_loader_processes_are_killed_in_every_thread_and_system(monkeypatch, where):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    worker.start()
+    handler = signal.getsignal(signal.SIGCHLD)
+    with monkeypatch.context() as patch:
+        if where == "Windows":
+            patch.delattr(signal, "SIGCHLD")
+        if where == "another thread":
+            with ThreadPoolExecutor() as pool:
+                pool.submit(kill_workers, [worker]).result()
+        else:
+            kill_workers([worker])
+    assert worker.exitcode == -signal.SIGKILL and signal.getsignal(signal.SIGCHLD) == handler
 
 
 def test_encoding_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):

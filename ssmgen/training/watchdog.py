@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from ssmgen.atomic import write_text
 from ssmgen.extras import require
-from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place, without_traceback
+from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place
 from ssmgen.training.rank_reports import Reports, Verdict, fault_of
 
 #: Exit status of a command that ended because a process of its job died or stalled: EX_TEMPFAIL, worth another try.
@@ -305,9 +305,10 @@ def _is_a_peers(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    """The error with the name of its class."""
-    name, own = type(error).__name__, without_traceback(error).strip()
-    return f"{name}: {own}" if own else name
+    """The error on one line, without the traceback that torch puts before that of a loader process."""
+    name, text = type(error).__name__, str(error)
+    own = text.rpartition(f"{name}: ")[2] if text.startswith("Caught ") else text
+    return f"{name}: {own.strip()}" if own.strip() else name
 
 
 def _tell_launcher(sentence: str) -> None:
