@@ -282,8 +282,6 @@ def _start_of(pid: Any) -> str:
     except (OSError, ValueError):
         if Path("/proc/self/stat").exists():
             return ""
-    if os.name != "posix":  # there, os.kill ends the process
-        return "unknown"
     try:
         os.kill(int(pid), 0)
     except PermissionError:
