@@ -352,15 +352,15 @@ def test_a_shard_that_is_replaced_after_the_opening_is_named_and_a_touched_one_i
 
 
 def test_an_error_of_a_loader_process_is_one_sentence(cached):
-    arguments = pytest.importorskip("recipes.sisma.arguments")
+    without_traceback = pytest.importorskip("ssmgen.training.processes").without_traceback
     cache = LatentCache(cached, LABELS)
     (cached / "shard-00001.safetensors").unlink()
     batches = iter(DataLoader(cache, 2, num_workers=1))
     with pytest.raises(CacheError) as raised:
         list(batches)
     batches._shutdown_workers()  # the error's frames hold it
-    assert arguments.sentence(raised.value).startswith(f"{cached}/shard-00001.safetensors: no such file. Delete")
-    assert arguments.sentence(CacheError("x: y")) == "x: y"
+    assert without_traceback(raised.value).startswith(f"{cached}/shard-00001.safetensors: no such file. Delete")
+    assert without_traceback(CacheError("x: y")) == "x: y"
 
 
 def test_files_are_verified_once_per_opening(cached, monkeypatch):

@@ -95,7 +95,7 @@ def new_model(config: Config, autoencoder: Any) -> nn.Module:
 def _machine_memory() -> int:
     """Bytes of main memory and of all CUDA devices; shards of a model may lie on several of these."""
     devices = range(torch.cuda.device_count())
-    main = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    main: int = require("psutil", extra="train").virtual_memory().total
     return main + sum(torch.cuda.get_device_properties(i).total_memory for i in devices)
 
 
