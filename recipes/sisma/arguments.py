@@ -213,6 +213,7 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return 0
     except KeyboardInterrupt as stopped:
         _end_loader_processes()
+        blamed(stopped)  # tells the other ranks, which may wait for this one
         print(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left", file=sys.stderr)
         return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
