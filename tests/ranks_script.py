@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import time
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,18 +19,8 @@ from ssmgen.signals import exit_status
 from ssmgen.training import lock, loop, watchdog
 
 IN_STEP = ("kill", "stop", "raise", "loop", "sleep", "warn")
-FAULTS = (
-    *IN_STEP,
-    "save",
-    "lock",
-    "interrupt",
-    "loader-stop",
-    "loader-loop",
-    "loader-kill",
-    "loader-raise",
-    "loader-sleep",
-    "none",
-)
+LOADER = ("loader-stop", "loader-loop", "loader-kill", "loader-raise", "loader-sleep")
+FAULTS = (*IN_STEP, *LOADER, "save", "lock", "interrupt", "none")
 
 
 class Faulty(toy.Toy):
@@ -84,8 +73,9 @@ def main(run, what, step, rank=None):
     loop.training_step, loop.Saver.save = training_step, saving
     Path(run).mkdir(exist_ok=True)
     data = Faulty(what if mine else "none", int(step))
-    with other_owner(Path(run)) if what == "lock" and not mine else nullcontext():
-        _, result = toy.run(Path(run), steps=12, checkpoint_every=2, num_workers=1, data=data, resume="auto")
+    if what == "lock" and not mine:
+        let_another_own(Path(run))
+    _, result = toy.run(Path(run), steps=12, checkpoint_every=2, num_workers=1, data=data, resume="auto")
     print("done", result.step, flush=True)
     if what == "interrupt":
         if mine:
@@ -94,12 +84,10 @@ def main(run, what, step, rank=None):
     return exit_status(result.signal) if result.signal else 0
 
 
-@contextmanager
-def other_owner(run):
-    """Own a folder as a process that runs on, this one's parent, would."""
+def let_another_own(run):
+    """Lock a folder as a process that runs on, this one's parent, would."""
     owner = lock._this_process() | {"pid": str(os.getppid()), "started": lock._start_of(os.getppid()), "id": "another"}
     (run / "lock.json").write_text(json.dumps(owner))
-    yield
 
 
 if __name__ == "__main__":

@@ -287,6 +287,20 @@ def test_time_in_which_a_loader_process_waits_for_storage_counts_apart(monkeypat
     assert dog._late()
 
 
+def test_an_uncaught_exception_of_a_program_of_your_own_is_no_end_with_its_part_done(monkeypatch):
+    told, printed = [], []
+    fake = type("Fake", (), {"first_fault": lambda self, error: told.append(error), "close": lambda self: None})
+    monkeypatch.setattr(watchdog, "Watchdog", fake)
+    monkeypatch.setattr(watchdog, "_ranks", lambda: 2)
+    monkeypatch.setattr(watchdog, "_watchdog", None)
+    monkeypatch.setattr(watchdog, "_ends_process", False)
+    monkeypatch.setattr(sys, "excepthook", lambda *error: printed.append(error[1]))
+    watchdog.watch_ranks()
+    error = KeyError("after the training")
+    sys.excepthook(KeyError, error, None)
+    assert told == printed == [error]
+
+
 @pytest.mark.parametrize("command", [False, True])
 def test_a_main_thread_that_does_not_react_ends_a_command_but_no_notebook(monkeypatch, capsys, command):
     ended, killed = [], []
