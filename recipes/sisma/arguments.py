@@ -219,6 +219,7 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         _end_loader_processes()
         if (stopped := _request_behind(error)) is not None:
+            blamed(stopped)
             print(f"{stopped}; no half-written file is left", file=sys.stderr)
             return status_of(stopped)
         blame = blamed(error)

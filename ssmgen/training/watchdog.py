@@ -176,6 +176,12 @@ class Watchdog:
         self._ended.set()
         self._wake.set()
         self._threads[-1].join(2 * TICK)
+        if self._verdict is not None:
+            time.sleep(self._farewell())
+
+    def _farewell(self) -> float:
+        """Seconds to let the others read the verdict: without torchrun, the store ends with the process of rank 0."""
+        return 2 * TICK if self.rank == 0 and self.ranks > 1 else 0.0
 
     def _count_time(self) -> None:
         """Count time while this process runs: none passes while it is stopped, so that it can be continued."""
@@ -270,7 +276,7 @@ class Watchdog:
     def _end(self, verdict: Verdict) -> None:
         """End this process, but not one in which an exception is about to, or a signal that all ranks got."""
         unwinding = verdict.kind == "stopped" or (verdict.kind == "raised" and verdict.rank == self.rank)
-        if unwinding and self._since_verdict < _UNWINDING:
+        if self._since_verdict < (_UNWINDING if unwinding else self._farewell()):
             return
         sentence = verdict.sentence(self.ranks)
         print(f"error: {sentence}", file=sys.stderr, flush=True)
