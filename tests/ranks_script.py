@@ -2,20 +2,25 @@
 
 It runs alone or under a launcher. WHAT is one of `FAULTS`, STEP the number of steps before it (3 or more for those of
 loader processes), RANK the rank it happens to: 1 by default, or 0 when alone. ``save`` kills RANK before the next save.
-``GRACE`` in the environment replaces the watchdog's 20 seconds.
+``lock``: another process owns the folder. ``interrupt``: RANK gets SIGTERM after the training, where the others wait.
+``warn``: it gets SIGUSR1. ``GRACE`` in the environment replaces the watchdog's 20 seconds.
 """
 
+import json
 import os
 import signal
 import time
 from pathlib import Path
 
+import torch
 import toy_training as toy
 
-from ssmgen.training import loop, watchdog
+from ssmgen.signals import exit_status
+from ssmgen.training import lock, loop, watchdog
 
-IN_STEP = ("kill", "stop", "raise", "loop", "sleep")
-FAULTS = (*IN_STEP, "save", "loader-stop", "loader-loop", "loader-kill", "loader-raise", "loader-sleep", "none")
+IN_STEP = ("kill", "stop", "raise", "loop", "sleep", "warn")
+LOADER = ("loader-stop", "loader-loop", "loader-kill", "loader-raise", "loader-sleep")
+FAULTS = (*IN_STEP, *LOADER, "save", "lock", "interrupt", "none")
 
 
 class Faulty(toy.Toy):
@@ -39,6 +44,10 @@ def fail(what):
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "raise":
         raise ValueError("a fault on purpose")
+    if what == "warn":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    if what == "interrupt":
+        os.kill(os.getpid(), signal.SIGTERM)
     while what == "loop":
         pass
     if what == "sleep":
@@ -64,8 +73,21 @@ def main(run, what, step, rank=None):
     loop.training_step, loop.Saver.save = training_step, saving
     Path(run).mkdir(exist_ok=True)
     data = Faulty(what if mine else "none", int(step))
+    if what == "lock" and not mine:
+        let_another_own(Path(run))
     _, result = toy.run(Path(run), steps=12, checkpoint_every=2, num_workers=1, data=data, resume="auto")
-    print("done", result.step)
+    print("done", result.step, flush=True)
+    if what == "interrupt":
+        if mine:
+            fail(what)
+        torch.distributed.barrier()
+    return exit_status(result.signal) if result.signal else 0
+
+
+def let_another_own(run):
+    """Lock a folder as a process that runs on, this one's parent, would."""
+    owner = lock._this_process() | {"pid": str(os.getppid()), "started": lock._start_of(os.getppid()), "id": "another"}
+    (run / "lock.json").write_text(json.dumps(owner))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_two_processes_train_as_one(tmp_path):
     """Under torchrun: one checkpoint, one precision, and a stop asked of one stops both at the same step."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "import os, signal, sys, torch; from pathlib import Path; sys.path.insert(0, 'tests')\n"
         "import toy_training as t; from ssmgen.precision import Choice; from ssmgen.training import loop, resume\n"
         "stop = lambda step, ema: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None\n"
         "found = Choice(('bf16', 'no')[int(os.environ['RANK'])], 'each by itself')\n"
@@ -96,7 +97,8 @@ def test_two_processes_train_as_one(tmp_path):
         "taken, step = set(), loop.training_step\n"
         "loop.training_step = lambda *args: (taken.add(args[3].precision), step(*args))[1]\n"
         "_, result = t.run(Path(sys.argv[1]), steps=1000, checkpoint_every=500, on_step=stop, precision='auto')\n"
-        "said = f'{result.step} {result.interrupted} {taken}'\n"
+        "timeout = torch.distributed.group.WORLD._get_backend(torch.device('cpu')).options._timeout\n"
+        "said = f'{result.step} {result.interrupted} {timeout.days} {int(result.signal)} {taken}'\n"
         "(Path(sys.argv[1]).parent / ('rank' + os.environ['RANK'])).write_text(said)\n"
     )
     (tmp_path / "run").mkdir()
@@ -112,9 +114,11 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (tmp_path / f"rank{rank}" for rank in range(2))
     assert first.read_text() == second.read_text()
-    step, interrupted, taken = first.read_text().split()
+    step, interrupted, days, number, taken = first.read_text().split()
     newest = verify_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
     assert interrupted == "True" and newest["step"] == int(step)
+    assert int(number) == signal.SIGTERM, "the second process knows the signal that the first one got"
+    assert days == "1", "a save, or samples, may take more than half an hour"
     assert taken == "{'bf16'}" and newest["record"]["precision"] == "bf16", "the first process decides"
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +17,10 @@ pytest.importorskip("accelerate", reason="training needs accelerate")
 
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.images import write_png
-from ssmgen.training import checkpoints, verify_checkpoint, watchdog
-from ssmgen.training.rank_reports import Reports
-from ssmgen.training.watchdog import STALLED, RankError, watched
+from ssmgen.signals import Stopped
+from ssmgen.training import checkpoints, processes, rank_reports, verify_checkpoint, watchdog
+from ssmgen.training.rank_reports import STALLED, Reports, Verdict, fault_of, verdict_of
+from ssmgen.training.watchdog import RankError, watched
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRACE": "6"}
@@ -72,7 +74,10 @@ def free_port() -> int:
 def jobs(tmp_path_factory):
     """All at the same time, as most of their time goes into starting."""
     started = {}
-    for fault, launcher, ranks in (("stop", TORCHRUN, 0), ("kill", (), 2), ("raise", (), 2), ("loader-stop", (), 0)):
+    for fault, launcher, ranks in (
+        *(("stop", TORCHRUN, 0), ("kill", (), 2), ("raise", (), 2), ("loader-stop", (), 0)),
+        *(("lock", (), 2), ("interrupt", (), 2), ("warn", (), 2)),
+    ):
         folder = tmp_path_factory.mktemp(fault)
         started[fault] = Job(folder, *launcher, "tests/ranks_script.py", str(folder / "run"), fault, "4", ranks=ranks)
     return started
@@ -105,7 +110,7 @@ def test_a_killed_rank_ends_the_job_and_is_named_last(jobs):
 
 def test_a_raising_rank_ends_the_job_and_is_named_last(jobs):
     statuses, outputs = jobs["raise"].end()
-    assert statuses == [STALLED, 2]
+    assert statuses == [2, 2], "it would be raised again"
     for output in outputs:
         assert "rank 1 of 2" in last_error(output)
         assert last_error(output).endswith("failed: ValueError: a fault on purpose")
@@ -118,6 +123,29 @@ def test_a_stalled_loader_process_ends_a_training_of_one_process(jobs):
     assert "the training stalled at step" in last_error(output) and "reading its batch" in last_error(output)
     assert last_error(output).endswith("is stopped") and "its loader process" in last_error(output)
     check_checkpoints(jobs["loader-stop"])
+
+
+def test_an_error_before_the_first_step_ends_the_other_ranks(jobs):
+    """The lock of the run's folder, which rank 0 alone takes, while rank 1 waits for it."""
+    statuses, outputs = jobs["lock"].end()
+    assert statuses == [2, 2]
+    for output in outputs:
+        assert "rank 0 of 2" in last_error(output) and "failed: RunLockError: " in last_error(output)
+
+
+def test_a_rank_that_is_stopped_outside_the_loop_ends_the_others(jobs):
+    """They wait for it, and did not get the signal."""
+    statuses, outputs = jobs["interrupt"].end()
+    assert statuses == [128 + signal.SIGTERM] * 2
+    assert "rank 1 of 2" in last_error(outputs[0]) and last_error(outputs[0]).endswith("was stopped by SIGTERM")
+    assert "stopped by SIGTERM; no half-written file is left" in outputs[1]
+
+
+def test_all_ranks_know_the_signal_that_one_of_them_got(jobs):
+    statuses, outputs = jobs["warn"].end()
+    assert statuses == [128 + signal.SIGUSR1] * 2, outputs
+    ends = [output.splitlines()[-1] for output in outputs]
+    assert ends == ["done 6"] * 2, "after the step in which the signal came, and the next one, which tells the others"
 
 
 def test_two_requests_to_stop_end_a_training_whose_loader_hangs(tmp_path):
@@ -146,7 +174,7 @@ class Reported:
         self.found = {
             f"rank{i}": {
                 **{"position": list(position), "stall": f"stalled, {i}" if i in late else "", "waiting": i in waiting},
-                **{"left": i in left, "host": "node", "pid": 1, "born": 0.0},
+                **{"left": i in left, "host": "node", "machine": "a", "pid": 1, "born": "0"},
             }
             for i, position in enumerate(positions)
         }
@@ -181,8 +209,8 @@ def test_time_in_which_the_process_is_stopped_does_not_count(monkeypatch):
     """Ctrl-Z and fg, or a laptop that sleeps."""
     clock, ticks = iter((0.0, 1.0, 3601.0, 3602.0)), iter((False, False, False, True))
     dog = object.__new__(watchdog.Watchdog)
-    dog._spent = dog._since_contact = dog._since_neighbour = dog._since_verdict = 0.0
-    dog._verdict, dog._limit, dog.ranks = None, 20.0, 1
+    dog._spent = dog._stored = dog._since_contact = dog._since_neighbour = dog._since_verdict = 0.0
+    dog._verdict, dog._limit, dog.ranks, dog._position = None, 20.0, 1, (0, watchdog._COMPUTING)
     dog._ended = type("Ended", (), {"wait": lambda self, seconds: next(ticks)})()
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     dog._count_time()
@@ -190,7 +218,7 @@ def test_time_in_which_the_process_is_stopped_does_not_count(monkeypatch):
 
 
 def test_a_stalled_step_is_an_error_with_the_line_where_it_is(monkeypatch):
-    """In a process that is alone, such as a notebook, which must survive."""
+    """In a single process, such as a notebook, which must survive."""
     monkeypatch.setattr(watchdog, "GRACE", 0.2)
     monkeypatch.setattr(watchdog, "TICK", 0.05)
     with (
@@ -202,6 +230,94 @@ def test_a_stalled_step_is_an_error_with_the_line_where_it_is(monkeypatch):
             if number == 1:
                 hang()
     assert not dog._threads[0].is_alive() or dog._threads[0].join(1) is None
+
+
+def test_a_clock_that_is_set_kills_no_process(monkeypatch):
+    """The system derives a process's time of birth from the clock, anew at every question."""
+    me, create_time = processes.identity(), psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 3600)
+    assert processes.find(me["pid"], me["born"]).pid == os.getpid()
+    assert processes.find(me["pid"], me["born"] + "0") is None, "another process with this number"
+
+
+def test_nothing_is_known_of_a_process_in_another_container():
+    """Two containers of one machine may have one name, and their processes the same numbers."""
+    gone = processes.identity() | {"pid": 2**22 + 1}
+    assert "died: its process is gone" in fault_of(1, gone).text
+    assert fault_of(1, gone | {"machine": "another"}) is None
+
+
+def test_a_process_that_has_gone_takes_no_other_with_it(monkeypatch):
+    killed = []
+    monkeypatch.setattr(rank_reports, "kill_tree", killed.append)
+    for changed in ({"pid": 2**22 + 1}, {"machine": "another"}):
+        Verdict(1, "is silent", processes.identity() | changed, "silent").kill()
+    Verdict(1, "did not start", {}, "silent").kill()
+    assert killed == []
+    Verdict(1, "is silent", processes.identity(), "silent").kill()
+    assert [process.pid for process in killed] == [os.getpid()]
+
+
+def test_every_rank_ends_with_the_status_of_the_first_fault():
+    """An error would be raised again; what died or stalled is worth another try."""
+    stopped = verdict_of(0, Stopped(signal.SIGUSR1))
+    assert (stopped.text, stopped.status) == ("was stopped by SIGUSR1", 138)
+    assert verdict_of(0, SystemExit(3)).status == 3
+    assert verdict_of(0, ValueError("a fault")).status == 2
+    assert verdict_of(0, RuntimeError("Connection closed by peer")).status == STALLED
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(90, False), (400, True)])
+def test_time_in_which_a_loader_process_waits_for_storage_counts_apart(monkeypatch, capsys, seconds, late):
+    """A network file system that changes servers takes more than the usual 20 s; one that hangs ends the training."""
+    dog = object.__new__(watchdog.Watchdog)
+    dog._spent = dog._stored = 0.0
+    dog._limit, dog._position = 20.0, (4, watchdog._READING)
+    dog._workers = {type("Worker", (), {"pid": 4711})}
+    status = "disk-sleep"
+    process = lambda pid: type("Process", (), {"status": lambda self: status})()  # noqa: E731
+    monkeypatch.setattr(psutil, "Process", process)
+    for _ in range(seconds):
+        dog._count_step(1.0)
+    assert dog._late() == late
+    assert capsys.readouterr().err.count("warning: step 5 has waited for storage for 21 s") == 1
+    status = "running"  # in an endless loop, or "sleeping" in a lock
+    for _ in range(21):
+        dog._count_step(1.0)
+    assert dog._late()
+
+
+def test_an_uncaught_exception_of_a_program_of_your_own_is_no_end_with_its_part_done(monkeypatch):
+    told, printed = [], []
+    fake = type("Fake", (), {"first_fault": lambda self, error: told.append(error), "close": lambda self: None})
+    monkeypatch.setattr(watchdog, "Watchdog", fake)
+    monkeypatch.setattr(watchdog, "_ranks", lambda: 2)
+    monkeypatch.setattr(watchdog, "_watchdog", None)
+    monkeypatch.setattr(watchdog, "_ends_process", False)
+    monkeypatch.setattr(sys, "excepthook", lambda *error: printed.append(error[1]))
+    watchdog.watch_ranks()
+    error = KeyError("after the training")
+    sys.excepthook(KeyError, error, None)
+    assert told == printed == [error]
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_a_main_thread_that_does_not_react_ends_a_command_but_no_notebook(monkeypatch, capsys, command):
+    ended, killed = [], []
+    monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+    monkeypatch.setattr(watchdog, "kill_children", lambda: pytest.fail("others' processes"))
+    monkeypatch.setattr(watchdog, "kill_workers", killed.extend)
+    monkeypatch.setattr(watchdog, "_ends_process", command)
+    dog = object.__new__(watchdog.Watchdog)
+    dog.rank, dog.ranks, dog._workers, dog._ended = 0, 1, {"its worker"}, threading.Event()
+    dog._since_verdict = watchdog._UNWINDING - 1
+    verdict = Verdict(0, "stalled", processes.identity(), "raised")
+    dog._end(verdict)
+    assert not killed and not ended
+    dog._since_verdict = watchdog._UNWINDING + 1
+    dog._end(verdict)
+    assert killed == ["its worker"] and ended == [STALLED] * command
+    assert "error: the training stalled" in capsys.readouterr().err
 
 
 def hang():
@@ -227,12 +343,40 @@ def test_two_processes_sample_the_images_of_one(tmp_path, trained):
     assert all(output.count(f"/two/{name}\n") == 1 for name in one)
 
 
-def test_the_job_script_of_the_docs_is_a_shell_script():
-    """And one that a linter of shell scripts accepts, where it is installed."""
+def job_script():
     page = (ROOT / "docs" / "scaling.md").read_text()
     (script,) = (block for block in page.split("```sh\n")[1:] if block.startswith("#!/bin/bash"))
-    script = script.partition("```")[0]
+    return script.partition("```")[0]
+
+
+def test_the_job_script_of_the_docs_is_a_shell_script():
+    """And one that a linter of shell scripts accepts, where it is installed."""
     for command in (["bash", "-n"], *([["shellcheck", "-"]] if shutil.which("shellcheck") else [])):
-        checked = subprocess.run(command, input=script, text=True, capture_output=True)
+        checked = subprocess.run(command, input=job_script(), text=True, capture_output=True)
         assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "--signal=USR1@" in script and "-eq 138" in script and f"-eq {STALLED}" in script
+    assert "--signal=USR1@" in job_script() and "--kill-on-bad-exit=0" in job_script()
+
+
+@pytest.mark.parametrize(
+    ("status", "saves", "again"),
+    [
+        *((STALLED, True, True), (STALLED, False, False), (138, True, True), (138, False, False), (137, True, True)),
+        *((137, False, False), (0, True, False), (2, True, False), (143, True, False), (130, True, False)),
+    ],
+)
+def test_the_job_script_starts_again_only_what_made_progress(tmp_path, status, saves, again):
+    """With a ``srun`` that ends with a status, after a checkpoint or without one."""
+    for name, body in (
+        ("srun", f'echo "$*" > srun.txt; {"mkdir runs/stable/checkpoints/step-00000200;" * saves} exit {status}'),
+        ("scontrol", 'if [ "$1" = show ]; then echo node1; echo node2; else echo "$*" > requeued.txt; fi'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "runs/stable/checkpoints/step-00000100").mkdir(parents=True)
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "8"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", job_script()], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    requeued = tmp_path / "requeued.txt"
+    assert requeued.exists() == again and (not again or requeued.read_text() == "requeue 4711\n")
+    assert "--cpus-per-task=8" in (tmp_path / "srun.txt").read_text()

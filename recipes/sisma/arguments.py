@@ -213,19 +213,27 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return 0
     except KeyboardInterrupt as stopped:
         kill_workers(multiprocessing.active_children())  # Python would wait for a stalled one
-        say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
-        return status_of(stopped)
+        return _stopped(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         kill_workers(multiprocessing.active_children())
         if (stopped := _request_behind(error)) is not None:
-            say(f"{stopped}; no half-written file is left")
-            return status_of(stopped)
+            return _stopped(stopped)
         blame = blamed(error)
         say(f"error: {without_traceback(blame)}")
         return getattr(blame, "status", 2)
     finally:
         with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
             sys.stdout.flush()
+
+
+def _stopped(stopped: KeyboardInterrupt) -> int:
+    """Say that a request stopped the command, or which process of the job failed if that was behind it."""
+    blame = blamed(stopped)  # tells the other ranks, too, which may wait for this one
+    if blame is not stopped:
+        say(f"error: {blame}")
+        return getattr(blame, "status", status_of(stopped))
+    say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
+    return status_of(stopped)
 
 
 def _request_behind(error: BaseException | None) -> Stopped | None:

@@ -1,10 +1,8 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
-import os
 import tempfile
 import warnings
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +21,7 @@ from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
 from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
-from ssmgen.training.launch import check_launch, on_cpu
+from ssmgen.training.launch import PATIENCE, check_launch, on_cpu
 from ssmgen.training.watchdog import watch_ranks
 from ssmgen.weights import count_values, limit_parameters, load_weights
 
@@ -198,4 +196,4 @@ def all_processes() -> Any:
     watch_ranks()  # first: a rank may fail while the others wait for it
     # Without a GPU it must be told so, or every process considers itself the only one. The others wait for up to a day,
     # because the first one may encode images for hours; the watchdog ends the job if it dies or is stopped.
-    return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=timedelta(days=1))
+    return require("accelerate", extra="train").PartialState(cpu=on_cpu(), timeout=PATIENCE)

@@ -9,7 +9,6 @@ The run's folder receives ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``c
 and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -99,7 +98,7 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
     if result.interrupted:
         if processes.is_main_process:
             say(f"stopped at step {result.step}; continue with: {_continue(argv)}")
-        return exit_status(result.signal or signal.SIGTERM)  # without a signal of its own, another process had one
+        return exit_status(result.signal)
     if not processes.is_main_process:
         return None
     trained = f"trained {run} to step {result.step} in {result.seconds:.0f} s"

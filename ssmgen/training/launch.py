@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ _IGNORED = (
     ("ACCELERATE_DYNAMO_BACKEND", "no", "training does not compile the model"),
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+#: How long a process waits for another, which may save or sample for long; the watchdog notices one that does not live.
+PATIENCE = timedelta(days=1)
 _LARGEST = 32 * 2**20  # glibc takes no larger threshold for mmap on 64 bits
 
 
@@ -52,6 +55,7 @@ def make_accelerator(settings: Any, *, quiet: bool = False) -> Any:
         dynamo_backend="no",
         # As a plugin: the variable would override a plain number.
         gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[accelerate.utils.InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()

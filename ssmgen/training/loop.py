@@ -45,7 +45,8 @@ class TrainResult:
         seconds: duration of training, over the whole run.
         ema: the averaged weights; of a sharded run, in one piece in the main process only.
         interrupted: it was asked to stop.
-        signal: number of the signal that asked this process, 0 without one.
+        signal: number of the signal that asked for it, the same in all processes: the largest, if they got different
+            ones. 0 without one.
         skipped: steps of the whole run that changed no weight because the loss or the gradient was not finite.
         spikes: steps of the whole run whose loss was far above its running mean, see `ssmgen.training.health`.
     """
@@ -132,9 +133,10 @@ def train(
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
     torch.set_float32_matmul_precision(settings.matmul_precision)
-    accelerator = make_accelerator(settings)
-    with run_lock(run) if accelerator.is_main_process else nullcontext() as lock:
-        return _train(model, objective, data, settings, run, record, resume, on_step, accelerator, lock)
+    with watched() as watchdog:  # all of it: a rank may fail while the others wait for it
+        accelerator = make_accelerator(settings)
+        with run_lock(run) if accelerator.is_main_process else nullcontext() as lock:
+            return _train(model, objective, data, settings, run, record, resume, on_step, accelerator, lock, watchdog)
 
 
 def _train(
@@ -148,6 +150,7 @@ def _train(
     on_step: Callable[[int, nn.Module], Path | None] | None,
     accelerator: Any,
     lock: RunLock | None,
+    watchdog: Watchdog,
 ) -> TrainResult:
     """`train` in a folder that the main process owns."""
     settings = settle_precision(settings, run, resume, accelerator)
@@ -156,9 +159,8 @@ def _train(
     progress = _resumed(state, settings, run, resume, record)
     signal = 0
     if progress.step < settings.steps:
-        with watched() as watchdog:
-            signal = _steps(state, objective, data, settings, progress, run, on_step, lock, watchdog)
-            accelerator.wait_for_everyone()
+        signal = _steps(state, objective, data, settings, progress, run, on_step, lock, watchdog)
+        signal = int(accelerator.gather(torch.tensor([signal], device=accelerator.device)).max())  # alike in all ranks
     else:
         progress.check_trained()
     interrupted = progress.step < settings.steps or signal > 0

@@ -6,7 +6,7 @@ import platform
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ssmgen.extras import require
+from ssmgen.training.lock import _machine, _start_of
 
 _PACKAGES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 # Where a process waits for the others: the gradients' mean in backward, and the step's own exchange of loss and norm.
@@ -24,8 +25,14 @@ _PR_SET_PDEATHSIG = 1  # sys/prctl.h of Linux
 
 
 def identity() -> dict[str, Any]:
-    """Host, number and start of this process."""
-    return {"host": platform.node(), "pid": os.getpid(), "born": _psutil().Process().create_time()}
+    """What tells this process from every other one: its machine with the machine's name, its number and its start."""
+    here = {"host": platform.node(), "machine": _machine()}
+    return here | {"pid": os.getpid(), "born": _start(_psutil().Process())}
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process, given by its `identity`, can be seen from this one: same system, same container."""
+    return bool(process["machine"] == _machine())
 
 
 def place(thread: int) -> tuple[str, bool]:
@@ -41,15 +48,25 @@ def place(thread: int) -> tuple[str, bool]:
     return f"in {code.co_name} at {Path(code.co_filename).name}:{frame.f_lineno}", waiting
 
 
-def children(stopped: bool = False) -> list[int]:
-    """Processes below this one; only those that are stopped if ``stopped``."""
+def stopped_of(pids: Iterable[int]) -> list[int]:
+    """Those of these processes that are stopped."""
     psutil = _psutil()
     found: list[int] = []
-    for child in psutil.Process().children(recursive=True):
+    for pid in pids:
         with suppress(psutil.Error):
-            if not stopped or is_stopped(child):
-                found.append(child.pid)
+            if is_stopped(psutil.Process(pid)):
+                found.append(pid)
     return found
+
+
+def wait_for_storage(pids: Iterable[int]) -> bool:
+    """Whether one of these processes waits for a disk or a network file system (state D of Linux)."""
+    psutil = _psutil()
+    for pid in pids:
+        with suppress(psutil.Error):
+            if psutil.Process(pid).status() == psutil.STATUS_DISK_SLEEP:
+                return True
+    return False
 
 
 def is_stopped(process: Any) -> bool:
@@ -60,24 +77,28 @@ def is_stopped(process: Any) -> bool:
     return False
 
 
-def find(pid: int, born: float) -> Any:
-    """A process of this machine by its number and start, or None if it has ended."""
+def find(pid: int, born: str) -> Any:
+    """A process of this machine by its number and start, see `identity`, or None if it has ended."""
     psutil = _psutil()
     with suppress(psutil.Error):
         process = psutil.Process(pid)
-        if abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+        if _start(process) == born and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
 
-def kill_tree(process: Any = None) -> None:
-    """Kill a process that `find` found and all below it; by default all below this process, but not itself."""
-    psutil = _psutil()
-    with suppress(psutil.Error):
-        above = process or psutil.Process()
-        for each in [*above.children(recursive=True), *([process] if process else [])]:
-            with suppress(psutil.Error):
-                each.kill()
+def kill_children() -> None:
+    """Kill all processes below this one."""
+    for each in _below(_psutil().Process()):
+        with suppress(_psutil().Error):
+            each.kill()
+
+
+def kill_tree(process: Any) -> None:
+    """Kill a process that `find` found, and all below it."""
+    for each in [*_below(process), process]:
+        with suppress(_psutil().Error):
+            each.kill()
 
 
 def kill_workers(workers: Iterable[Any]) -> None:
@@ -105,6 +126,19 @@ def end_with_parent() -> None:
     """Let the system kill this process when the thread that started it ends, even if it is stopped; needs Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _below(process: Any) -> list[Any]:
+    with suppress(_psutil().Error):
+        return list(process.children(recursive=True))
+    return []
+
+
+def _start(process: Any) -> str:
+    """When a process started: on Linux in ticks since the boot, which do not change when the clock is set."""
+    if Path("/proc/self/stat").exists():
+        return _start_of(process.pid)
+    return str(process.create_time())
 
 
 def _psutil() -> Any:

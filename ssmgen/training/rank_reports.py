@@ -2,14 +2,21 @@
 
 import json
 import os
-import platform
+import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
 
-from ssmgen.training.processes import find, identity, is_stopped, kill_tree
+from ssmgen.signals import Stopped, status_of
+from ssmgen.training.processes import find, identity, is_here, is_stopped, kill_tree
+
+#: Exit status of a command that ended because a process of its job died or stalled: EX_TEMPFAIL, worth another try.
+STALLED = 75
+# After an error.
+_RAISED = 2
 
 
 @dataclass(frozen=True)
@@ -18,28 +25,29 @@ class Verdict:
 
     Attributes:
         rank, text: whose it is, and what: "stalled at step 4, ...".
-        host, pid, born: the process; ``born`` is its start, because numbers are used again.
-        kind: "raised": an exception ends the process; "stalled": its watchdog does; "silent": somebody else must.
+        process: its `identity`; empty if it never reported.
+        kind: "raised": an exception ends the process; "stopped": a signal or an exit does; "stalled": its watchdog
+            does; "silent": somebody else must.
+        status: the exit status of all ranks.
     """
 
     rank: int
     text: str
-    host: str
-    pid: int
-    born: float
+    process: dict[str, Any]
     kind: str
+    status: int = STALLED
 
     def sentence(self, ranks: int) -> str:
         """The fault with its process."""
-        process = f"process {self.pid} on {self.host}" if self.host else ""
+        process = "process {pid} on {host}".format(**self.process) if self.process else ""
         if ranks == 1:
             return f"the training {self.text}"
         return f"rank {self.rank} of {ranks}{f' ({process})' if process else ''} {self.text}"
 
     def kill(self) -> None:
         """Kill the process with its loader processes, if it runs on this machine."""
-        if self.host == platform.node():
-            kill_tree(find(self.pid, self.born))
+        if self.process and is_here(self.process) and (process := find(self.process["pid"], self.process["born"])):
+            kill_tree(process)
 
 
 class Reports:
@@ -73,7 +81,7 @@ class Reports:
         self._store.set(f"rank{self.rank}", json.dumps(self._report))
 
     def leave(self) -> None:
-        """Report that this process ends, its part done."""
+        """Report that this process ends with its part done."""
         self._report |= {"left": True}
         self._store.set(f"rank{self.rank}", json.dumps(self._report))
         self._read("verdict")  # an answer: the line above has arrived
@@ -105,11 +113,11 @@ class Reports:
         report = self._neighbour
         if report is None:
             text = "did not start: it never reported"
-            return Verdict(self._rank, text, host="", pid=0, born=0.0, kind="silent") if silent else None
+            return Verdict(self._rank, text, {}, "silent") if silent else None
         fault = fault_of(self._rank, report)
         if silent:
             text = "stalled: it does not report any more, and its machine may be down"
-            return fault or Verdict(self._rank, text, report["host"], report["pid"], report["born"], "silent")
+            return fault or verdict_on(self._rank, text, report, "silent")
         if fault is None or find(report["pid"], report["born"]):
             return None  # it may be continued soon
         again = self._read(f"rank{self._rank}")
@@ -125,15 +133,15 @@ class Reports:
         behind = {rank: report for rank, report in found.items() if report["position"] == last}
         own = behind.get(self.rank)
         if own and not own["waiting"]:
-            return _verdict(self.rank, own, own["stall"])
+            return verdict_on(self.rank, own["stall"], own)
         if not all(report["stall"] for report in found.values()):
             return None  # the others wait for it, and it may take its time
         if left:
             rank, report = next(iter(left.items()))
-            return _verdict(rank, report, "has ended, and the others wait for it")
+            return verdict_on(rank, "has ended, and the others wait for it", report)
         rank = next((rank for rank, report in behind.items() if not report["waiting"]), min(behind))
         alike = len(behind) == self.ranks and all(report["waiting"] for report in behind.values())
-        return _verdict(rank, found[rank], found[rank]["stall"] + ("; so did all others" if alike else ""))
+        return verdict_on(rank, found[rank]["stall"] + ("; so did all others" if alike else ""), found[rank])
 
     def _read(self, key: str) -> dict[str, Any] | None:
         return json.loads(self._store.get(key)) if self._store.check([key]) else None
@@ -141,7 +149,7 @@ class Reports:
 
 def fault_of(rank: int, report: dict[str, Any]) -> Verdict | None:
     """The death or stop of a rank, if it runs on this machine."""
-    if report["host"] != platform.node():
+    if not is_here(report):
         return None
     process = find(report["pid"], report["born"])
     if process is None:
@@ -150,8 +158,42 @@ def fault_of(rank: int, report: dict[str, Any]) -> Verdict | None:
         text = "is stopped (SIGSTOP)"
     else:
         return None
-    return Verdict(rank, text, report["host"], report["pid"], report["born"], "silent")
+    return verdict_on(rank, text, report, "silent")
 
 
-def _verdict(rank: int, report: dict[str, Any], text: str) -> Verdict:
-    return Verdict(rank, text, report["host"], report["pid"], report["born"], "stalled")
+def verdict_on(
+    rank: int, text: str, report: Mapping[str, Any], kind: str = "stalled", status: int = STALLED
+) -> Verdict:
+    """A verdict on the process of a report, or of an `identity`."""
+    process = {key: report[key] for key in ("host", "machine", "pid", "born")}
+    return Verdict(rank, text, process, kind, status)
+
+
+def verdict_of(rank: int, error: BaseException) -> Verdict:
+    """The verdict on this process when an error or a request to stop ends it."""
+    if isinstance(error, KeyboardInterrupt):
+        name = signal.Signals(error.number if isinstance(error, Stopped) else signal.SIGINT).name
+        return verdict_on(rank, f"was stopped by {name}", identity(), "stopped", status_of(error))
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1
+        return verdict_on(rank, f"has ended with status {status}", identity(), "stopped", status)
+    # What happened to another rank may not happen again; an error of this one would.
+    status = STALLED if is_a_peers(error) else _RAISED
+    return verdict_on(rank, f"failed: {_text(error)}", identity(), "raised", status)
+
+
+def is_a_peers(error: BaseException) -> bool:
+    """Whether an error says that another process has gone."""
+    from torch.distributed import DistError
+
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, DistError) or "gloo/transport" in said or "by peer" in said or "NCCL" in said
+    )
+
+
+def _text(error: BaseException) -> str:
+    """The error on one line, without the traceback that torch puts before that of a loader process."""
+    name, text = type(error).__name__, str(error)
+    own = text.rpartition(f"{name}: ")[2] if text.startswith("Caught ") else text
+    return f"{name}: {own.strip()}" if own.strip() else name

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,18 @@ from torch.utils.data import DataLoader
 
 from ssmgen.atomic import write_text
 from ssmgen.extras import require
-from ssmgen.training.processes import children, identity, kill_tree, kill_workers, place
-from ssmgen.training.rank_reports import Reports, Verdict, fault_of
+from ssmgen.training.processes import identity, kill_children, kill_workers, place, stopped_of, wait_for_storage
+from ssmgen.training.rank_reports import STALLED, Reports, Verdict, fault_of, is_a_peers, verdict_of, verdict_on
 
-#: Exit status of a command that ended because a process of its job died or stalled: EX_TEMPFAIL, worth another try.
-STALLED = 75
-
-# Seconds without a report, or beyond the expected time of a step, after which a process has stalled.
+# Seconds without a report, or beyond the longest expected time of a step, after which a process has stalled.
 GRACE = 20.0
 # Seconds for the first batch; for the first step, which may compile, and for a process to report at all.
 FIRST_BATCH, START = 300.0, 1800.0
+# Seconds of a batch in which its loader processes may wait for storage: a network file system may take two minutes to
+# change servers.
+STORAGE = 300.0
 TICK = 1.0
-# A step is expected to take at most so many times the median of the last ones.
+# A step may take so many times the median of the last ones.
 _SLOWER, _MEDIAN_OF = 3.0, 32
 # Seconds in which an exception has to end the process.
 _UNWINDING = 10.0
@@ -49,9 +50,11 @@ class RankError(RuntimeError):
 
     Attributes:
         status: the exit status of a command that ends with it.
+        rank: whose fault it is; None in a training of one process.
     """
 
     status = STALLED
+    rank: int | None = None
 
 
 class Watchdog:
@@ -65,7 +68,9 @@ class Watchdog:
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), _ranks()
         self._main = threading.get_ident()
         self._position, self._limit, self._spent, self._computed = (-1, _AFTER), 0.0, 0.0, 0.0
+        self._stored = 0.0  # seconds that the batch in progress waited for storage
         self._taken: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._workers: set[Any] = set()  # loader processes
         self._verdict: Verdict | None = None
         self._proposed: Verdict | None = None
         self._reports: Reports | None = None
@@ -88,11 +93,12 @@ class Watchdog:
         self._taken.clear()  # of another training
         before = set(active_children())
         batches = iter(loader)
-        workers = set(active_children()) - before
+        workers = self._workers = set(active_children()) - before
         try:
             yield self._steps(batches, first)
         except RuntimeError as error:
-            if died := _LOADER_DIED.search(str(error)):
+            died = _LOADER_DIED.search(str(error))
+            if died and self._verdict is None:  # not killed by `_end`
                 raise RuntimeError(
                     f"the loader process {died[1]} was killed; the system does that when memory runs out. Lower "
                     f"num_workers or batch_size, or see the system's log ({str(error).strip()})"
@@ -100,6 +106,7 @@ class Watchdog:
             raise
         finally:
             kill_workers(workers)  # one that hangs would block the end of this process
+            self._workers = set()
             self.done()
 
     def _steps(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
@@ -130,23 +137,27 @@ class Watchdog:
         self._position, self._limit = (-1, _AFTER), 0.0
 
     def _enter(self, step: int, stage: int) -> None:
-        expected = self._expected()
-        self._position, self._spent = (step, stage), 0.0
+        self._position, self._spent, self._stored = (step, stage), 0.0, 0.0
         first = FIRST_BATCH if stage == _READING else START
-        self._limit = 0.0 if stage == _AFTER else GRACE + expected if self._taken else first
+        longest = GRACE + _SLOWER * self._expected()
+        self._limit = 0.0 if stage == _AFTER else longest if self._taken else first
 
     def _expected(self) -> float:
-        return _SLOWER * statistics.median(self._taken) if self._taken else 0.0
+        """Seconds of a step: the median of the last ones, or 0 before the first has ended."""
+        return statistics.median(self._taken) if self._taken else 0.0
 
-    def blamed(self, error: BaseException) -> RankError | None:
-        """What to report of an error: the fault that ended the job, this process's or another's; None if alone."""
+    def first_fault(self, error: BaseException) -> RankError | None:
+        """The fault that ended the job, of this process or another, to report instead of an error; None if alone.
+
+        The other ranks learn of the error, or of the request to stop.
+        """
         if self.ranks == 1:
             return None
         if isinstance(error, RankError):
             return error
-        own = Verdict(self.rank, f"failed: {_text(error)}", **identity(), kind="raised")
+        own = verdict_of(self.rank, error)
         patience = 3 * TICK
-        if _is_a_peers(error):
+        if is_a_peers(error):
             patience += GRACE  # until the silence of the other is noticed
         else:
             self._proposed = own
@@ -155,17 +166,22 @@ class Watchdog:
         while self._verdict is None and time.monotonic() - begun < patience:
             time.sleep(TICK / 20)
         verdict = self._verdict = self._verdict or own
-        blame = RankError(verdict.sentence(self.ranks))
-        if verdict.rank == self.rank:
-            blame.status = 2
-        _tell_launcher(str(blame))
-        return blame
+        fault = RankError(verdict.sentence(self.ranks))
+        fault.status, fault.rank = verdict.status, verdict.rank
+        _tell_launcher(str(fault))
+        return fault
 
     def close(self) -> None:
-        """Tell the others that this process has done its part."""
+        """Tell the others that this process has done its part, unless it ended the job."""
         self._ended.set()
         self._wake.set()
         self._threads[-1].join(2 * TICK)
+        if self._verdict is not None:
+            time.sleep(self._farewell())
+
+    def _farewell(self) -> float:
+        """Seconds to let the others read the verdict: without torchrun, the store ends with the process of rank 0."""
+        return 2 * TICK if self.rank == 0 and self.ranks > 1 else 0.0
 
     def _count_time(self) -> None:
         """Count time while this process runs: none passes while it is stopped, so that it can be continued."""
@@ -173,7 +189,7 @@ class Watchdog:
         while not self._ended.wait(TICK):
             now = time.monotonic()
             passed, last = min(now - last, 2 * TICK), now
-            self._spent += passed
+            self._count_step(passed)
             self._since_neighbour += passed
             self._since_contact += passed
             if self._verdict is not None:
@@ -184,18 +200,37 @@ class Watchdog:
             elif self.ranks > 1 and self._since_contact > (START if self._reports is None else GRACE):
                 self._end(self._lost())
 
+    def _count_step(self, passed: float) -> None:
+        """Add seconds to the time of the step; those in which a reading process waits for storage count apart."""
+        reading = self._limit > 0 and self._position[1] == _READING and self._stored < STORAGE
+        if not reading or not wait_for_storage(self._reading()):
+            self._spent += passed
+            return
+        before, self._stored = self._stored, self._stored + passed
+        if before <= GRACE < self._stored:
+            print(
+                f"warning: step {self._position[0] + 1} has waited for storage for {self._stored:.0f} s; the training "
+                f"ends after {STORAGE:.0f} s more than usual",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _reading(self) -> list[int]:
+        """The processes that read examples: those of the loader, or this one."""
+        return sorted(worker.pid for worker in self._workers) or [os.getpid()]
+
     def _late(self) -> bool:
         return 0 < self._limit < self._spent
 
     def _stall(self) -> str:
         """What this process is doing for too long."""
-        (step, stage), spent, expected = self._position, self._spent, self._expected()
+        (step, stage), spent, expected = self._position, self._spent + self._stored, self._expected()
         expectation = f" ({expected:.1f} s were expected)" if expected else ""
         text = f"stalled at step {step + 1}, {_DOING[stage]} for {spent:.0f} s{expectation}"
-        if stage == _READING and (stopped := children(stopped=True)):
-            return f"{text}: its loader process {stopped[0]} is stopped"
-        if stage == _READING and (workers := children()):
-            return f"{text}: its loader processes {', '.join(map(str, workers))} do not answer"
+        if stage == _READING and self._workers:
+            if stopped := stopped_of(self._reading()):
+                return f"{text}: its loader process {stopped[0]} is stopped"
+            return f"{text}: its loader processes {', '.join(map(str, self._reading()))} do not answer"
         return f"{text}, {place(self._main)[0]}"
 
     def _exchange(self) -> None:
@@ -211,7 +246,8 @@ class Watchdog:
                     self._verdict = reports.verdict(self._proposed or self._found(reports))
                 self._wake.wait(TICK)
                 self._wake.clear()
-            reports.leave()
+            if self._verdict is None and self._proposed is None:
+                reports.leave()
 
     def _found(self, reports: Reports) -> Verdict | None:
         """A fault of the next rank or of a step that takes too long."""
@@ -227,39 +263,68 @@ class Watchdog:
         text = f"lost contact: {where} has not answered for {self._since_contact:.0f} s, its machine may be down"
         server = self._reports.server if self._reports else None
         if server is None:
-            return Verdict(self.rank, text, **identity(), kind="stalled")
-        return fault_of(0, server) or Verdict(0, text, server["host"], server["pid"], server["born"], "silent")
+            return verdict_on(self.rank, text, identity())
+        return fault_of(0, server) or verdict_on(0, text, server, "silent")
 
     def _interrupt(self) -> None:
-        """Raise the error in the main thread, or end the process if it does not react."""
-        verdict = self._verdict = Verdict(self.rank, self._stall(), **identity(), kind="raised")
+        """Raise the error in the main thread; see `_end` for one that does not react."""
+        verdict = self._verdict = verdict_on(self.rank, self._stall(), identity(), "raised")
         message = verdict.sentence(self.ranks)
         bound = type("RankError", (RankError,), {"__init__": lambda self: RuntimeError.__init__(self, message)})
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), ctypes.py_object(bound))
 
     def _end(self, verdict: Verdict) -> None:
-        """End this process, but not one in which an exception is about to."""
-        if verdict.kind == "raised" and verdict.rank == self.rank and self._since_verdict < _UNWINDING:
+        """End this process, but not one in which an exception is about to, or a signal that all ranks got."""
+        unwinding = verdict.kind == "stopped" or (verdict.kind == "raised" and verdict.rank == self.rank)
+        if self._since_verdict < (_UNWINDING if unwinding else self._farewell()):
             return
         sentence = verdict.sentence(self.ranks)
         print(f"error: {sentence}", file=sys.stderr, flush=True)
+        if self.ranks == 1:
+            self._end_alone()
+            return
         _tell_launcher(sentence)
-        kill_tree()
+        kill_children()
         if verdict.kind == "silent":
             verdict.kill()  # last: torchrun reports the processes that it finds dead at the same time
-        os._exit(STALLED)
+        os._exit(verdict.status)
+
+    def _end_alone(self) -> None:
+        """End a command whose main thread hangs; a notebook lives on, and gets the error when the thread returns."""
+        kill_workers(self._workers)
+        if _ends_process:
+            os._exit(STALLED)
+        self._ended.set()
 
 
 _watchdog: Watchdog | None = None
+_ends_process = False  # a command runs, nothing else of this process would be lost
 
 
 def watch_ranks() -> Watchdog | None:
-    """Watch the processes of a launcher until this one ends; None if there is only one."""
+    """Watch the processes of a launcher until this one ends; None if there is only one.
+
+    For commands: if this process stalls and its main thread hangs, the process is ended.
+    """
+    global _ends_process
+    _ends_process = True
+    return _shared()
+
+
+def _shared() -> Watchdog | None:
+    """The watchdog of this process as one of several ranks."""
     global _watchdog
     if _watchdog is None and _ranks() > 1:
         _watchdog = Watchdog()
         atexit.register(_watchdog.close)
+        sys.excepthook = partial(_uncaught, sys.excepthook)
     return _watchdog
+
+
+def _uncaught(hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Tell the other ranks of an exception that ends this one, after its traceback is printed."""
+    hook(kind, error, trace)
+    blamed(error)
 
 
 @contextmanager
@@ -269,15 +334,19 @@ def watched() -> Iterator[Watchdog]:
     Raises:
         RankError: another rank failed, or this process stalled.
     """
-    shared = watch_ranks()
+    shared = _shared()
     watchdog = shared or Watchdog()
     try:
         yield watchdog
-    except Exception as error:  # a request to stop is no fault
-        blame = watchdog.blamed(error)
-        if blame is None or blame is error or blame.status != STALLED:
+    except Exception as error:
+        fault = watchdog.first_fault(error)
+        if fault is None or fault is error or fault.rank == watchdog.rank:
             raise
-        raise blame from error
+        raise fault from error
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if not (isinstance(stopped, SystemExit) and stopped.code in (None, 0)):
+            watchdog.first_fault(stopped)
+        raise
     finally:
         watchdog.done()
         if shared is None:
@@ -286,29 +355,12 @@ def watched() -> Iterator[Watchdog]:
 
 def blamed(error: BaseException) -> BaseException:
     """What to report of an error: the first fault of all ranks, and the error itself in a single process."""
-    return (_watchdog and _watchdog.blamed(error)) or error
+    return (_watchdog and _watchdog.first_fault(error)) or error
 
 
 def _ranks() -> int:
     """The number of processes; 1 if there is no store by which they could watch each other."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_PORT" in os.environ else 1
-
-
-def _is_a_peers(error: BaseException) -> bool:
-    """Whether an error says that another process has gone."""
-    from torch.distributed import DistError
-
-    said = str(error)
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, DistError) or "gloo/transport" in said or "by peer" in said or "NCCL" in said
-    )
-
-
-def _text(error: BaseException) -> str:
-    """The error on one line, without the traceback that torch puts before that of a loader process."""
-    name, text = type(error).__name__, str(error)
-    own = text.rpartition(f"{name}: ")[2] if text.startswith("Caught ") else text
-    return f"{name}: {own.strip()}" if own.strip() else name
 
 
 def _tell_launcher(sentence: str) -> None:
