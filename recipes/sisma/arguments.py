@@ -229,11 +229,12 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
 def _stopped(stopped: KeyboardInterrupt) -> int:
     """Say that a request stopped the command, or which process of the job failed if that was behind it."""
     blame = blamed(stopped)  # tells the other ranks, too, which may wait for this one
-    if blame is not stopped:
+    status = getattr(blame, "status", status_of(stopped))
+    if status < 128:
         say(f"error: {blame}")
-        return getattr(blame, "status", status_of(stopped))
-    say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
-    return status_of(stopped)
+    else:
+        say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
+    return status
 
 
 def _request_behind(error: BaseException | None) -> Stopped | None:

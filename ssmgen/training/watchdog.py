@@ -156,20 +156,25 @@ class Watchdog:
         if isinstance(error, RankError):
             return error
         own = verdict_of(self.rank, error)
+        if isinstance(error, KeyboardInterrupt):  # a launcher sends it to the ranks that are left, when one has died
+            self._await_verdict(2 * TICK)
         patience = 3 * TICK
         if is_a_peers(error):
             patience += GRACE  # until the silence of the other is noticed
         else:
             self._proposed = own
             self._wake.set()
-        begun = time.monotonic()
-        while self._verdict is None and time.monotonic() - begun < patience:
-            time.sleep(TICK / 20)
+        self._await_verdict(patience)
         verdict = self._verdict = self._verdict or own
         fault = RankError(verdict.sentence(self.ranks))
         fault.status, fault.rank = verdict.status, verdict.rank
         _tell_launcher(str(fault))
         return fault
+
+    def _await_verdict(self, patience: float) -> None:
+        begun = time.monotonic()
+        while self._verdict is None and time.monotonic() - begun < patience:
+            time.sleep(TICK / 20)
 
     def close(self) -> None:
         """Tell the others that this process has done its part, unless it ended the job."""
@@ -243,7 +248,7 @@ class Watchdog:
                 reports.publish(self._position, self._stall() if self._late() else "", place(self._main)[1])
                 self._since_contact = 0.0
                 if self._verdict is None:
-                    self._verdict = reports.verdict(self._proposed or self._found(reports))
+                    self._verdict = reports.verdict(self._found(reports) or self._proposed)
                 self._wake.wait(TICK)
                 self._wake.clear()
             if self._verdict is None and self._proposed is None:
