@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssmgen import atomic
 from ssmgen.cli import main
+from ssmgen.machine import start_of
 from ssmgen.training import (
     checkpoints,
     find_checkpoint,
@@ -22,6 +24,8 @@ from ssmgen.training import (
 from ssmgen.training.fsck import check_run, mend_run
 
 GOLDEN = Path(__file__).parent / "golden"
+GONE = f".tmp-{atomic._MACHINE}-999999999-1"  # no process has this id
+RUNNING = f".tmp-{atomic._MACHINE}-{os.getppid()}-{start_of(os.getppid())}"
 
 
 @pytest.fixture
@@ -56,9 +60,9 @@ def test_everything_that_is_wrong_is_named(run, capsys):
     (folder / "step-00000002/ema.safetensors").write_bytes(b"cut")
     shutil.rmtree(folder / "step-00000003")
     (folder / "step-00000003").mkdir()
-    (folder / "step-00000004.tmp-999999999").mkdir()
-    (run / "log.jsonl.tmp-999999999").touch()
-    (folder / f"step-00000005.tmp-{os.getppid()}").mkdir()
+    (folder / f"step-00000004{GONE}").mkdir()
+    (run / f"log.jsonl{GONE}").touch()
+    (folder / f"step-00000005{RUNNING}").mkdir()
     (folder / "step-7").mkdir()
     (run / "log.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n')
     (run / "config.yaml").write_text("steps: [")
@@ -67,9 +71,9 @@ def test_everything_that_is_wrong_is_named(run, capsys):
         "step-00000002": "damaged",
         "step-00000003": "damaged",
         "step-7": "note",
-        "step-00000004.tmp-999999999": "leftover",
-        f"step-00000005.tmp-{os.getppid()}": "note",
-        "log.jsonl.tmp-999999999": "leftover",
+        f"step-00000004{GONE}": "leftover",
+        f"step-00000005{RUNNING}": "note",
+        f"log.jsonl{GONE}": "leftover",
         "log.jsonl": "note",
         "config.yaml": "damaged",
     }
@@ -88,11 +92,11 @@ def test_everything_that_is_wrong_is_named(run, capsys):
 def test_mending_leaves_what_resuming_takes(run, capsys):
     folder = run / "checkpoints"
     (folder / "step-00000003/model.safetensors").unlink()
-    (folder / "step-00000004.tmp-999999999").mkdir()
+    (folder / f"step-00000004{GONE}").mkdir()
     assert main(["fsck", str(run), "--mend"]) == 0
     said = capsys.readouterr().out
     assert "step-00000003: set aside as damaged-step-00000003\n" in said and "nothing is wrong" in said
-    assert "step-00000004.tmp-999999999: deleted, a leftover\n" in said
+    assert f"step-00000004{GONE}: deleted, a leftover\n" in said
     assert find_checkpoint(run, "auto", {}) == folder / "step-00000002"
     assert mend_run(run) == []
 

@@ -34,7 +34,9 @@ def holder(folder: Path, **changes: str) -> dict[str, str]:
 def other(folder):
     """Another process of this machine that holds a folder's lock, as long as the test needs it."""
     code = (  # the module alone: torch would take seconds
-        "import importlib.util, pathlib, sys\n"
+        "import importlib.util, pathlib, sys, types\n"
+        "sys.modules['ssmgen'] = package = types.ModuleType('ssmgen')\n"
+        "package.__path__ = ['ssmgen']\n"
         "spec = importlib.util.spec_from_file_location('lock', 'ssmgen/training/lock.py')\n"
         "spec.loader.exec_module(lock := importlib.util.module_from_spec(spec))\n"
         "with lock.run_lock(pathlib.Path(sys.argv[1])):\n"
