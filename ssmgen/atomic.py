@@ -180,7 +180,7 @@ def _flush(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a half-deleted one never stands under its name.
+    """Delete a folder so that a half-deleted one never stands under its name. Not while `whole_folder` writes it anew.
 
     Raises:
         OSError: it cannot be renamed, and is unchanged.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ssmgen.training import (
     load_checkpoint,
     moving_average,
     read_manifest,
+    run_lock,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -138,6 +140,42 @@ def test_an_interrupted_replacement_is_finished(run):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["damaged-step-00000001", "step-00000001", "step-00000002", "step-00000003"]
     assert all(verify_checkpoint(path) for path in checkpoints(folder))
+
+
+def test_of_two_damaged_ones_none_is_deleted(run):
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step-00000003", folder / "step-00000003.replaced")
+    for name in ("step-00000003", "step-00000003.replaced"):
+        (folder / name / "state.json").write_text(name)
+    assert mend_run(run) == [
+        "step-00000003: set aside as damaged-step-00000003",
+        "step-00000003.replaced: renamed to step-00000003",
+        "step-00000003: set aside as damaged-step-00000003-2",
+    ]
+    assert (folder / "damaged-step-00000003-2/state.json").read_text() == "step-00000003.replaced"
+    assert mend_run(run) == []
+
+
+def test_the_folder_of_its_checkpoints_stands_for_the_run(run, monkeypatch, capsys):
+    folder = run / "checkpoints"
+    monkeypatch.chdir(folder)
+    for given in (folder, Path("."), Path("../checkpoints")):
+        (folder / "step-00000003/model.safetensors").unlink()
+        with run_lock(run), ThreadPoolExecutor(1) as thread:  # as a training in another thread holds it
+            assert thread.submit(main, ["fsck", str(given), "--mend"]).result() == 2
+        assert "trains in it" in capsys.readouterr().err
+        assert main(["fsck", str(given), "--mend"]) == 0
+        said = capsys.readouterr().out
+        assert "step-00000003: set aside as damaged-step-00000003" in said and "log.jsonl" in said
+        assert not list(folder.glob("*lock*"))
+        shutil.copytree(folder / "step-00000002", folder / "step-00000003")
+
+
+@pytest.mark.parametrize("text", ["a: &x 1\nb: *x\n", "steps: ${HOME}\n", "[1]\n"])
+def test_of_a_configuration_it_is_said_only_that_it_is_yaml(run, text):
+    (run / "config.yaml").write_text(text)
+    (found,) = (finding for finding in check_run(run) if finding.name == "config.yaml")
+    assert (found.status, found.detail) == ("ok", "readable YAML; its settings are not checked")
 
 
 @pytest.mark.parametrize("name", ["first", "second"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmgen.atomic import megabytes
 from ssmgen.cli.command import Answer, add_command
-from ssmgen.training.fsck import Finding, check_run, mend_run
+from ssmgen.training.fsck import Finding, check_run, mend_run, run_of
 from ssmgen.training.lock import run_lock
 
 
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def _fsck(arguments: argparse.Namespace) -> Answer:
-    run = arguments.run
+    run = run_of(arguments.run)
     mended = []
     if arguments.mend:
         with run_lock(run) if run.is_dir() else nullcontext():  # not while a training writes into it

@@ -86,7 +86,7 @@ def write_latent_cache(
             write_record(temporary, cache_record(pairs, autoencoder, flip) | {"count": len(pairs), "shards": shards})
     except OSError:
         if not (target / RECORD).is_file():
-            raise  # otherwise another process was faster, and its equal copy stays
+            raise  # otherwise another process got there first, and its equal copy stays
 
 
 def rebuild_latent_cache(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from ssmgen.atomic import whole_file
 from ssmgen.extras import require
 from ssmgen.precision import Choice, choose_precision
-from ssmgen.training.checkpoint import checkpoint_folders
-from ssmgen.training.manifest import NAME, CheckpointError, read_state, verify_checkpoint
+from ssmgen.training.checkpoint import checkpoint_folders, listed, replaced_by
+from ssmgen.training.manifest import NAME, CheckpointError, NewerFormatError, read_state, verify_checkpoint
 from ssmgen.training.settings import TrainSettings
 
 #: With ``[{"step": 0, "lr_decay_steps": 1000}, {"step": 1000, "lr_decay_steps": 3000}]`` the second schedule holds from
@@ -34,9 +35,10 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
         record: what the checkpoint must have been made with.
 
     Raises:
+        NewerFormatError: a later ssmgen wrote it (for ``"auto"``: it, or a newer one); nothing is set aside.
         CheckpointError: it is damaged (for ``"auto"``: all of them are), belongs to another configuration, or is not
             the newest of the run.
-        OSError: it cannot be read, although it may be intact.
+        OSError: it, or the folder of checkpoints, cannot be read, although it may be intact.
     """
     if resume is None:
         return None
@@ -55,9 +57,11 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
 
 def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
     reasons: dict[Path, str] = {}
-    for path in reversed(checkpoint_folders(run / "checkpoints")):
+    for path in _newest_first(run / "checkpoints"):
         try:
             state = verify_checkpoint(path)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             reasons[path] = str(error)
             continue
@@ -77,13 +81,27 @@ def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
     return None
 
 
+def _newest_first(folder: Path) -> Iterator[Path]:
+    """Checkpoints of a folder. One that makes way for another of its step comes after that."""
+    for path in reversed(checkpoint_folders(folder)):
+        yield path
+        if os.path.lexists(replaced_by(path)):
+            yield replaced_by(path)
+
+
 def present(folder: Path) -> dict[str, str]:
-    """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not."""
-    found = {path.name: "was set aside as damaged" for path in sorted(folder.glob("damaged-step-*"))}
-    for path in sorted(folder.glob("step-*")):
-        if NAME.fullmatch(path.name):
+    """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not.
+
+    Raises:
+        OSError: the folder exists, but cannot be listed.
+    """
+    found = {}
+    for path in listed(folder):
+        if path.name.startswith("damaged-step-"):
+            found[path.name] = "was set aside as damaged"
+        elif NAME.fullmatch(path.name):
             found[path.name] = "is damaged"
-        elif ".tmp-" not in path.name:
+        elif path.name.startswith("step-") and ".tmp-" not in path.name:
             found[path.name] = "is not named step- and eight digits; rename it if it is a checkpoint"
     return found
 
@@ -104,7 +122,7 @@ def _try_to_set_aside(path: Path) -> None:
     try:
         print(f"{path}: set aside as {set_aside(path).name}", file=sys.stderr)
     except FileNotFoundError:
-        pass  # another process of the run was faster
+        pass  # another process of the run got there first
     except OSError as error:
         print(f"{path}: could not be set aside ({error})", file=sys.stderr)
 
