@@ -258,7 +258,7 @@ def _suffix() -> str:
 
 
 def _abandoned(path: Path, match: re.Match[str]) -> bool:
-    if match["machine"] != _MACHINE or os.name != "posix":  # Windows cannot ask for a process without a signal
+    if match["machine"] != _MACHINE or os.name != "posix":  # Windows does not tell whether a process runs
         return _unchanged_for_a_day(path)
     process = int(match["process"])
     start = start_of(process)

@@ -19,13 +19,16 @@ def machine() -> str:
 def start_of(pid: Any) -> str:
     """When a process of this machine started, in the system's own unit; empty if it has ended.
 
-    It is ``"running"`` if the system does not tell the time, or not to this user.
+    It is ``"running"`` if the system does not tell the time, or not to this user. On Windows it is so for every
+    process, also one that has ended.
     """
     try:
         after_name = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
         return "" if after_name[0] in "ZX" else after_name[19]
     except (OSError, ValueError):
         pass
+    if os.name != "posix":  # there, os.kill would send the process a signal
+        return "running"
     try:
         os.kill(int(pid), 0)
     except PermissionError:

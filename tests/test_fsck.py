@@ -23,7 +23,7 @@ from ssmgen.training import (
     save_checkpoint,
     verify_checkpoint,
 )
-from ssmgen.training.fsck import check_run, mend_run
+from ssmgen.training.fsck import check_run, mend_run, run_of
 
 GOLDEN = Path(__file__).parent / "golden"
 GONE = f".tmp-{atomic._MACHINE}-999999999-1"  # no process has this id
@@ -168,7 +168,10 @@ def test_the_folder_of_its_checkpoints_stands_for_the_run(run, monkeypatch, caps
         said = capsys.readouterr().out
         assert "step-00000003: set aside as damaged-step-00000003" in said and "log.jsonl" in said
         assert not list(folder.glob("*lock*"))
-        shutil.copytree(folder / "step-00000002", folder / "step-00000003")
+        (folder / "damaged-step-00000003").rename(folder / "step-00000003")
+        shutil.copy(folder / "step-00000002/model.safetensors", folder / "step-00000003")
+    named_so = run.rename(folder.parent.parent / "checkpoints")
+    assert run_of(named_so) == named_so and run_of(named_so / "checkpoints") == named_so
 
 
 @pytest.mark.parametrize("text", ["a: &x 1\nb: *x\n", "steps: ${HOME}\n", "[1]\n"])

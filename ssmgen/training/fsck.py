@@ -75,7 +75,8 @@ def check_run(run: Path) -> list[Finding]:
 def run_of(folder: Path) -> Path:
     """The run that a folder belongs to: the parent of its ``checkpoints``, or the folder itself."""
     whole = Path(os.path.abspath(folder))  # links are kept: the checkpoints may lie on another disk
-    return whole.parent if whole.name == "checkpoints" and whole.is_dir() else folder
+    itself_a_run = os.path.lexists(whole / "checkpoints") or os.path.lexists(whole / "log.jsonl")
+    return whole.parent if whole.name == "checkpoints" and whole.is_dir() and not itself_a_run else folder
 
 
 def mend_run(run: Path) -> list[str]:
