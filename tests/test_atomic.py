@@ -108,7 +108,7 @@ def test_leftovers_of_dead_processes_go_with_the_next_write(tmp_path):
 
 def test_files_of_the_user_are_no_leftovers(tmp_path):
     dead, here = dead_process(), atomic._MACHINE
-    others = {"photos.tmp-2024", "t.tmp-2024", f"photos.tmp-{here}-{dead}-5", "step-1.tmp-7", f"t.tmp-{dead}"}
+    others = {"photos.tmp-2024", "t.tmp-2024", f"photos.tmp-{here}-{dead}-5", "step-00000001.tmp-7", f"t.tmp-{dead}"}
     for name in others:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, 0))
@@ -133,7 +133,7 @@ def test_earlier_versions_left_folders_of_checkpoints_only(tmp_path):
 
 
 def test_the_process_decides_on_this_machine_and_the_newest_file_elsewhere(tmp_path):
-    """A save that takes more than a day is none of anybody's leftovers, on this machine as on another."""
+    """A write that takes more than a day is not a leftover, on this machine or on another."""
     alive = f"{os.getppid()}-{start_of(os.getppid())}"
     here, active, idle = (tmp_path / f"t.tmp-{machine}-{alive}" for machine in (atomic._MACHINE, "0" * 8, "1" * 8))
     for folder in (here, active, idle):

@@ -159,7 +159,7 @@ def test_a_state_that_is_no_json_and_an_absurd_step_are_rejected_before_writing(
     ids=range(6),
 )
 def test_a_state_that_could_not_be_read_again_is_the_callers_fault(tmp_path, state, said):
-    """Not the disk's, which would be found guilty when the checkpoint is read back."""
+    """Found only when the checkpoint is read back, it would be reported as a fault of the disk."""
     with pytest.raises(ValueError, match=f"^state of a checkpoint: {said}"):
         save(tmp_path, 1, **state)
     assert names(tmp_path) == []
