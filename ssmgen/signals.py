@@ -1,8 +1,9 @@
-"""Requests to stop: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1, by which schedulers warn before they end a job.
+"""Requests to stop: SIGINT (Ctrl-C), SIGTERM, SIGHUP of a closed terminal, and SIGUSR1, a scheduler's warning.
 
 A command runs under `stopping`, where a request raises `Stopped`, so that half-written files are removed on the way
 out. The training loop runs under `stop_requests`, where it only sets a flag: the step ends and a checkpoint is written.
-The exit status is 128 + the number of the signal, as in shells: 130, 143 and 138.
+A signal that is ignored stays ignored: SIGHUP under ``nohup``, SIGINT in the background jobs of a shell's script.
+The exit status is 128 plus the signal number, as in shells: 130, 143, 129 and 138.
 """
 
 import os
@@ -16,12 +17,18 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-#: Signals that ask the program to stop; Windows has no SIGUSR1.
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+#: Signals that ask the program to stop; Windows has neither SIGHUP nor SIGUSR1.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 # A launcher passes a signal on to processes that may have received it already: so soon, it is the same request.
 _SAME_REQUEST = 1.0
 # A request during this time after `Stopped` would interrupt the removal of half-written files.
 _CLEANING_UP = 10.0
+
+
+def say(text: str) -> None:
+    """Print a message on stderr; a full disk behind it or a closed terminal is no error."""
+    with suppress(OSError, ValueError):  # ValueError: the stream is closed
+        print(text, file=sys.stderr, flush=True)
 
 
 class Stopped(KeyboardInterrupt):
@@ -107,8 +114,7 @@ class StopRequests:
             raise Stopped(number)
         self.number, self._since = number, now
         with suppress(RuntimeError):  # the signal came in the middle of another message
-            name = signal.Signals(number).name
-            print(f"{name}: stopping after this step; a checkpoint will be written", file=sys.stderr)
+            say(f"{signal.Signals(number).name}: stopping after this step; a checkpoint will be written")
         if self._interruptible:
             raise Stopped(number)
 
@@ -148,11 +154,15 @@ def ignore_stop_requests(worker: int) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let ``handler`` handle the requests to stop; in other threads than the main one, nothing changes."""
+    """Let ``handler`` handle the requests to stop, but not those that are ignored.
+
+    In other threads than the main one, nothing changes.
+    """
     before: dict[int, Any] = {}
     try:
         for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
-            before[number] = signal.signal(number, handler)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
         yield
     finally:
         for number, previous in before.items():

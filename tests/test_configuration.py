@@ -20,7 +20,7 @@ from recipes.sisma.export import _result, is_drawn
 from recipes.sisma.parser import load_parser
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.reading import read_json
-from recipes.sisma.runs import load_config, save_config
+from recipes.sisma.runs import _machine_memory, load_config, save_config
 from ssmgen import MaskToImage
 from ssmgen.training.log import _forget_after
 from ssmgen.weights import write_weights
@@ -162,6 +162,17 @@ def test_any_words_are_read_or_refused(words):
         from_command_line(Config(), [word for word in words if word not in ("-h", "--help")])
     except ValueError as error:
         assert str(error)
+
+
+def test_a_record_that_is_a_fifo_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(ValueError, match=r"result.json: is a FIFO, not a regular file"):
+        read_json(tmp_path / "result.json")
+
+
+def test_the_memory_of_the_machine_is_known_on_every_system(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)  # Windows has none
+    assert _machine_memory() > 2**28
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b"\x00"])

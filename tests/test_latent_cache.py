@@ -125,9 +125,9 @@ def test_cache_of_another_source_or_autoencoder_is_refused(tiny, tmp_path):
     ae, target = build("autoencoder-tiny", source=str(tiny)), tmp_path / "cache"
     write_latent_cache(Pairs(), ae, target)
     scaled = build("autoencoder-tiny", source=str(tiny), scale=0.5)
-    with pytest.raises(ValueError, match="made with autoencoder .*'scale': 1.0.*'scale': 0.5"):
+    with pytest.raises(ValueError, match="was written with autoencoder=.*'scale': 1.0.*'scale': 0.5"):
         LatentCache(target, LABELS, cache_record(Pairs(), scaled, False))
-    with pytest.raises(ValueError, match="made with source toy-1, but toy-2"):
+    with pytest.raises(ValueError, match="was written with source=toy-1, but source=toy-2"):
         LatentCache(target, LABELS, cache_record(Pairs(name="toy-2"), ae, False))
     with pytest.raises(FileExistsError, match="exists already"):
         write_latent_cache(Pairs(), ae, target)
@@ -352,15 +352,15 @@ def test_a_shard_that_is_replaced_after_the_opening_is_named_and_a_touched_one_i
 
 
 def test_an_error_of_a_loader_process_is_one_sentence(cached):
-    arguments = pytest.importorskip("recipes.sisma.arguments")
+    without_traceback = pytest.importorskip("ssmgen.training.processes").without_traceback
     cache = LatentCache(cached, LABELS)
     (cached / "shard-00001.safetensors").unlink()
     batches = iter(DataLoader(cache, 2, num_workers=1))
     with pytest.raises(CacheError) as raised:
         list(batches)
     batches._shutdown_workers()  # the error's frames hold it
-    assert arguments.sentence(raised.value).startswith(f"{cached}/shard-00001.safetensors: no such file. Delete")
-    assert arguments.sentence(CacheError("x: y")) == "x: y"
+    assert without_traceback(raised.value).startswith(f"{cached}/shard-00001.safetensors: no such file. Delete")
+    assert without_traceback(CacheError("x: y")) == "x: y"
 
 
 def test_files_are_verified_once_per_opening(cached, monkeypatch):
@@ -442,7 +442,7 @@ def test_an_encoder_that_gives_other_bits_is_reported(cached, capsys):
     rebuild_latent_cache(Pairs(8), Drifted(), cached, flip=True)
     assert "shard-00001.safetensors: its bytes differ from the former ones" in capsys.readouterr().err
     assert LatentCache(cached, LABELS)[4]["data"].min() >= 0
-    with pytest.raises(ValueError, match="made with source toy-1, but toy-2"):
+    with pytest.raises(ValueError, match="was written with source=toy-1, but source=toy-2"):
         rebuild_latent_cache(Pairs(8, "toy-2"), build("identity"), cached, flip=True)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +21,7 @@ from recipe_runs import words
 
 from recipes.sisma import train
 from ssmgen import cli
+from ssmgen.signals import Stopped, stopping
 from ssmgen.training import RunLockError, checkpoints, lock, run_lock
 
 ROOT = Path(__file__).parents[1]
@@ -92,22 +96,92 @@ def test_the_id_of_a_process_alone_is_no_owner(folder, capsys):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "[" * 5000, '{"pid": 3}', "\x00\xff", None])
-def test_a_lock_of_another_machine_or_a_damaged_one_counts_by_its_last_sign_of_life(folder, capsys, damage):
+def test_a_lock_of_another_machine_or_a_damaged_one_counts_by_its_signs_of_life(folder, capsys, monkeypatch, damage):
     file = folder / "lock.json"
     content = holder(folder, host="far", machine="other boot", pid="7", since="a day")
     if damage is not None:
         file.write_bytes(damage.encode("latin-1"))
     owner = "process 7 on far, training in it since a day," if damage is None else "an unknown process"
     os.utime(file, (time.time() - 100, time.time() - 100))
-    with pytest.raises(
-        RunLockError, match=rf"belongs to {owner}.*sign of life is 10\d s old.*in (200|201|19\d) s, or delete"
-    ):
+    refusal = rf"belongs to {owner}.* has given a sign of life while this process waited"
+    with pytest.raises(RunLockError, match=refusal), touched_soon(file, monkeypatch) as looks:
         toy_training.run(folder)
-    assert file.exists() and (damage is not None or json.loads(file.read_text()) == content)
+    assert looks == [lock._LOOK] * 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(rf"waiting up to (20[01]|19\d) s for a sign of life of {owner}", said)
+    assert os.listdir(folder) == ["lock.json"] and (damage is not None or json.loads(file.read_text()) == content)
     os.utime(file, (time.time() - 301, time.time() - 301))
     with run_lock(folder):
-        assert "has given no sign of life for 301 s; taking over" in capsys.readouterr().err
+        assert (said := capsys.readouterr().err).count("\n") == 1
+        assert "has given no sign of life for 301 s; taking over" in said
     assert not list(folder.iterdir())
+
+
+@contextmanager
+def touched_soon(file: Path, monkeypatch):
+    """The lock's owner touches it, after the third look for that."""
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        assert len(looks) < 10
+        if len(looks) == 3:
+            os.utime(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.time, "sleep", sleep)
+        yield looks
+
+
+def test_a_restart_waits_until_the_lock_of_another_machine_is_stale(folder, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "_SILENCE", 0.3)
+    monkeypatch.setattr(lock, "_LOOK", 0.02)
+    holder(folder, host="far", machine="other boot", pid="7")
+    started = time.monotonic()
+    toy_training.run(folder, steps=1)
+    assert time.monotonic() - started > 0.2 and checkpoints(folder / "checkpoints")
+    said = capsys.readouterr().err
+    assert said.count("waiting up to") == said.count("taking over") == 1
+    assert said.index("waiting up to 1 s for a sign of life of process 7 on far") < said.index("taking over")
+
+
+def test_a_lock_that_is_released_meanwhile_ends_the_waiting(folder, monkeypatch):
+    holder(folder, host="far", machine="other boot", pid="7")
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (folder / "lock.json").unlink())
+    with run_lock(folder):
+        pass
+
+
+def test_a_signal_ends_the_waiting(folder, capsys):
+    content = holder(folder, host="far", machine="other boot")
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(Stopped), stopping(), run_lock(folder):
+        pass
+    assert time.monotonic() - started < 1.5 and "waiting up to" in capsys.readouterr().err
+    assert os.listdir(folder) == ["lock.json"] and json.loads((folder / "lock.json").read_text()) == content
+
+
+def test_after_a_reboot_the_lock_is_stale_at_once(folder, monkeypatch, capsys):
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("waits"))
+    holder(folder, machine="earlier-boot pid:[1]")
+    with run_lock(folder):
+        said = capsys.readouterr().err
+    assert "was started again; taking over" in said and "waiting" not in said
+
+
+def test_where_processes_cannot_be_asked_the_age_of_the_lock_decides(folder, monkeypatch):
+    """On Windows, os.kill(pid, 0) would end the process."""
+    holder(folder, pid=str(os.getpid()))
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "os", SimpleNamespace(**vars(os) | {"name": "nt", "kill": None}))
+        with (
+            pytest.raises(RunLockError, match="while this process waited"),
+            touched_soon(folder / "lock.json", monkeypatch),
+            run_lock(folder),
+        ):
+            pass
 
 
 def test_of_many_that_take_over_at_once_one_wins(folder, monkeypatch):
@@ -182,16 +256,19 @@ def test_one_thread_may_nest_and_another_may_not(folder):
 
 def test_a_run_without_a_checkpoint_says_with_which_settings_it_begins_again(tmp_path, monkeypatch, capsys):
     common = words(tmp_path, "evaluate=false", "precision=no")
+    nothing = "run: no run there yet, training begins at step 0\n"
 
     def killed(*_, **__):
         raise SystemExit
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train", killed)
-        for _ in range(2):
+        for resume in ("resume=auto", "resume=no"):
             with pytest.raises(SystemExit):
-                train.main([*common, "steps=2"])
-    assert "run: has no checkpoint, so training begins at step 0 with the same settings\n" in capsys.readouterr().err
+                train.main([*common, "steps=2", resume])
+    said = capsys.readouterr().err
+    assert said.count(nothing) == 1 and said.index(nothing) < said.index("run: has no checkpoint")
+    assert "run: has no checkpoint, so training begins at step 0 with the same settings\n" in said
     train.main([*common, "steps=3", "seed=4", "resume=auto"])
     assert "begins at step 0 with other settings (seed: 0 before, 4 now)\n" in capsys.readouterr().err
     assert len(checkpoints(tmp_path / "run/checkpoints")) == 1

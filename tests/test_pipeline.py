@@ -154,7 +154,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
         ({"model": "euler"}, ValueError, r"'euler' is of kind solver, not model\. All models: [^.]*\.$"),
         ({"model": "my-own"}, ValueError, "import that module first"),
         ({"sampling": {"step": 3}}, TypeError, "takes no 'step'. Did you mean 'steps'"),
-        ({"image_size": "64"}, ValueError, "image_size must be a positive number of pixels, got '64'"),
+        ({"image_size": "64"}, ValueError, "image_size must be 1 to 16384 pixels, got '64'"),
     ):
         with pytest.raises(kind, match=message):
             replace(pipe.recipe, **wrong)

@@ -204,7 +204,7 @@ def test_the_command_says_what_it_assumes(capsys):
         ("sisma-s --gpus 16 --gpu l40s --network -1", "--network must be positive"),
         ("sisma-s --price nan", "price must be a number of at least 0"),
         ("sisma-s --sharding zero", "sharding must be one of ddp, fsdp, got 'zero'"),
-        ("self-mamba", "'self-mamba' is a block; plan takes a model"),
+        ("self-mamba", "'self-mamba' is of kind block, not model"),
         ("sisma-debug --size 15", "multiple"),
         ("", "plan takes a model's name, or --check"),
     ],

@@ -1,11 +1,15 @@
 """Requests to stop: what they leave behind, and the exit status."""
 
+import errno
+import io
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,11 +21,13 @@ import toy_training
 
 from recipes.sisma import evaluate, export, pairs, prepare, sample, train
 from recipes.sisma.arguments import run_command
+from recipes.sisma.startup import end_on_signals
 from ssmgen import signals
 from ssmgen.data import DrawnFaces, images
 from ssmgen.data.images import write_png
 from ssmgen.signals import STOPPING, Stopped, stop_requests, stopping
 from ssmgen.training import checkpoints, saver, verify_checkpoint
+from ssmgen.training.processes import kill_workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,12 +59,45 @@ def sending(number, function, *, call=1):
     return wrapped
 
 
+@pytest.fixture(autouse=True)
+def none_ignored():
+    """As in a terminal: under nohup, SIGHUP is ignored, and in the background of a script, SIGINT."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_every_signal_has_its_status_and_one_sentence(number, capsys):
     before = [signal.getsignal(each) for each in STOPPING]
     assert status(lambda argv: signal.raise_signal(number)) == 128 + number
     assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}; no half-written file is left\n"
     assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+@pytest.mark.parametrize("handled", [stopping, stop_requests, end_on_signals])
+def test_an_ignored_signal_stays_ignored(handled):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with handled() or nullcontext() as requests:
+        signal.raise_signal(signal.SIGHUP)
+        assert not requests and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_command_has_its_status_without_a_terminal(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def failing(argv):
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert status(lambda argv: signal.raise_signal(signal.SIGHUP)) == 129
+    assert status(failing) == 2
 
 
 def test_a_request_that_another_error_wraps_has_its_status(capsys):
@@ -169,6 +208,22 @@ def test_a_command_does_not_wait_for_stalled_loader_processes(capsys):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("where", ["the main thread", "another thread", "Windows"])
+def test_loader_processes_are_killed_in_every_thread_and_system(monkeypatch, where):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    worker.start()
+    handler = signal.getsignal(signal.SIGCHLD)
+    with monkeypatch.context() as patch:
+        if where == "Windows":
+            patch.delattr(signal, "SIGCHLD")
+        if where == "another thread":
+            with ThreadPoolExecutor() as pool:
+                pool.submit(kill_workers, [worker]).result()
+        else:
+            kill_workers([worker])
+    assert worker.exitcode == -signal.SIGKILL and signal.getsignal(signal.SIGCHLD) == handler
+
+
 def test_encoding_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, capsys):
     words = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "image_size=64", "drawn_count=40", "steps=2"]
     monkeypatch.setattr(DrawnFaces, "__getitem__", sending(signal.SIGUSR1, DrawnFaces.__getitem__, call=20))
@@ -202,12 +257,12 @@ def test_sampling_evaluating_and_exporting_leave_whole_files_only(trained, tmp_p
     assert capsys.readouterr().err.count("no half-written file is left") == 3
 
 
-@pytest.mark.parametrize("command", ["train", "prepare"])
-def test_a_signal_while_a_command_starts_has_its_status(tmp_path, command):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(9)\n")
+@pytest.mark.parametrize("command, number", [("train", signal.SIGINT), ("prepare", signal.SIGHUP)])
+def test_a_signal_while_a_command_starts_has_its_status(tmp_path, command, number):
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise SystemExit(9)\n")
     (tmp_path / "PIL.py").write_text((tmp_path / "torch.py").read_text())
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     words = [sys.executable, "-m", f"recipes.sisma.{command}"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == 130
-    assert done.stderr == "stopped by SIGINT; no half-written file is left\n"
+    assert done.returncode == 128 + number
+    assert done.stderr == f"stopped by {number.name}; no half-written file is left\n"

@@ -1,9 +1,13 @@
 """The loop: exact resume, schedules, skipped steps, requests to stop, and errors before anything is lost."""
 
+import errno
 import hashlib
+import io
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +38,7 @@ from ssmgen.training import (
 from ssmgen.training.health import Health
 from ssmgen.training.log import RunLog
 from ssmgen.training.step import split
+from ssmgen.training.trackers import TRACKERS
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -359,6 +364,45 @@ def test_sigterm_saves_and_stops(tmp_path):
     step, interrupted = done.stdout.split()
     assert interrupted == "True" and int(step) <= 5
     assert verify_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])["step"] == int(step)
+
+
+def test_a_dead_stderr_ends_no_training(tmp_path, monkeypatch):
+    """As of a closed terminal, or a file on a full disk."""
+    written = []
+
+    class Dead(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Dead())
+    monkeypatch.setattr("ssmgen.training.progress._PAUSE", 0.0)
+    stop = lambda step, ema: signal.raise_signal(signal.SIGHUP) if step == 4 else None  # noqa: E731
+    _, result = run(tmp_path, steps=100, warmup=200, checkpoint_every=50, on_step=stop, data=Poisoned())
+    for said in ("the learning rate never reaches", "to go, ", "not finite", "SIGHUP: stopping after this step"):
+        assert any(said in text for text in written), said
+    assert (result.step, result.signal) == (5, signal.SIGHUP)
+    assert verify_checkpoint(checkpoints(tmp_path / "checkpoints")[-1])["step"] == 5
+
+
+def test_samples_and_curves_that_cannot_be_written_end_no_training(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+    class Full:
+        package, extra = "torch", "train"
+
+        def __init__(self, *_):
+            self.scalars = self.image = self.close = full
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", Full)
+    draw = lambda step, ema: Path("picture.png") if step == 2 else full()  # noqa: E731
+    _, result = run(folder, on_step=draw, tracker="tensorboard")
+    assert result.step == 6 and checkpoints(folder / "checkpoints")[-1].name == "step-00000006"
+    said = capsys.readouterr().err
+    for step in (0, 1, 3, 6):
+        assert f"No space left on device: 'there'\nthe samples of step {step} are missing; training goes on" in said
+    assert "samples of step 2 " not in said and said.count("tracker=tensorboard: not everything could be written") == 1
 
 
 BAD = {"steps": -1, "batch_size": 0, "lr": 0.0, "warmup": -1, "precision": "fp16", "lr_decay_steps": 3, "accumulate": 3}

@@ -4,7 +4,6 @@ import inspect
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 import warnings
 from collections import Counter
@@ -20,7 +19,8 @@ from recipes.sisma.reading import UsageError, parse_yaml, read_yaml, reject_expa
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
-from ssmgen.signals import Stopped, status_of, stopping
+from ssmgen.signals import Stopped, say, status_of, stopping
+from ssmgen.training.processes import kill_workers, without_traceback
 from ssmgen.training.watchdog import blamed
 
 Schema = TypeVar("Schema")
@@ -212,16 +212,16 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         print(f"{(sys.modules[main.__module__].__doc__ or '').strip()}\n\n{help}")
         return 0
     except KeyboardInterrupt as stopped:
-        _end_loader_processes()
-        print(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left", file=sys.stderr)
+        kill_workers(multiprocessing.active_children())  # Python would wait for a stalled one
+        say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
         return status_of(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        _end_loader_processes()
+        kill_workers(multiprocessing.active_children())
         if (stopped := _request_behind(error)) is not None:
-            print(f"{stopped}; no half-written file is left", file=sys.stderr)
+            say(f"{stopped}; no half-written file is left")
             return status_of(stopped)
         blame = blamed(error)
-        print(f"error: {sentence(blame)}", file=sys.stderr)
+        say(f"error: {without_traceback(blame)}")
         return getattr(blame, "status", 2)
     finally:
         with suppress(OSError):  # the reader of a pipe has closed it; Python says so at exit
@@ -233,22 +233,3 @@ def _request_behind(error: BaseException | None) -> Stopped | None:
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error
-
-
-def sentence(error: BaseException) -> str:
-    """The message of an error, without the traceback that torch puts before that of a loader process."""
-    text = str(error)
-    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith("Caught ") else text
-
-
-def _end_loader_processes() -> None:
-    """Kill the loader processes that an error or a request to stop leaves: Python would wait for a stalled one."""
-    children = multiprocessing.active_children()
-    if not children:
-        return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch reports the end of a loader process as an error
-    for child in children:
-        child.kill()
-    for child in children:
-        child.join(5)
-    signal.signal(signal.SIGCHLD, before)

@@ -3,10 +3,10 @@
 Anything else, such as ``${...}``, aliases and tags of YAML, is an error that names the file and the key.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ssmgen import reading
 from ssmgen.extras import require
 
 _LARGEST = 100_000  # bytes of a YAML file; those of runs have some 2,000
@@ -65,12 +65,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no JSON object; names the file.
+        ValueError: it is not a regular file, or holds no JSON object; names the file.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is not valid JSON ({error})") from error
+    content = reading.read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: holds {type(content).__name__}, expected a JSON object")
     return content

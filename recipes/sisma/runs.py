@@ -1,6 +1,7 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ from recipes.sisma.arguments import from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config
 from ssmgen import MaskToImage, Sampling, build
-from ssmgen.atomic import write_text
+from ssmgen.atomic import disk_error, write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.extras import require
 from ssmgen.guidance import plan
@@ -94,7 +95,7 @@ def new_model(config: Config, autoencoder: Any) -> nn.Module:
 def _machine_memory() -> int:
     """Bytes of main memory and of all CUDA devices; shards of a model may lie on several of these."""
     devices = range(torch.cuda.device_count())
-    main = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    main: int = require("psutil", extra="train").virtual_memory().total
     return main + sum(torch.cuda.get_device_properties(i).total_memory for i in devices)
 
 
@@ -150,10 +151,13 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys) -> Sampling:
 
 def check_writable(folder: Path) -> None:
     """Create a folder if necessary; an `OSError` before the work, not after it, if files cannot be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
+        raise disk_error(f"{folder}: {reason}; choose another folder", error.errno) from error
 
 
 def save_config(config: Config, file: Path) -> None:

@@ -5,16 +5,22 @@ Imports the standard library only.
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 
 def end_on_signals() -> None:
-    """End the process on SIGINT, SIGTERM and SIGUSR1 with one sentence and the status of `ssmgen.signals`."""
+    """End the process on a request to stop with one sentence and the status of `ssmgen.signals`.
+
+    A signal that is ignored, as SIGHUP under ``nohup``, stays ignored.
+    """
 
     def end(number: int, frame: Any) -> None:
-        os.write(2, f"stopped by {signal.Signals(number).name}; no half-written file is left\n".encode())
+        with suppress(OSError):  # the terminal is closed
+            os.write(2, f"stopped by {signal.Signals(number).name}; no half-written file is left\n".encode())
         os._exit(128 + number)
 
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), end)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        number = getattr(signal, name, None)  # Windows has neither SIGHUP nor SIGUSR1
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)

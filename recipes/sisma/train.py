@@ -10,7 +10,6 @@ and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows i
 """
 
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,7 +32,7 @@ from ssmgen import build
 from ssmgen.data import CELEBAMASK19
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
-from ssmgen.signals import exit_status
+from ssmgen.signals import exit_status, say
 from ssmgen.training import (
     TrainResult,
     checkpoints,
@@ -99,7 +98,7 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
-            print(f"stopped at step {result.step}; continue with: {_continue(argv)}", file=sys.stderr)
+            say(f"stopped at step {result.step}; continue with: {_continue(argv)}")
         return exit_status(result.signal or signal.SIGTERM)  # without a signal of its own, another process had one
     if not processes.is_main_process:
         return None
@@ -158,7 +157,7 @@ def choose_steps(config: Config, measure: Callable[[], float], *, quiet: bool = 
     fitting = int(60 * config.minutes / seconds) // _MULTIPLE * _MULTIPLE
     steps = min(max(fitting, LEAST), most_steps(config))
     if not quiet:
-        print(f"measured {seconds:.2f} s a step: {_why(config, steps, fitting, seconds)}", file=sys.stderr)
+        say(f"measured {seconds:.2f} s a step: {_why(config, steps, fitting, seconds)}")
     return config.with_steps(steps)
 
 
@@ -226,14 +225,16 @@ def check_run_folder(config: Config, record: dict[str, Any], owned: ExitStack) -
 
 
 def _report_new_start(config: Config, run: Path) -> None:
-    """Say that a run that was stopped before its first checkpoint begins again, and with which other settings."""
+    """Say that a run to continue begins at step 0, and which settings differ from those before."""
     if not (run / "config.yaml").is_file():
+        if config.resume == "auto" and not (run / "log.jsonl").exists():  # the loop says that of a log
+            say(f"{run}: no run there yet, training begins at step 0")
         return
     before, now = flat(load_config(run)), flat(config)
     changed = [key for key in now if key not in _FREE and before[key] != now[key]]
     listed = "; ".join(f"{key}: {before[key]!r} before, {now[key]!r} now" for key in changed)
     with_what = f"with other settings ({listed})" if changed else "with the same settings"
-    print(f"{run}: has no checkpoint, so training begins at step 0 {with_what}", file=sys.stderr)
+    say(f"{run}: has no checkpoint, so training begins at step 0 {with_what}")
 
 
 def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
@@ -250,12 +251,11 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     changed = f" {config.model_args}" if config.model_args else ""
     repeated = " (rare classes repeated)" if config.balance else ""
-    print(
+    say(
         f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
         f"{examples} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
         f"run {config.run}\n"
-        f"scan backend on {device}: {scan}",
-        file=sys.stderr,
+        f"scan backend on {device}: {scan}"
     )
 
 

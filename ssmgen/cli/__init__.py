@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     0 is success; 1 means that ``fsck`` found something wrong; 2 is an error that the user can fix, with one message on
-    stderr; 130, 143 and 138 follow Ctrl-C, SIGTERM and SIGUSR1; 141 means that the reader of a pipe has closed it, as
-    ``head`` does.
+    stderr; 130, 143, 129 and 138 follow Ctrl-C, SIGTERM, SIGHUP and SIGUSR1; 141 means that the reader of a pipe has
+    closed it, as ``head`` does.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""``ssmgen plan``: what a training would take on GPUs that are not at hand."""
+"""``ssmgen plan``: what a training would take on GPUs you do not have."""
 
 import argparse
 from dataclasses import replace
@@ -10,7 +10,7 @@ from ssmgen.cli.command import Answer, add_command
 from ssmgen.planning import DEVICES, Plan, device_named, make_plan
 from ssmgen.planning.check import Checked, check_here, check_reduce
 from ssmgen.planning.plan import OPTIMIZERS, OVERLAP, PRECISIONS, SHARDINGS, Job, basis
-from ssmgen.registry import find, names
+from ssmgen.registry import find
 
 _GB, _ROUNDS = 1e9, 9
 
@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
     command.add_argument("--sharding", default="ddp", help=f"{' or '.join(SHARDINGS)} (default ddp)")
     command.add_argument("--checkpoint-activations", action="store_true", help="compute blocks again in the backward")
     command.add_argument("--network", type=float, help="GB/s that a GPU sends to other nodes, instead of the table's")
-    command.add_argument("--steps", type=int, help="optimiser steps, for days and GPU-hours")
+    command.add_argument(
+        "--steps", type=int, default=1000, help="optimiser steps, for days and GPU-hours (default 1000)"
+    )
     command.add_argument("--price", type=float, help="money per GPU and hour, for the cost")
     command.add_argument("--check", action="store_true", help="compare predictions with steps on this machine")
 
@@ -51,9 +53,7 @@ def _plan(arguments: argparse.Namespace) -> Answer:
         return _check()
     if arguments.name is None:
         raise ValueError("plan takes a model's name, or --check; 'ssmgen list' shows the names")
-    kind = find(arguments.name).kind
-    if kind != "model":
-        raise ValueError(f"{arguments.name!r} is a {kind}; plan takes a model: {', '.join(names('model'))}")
+    find(arguments.name, "model")
     options = ("gpus", "accumulate", "size", "precision", "optimizer", "sharding", "steps", "price")
     given = {name: getattr(arguments, name) for name in options}
     batch = arguments.gpus * arguments.accumulate if arguments.batch is None else arguments.batch
@@ -75,7 +75,7 @@ def _lines(plan: Plan) -> list[str]:
         f"{job.model} on {job.gpus} x {plan.device.name}, batch {job.batch} ({job.batch // job.gpus} each{parts}), "
         f"{job.optimizer}, {job.sharding}, precision {job.precision}{extras}",
         basis(plan.device),
-        "memory per GPU, GB",
+        f"memory per {'process' if plan.device.name == 'cpu' else 'GPU'}, GB",
         *(f"  {name:<18}{size / _GB:>9.2f}" for name, size in plan.memory.items()),
         f"  {'peak':<18}{plan.peak / _GB:>9.2f}  of {plan.usable / _GB:.1f}: {_verdict(plan)}",
         "step, seconds",
@@ -91,14 +91,12 @@ def _verdict(plan: Plan) -> str:
     if plan.fits:
         largest = plan.largest_part * plan.job.gpus * plan.job.accumulate
         return f"fits; the largest batch that does is {largest:,}"
-    return f"does not fit; {plan.suggestion}"
+    return f"does not fit; {plan.suggestion}. The figures below leave that out of account"
 
 
 def _totals(facts: dict[str, Any], job: Job) -> list[str]:
-    if job.steps is None:
-        return []
     cost = "" if facts["cost"] is None else f", {facts['cost']:,.0f} at {job.price:g} an hour"
-    return [f"{job.steps:,} steps: {facts['days']:,.1f} days, {facts['gpu_hours']:,.0f} GPU-hours{cost}"]
+    return [f"{job.steps:,} steps: {facts['days']:,.2g} days, {facts['gpu_hours']:,.3g} GPU-hours{cost}"]
 
 
 def _assumptions(plan: Plan) -> list[str]:

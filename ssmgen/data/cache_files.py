@@ -74,7 +74,7 @@ def check_origin(root: Path, record: dict[str, Any], expected: dict[str, Any]) -
     for key, value in expected.items():
         if record.get(key) != value:
             raise ValueError(
-                f"{root}: made with {key} {record.get(key)}, but {value} is asked for: "
+                f"{root}: was written with {key}={record.get(key)}, but {key}={value} was requested: "
                 "delete the cache so that it is written again"
             )
 
@@ -108,7 +108,7 @@ def open_shards(root: Path, record: dict[str, Any], verify: bool) -> list[Shard]
     faults = [str(item) for item in found if isinstance(item, CacheError)]
     faults += [f"{file}: is not one of the recorded shards" for file in unrecorded(root, record)]
     if faults:
-        raise CacheError(f"{len(faults)} file(s) of the cache are damaged:\n  " + "\n  ".join(faults) + "\n")
+        raise CacheError(f"{len(faults)} file(s) of the cache are damaged:\n  " + "\n  ".join(faults))
     return [item for item in found if isinstance(item, Shard)]
 
 

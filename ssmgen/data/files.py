@@ -69,13 +69,16 @@ def pair_files(images: Path, masks: Path) -> tuple[dict[str, tuple[Path, Path]],
     photos, problems = _by_stem(images, suffixes)
     labels, mask_problems = _by_stem(masks, {".png"})
     problems += mask_problems
-    problems += [fault for folder in dict.fromkeys((images, masks)) for fault in unreadable(folder, IMAGE_SUFFIXES)]
+    odd = [fault for folder in dict.fromkeys((images, masks)) for fault in unreadable(folder, IMAGE_SUFFIXES)]
+    named = {stem_of(file) for file, _ in odd}  # their partners are not at fault
+    problems += odd
     problems += [(file, OTHER_KIND) for file in other_images(images, IMAGE_SUFFIXES)]
     if images != masks:
         problems += [(file, NO_PNG) for file in other_images(masks, {".png"})]
-    problems += [(photos[stem], f"has no mask {stem}.png") for stem in sorted(photos.keys() - labels.keys())]
+    problems += [(photos[stem], f"has no mask {stem}.png") for stem in sorted(photos.keys() - labels.keys() - named)]
     kinds = f"({', '.join(IMAGE_SUFFIXES)})"
-    problems += [(labels[stem], f"has no image {stem} {kinds}") for stem in sorted(labels.keys() - photos.keys())]
+    lonely = sorted(labels.keys() - photos.keys() - named)
+    problems += [(labels[stem], f"has no image {stem} {kinds}") for stem in lonely]
     return {stem: (photos[stem], labels[stem]) for stem in sorted(photos.keys() & labels.keys())}, problems
 
 

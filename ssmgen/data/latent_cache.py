@@ -195,6 +195,8 @@ class LatentCache(Dataset[dict[str, Tensor]]):
             self._shards = open_shards(root, self.record, verify)
         except CacheError as error:
             raise self._with_fix(error) from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. Delete {root} so that it is written again, or: {hint}") from error
         self._swap = labels.swap_table()
         self._ends = list(accumulate(shard.count for shard in self._shards))
         self._open: list[int] = []
@@ -239,7 +241,8 @@ class LatentCache(Dataset[dict[str, Tensor]]):
             raise self._with_fix(error) from error
 
     def _with_fix(self, error: CacheError) -> CacheError:
-        return CacheError(f"{error}. Delete the cache {self.root} so that it is written again, or: {self.hint}")
+        end = "\n" if "\n" in str(error) else ". "  # below a list of files
+        return CacheError(f"{error}{end}Delete the cache {self.root} so that it is written again, or: {self.hint}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": []}  # each loader process opens its own files

@@ -107,13 +107,13 @@ class SelectiveSSM(nn.Module):
 
 @torch.no_grad()
 def reset_step_size(bias: Tensor, smallest: float = 1e-3, largest: float = 1e-1) -> None:
-    """Draw a bias of step sizes whose softplus is log-uniform between two values (Mamba, section 3.6)."""
+    """Draw a bias ``(n,)`` of step sizes whose softplus is log-uniform between two values (Mamba, section 3.6)."""
     step = torch.empty_like(bias).uniform_(math.log(smallest), math.log(largest)).exp_()
     bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32, or in float64 if it is."""
+    """``x``, of any shape, in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 

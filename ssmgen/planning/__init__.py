@@ -1,4 +1,4 @@
-"""What a training would take on hardware that is not at hand: counted work, published figures, stated assumptions."""
+"""What a training would take on hardware you do not have: counted work, published figures, stated assumptions."""
 
 from ssmgen.planning.counting import StepCounts, count_step
 from ssmgen.planning.devices import DEVICES, Device, device_named

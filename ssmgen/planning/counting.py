@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from ssmgen.nn import embed
@@ -163,7 +161,7 @@ def _prepared(
 ) -> tuple[Any, Tensor, dict[str, Tensor]]:
     model = build(name, **settings).train()
     if checkpointed:
-        _checkpoint_blocks(model)
+        model.checkpoint_activations = True
     return model, *_inputs(model, batch, size)
 
 
@@ -273,12 +271,6 @@ def _kernels(gpu: bool) -> Iterator[None]:
         yield
 
 
-def _checkpoint_blocks(model: nn.Module) -> None:
-    blocks: Any = model.blocks
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-
-
 def _inputs(model: Any, batch: int, size: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents and, where the model has one, a label map. Other conditions are null, which costs as much."""
     scale = getattr(model, "mask_scale", 1)
@@ -291,7 +283,3 @@ def _inputs(model: Any, batch: int, size: int | None) -> tuple[Tensor, dict[str,
 
 def _bytes(tensors: Any) -> int:
     return sum(x.nbytes for x in tensors)
-
-
-def _bytes_of(module: nn.Module) -> int:
-    return _bytes(module.parameters())

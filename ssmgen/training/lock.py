@@ -1,14 +1,14 @@
 """One owner of a run folder: ``lock.json`` names the process that trains in it, and a second training is refused.
 
-The owner touches the file every 30 s. The lock of a process of this machine is stale once that process has ended. For
-another machine, whose processes cannot be seen, the age of the last touch decides; it is measured against the time of a
-new file in the same folder, so that the clocks of the machines do not matter.
+The owner touches the file every 30 s. The lock of a process of this machine is stale once that process has ended, or
+the machine was started again. The processes of another machine or container cannot be seen: a new training waits until
+their lock has not been touched for 5 minutes, and is refused as soon as it is touched. The age of the last touch is
+measured against the time of a new file in the same folder, so that the clocks of the machines do not matter.
 """
 
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -20,10 +20,12 @@ from typing import Any
 
 from ssmgen.machine import machine as _machine
 from ssmgen.machine import start_of as _start_of
+from ssmgen.signals import say
 
 _LOCK = "lock.json"
 _BEAT = 30.0
-_SILENCE = 300.0  # seconds without a touch after which the owner on another machine is taken for dead
+_SILENCE = 300.0  # seconds without a touch after which an owner that cannot be seen is taken for dead
+_LOOK = 2.0  # seconds between two looks for a touch
 _KEYS = ("host", "machine", "pid", "started", "since", "id")
 _LARGEST = 10_000  # bytes of a lock that are read
 
@@ -42,6 +44,7 @@ class RunLock:
         self.process, self.thread = os.getpid(), threading.get_ident()
         self._owner = _this_process()
         self._ended = threading.Event()
+        self._await_silence()
         self._acquire()
         threading.Thread(target=self._beat, daemon=True, name=f"lock of {run}").start()
 
@@ -75,6 +78,32 @@ class RunLock:
                 if (_read(self.file) or {}).get("id") == self._owner["id"]:
                     os.utime(self.file)
 
+    def _await_silence(self) -> None:
+        """Wait until the lock of an owner that cannot be seen is gone or stale.
+
+        Raises:
+            RunLockError: it has given a sign of life meanwhile.
+        """
+        seen = None
+        while (holder := _read(self.file)) is not None and not _visible(holder):
+            with self._written() as mine, suppress(FileNotFoundError):  # it is released in between
+                touched = self.file.stat().st_mtime_ns
+                silent = max(0.0, (mine.stat().st_mtime_ns - touched) / 1e9)
+                if seen not in (None, touched):
+                    raise RunLockError(
+                        f"{self.file.parent}: belongs to {_owner(holder)} which is still running: it has given a sign "
+                        "of life while this process waited. Wait until it ends, or choose another folder."
+                    )
+                if silent > _SILENCE:
+                    return
+                if seen is None:
+                    say(
+                        f"{self.file.parent}: waiting up to {_SILENCE - silent + 1:.0f} s for a sign of life of "
+                        f"{_owner(holder)} which cannot be seen from here. If it is dead, delete {self.file}."
+                    )
+                seen = touched
+            time.sleep(_LOOK)
+
     def _acquire(self) -> None:
         """Create the lock, or take over a stale one.
 
@@ -89,7 +118,7 @@ class RunLock:
                 return
             holder = _read(self.file)
             if holder is not None:
-                print(f"{self.file.parent}: {_stale(holder, self.file, mine)}; taking over", file=sys.stderr)
+                say(f"{self.file.parent}: {_stale(holder, self.file, mine)}; taking over")
             if _read(self.file) != holder:
                 raise RunLockError(f"{self.file.parent}: another training has just started here; try again")
             os.replace(mine, self.file)
@@ -111,7 +140,8 @@ class RunLock:
 def run_lock(run: Path) -> Iterator[RunLock]:
     """Own a run folder, which is created if necessary; within one thread this may be nested.
 
-    A stale lock is reported on stderr and taken over.
+    A stale lock is reported on stderr and taken over. That of a process that cannot be seen, on another machine, is
+    waited for: at most 5 minutes, until it is stale, or half a minute, until it has given a sign of life.
 
     Raises:
         RunLockError: another process, or another thread of this one, trains in the folder.
@@ -138,8 +168,10 @@ def _stale(holder: dict[str, Any], file: Path, new: Path) -> str:
     Raises:
         RunLockError: it is not.
     """
-    owner = f"{_name(holder)}, training in it since {holder.get('since', 'an unknown time')},"
-    if holder.get("machine") == _machine():
+    owner = _owner(holder)
+    if _rebooted(holder):
+        return f"{owner} has ended: {holder['host']} was started again"
+    if _visible(holder):
         if _start_of(holder.get("pid")) != holder.get("started"):
             return f"{owner} has ended without removing {file.name}"
         raise RunLockError(
@@ -153,6 +185,22 @@ def _stale(holder: dict[str, Any], file: Path, new: Path) -> str:
         f"{file.parent}: belongs to {owner} whose last sign of life is {silent:.0f} s old. Wait until it ends, or "
         f"choose another folder. If it is dead, try again in {_SILENCE - silent + 1:.0f} s, or delete {file}."
     )
+
+
+def _visible(holder: dict[str, Any]) -> bool:
+    """Whether it can be seen if the owner still runs."""
+    # os.kill, by which other systems than Linux are asked, would end the process on Windows.
+    return _rebooted(holder) or (os.name == "posix" and holder.get("machine") == _machine())
+
+
+def _rebooted(holder: dict[str, Any]) -> bool:
+    """Whether the owner ran on this machine before it was started again."""
+    boots = [machine.partition(" ")[0] for machine in (holder.get("machine", ""), _machine())]
+    return holder.get("host") == socket.gethostname() and boots[0] != boots[1]
+
+
+def _owner(holder: dict[str, Any]) -> str:
+    return f"{_name(holder)}, training in it since {holder.get('since', 'an unknown time')},"
 
 
 def _name(holder: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmgen.atomic import write_text
+from ssmgen.signals import say
 from ssmgen.training.health import Event, Health
 from ssmgen.training.progress import progress_bar
 from ssmgen.training.settings import TrainSettings
@@ -39,7 +39,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         if settings.tracker != "none":
             self._tracker = TRACKERS[settings.tracker](run, first, last, asdict(settings) | record)
         self._stream = (run / "log.jsonl").open("ab", buffering=0)
-        self._torn = self._told = False
+        self._torn = self._told = self._untracked = False
         self._settings = settings
         self._bar = progress_bar(settings.steps, "step", initial=first)
         self._since = time.monotonic()
@@ -50,7 +50,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         """Report a step that was skipped, or whose loss was a spike, with the ``origin`` of its batch."""
         what = f"loss {loss:.4g}, gradient norm {norm:.4g}"
         said = {"skipped": f"{what}: not finite, the step is skipped", "spike": f"{what}: a spike of the loss"}
-        print(f"step {step}: {said[event]}; log.jsonl names its examples", file=sys.stderr)
+        say(f"step {step}: {said[event]}; log.jsonl names its examples")
         values = {"loss": loss, "grad_norm": norm}
         self._write({"step": step, "event": event} | _finite(values) | origin)
 
@@ -71,8 +71,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         values = {"loss": mean, "grad_norm": norm, "lr": lr, "images_per_second": round(speed, 2)}
         counts = {"skipped": health.skipped, "spikes": health.spikes}
         self._write({"step": step} | _finite(values) | counts)
-        if self._tracker is not None:
-            self._tracker.scalars(step, {name: x for name, x in (values | counts).items() if math.isfinite(x)})
+        self._track("scalars", step, {name: x for name, x in (values | counts).items() if math.isfinite(x)})
         self._bar.set_postfix(loss=f"{mean:.4f}", img_s=f"{speed:.0f}", refresh=False)
         self._since, self._fresh = now, 0
         if step % self._settings.log_every == 0:  # otherwise a prolonged run includes them in its next line
@@ -85,8 +84,8 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def samples(self, step: int, grid: Path | None) -> None:
         """Report a picture of samples, if any."""
-        if self._tracker is not None and grid is not None:
-            self._tracker.image(step, "samples", grid)
+        if grid is not None:
+            self._track("image", step, "samples", grid)
 
     def _write(self, line: dict[str, Any]) -> None:
         """Append a line. A full disk does not end training: it is reported once, and lines are missing."""
@@ -99,15 +98,23 @@ class RunLog(AbstractContextManager["RunLog"]):
             reason = str(error)
         if reason and not self._told:
             self._told = True
-            with suppress(OSError):  # stderr may be a file on the same full disk
-                print(f"{self._stream.name}: a line could not be written ({reason}); training goes on", file=sys.stderr)
+            say(f"{self._stream.name}: a line could not be written ({reason}); training goes on")
+
+    def _track(self, call: str, *arguments: Any) -> None:
+        """Call the tracker, if any. A full disk does not end training: it is reported once."""
+        try:
+            if self._tracker is not None:
+                getattr(self._tracker, call)(*arguments)
+        except OSError as error:
+            if not self._untracked:
+                self._untracked = True
+                say(f"tracker={self._settings.tracker}: not everything could be written ({error}); training goes on")
 
     def __exit__(self, *error: Any) -> None:
         self._bar.close()
         with suppress(OSError):
             self._stream.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        self._track("close")
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

@@ -3,7 +3,6 @@
 Step k's examples, noise and times derive from (seed, k): on a CPU a resumed run equals an uninterrupted one to the bit.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ssmgen.extras import require
-from ssmgen.signals import StopRequests, stop_requests
+from ssmgen.signals import StopRequests, say, stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
@@ -119,6 +118,7 @@ def train(
         on_step: called by the main process as ``on_step(step, ema_model)`` after each step and at the start. It may
             return the file of a picture of samples, which goes to the tracker. If it has a method ``due(step)``, it is
             called only where that returns True, which must be so in all processes: a sharded model is gathered then.
+            An OSError that it raises, such as that of a full disk, is reported on stderr, and training goes on.
 
     Raises:
         ValueError: ``settings.steps`` is 0, or the batch does not divide into processes and parts.
@@ -242,7 +242,10 @@ def _sample(
         with state.averaged() as model:
             picture = None
             if state.accelerator.is_main_process:
-                picture = stop.unless_stopped(on_step, step, model) if stop is not None else on_step(step, model)
+                try:
+                    picture = stop.unless_stopped(on_step, step, model) if stop is not None else on_step(step, model)
+                except OSError as error:
+                    say(f"{error}\nthe samples of step {step} are missing; training goes on")
         if log is not None:
             log.samples(step, picture)
         state.wrapped.train()
@@ -252,6 +255,6 @@ def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:
     """Report a warm-up that outlasts training, and a schedule that changes here."""
     if settings.warmup >= settings.steps:
         late = f"warmup={settings.warmup} is not over when steps={settings.steps} are done"
-        print(f"{late}: the learning rate never reaches lr={settings.lr:g}", file=sys.stderr)
+        say(f"{late}: the learning rate never reaches lr={settings.lr:g}")
     if progress.history[-1]["step"] == progress.step > 0:
-        print(schedule_changes(progress.history)[-1], file=sys.stderr)
+        say(schedule_changes(progress.history)[-1])

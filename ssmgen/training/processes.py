@@ -82,16 +82,23 @@ def kill_tree(process: Any = None) -> None:
 
 def kill_workers(workers: Iterable[Any]) -> None:
     """Kill loader processes without the error by which torch reports that one was killed."""
+    before, number = None, getattr(signal, "SIGCHLD", None)  # Windows has none
+    with suppress(ValueError):  # not in the main thread, where torch reports nothing
+        before = number and signal.signal(number, signal.SIG_DFL)
     try:
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except ValueError:  # not in the main thread, where torch reports nothing
-        before = None
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(5)
-    if before is not None:
-        signal.signal(signal.SIGCHLD, before)
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(5)
+    finally:
+        if number and before is not None:
+            signal.signal(number, before)
+
+
+def without_traceback(error: BaseException) -> str:
+    """The message of an error, without the traceback that torch puts before that of a loader process."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() if text.startswith("Caught ") else text
 
 
 def end_with_parent() -> None:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ssmgen.extras import require
+from ssmgen.signals import say
 
 #: Seconds between two lines in a log or pipe.
 _PAUSE = 20.0
@@ -65,4 +66,4 @@ class _Lines(AbstractContextManager["_Lines"]):
         style = {"unit": self._unit, "prefix": self._what, "postfix": self._postfix, "bar_format": _LINE}
         meter = require("tqdm", extra="train").tqdm.format_meter
         line = meter(self._done, self._total, self._shown - self._started, initial=self._initial, **style)
-        print(line, file=sys.stderr, flush=True)
+        say(line)

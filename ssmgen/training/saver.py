@@ -1,12 +1,11 @@
 """The checkpoints of a run in training: a failed save is reported and tried again at the next interval."""
 
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ssmgen.atomic import disk_error, megabytes
+from ssmgen.signals import say
 from ssmgen.training.checkpoint import Collected, checkpoints, prune_checkpoints, write_checkpoint
 from ssmgen.training.manifest import size_of
 
@@ -44,17 +43,17 @@ class Saver:
             kept = self._newest()
             if last:
                 raise disk_error(f"{error}\n{kept}; the steps since then are lost", error.errno) from error
-            _say(f"{error}\nstep {step} was not saved; {kept}. {_AGAIN}")
+            say(f"{error}\nstep {step} was not saved; {kept}. {_AGAIN}")
             return
         self._verified.add(path.name)
         if not self._told:
             self._told = True
             seconds = time.monotonic() - started
-            _say(f"{path.name}: saved {megabytes(size_of(path))} in {seconds:.2f} s and read it back")
+            say(f"{path.name}: saved {megabytes(size_of(path))} in {seconds:.2f} s and read it back")
         try:
             prune_checkpoints(self._folder, self._keep, self._verified)
         except OSError as error:
-            _say(f"{error}\nan older checkpoint was not deleted. {_AGAIN}")
+            say(f"{error}\nan older checkpoint was not deleted. {_AGAIN}")
 
     def _newest(self) -> str:
         try:
@@ -62,8 +61,3 @@ class Saver:
         except OSError:
             return "the older checkpoints cannot be listed now"
         return f"the newest checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # stderr may be a file on the same full disk
-        print(text, file=sys.stderr)

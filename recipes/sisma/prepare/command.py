@@ -8,7 +8,6 @@ Every pair is read in full. If any has a problem, all problems are listed by fil
 ``on_bad=skip`` leaves those pairs out instead. The target appears under its name only when it is complete.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from recipes.sisma.prepare.checks import check_and_write, find_notes, in_threads
 from recipes.sisma.prepare.settings import LABEL_ORDERS, Settings, check_settings, check_test_share
 from recipes.sisma.prepare.sources import Pair, Problem, Source, find_source
 from recipes.sisma.prepare.splits import check_splits, choose_method, remedy, shortfall, split_by_name, split_pairs
-from ssmgen.atomic import whole_folder
+from ssmgen.atomic import check_space, whole_folder
 from ssmgen.data.drawn_faces import draw_face, write_official_layout
 from ssmgen.data.folder import check_target, write_pair, write_records
 from ssmgen.data.labels import CELEBAMASK19
@@ -111,7 +110,9 @@ def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str
         print("Worth knowing:\n" + "\n".join(f"  {note}" for note in notes))
     counts = ", ".join(f"{name} {len(ids)}" for name, ids in splits.items())
     print(f"Wrote {sum(map(len, splits.values()))} pairs to {settings.target}: {counts}")
-    words = "faces", f"data={settings.target}"
+    words = ["faces", f"data={settings.target}"]
+    if settings.source == "drawn":
+        words = ["quick", f"data={settings.target}", f"image_size={settings.size or 256}"]
     if not (missing := shortfall(splits)):
         print(f"Next: {command_line('train', *words)}")
         return
@@ -122,8 +123,4 @@ def _summarize(settings: Settings, splits: dict[str, list[str]], notes: list[str
 
 
 def _check_space(target: Path, pairs: list[Pair]) -> None:
-    parent = next(folder for folder in target.parents if folder.exists())
-    needed = sum(pair.image.stat().st_size for pair in pairs if pair.image.exists())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise OSError(f"{parent}: {free / 1e6:,.0f} MB free, but the images need {needed / 1e6:,.0f} MB")
+    check_space(target, sum(pair.image.stat().st_size for pair in pairs if pair.image.exists()))

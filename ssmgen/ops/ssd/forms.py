@@ -40,8 +40,9 @@ def loop(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
 
 
 def chunked(inputs: SSDInputs, chunk: int) -> tuple[Tensor, Tensor]:
-    """The same by products of matrices (Mamba-2, section 6): inside every chunk at once, then from chunk to chunk.
+    """The same by products of matrices (Mamba-2, section 6): y ``(b, l, h, p)`` and the last state.
 
+    Inside every chunk at once, then from chunk to chunk.
     Every exponent is a sum of ``delta A`` over later steps, at most 0, so none overflows. Decays and states keep the
     state's precision, products take x's.
     """

@@ -55,24 +55,24 @@ def ssd(
     """
     _check(x, delta, A, B, C, backend, chunk)
     precision = torch.float64 if x.dtype == torch.float64 else torch.float32
-    A, delta = A.to(precision), delta.to(precision)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(precision)
-    if delta_softplus:
-        delta = F.softplus(delta)
-    state = initial_state
-    if state is None:
-        state = A.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1])
-    sequences = (x, delta, B, C) if order is None else (reorder(each, order.forward) for each in (x, delta, B, C))
-    ordered_x, ordered_delta, ordered_B, ordered_C = sequences
-    inputs = SSDInputs(ordered_x, ordered_delta, A, ordered_B, ordered_C, state.to(precision))
+    state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]) if initial_state is None else initial_state
+    step = _step_sizes(delta.to(precision), delta_bias, delta_softplus)
+    index = None if order is None else order.forward
+    sequences = (reorder(each, index) for each in (x, step, B, C))
+    ordered_x, ordered_step, ordered_B, ordered_C = sequences
+    inputs = SSDInputs(ordered_x, ordered_step, A.to(precision), ordered_B, ordered_C, state.to(precision))
     y, last_state = loop(inputs) if backend == "reference" else chunked(inputs, chunk)
-    if order is not None:
-        y = reorder(y, order.inverse)
+    y = reorder(y, None if order is None else order.inverse)
     if D is not None:
         y = y + D.to(precision).unsqueeze(-1) * x
-    y = y.to(x.dtype)
-    return (y, last_state) if return_last_state else y
+    return (y.to(x.dtype), last_state) if return_last_state else y.to(x.dtype)
+
+
+def _step_sizes(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
+    """softplus(delta + bias), each part optional, ``(batch, length, heads)``."""
+    if bias is not None:
+        delta = delta + bias.to(delta.dtype)
+    return F.softplus(delta) if softplus else delta
 
 
 def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str, chunk: int) -> None:
