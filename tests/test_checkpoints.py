@@ -1,8 +1,10 @@
 """Checkpoints are complete or absent, hold everything, and are verified before use."""
 
 import errno
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,18 @@ def test_an_intact_checkpoint_that_makes_way_for_a_damaged_one_is_resumed(folder
     assert "falling back to step-00000006.replaced" in capsys.readouterr().err
     assert newest_checkpoint(folder) == replaced
     assert run(folder, steps=7, resume="auto")[1].step == 7
+
+
+def test_a_dead_stderr_does_not_keep_a_run_from_falling_back(folder, monkeypatch):
+    run(folder)
+    older, newest = checkpoints(folder / "checkpoints")
+    (newest / "ema.safetensors").unlink()
+    closed = io.StringIO()
+    closed.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        assert find_checkpoint(folder, "auto", {"precision": "no"}) == older
+    assert not newest.exists()
 
 
 def test_every_checkpoint_that_cannot_be_used_is_named_with_its_reason(folder):

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from ssmgen.atomic import whole_file
 from ssmgen.extras import require
 from ssmgen.precision import Choice, choose_precision
+from ssmgen.signals import say
 from ssmgen.training.checkpoint import checkpoint_folders, listed, replaced_by
 from ssmgen.training.manifest import NAME, CheckpointError, NewerFormatError, read_state, verify_checkpoint
 from ssmgen.training.settings import TrainSettings
@@ -67,7 +67,7 @@ def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
             continue
         check_record(path, state.get("record", {}), record)
         for damaged, reason in reasons.items():
-            print(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint", file=sys.stderr)
+            say(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint")
             _try_to_set_aside(damaged)
         return path
     reasons_by_name = present(run / "checkpoints") | {path.name: reason for path, reason in reasons.items()}
@@ -120,11 +120,11 @@ def set_aside(path: Path) -> Path:
 def _try_to_set_aside(path: Path) -> None:
     """Or leave it, which costs nothing but its name: it is not counted, and never resumed."""
     try:
-        print(f"{path}: set aside as {set_aside(path).name}", file=sys.stderr)
+        say(f"{path}: set aside as {set_aside(path).name}")
     except FileNotFoundError:
         pass  # another process of the run got there first
     except OSError as error:
-        print(f"{path}: could not be set aside ({error})", file=sys.stderr)
+        say(f"{path}: could not be set aside ({error})")
 
 
 def _free_name(path: Path) -> Path:
@@ -145,10 +145,7 @@ def keep_earlier_log(run: Path, step: int) -> None:
     target = _free_name(run / "log.jsonl.before")
     with whole_file(target, needed=log.stat().st_size) as partial:
         shutil.copyfile(log, partial)
-    print(
-        f"{run}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {target.name}",
-        file=sys.stderr,
-    )
+    say(f"{run}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {target.name}")
 
 
 def check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -193,7 +190,7 @@ def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | No
     bf16 = torch.zeros((), dtype=torch.int64, device=processes.device)
     if processes.is_main_process:
         choice = _recorded(run, resume) or _measured(settings.matmul_precision, processes.device)
-        print(choice, file=sys.stderr)
+        say(str(choice))
         bf16 += choice.precision == "bf16"
     bf16 = require("accelerate", extra="train").utils.broadcast(bf16, from_process=0)
     return replace(settings, precision="bf16" if bf16.item() else "no")
