@@ -1,25 +1,32 @@
 """Atomic writes: files and folders are written under a temporary name beside the target, flushed, then renamed.
 
-The temporary name is ``TARGET.tmp-HOST-PROCESS``. A process that is killed leaves it behind; the next writer of the
-same target removes it, see `remove_leftovers`.
+The temporary name is ``TARGET.tmp-MACHINE-PROCESS-START``. A process that is killed leaves it behind; the next writer
+of the same target removes it, see `remove_leftovers`.
 """
 
 import hashlib
 import os
 import re
 import shutil
-import socket
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC, ENOTSUP
 from pathlib import Path
 
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_LEFTOVER = re.compile(r"(?P<target>.+)\.tmp-(?:(?P<host>[0-9a-f]{8})-)?(?P<process>\d{1,9})", re.DOTALL)
-_STARTED = time.time()
+from ssmgen.machine import machine, start_of
+
+_MACHINE = hashlib.sha256(machine().encode()).hexdigest()[:8]
+# Stands for the start of this process if the system does not tell it: no other process of the same id has it.
+_RANDOM = uuid.uuid4().hex[:8]
+_LEFTOVER = re.compile(
+    r"(?P<target>.+)\.tmp-(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})(?:-(?P<start>[0-9a-f]+))?", re.DOTALL
+)
+# Saves of checkpoints before the machine was part of the name.
+_EARLIER = re.compile(r"step-\d{8}(\.replaced)?\.tmp-\d{1,9}")
 _DAY = 86400
-_cleaned: set[Path] = set()
+_abandoned_in: dict[Path, list[Path]] = {}  # folders that one process fills with many files
 
 
 @contextmanager
@@ -35,9 +42,10 @@ def whole_file(target: Path, *, needed: int = 0, durable: bool = True) -> Iterat
         OSError: the disk is full or not writable; names ``target`` and the free space.
     """
     partial = _beside(target)
-    if durable or target.parent not in _cleaned:  # a scan for each of many files would take long
-        remove_leftovers(target.parent, target.name if durable else None)
-        _cleaned.add(target.parent)
+    if durable:
+        remove_leftovers(target.parent, target.name)
+    else:
+        _remove_old_leftovers(target)
     check_space(target, needed)
     with written_for(target, partial, needed):
         try:
@@ -66,7 +74,7 @@ def whole_folder(target: Path, *, needed: int = 0) -> Iterator[Path]:
     """
     partial = _beside(target)
     remove_leftovers(target.parent, target.name)
-    _discard(partial)  # left by a killed process of the same id
+    _discard(partial)  # left by this process, if it could not be deleted
     check_space(target, needed)
     with written_for(target, partial, needed):
         try:
@@ -172,7 +180,7 @@ def _flush(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a half-deleted one never stands under its name.
+    """Delete a folder so that a half-deleted one never stands under its name. Not while `whole_folder` writes it anew.
 
     Raises:
         OSError: it cannot be renamed, and is unchanged.
@@ -184,16 +192,29 @@ def remove_folder(path: Path) -> None:
     _discard(partial)
 
 
-def leftovers(folder: Path) -> list[tuple[Path, bool]]:
+def leftovers(folder: Path, target: str | None = None) -> list[tuple[Path, bool]]:
     """Temporary files and folders in ``folder``, and whether each is abandoned.
 
-    Abandoned means that the process of this machine that wrote it is gone, or that nothing in it changed for a day.
+    Abandoned means that the process of this machine that wrote it has ended. If another machine wrote it, whose
+    processes cannot be seen, it means that nothing in it has changed for a day.
+
+    Args:
+        folder: where to look; it need not exist.
+        target: only those of the target of this name. Without one, all of them, and those that earlier versions left
+            of a checkpoint, ``step-00000001.tmp-PROCESS``.
     """
     try:
-        found = [(path, match) for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
+        paths = sorted(folder.iterdir())
     except OSError:
         return []
-    return sorted((path, _abandoned(path, match["host"], int(match["process"]))) for path, match in found)
+    found = []
+    for path in paths:
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and target in (None, match["target"]):
+            found.append((path, _abandoned(path, match)))
+        elif target is None and _EARLIER.fullmatch(path.name):
+            found.append((path, _unchanged_for_a_day(path)))
+    return found
 
 
 def remove_leftovers(folder: Path, target: str | None = None, *, idle: bool = False) -> list[Path]:
@@ -201,44 +222,59 @@ def remove_leftovers(folder: Path, target: str | None = None, *, idle: bool = Fa
 
     Args:
         folder: where to look; it need not exist.
-        target: only those of the target of this name.
+        target: only those of the target of this name. Only a folder that holds nothing but files of this library is
+            cleared without one.
         idle: this process writes nothing there now, so that its own are abandoned too.
 
     Returns:
         What was deleted.
     """
     removed = []
-    for path, abandoned in leftovers(folder):
-        match = _LEFTOVER.fullmatch(path.name)
-        mine = idle and path.name.endswith(f".tmp-{_HOST}-{os.getpid()}")
-        if (abandoned or mine) and match and target in (None, match["target"]):
+    for path, abandoned in leftovers(folder, target):
+        if abandoned or (idle and path.name.endswith(_suffix())):
             _discard(path)
             removed.append(path)
     return removed
 
 
+def _remove_old_leftovers(target: Path) -> None:
+    """As `remove_leftovers`, but the folder is listed once: a scan for each of many files would take long."""
+    folder = target.parent
+    if folder not in _abandoned_in:
+        _abandoned_in[folder] = [path for path, abandoned in leftovers(folder) if abandoned]
+    for path in _abandoned_in[folder]:
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and match["target"] == target.name:
+            _discard(path)
+
+
 def _beside(target: Path) -> Path:
-    return target.with_name(f"{target.name}.tmp-{_HOST}-{os.getpid()}")
+    return target.with_name(target.name + _suffix())
 
 
-def _abandoned(path: Path, host: str | None, process: int) -> bool:
-    try:
-        changed = path.lstat().st_mtime
-    except OSError:
-        return False  # its writer has just finished
-    if time.time() - changed > _DAY:
-        return True
-    if host not in (None, _HOST) or os.name != "posix":
-        return False
+def _suffix() -> str:
+    start = start_of(os.getpid())
+    return f".tmp-{_MACHINE}-{os.getpid()}-{start if start.isdigit() else _RANDOM}"
+
+
+def _abandoned(path: Path, match: re.Match[str]) -> bool:
+    if match["machine"] != _MACHINE or os.name != "posix":  # Windows does not tell whether a process runs
+        return _unchanged_for_a_day(path)
+    process = int(match["process"])
+    start = start_of(process)
+    if start.isdigit():
+        return start != match["start"]  # another process has got the same id
     if process == os.getpid():
-        return changed < _STARTED  # of an earlier process with this id, as in a restarted container
+        return match["start"] != _RANDOM
+    return not start
+
+
+def _unchanged_for_a_day(path: Path) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
+        newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
+    except OSError:  # its writer is at work, or has just finished
         return False
-    return False
+    return time.time() - newest > _DAY
 
 
 def _discard(path: Path) -> None:

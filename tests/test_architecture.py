@@ -23,7 +23,8 @@ ROOMS = {
     "noise": set(),
     "sampling": {"guidance", "precision", "registry", "solvers"},
     "extras": set(),
-    "atomic": set(),
+    "machine": set(),
+    "atomic": {"machine"},
     "reading": set(),
     "hub": set(),
     "precision": set(),
@@ -32,7 +33,7 @@ ROOMS = {
     "latents": {"atomic", "data", "hub", "reading", "registry", "weights"},
     "data": {"atomic", "ops", "reading", "registry", "signals", "weights"},
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
-    "training": {"atomic", "extras", "precision", "registry", "signals", "weights"},
+    "training": {"atomic", "extras", "machine", "precision", "registry", "signals", "weights"},
     "pipeline": {
         *("atomic", "data", "hub", "noise", "objectives", "precision", "reading", "registry", "sampling", "solvers"),
         "weights",

@@ -3,16 +3,27 @@
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 
 from ssmgen import atomic
-from ssmgen.atomic import check_space, leftovers, remove_folder, whole_file, whole_folder, write_text
+from ssmgen.atomic import (
+    check_space,
+    leftovers,
+    remove_folder,
+    remove_leftovers,
+    whole_file,
+    whole_folder,
+    write_text,
+)
+from ssmgen.machine import machine, start_of
 from ssmgen.weights import write_weights
 
 Usage = namedtuple("Usage", "total used free")
@@ -69,34 +80,91 @@ def test_contents_are_flushed_before_the_rename_and_the_name_after(tmp_path, mon
     assert done[0].startswith(f"{tmp_path}/text.tmp-") and done[1:] == ["rename", str(tmp_path)]
 
 
-def test_leftovers_of_dead_processes_go_with_the_next_write(tmp_path):
+def dead_process():
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead, host = int(child.stdout), atomic._HOST
-    for name in (f"t.tmp-{host}-{dead}", f"t.tmp-{dead}", f"t.tmp-{host}-1", f"t.tmp-00000000-{dead}", "t.tmp-x"):
+    return int(child.stdout)
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_leftovers_of_dead_processes_go_with_the_next_write(tmp_path):
+    dead, here = dead_process(), atomic._MACHINE
+    alive = f"{os.getppid()}-{start_of(os.getppid())}"
+    gone, kept = f"t.tmp-{here}-{dead}-5", {f"t.tmp-{here}-{alive}", f"t.tmp-00000000-{dead}-5", "t.tmp-x"}
+    for name in (gone, *kept):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    (tmp_path / f"other.tmp-{host}-{dead}").touch()
-    old = tmp_path / "t.tmp-00000000-5"
-    old.mkdir()
-    os.utime(old, (0, time.time() - 2 * 86400))
-    assert {path.name for path, abandoned in leftovers(tmp_path) if abandoned} == {
-        *(f"t.tmp-{host}-{dead}", f"t.tmp-{dead}", f"other.tmp-{host}-{dead}", old.name)
-    }
+    (tmp_path / f"other.tmp-{here}-{dead}-5").touch()
+    assert {path.name for path, abandoned in leftovers(tmp_path) if abandoned} == {gone, f"other.tmp-{here}-{dead}-5"}
     with whole_folder(tmp_path / "t"):
         pass
-    kept = {"t", f"t.tmp-{host}-1", f"t.tmp-00000000-{dead}", "t.tmp-x", f"other.tmp-{host}-{dead}"}
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert names(tmp_path) == {"t", *kept, f"other.tmp-{here}-{dead}-5"}
     with whole_file(tmp_path / "other") as file:
         file.touch()
-    assert not list(tmp_path.glob("other.tmp-*"))
+    assert names(tmp_path) == {"t", *kept, "other"}
 
 
-def test_a_leftover_of_an_earlier_process_with_this_id_goes(tmp_path):
-    mine = tmp_path / f"t.tmp-{atomic._HOST}-{os.getpid()}"
-    mine.touch()
-    assert leftovers(tmp_path) == [(mine, False)], "it is being written"
-    os.utime(mine, (0, atomic._STARTED - 1))
-    assert leftovers(tmp_path) == [(mine, True)]
+def test_files_of_the_user_are_no_leftovers(tmp_path):
+    dead, here = dead_process(), atomic._MACHINE
+    others = {"photos.tmp-2024", "t.tmp-2024", f"photos.tmp-{here}-{dead}-5", "step-00000001.tmp-7", f"t.tmp-{dead}"}
+    for name in others:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    for durable in (True, False):
+        (tmp_path / f"t.tmp-{here}-{dead}-5").touch()
+        atomic._abandoned_in.clear()
+        for name in ("t", "u"):
+            with whole_file(tmp_path / name, durable=durable) as file:
+                file.touch()
+        with whole_folder(tmp_path / "v"):
+            pass
+        assert names(tmp_path) == {"t", "u", "v", *others}
+
+
+def test_earlier_versions_left_folders_of_checkpoints_only(tmp_path):
+    for name in ("step-00000001.tmp-5", "step-00000002.tmp-5", "notes.tmp-5"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "step-00000002.tmp-5/file").touch()
+    assert [path.name for path in remove_leftovers(tmp_path)] == ["step-00000001.tmp-5"]
+    assert names(tmp_path) == {"step-00000002.tmp-5", "notes.tmp-5"}
+
+
+def test_the_process_decides_on_this_machine_and_the_newest_file_elsewhere(tmp_path):
+    """A write that takes more than a day is not a leftover, on this machine or on another."""
+    alive = f"{os.getppid()}-{start_of(os.getppid())}"
+    here, active, idle = (tmp_path / f"t.tmp-{machine}-{alive}" for machine in (atomic._MACHINE, "0" * 8, "1" * 8))
+    for folder in (here, active, idle):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner/file").touch()
+        for path in (folder / "inner/file", folder / "inner", folder):
+            os.utime(path, (0, time.time() - 2 * 86400))
+    assert dict(leftovers(tmp_path)) == {here: False, active: True, idle: True}
+    os.utime(active / "inner/file")
+    assert dict(leftovers(tmp_path)) == {here: False, active: False, idle: True}
+
+
+def test_a_leftover_of_an_earlier_process_with_this_id_goes(tmp_path, monkeypatch):
+    with whole_file(tmp_path / "t") as mine:
+        mine.touch()
+        assert leftovers(tmp_path) == [(mine, False)], "it is being written"
+    earlier = tmp_path / f"t.tmp-{atomic._MACHINE}-{os.getpid()}-1"
+    earlier.touch()
+    assert leftovers(tmp_path) == [(earlier, True)]
+    monkeypatch.setattr(atomic, "start_of", lambda process: "running")  # a system that does not tell the time
+    with whole_file(tmp_path / "u") as mine:
+        mine.touch()
+        assert dict(leftovers(tmp_path)) == {earlier: True, mine: False}
+        monkeypatch.setattr(atomic, "_RANDOM", "0" * 8)  # as in another container, where the process has the same id
+        assert atomic._beside(tmp_path / "u") != mine
+
+
+def test_machines_of_one_name_are_told_apart(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "worker")
+    found = machine()
+    assert found.startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip()) and "pid:" in found
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -1,9 +1,12 @@
 """Whatever stands in a checkpoint's folder, reading it gives its content or a `CheckpointError` that names the file."""
 
+import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
+import sys
 import tracemalloc
 from errno import EACCES, EIO
 from pathlib import Path
@@ -15,13 +18,18 @@ from hypothesis import strategies as st
 
 from ssmgen.training import (
     CheckpointError,
+    NewerFormatError,
+    find_checkpoint,
     load_checkpoint,
+    manifest,
     moving_average,
+    newest_checkpoint,
     read_manifest,
     read_state,
     save_checkpoint,
     verify_checkpoint,
 )
+from ssmgen.training.fsck import check_run, mend_run
 from ssmgen.training.manifest import FILES, rendered, write_manifest
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -210,6 +218,34 @@ def test_a_newer_format_says_so(path):
         edit(path, lambda content, format=format: content.update(format=format), format=2)
         with pytest.raises(CheckpointError, match=r"MANIFEST.json: "):
             verify_checkpoint(path)
+
+
+def test_a_newer_format_is_no_damage(intact, tmp_path):
+    """Falling back or renaming it would undo the work of the later version."""
+    folder = tmp_path / "run/checkpoints"
+    older = save_checkpoint(folder, 6, **trained(), state={})
+    newer = Path(shutil.copytree(intact, folder / intact.name))
+    edit(newer, lambda content: content.update(format=3, more={}), format=2)
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    for action in (lambda: find_checkpoint(tmp_path / "run", "auto", {}), lambda: mend_run(tmp_path / "run")):
+        with pytest.raises(NewerFormatError, match="update ssmgen"):
+            action()
+    with pytest.raises(NewerFormatError, match="update ssmgen$"):
+        newest_checkpoint(tmp_path / "run")
+    found = {finding.name: (finding.status, finding.detail) for finding in check_run(tmp_path / "run")}
+    assert found.keys() == {older.name, newer.name} and found[older.name][0] == "ok"
+    assert found[newer.name][0] == "unknown" and found[newer.name][1].endswith("update ssmgen")
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+
+
+def test_it_is_imported_where_the_system_has_fewer_errors(monkeypatch):
+    """As macOS and Windows have."""
+    for name in ("EUCLEAN", "EBADMSG"):
+        monkeypatch.delattr(errno, name)
+    spec = importlib.util.spec_from_file_location("manifest_elsewhere", manifest.__file__)
+    monkeypatch.setitem(sys.modules, spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules[spec.name])
+    assert len(sys.modules[spec.name]._DAMAGE) == len(manifest._DAMAGE) - 2
 
 
 @pytest.mark.parametrize(

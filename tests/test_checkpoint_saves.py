@@ -146,6 +146,40 @@ def test_a_state_that_is_no_json_and_an_absurd_step_are_rejected_before_writing(
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"seconds": None}, "seconds must be a duration, got None"),
+        ({"health": {"unknown": 1}}, "health must be the counts of a `Health`, got {'unknown': 1}"),
+        ({"skipped": -1}, "skipped must be a number of steps, got -1"),
+        ({"a": "x" * 2 * 10**7}, "has 200000.. bytes, more than the 20000000 of any checkpoint"),
+        ({"a": {1: 0, "1": 0}}, "is not valid JSON .a key stands twice"),
+        ({"a": eval("[" * 60 + "]" * 60)}, "is nested too deeply"),
+    ],
+    ids=range(6),
+)
+def test_a_state_that_could_not_be_read_again_is_the_callers_fault(tmp_path, state, said):
+    """Found only when the checkpoint is read back, it would be reported as a fault of the disk."""
+    with pytest.raises(ValueError, match=f"^state of a checkpoint: {said}"):
+        save(tmp_path, 1, **state)
+    assert names(tmp_path) == []
+
+
+def test_an_intact_checkpoint_that_makes_way_for_a_damaged_one_stays_until_the_next_is_written(tmp_path, monkeypatch):
+    path = save(tmp_path, 5, version=1)
+    shutil.copytree(path, tmp_path / "step-00000005.replaced")
+    (path / "state.json").write_text("{}")
+    replaced = []
+
+    def rename_and_look(source, target, rename=Path.rename):
+        replaced.append(verify_checkpoint(tmp_path / "step-00000005.replaced")["version"])
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", rename_and_look)
+    save(tmp_path, 5, version=2)
+    assert replaced[:2] == [1, 1] and verify_checkpoint(path)["version"] == 2 and names(tmp_path) == [path.name]
+
+
 def test_space_is_looked_at_before_a_save(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 1_000_000))
@@ -174,10 +208,8 @@ def test_training_goes_on_after_a_failed_save_and_tries_again(folder, monkeypatc
     assert (
         "step-00000001: writing failed ([Errno 28] No space left on device); nothing of it was kept (it needs" in said
     )
-    assert (
-        "MB are free on its disk)\nstep 1 is not saved, there is no checkpoint yet; the next save tries again" in said
-    )
-    assert "step 4 is not saved, the newest checkpoint is step-00000003; the next save tries again" in said
+    assert "MB are free on its disk)\nstep 1 was not saved; there is no checkpoint yet. Training continues and" in said
+    assert "step 4 was not saved; the newest checkpoint is step-00000003. Training continues and tries again at" in said
 
 
 def test_a_failed_last_save_is_an_error(folder, monkeypatch):
@@ -208,7 +240,10 @@ def test_a_failed_prune_does_not_end_training(tmp_path, monkeypatch, capsys):
         patch.setattr(module, "remove_folder", fail)
         for step in (1, 2):
             saver.save(step, collect(**parts()), {}, last=False)
-    assert "an older checkpoint is not deleted; the next save tries again" in capsys.readouterr().err
+    assert (
+        "an older checkpoint was not deleted. Training continues and tries again at the next checkpoint."
+        in capsys.readouterr().err
+    )
     saver.save(3, collect(**parts()), {}, last=False)
     assert names(tmp_path) == ["step-00000003"]
 

@@ -1,7 +1,10 @@
 """Checkpoints are complete or absent, hold everything, and are verified before use."""
 
+import errno
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,13 @@ from ssmgen.training import (
     find_checkpoint,
     load_checkpoint,
     moving_average,
+    newest_checkpoint,
     parameter_groups,
     save_checkpoint,
     verify_checkpoint,
 )
-from ssmgen.training.resume import check_record, set_aside
+from ssmgen.training.fsck import check_run, mend_run
+from ssmgen.training.resume import check_record, present, set_aside
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -82,6 +87,62 @@ def test_a_run_with_checkpoints_never_begins_anew_by_itself(folder, damage, said
     with pytest.raises(CheckpointError, match=rf"none of its checkpoints can be used(?s:.)*{said}(?s:.)*ssmgen fsck"):
         run(folder, resume="auto")
     assert everything(folder) == before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(folder, monkeypatch, number):
+    """Then training would begin at step 0 and write over the log."""
+    run(folder)
+    before = everything(folder)
+    if number == errno.ENOENT:  # the folder lies on a disk that is not mounted
+        (folder / "checkpoints").rename(folder / "elsewhere")
+        (folder / "checkpoints").symlink_to("nowhere")
+        before = everything(folder)
+
+    def scandir(path, scandir=os.scandir):
+        if str(path) == str(folder / "checkpoints") and number != errno.ENOENT:
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for action in (
+        lambda: run(folder, resume="auto"),
+        lambda: find_checkpoint(folder, "auto", {}),
+        lambda: checkpoints(folder / "checkpoints"),
+        lambda: present(folder / "checkpoints"),
+        lambda: newest_checkpoint(folder),
+        lambda: check_run(folder),
+        lambda: mend_run(folder),
+    ):
+        with pytest.raises(OSError, match=rf"{folder}/checkpoints") as raised:
+            action()
+        assert raised.value.errno == number and not isinstance(raised.value, FileNotFoundError)
+    monkeypatch.undo()
+    assert everything(folder) == before
+    assert find_checkpoint(folder / "new", "auto", {}) is None
+
+
+def test_an_intact_checkpoint_that_makes_way_for_a_damaged_one_is_resumed(folder, capsys):
+    run(folder)
+    newest = checkpoints(folder / "checkpoints")[-1]
+    replaced = Path(shutil.copytree(newest, f"{newest}.replaced"))
+    (newest / "state.json").write_text("{}")
+    assert find_checkpoint(folder, "auto", {"precision": "no"}) == replaced
+    assert "falling back to step-00000006.replaced" in capsys.readouterr().err
+    assert newest_checkpoint(folder) == replaced
+    assert run(folder, steps=7, resume="auto")[1].step == 7
+
+
+def test_a_dead_stderr_does_not_keep_a_run_from_falling_back(folder, monkeypatch):
+    run(folder)
+    older, newest = checkpoints(folder / "checkpoints")
+    (newest / "ema.safetensors").unlink()
+    closed = io.StringIO()
+    closed.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        assert find_checkpoint(folder, "auto", {"precision": "no"}) == older
+    assert not newest.exists()
 
 
 def test_every_checkpoint_that_cannot_be_used_is_named_with_its_reason(folder):

@@ -4,24 +4,30 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from ssmgen import atomic
 from ssmgen.cli import main
+from ssmgen.machine import start_of
 from ssmgen.training import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
     moving_average,
     read_manifest,
+    run_lock,
     save_checkpoint,
     verify_checkpoint,
 )
-from ssmgen.training.fsck import check_run, mend_run
+from ssmgen.training.fsck import check_run, mend_run, run_of
 
 GOLDEN = Path(__file__).parent / "golden"
+GONE = f".tmp-{atomic._MACHINE}-999999999-1"  # no process has this id
+RUNNING = f".tmp-{atomic._MACHINE}-{os.getppid()}-{start_of(os.getppid())}"
 
 
 @pytest.fixture
@@ -56,9 +62,9 @@ def test_everything_that_is_wrong_is_named(run, capsys):
     (folder / "step-00000002/ema.safetensors").write_bytes(b"cut")
     shutil.rmtree(folder / "step-00000003")
     (folder / "step-00000003").mkdir()
-    (folder / "step-00000004.tmp-999999999").mkdir()
-    (run / "log.jsonl.tmp-999999999").touch()
-    (folder / f"step-00000005.tmp-{os.getppid()}").mkdir()
+    (folder / f"step-00000004{GONE}").mkdir()
+    (run / f"log.jsonl{GONE}").touch()
+    (folder / f"step-00000005{RUNNING}").mkdir()
     (folder / "step-7").mkdir()
     (run / "log.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n')
     (run / "config.yaml").write_text("steps: [")
@@ -67,9 +73,9 @@ def test_everything_that_is_wrong_is_named(run, capsys):
         "step-00000002": "damaged",
         "step-00000003": "damaged",
         "step-7": "note",
-        "step-00000004.tmp-999999999": "leftover",
-        f"step-00000005.tmp-{os.getppid()}": "note",
-        "log.jsonl.tmp-999999999": "leftover",
+        f"step-00000004{GONE}": "leftover",
+        f"step-00000005{RUNNING}": "note",
+        f"log.jsonl{GONE}": "leftover",
         "log.jsonl": "note",
         "config.yaml": "damaged",
     }
@@ -88,11 +94,11 @@ def test_everything_that_is_wrong_is_named(run, capsys):
 def test_mending_leaves_what_resuming_takes(run, capsys):
     folder = run / "checkpoints"
     (folder / "step-00000003/model.safetensors").unlink()
-    (folder / "step-00000004.tmp-999999999").mkdir()
+    (folder / f"step-00000004{GONE}").mkdir()
     assert main(["fsck", str(run), "--mend"]) == 0
     said = capsys.readouterr().out
     assert "step-00000003: set aside as damaged-step-00000003\n" in said and "nothing is wrong" in said
-    assert "step-00000004.tmp-999999999: deleted, a leftover\n" in said
+    assert f"step-00000004{GONE}: deleted, a leftover\n" in said
     assert find_checkpoint(run, "auto", {}) == folder / "step-00000002"
     assert mend_run(run) == []
 
@@ -134,6 +140,45 @@ def test_an_interrupted_replacement_is_finished(run):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["damaged-step-00000001", "step-00000001", "step-00000002", "step-00000003"]
     assert all(verify_checkpoint(path) for path in checkpoints(folder))
+
+
+def test_of_two_damaged_ones_none_is_deleted(run):
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step-00000003", folder / "step-00000003.replaced")
+    for name in ("step-00000003", "step-00000003.replaced"):
+        (folder / name / "state.json").write_text(name)
+    assert mend_run(run) == [
+        "step-00000003: set aside as damaged-step-00000003",
+        "step-00000003.replaced: renamed to step-00000003",
+        "step-00000003: set aside as damaged-step-00000003-2",
+    ]
+    assert (folder / "damaged-step-00000003-2/state.json").read_text() == "step-00000003.replaced"
+    assert mend_run(run) == []
+
+
+def test_the_folder_of_its_checkpoints_stands_for_the_run(run, monkeypatch, capsys):
+    folder = run / "checkpoints"
+    monkeypatch.chdir(folder)
+    for given in (folder, Path("."), Path("../checkpoints")):
+        (folder / "step-00000003/model.safetensors").unlink()
+        with run_lock(run), ThreadPoolExecutor(1) as thread:  # as a training in another thread holds it
+            assert thread.submit(main, ["fsck", str(given), "--mend"]).result() == 2
+        assert "trains in it" in capsys.readouterr().err
+        assert main(["fsck", str(given), "--mend"]) == 0
+        said = capsys.readouterr().out
+        assert "step-00000003: set aside as damaged-step-00000003" in said and "log.jsonl" in said
+        assert not list(folder.glob("*lock*"))
+        (folder / "damaged-step-00000003").rename(folder / "step-00000003")
+        shutil.copy(folder / "step-00000002/model.safetensors", folder / "step-00000003")
+    named_so = run.rename(folder.parent.parent / "checkpoints")
+    assert run_of(named_so) == named_so and run_of(named_so / "checkpoints") == named_so
+
+
+@pytest.mark.parametrize("text", ["a: &x 1\nb: *x\n", "steps: ${HOME}\n", "[1]\n"])
+def test_of_a_configuration_it_is_said_only_that_it_is_yaml(run, text):
+    (run / "config.yaml").write_text(text)
+    (found,) = (finding for finding in check_run(run) if finding.name == "config.yaml")
+    assert (found.status, found.detail) == ("ok", "readable YAML; its settings are not checked")
 
 
 @pytest.mark.parametrize("name", ["first", "second"])

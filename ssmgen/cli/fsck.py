@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmgen.atomic import megabytes
 from ssmgen.cli.command import Answer, add_command
-from ssmgen.training.fsck import Finding, check_run, mend_run
+from ssmgen.training.fsck import Finding, check_run, mend_run, run_of
 from ssmgen.training.lock import run_lock
 
 
@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
         "Verifies every checkpoint of a run with the checks of loading, and lists leftovers of killed writes, what\n"
         "was set aside, broken lines of the log, and a configuration that cannot be read. The exit status is 1 if\n"
         "something is wrong. With --mend, damaged checkpoints are renamed to damaged-step-*, those that verify again\n"
-        "get their name back, leftovers are deleted, and manifests of an older format are renewed. Do not mend a run\n"
-        "while it trains."
+        "get their name back, leftovers are deleted, and manifests of an older format are renewed. A run is not\n"
+        "mended while it trains."
     )
     shown = ("runs/quick", "runs/quick --mend", "runs/quick --json")
     command = add_command(
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def _fsck(arguments: argparse.Namespace) -> Answer:
-    run = arguments.run
+    run = run_of(arguments.run)
     mended = []
     if arguments.mend:
         with run_lock(run) if run.is_dir() else nullcontext():  # not while a training writes into it

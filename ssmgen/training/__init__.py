@@ -11,7 +11,7 @@ from ssmgen.training.checkpoint import (
 from ssmgen.training.launch import check_launch, loader_processes, on_cpu
 from ssmgen.training.lock import RunLockError, run_lock
 from ssmgen.training.loop import TrainResult, train
-from ssmgen.training.manifest import CheckpointError, read_manifest, read_state, verify_checkpoint
+from ssmgen.training.manifest import CheckpointError, NewerFormatError, read_manifest, read_state, verify_checkpoint
 from ssmgen.training.optimizers import MuonAdamW, make_optimizer, moving_average, parameter_groups
 from ssmgen.training.order import StepOrder, derived_seed
 from ssmgen.training.pace import seconds_per_step
@@ -23,6 +23,7 @@ from ssmgen.training.watchdog import RankError
 __all__ = [
     "CheckpointError",
     "MuonAdamW",
+    "NewerFormatError",
     "RankError",
     "RunLockError",
     "StepOrder",

@@ -7,7 +7,7 @@ renamed, and a folder to be deleted is renamed first: a process killed at any mo
 
 import json
 import os
-from errno import EIO
+from errno import EIO, ENOENT
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from ssmgen.training.manifest import (
     NAME,
     STATE,
     CheckpointError,
+    NewerFormatError,
+    checked_state,
     verify_checkpoint,
     write_manifest,
 )
@@ -93,12 +95,13 @@ def save_checkpoint(
         step: optimiser steps done.
         model, ema: the trained model and its moving average; wrapped or not, weights are written under plain names.
         optimizer: its state is stored under the names of the model's parameters.
-        state: configuration, counters and the like; must be JSON.
+        state: configuration, counters and the like; must be JSON, and what this library reads must have its type.
 
     Raises:
         OSError: too little space, a disk that cannot be written, or one that does not return what was written; names
             the checkpoint. Existing checkpoints stay intact.
-        ValueError, TypeError: ``state`` is not JSON, or ``step`` has more than eight digits.
+        ValueError, TypeError: ``state`` could not be read again, or ``step`` has more than eight digits. Nothing was
+            written.
     """
     return write_checkpoint(folder, step, collect(model=model, ema=ema, optimizer=optimizer), state)
 
@@ -108,27 +111,39 @@ def write_checkpoint(folder: Path, step: int, tensors: Collected, state: dict[st
     final = folder / f"step-{step:08d}"
     if not NAME.fullmatch(final.name):
         raise ValueError(f"step={step}: a checkpoint's step has at most eight digits")
-    text = json.dumps({"step": step, AVERAGED: tensors.averaged} | state | {"step": step}, indent=2, allow_nan=False)
+    text = _state_text({"step": step, AVERAGED: tensors.averaged} | state | {"step": step})
     needed = sum(map(bytes_of, tensors[:3])) + len(text) + _OVERHEAD
-    replaced = final.with_name(f"{final.name}.replaced")
+    replaced = replaced_by(final)
     remove_leftovers(folder, idle=True)  # of any step: they take up space
+    if os.path.lexists(final) and os.path.lexists(replaced):  # a kill interrupted an earlier replacement
+        remove_folder(replaced if _verifies(final) else final)
     with whole_folder(final, needed=needed) as temporary:
         write_weights(temporary / "model.safetensors", tensors.model)
         write_weights(temporary / EMA, tensors.ema)
         write_weights(temporary / "optimizer.safetensors", tensors.optimizer)
-        (temporary / STATE).write_text(text + "\n")
+        (temporary / STATE).write_text(text)
         try:
             write_manifest(temporary)
             _read_back(temporary)
         except CheckpointError as error:
             raise disk_error(f"{error}, although it was just written: the disk is at fault", EIO) from error
         if os.path.lexists(final):  # the same step, saved again; until the rename, `checkpoints` finds the old one
-            if os.path.lexists(replaced):
-                remove_folder(replaced)
             final.rename(replaced)
     if os.path.lexists(replaced):
         remove_folder(replaced)
     return final
+
+
+def _state_text(state: dict[str, Any]) -> str:
+    """The state as JSON, held to the rules of reading: a fault of the caller must not look like one of the disk."""
+    try:
+        text = json.dumps(state, indent=2, allow_nan=False) + "\n"
+        checked_state(Path(STATE), text)
+    except RecursionError:
+        raise ValueError("state of a checkpoint: is nested too deeply") from None
+    except CheckpointError as error:
+        raise ValueError(f"state of a checkpoint: {str(error).removeprefix(f'{STATE}: ')}") from None
+    return text
 
 
 def _read_back(folder: Path) -> None:
@@ -186,7 +201,11 @@ def read_average(path: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder`` that have a manifest, oldest first. They are not verified."""
+    """Checkpoints in ``folder`` that have a manifest, oldest first. They are not verified.
+
+    Raises:
+        OSError: the folder exists, but cannot be listed.
+    """
     return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
 
 
@@ -195,13 +214,17 @@ def newest_checkpoint(run: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none yet.
-        CheckpointError: it is damaged; names the file, and the command that sets it aside.
+        CheckpointError: it is damaged; names the file, and the command that sets it aside. A `NewerFormatError` if a
+            later ssmgen wrote it.
+        OSError: the folder or the checkpoint cannot be read.
     """
     found = checkpoint_folders(run / "checkpoints")
     if not found:
         raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
     try:
         verify_checkpoint(found[-1])
+    except NewerFormatError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}\nThis is the newest checkpoint. ssmgen fsck {run} lists the intact ones; with --mend it sets "
@@ -211,12 +234,39 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Everything in ``folder`` under the name of a checkpoint, complete or not, one for each step, oldest first."""
+    """Everything in ``folder`` under the name of a checkpoint, complete or not, one for each step, oldest first.
+
+    Raises:
+        OSError: the folder exists, but cannot be listed.
+    """
     found: dict[int, Path] = {}
-    for path in sorted(folder.glob("step-*")):
+    for path in listed(folder):
         if named := NAME.fullmatch(path.name):
             found.setdefault(int(named[1]), path)  # the plain name sorts before that of what it replaced
     return list(found.values())
+
+
+def listed(folder: Path) -> list[Path]:
+    """Everything in a folder, by name; nothing if it does not exist.
+
+    `Path.glob` would report an empty folder for one that cannot be read, and the run would begin anew.
+
+    Raises:
+        OSError: it exists, but cannot be listed, or is a link to nowhere.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries)
+    except FileNotFoundError as error:
+        if os.path.lexists(folder):
+            text = f"{folder}: is a link to a folder that does not exist; restore that folder, or delete the link"
+            raise disk_error(text, ENOENT) from error
+        return []
+
+
+def replaced_by(path: Path) -> Path:
+    """Where a checkpoint stays while another of its step takes its name."""
+    return path.with_name(f"{path.name}.replaced")
 
 
 def prune_checkpoints(folder: Path, keep: int, verified: set[str] | None = None) -> None:
@@ -233,7 +283,7 @@ def prune_checkpoints(folder: Path, keep: int, verified: set[str] | None = None)
     known = set() if verified is None else verified
     good = 0
     for path in reversed(checkpoint_folders(folder)):
-        replaced = path.with_name(f"{path.name}.replaced")
+        replaced = replaced_by(path)
         if good < max(keep, 1):
             if path.name not in known and not _verifies(path):
                 continue

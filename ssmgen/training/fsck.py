@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from ssmgen.atomic import leftovers, remove_folder, remove_leftovers, write_text
-from ssmgen.training.checkpoint import checkpoint_folders
+from ssmgen.training.checkpoint import checkpoint_folders, listed
 from ssmgen.training.manifest import (
     FORMAT,
     MANIFEST,
     NAME,
     CheckpointError,
+    NewerFormatError,
     read_manifest,
     rendered,
     size_of,
@@ -53,17 +54,29 @@ class Finding:
 def check_run(run: Path) -> list[Finding]:
     """Everything worth knowing in a run's folder, or in a folder of checkpoints.
 
+    Args:
+        run: its folder; that of its checkpoints stands for it, see `run_of`.
+
     Raises:
         FileNotFoundError: it is not a folder, or holds neither checkpoints nor a log.
+        OSError: it cannot be listed.
     """
+    run = run_of(run)
     folder = _checkpoints_of(run)
     found = [*_checkpoints(folder), *_set_aside(folder), *_others(folder), *_leftovers(folder)]
     if folder != run:
         found += [*_leftovers(run), *_files(run)]
-    intact = any(finding.status == "ok" for finding in found if finding.step is not None)
-    if present(folder) and not intact:
+    usable = any(finding.status in ("ok", "unknown") for finding in found if finding.step is not None)
+    if present(folder) and not usable:
         found.append(Finding(f"{folder.name}/", "damaged", "no checkpoint is intact, so the run is not resumed"))
     return found
+
+
+def run_of(folder: Path) -> Path:
+    """The run that a folder belongs to: the parent of its ``checkpoints``, or the folder itself."""
+    whole = Path(os.path.abspath(folder))  # links are kept: the checkpoints may lie on another disk
+    itself_a_run = os.path.lexists(whole / "checkpoints") or os.path.lexists(whole / "log.jsonl")
+    return whole.parent if whole.name == "checkpoints" and whole.is_dir() and not itself_a_run else folder
 
 
 def mend_run(run: Path) -> list[str]:
@@ -72,11 +85,17 @@ def mend_run(run: Path) -> list[str]:
     Abandoned leftovers are deleted, what was set aside and verifies again is restored, damaged checkpoints are set
     aside, and manifests of an older format are replaced by one of today's. Nothing else is deleted.
 
+    Args:
+        run: as in `check_run`. Hold its lock, see `ssmgen.training.run_lock`.
+
     Raises:
         FileNotFoundError: see `check_run`.
-        OSError: the folder cannot be written.
+        NewerFormatError: a later ssmgen wrote one of the checkpoints; nothing was changed.
+        OSError: the folder cannot be read or written.
     """
+    run = run_of(run)
     folder = _checkpoints_of(run)
+    _refuse_newer(folder)
     done = [f"{path.name}: deleted, a leftover" for place in {folder, run} for path in remove_leftovers(place)]
     done += _finish_replacements(folder)
     for path in checkpoint_folders(folder):
@@ -93,11 +112,22 @@ def mend_run(run: Path) -> list[str]:
 def _checkpoints_of(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: is not a folder; name the folder of a run")
-    if (run / "checkpoints").is_dir():
+    if os.path.lexists(run / "checkpoints"):
         return run / "checkpoints"
-    if any(run.glob("*step-*")) or (run / "log.jsonl").exists():
+    if any("step-" in path.name for path in listed(run)) or (run / "log.jsonl").exists():
         return run
     raise FileNotFoundError(f"{run}: holds neither checkpoints nor a log; name the folder of a run")
+
+
+def _refuse_newer(folder: Path) -> None:
+    for path in listed(folder):
+        try:
+            if NAME.fullmatch(path.name):
+                read_manifest(path)
+        except NewerFormatError:
+            raise
+        except CheckpointError:
+            pass  # damaged, which is what mending is for
 
 
 def _damage(path: Path) -> str:
@@ -115,18 +145,18 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
         assert match is not None
         step, size = int(match[1]), size_of(path)
         try:
-            reason, known = _damage(path), None
-            if not reason:
-                known = read_manifest(path).format
-        except OSError as error:
+            verify_checkpoint(path)
+            known = read_manifest(path).format
+            older = "" if known == FORMAT else f"an older format; --mend writes format {FORMAT}"
+            yield Finding(path.name, "ok", older, size, step, known)
+        except (OSError, NewerFormatError) as error:
             yield Finding(path.name, "unknown", str(error), size, step)
-            continue
-        older = "" if known in (None, FORMAT) else f"an older format; --mend writes format {FORMAT}"
-        yield Finding(path.name, "damaged" if reason else "ok", reason or older, size, step, known)
+        except CheckpointError as error:
+            yield Finding(path.name, "damaged", str(error), size, step)
 
 
 def _set_aside(folder: Path) -> Iterator[Finding]:
-    for path in sorted(folder.glob("damaged-step-*")):
+    for path in _named(folder, "damaged-step-"):
         reason, home = _damage(path), _home(path)
         if home:
             yield Finding(path.name, "damaged", f"verifies as {home.name}; --mend restores it", size_of(path))
@@ -143,9 +173,13 @@ def _home(path: Path) -> Path | None:
     return None if os.path.lexists(home) else home
 
 
+def _named(folder: Path, start: str) -> list[Path]:
+    return [path for path in listed(folder) if path.name.startswith(start)]
+
+
 def _others(folder: Path) -> Iterator[Finding]:
     current = checkpoint_folders(folder)
-    for path in sorted(folder.glob("step-*")):
+    for path in _named(folder, "step-"):
         if path in current or ".tmp-" in path.name:
             continue
         if NAME.fullmatch(path.name):
@@ -174,8 +208,7 @@ def _files(run: Path) -> Iterator[Finding]:
             detail += f", {len(broken)} of them broken, the first is line {broken[0]}; resuming drops them"
         yield Finding(log.name, "note" if broken else "ok", detail, log.stat().st_size)
     if config.exists():
-        reason = _config_fault(config)
-        yield Finding(config.name, "damaged" if reason else "ok", reason, config.stat().st_size)
+        yield _config(config)
 
 
 def _is_log_line(line: bytes) -> bool:
@@ -185,32 +218,36 @@ def _is_log_line(line: bytes) -> bool:
         return False
 
 
-def _config_fault(file: Path) -> str:
-    """Why a configuration cannot be read; whether its keys make sense is for the command that reads it."""
+def _config(file: Path) -> Finding:
+    """Whether a configuration is YAML; whether its settings make sense is for the command that reads it."""
+    size = file.stat().st_size
     if not file.is_file():
-        return f"{file}: is not a regular file"
+        return Finding(file.name, "damaged", f"{file}: is not a regular file", size)
     try:
         import yaml
     except ImportError:  # comes with the extra `train`
-        return ""
+        return Finding(file.name, "note", "not checked, because PyYAML is not installed", size)
     try:
-        content = yaml.safe_load(file.read_bytes())
+        yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return f"{file}: is not valid YAML ({' '.join(str(error).split())[:200]})"
-    return "" if isinstance(content, dict) and content else f"{file}: holds no settings"
+        reason = f"{file}: is not valid YAML ({' '.join(str(error).split())[:200]})"
+        return Finding(file.name, "damaged", reason, size)
+    return Finding(file.name, "ok", "readable YAML; its settings are not checked", size)
 
 
 def _finish_replacements(folder: Path) -> list[str]:
     """End what a kill interrupted while a checkpoint was replaced by another of its step."""
     done = []
-    for old in sorted(folder.glob("step-*.replaced")):
+    for old in _named(folder, "step-"):
         new = old.with_suffix("")
-        if os.path.lexists(new) and _damage(new) and not _damage(old):
-            done.append(f"{new.name}: set aside as {set_aside(new).name}")
-        if os.path.lexists(new):
+        if not NAME.fullmatch(old.name) or old == new:
+            continue
+        if os.path.lexists(new) and not _damage(new):
             remove_folder(old)
             done.append(f"{old.name}: deleted, {new.name} replaces it")
         else:
+            if os.path.lexists(new):
+                done.append(f"{new.name}: set aside as {set_aside(new).name}")
             old.rename(new)
             done.append(f"{old.name}: renamed to {new.name}")
     return done
@@ -218,7 +255,7 @@ def _finish_replacements(folder: Path) -> list[str]:
 
 def _restore(folder: Path) -> list[str]:
     done = []
-    for path in sorted(folder.glob("damaged-step-*")):
+    for path in _named(folder, "damaged-step-"):
         if home := _home(path):
             path.rename(home)
             done.append(f"{path.name}: verifies, restored as {home.name}")

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ssmgen.machine import machine as _machine
+from ssmgen.machine import start_of as _start_of
 from ssmgen.signals import say
 
 _LOCK = "lock.json"
@@ -263,29 +265,3 @@ def _this_process() -> dict[str, str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     known = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_of(pid)}
     return {**known, "since": since, "id": uuid.uuid4().hex}
-
-
-def _machine() -> str:
-    """What the processes that see each other have in common: the boot of the system, and the container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.getnode():x}"
-
-
-def _start_of(pid: Any) -> str:
-    """When a process of this machine started, in the system's own unit; empty if it has ended."""
-    try:
-        after_name = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return "" if after_name[0] in "ZX" else after_name[19]
-    except (OSError, ValueError):
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return "running"
-    except (OSError, ValueError):
-        return ""
-    return "running"

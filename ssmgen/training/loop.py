@@ -127,7 +127,7 @@ def train(
         CheckpointError: none of the checkpoints to resume from can be used, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
         OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
-            written is reported on stderr, and the next save tries again.
+            written is reported on stderr, and the next checkpoint tries again.
         RankError: another rank failed, or a single process made no progress; see `ssmgen.training.watchdog`.
     """
     if settings.steps < 1:

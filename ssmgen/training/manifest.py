@@ -33,11 +33,19 @@ _MOST_BYTES = {MANIFEST: 10**6, STATE: 2 * 10**7}
 _MOST_LEVELS = 50
 _MOST_COUNT = 2**63 - 1
 #: Errors of the system that mean damage. Others, such as missing permission, say nothing about the checkpoint.
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+_DAMAGE = {
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "ELOOP", "EIO", "EBADMSG", "EUCLEAN")  # not all of them exist on every system
+    if hasattr(errno, name)
+}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a later ssmgen. It is not damaged, so nothing falls back to another one or renames it."""
 
 
 class Entry(NamedTuple):
@@ -70,7 +78,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint's folder, checked by itself; the files are not looked at.
 
     Raises:
-        CheckpointError: it is missing, altered, of a newer format, or lists other files than `FILES`.
+        NewerFormatError: it was written by a later ssmgen.
+        CheckpointError: it is missing, altered, or lists other files than `FILES`.
         OSError: it cannot be read for a reason that is no fault of the checkpoint, such as missing permission.
     """
     file = folder / MANIFEST
@@ -81,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     checksum = content.pop("checksum", None)
     intact = checksum == _checksum(content)
     if _is_count(content["format"]) and content["format"] > FORMAT and intact:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"{file}: was written by a newer ssmgen (format {content['format']}, this one reads up to {FORMAT}): "
             "update ssmgen"
         )
@@ -102,7 +111,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: a file is missing, truncated, altered or no regular file, the state has a wrong type or
-            another step than the folder's name; names the file.
+            another step than the folder's name; names the file. A `NewerFormatError` if a later ssmgen wrote it.
         OSError: a file cannot be read for a reason that is no fault of the checkpoint, such as missing permission.
     """
     manifest = read_manifest(path)
@@ -155,17 +164,27 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Read the state and check the keys that this library reads; others are the caller's."""
     file = path / STATE
-    state = _parsed(file, _read(file))
+    state = checked_state(file, _read(file))
+    named = NAME.fullmatch(path.name)
+    if named and int(named[1]) != state["step"]:
+        raise CheckpointError(f"{file}: is of step {state['step']}, but its folder is named {path.name}")
+    return state
+
+
+def checked_state(file: Path, text: str) -> dict[str, Any]:
+    """The state in ``text``, with the keys that this library reads checked; others are the caller's.
+
+    Raises:
+        CheckpointError: it is too large, no JSON object, or has a value of the wrong type; names ``file``.
+    """
+    _check_length(file, len(text.encode()))
+    state = _parsed(file, text)
     if "step" not in state:
         raise CheckpointError(f"{file}: has no step")
     for key, (fits, expected) in _KEYS.items():
         if key in state and not fits(state[key]):
             raise CheckpointError(f"{file}: {key} must be {expected}, got {reprlib.repr(state[key])}")
-    named = NAME.fullmatch(path.name)
-    if named and int(named[1]) != state["step"]:
-        raise CheckpointError(f"{file}: is of step {state['step']}, but its folder is named {path.name}")
     return state
 
 
@@ -192,7 +211,7 @@ def _is_health(value: Any) -> bool:
 
 
 _KEYS = {
-    **dict.fromkeys(("step", AVERAGED, "skipped", "spikes"), (_is_count, "a number of steps")),
+    **dict.fromkeys(("step", AVERAGED, "skipped"), (_is_count, "a number of steps")),
     "seconds": (lambda value: _is_number(value) and value >= 0, "a duration"),
     "pending": (
         lambda value: isinstance(value, list) and all(loss is None or _is_number(loss) for loss in value),
@@ -232,16 +251,19 @@ def _sha256(file: Path) -> str:
 
 
 def _read(file: Path) -> str:
-    most = _MOST_BYTES[file.name]
-    size = _regular(file).st_size
-    if size > most:
-        raise CheckpointError(f"{file}: has {size} bytes, more than the {most} of any checkpoint")
+    _check_length(file, _regular(file).st_size)
     try:
         return file.read_bytes().decode()
     except OSError as error:
         _raise(file, error)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: is not valid JSON ({error})") from None
+
+
+def _check_length(file: Path, size: int) -> None:
+    most = _MOST_BYTES[file.name]
+    if size > most:
+        raise CheckpointError(f"{file}: has {size} bytes, more than the {most} of any checkpoint")
 
 
 def _raise(file: Path, error: OSError) -> NoReturn:

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import shutil
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from ssmgen.atomic import whole_file
 from ssmgen.extras import require
 from ssmgen.precision import Choice, choose_precision
-from ssmgen.training.checkpoint import checkpoint_folders
-from ssmgen.training.manifest import NAME, CheckpointError, read_state, verify_checkpoint
+from ssmgen.signals import say
+from ssmgen.training.checkpoint import checkpoint_folders, listed, replaced_by
+from ssmgen.training.manifest import NAME, CheckpointError, NewerFormatError, read_state, verify_checkpoint
 from ssmgen.training.settings import TrainSettings
 
 #: With ``[{"step": 0, "lr_decay_steps": 1000}, {"step": 1000, "lr_decay_steps": 3000}]`` the second schedule holds from
@@ -34,9 +35,10 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
         record: what the checkpoint must have been made with.
 
     Raises:
+        NewerFormatError: a later ssmgen wrote it (for ``"auto"``: it, or a newer one); nothing is set aside.
         CheckpointError: it is damaged (for ``"auto"``: all of them are), belongs to another configuration, or is not
             the newest of the run.
-        OSError: it cannot be read, although it may be intact.
+        OSError: it, or the folder of checkpoints, cannot be read, although it may be intact.
     """
     if resume is None:
         return None
@@ -55,15 +57,17 @@ def find_checkpoint(run: Path, resume: Path | str | None, record: dict[str, Any]
 
 def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
     reasons: dict[Path, str] = {}
-    for path in reversed(checkpoint_folders(run / "checkpoints")):
+    for path in _newest_first(run / "checkpoints"):
         try:
             state = verify_checkpoint(path)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             reasons[path] = str(error)
             continue
         check_record(path, state.get("record", {}), record)
         for damaged, reason in reasons.items():
-            print(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint", file=sys.stderr)
+            say(f"{reason}\nfalling back to {path.name}, the newest intact checkpoint")
             _try_to_set_aside(damaged)
         return path
     reasons_by_name = present(run / "checkpoints") | {path.name: reason for path, reason in reasons.items()}
@@ -77,13 +81,27 @@ def _newest_usable(run: Path, record: dict[str, Any]) -> Path | None:
     return None
 
 
+def _newest_first(folder: Path) -> Iterator[Path]:
+    """Checkpoints of a folder. One that makes way for another of its step comes after that."""
+    for path in reversed(checkpoint_folders(folder)):
+        yield path
+        if os.path.lexists(replaced_by(path)):
+            yield replaced_by(path)
+
+
 def present(folder: Path) -> dict[str, str]:
-    """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not."""
-    found = {path.name: "was set aside as damaged" for path in sorted(folder.glob("damaged-step-*"))}
-    for path in sorted(folder.glob("step-*")):
-        if NAME.fullmatch(path.name):
+    """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not.
+
+    Raises:
+        OSError: the folder exists, but cannot be listed.
+    """
+    found = {}
+    for path in listed(folder):
+        if path.name.startswith("damaged-step-"):
+            found[path.name] = "was set aside as damaged"
+        elif NAME.fullmatch(path.name):
             found[path.name] = "is damaged"
-        elif ".tmp-" not in path.name:
+        elif path.name.startswith("step-") and ".tmp-" not in path.name:
             found[path.name] = "is not named step- and eight digits; rename it if it is a checkpoint"
     return found
 
@@ -102,11 +120,11 @@ def set_aside(path: Path) -> Path:
 def _try_to_set_aside(path: Path) -> None:
     """Or leave it, which costs nothing but its name: it is not counted, and never resumed."""
     try:
-        print(f"{path}: set aside as {set_aside(path).name}", file=sys.stderr)
+        say(f"{path}: set aside as {set_aside(path).name}")
     except FileNotFoundError:
-        pass  # another process of the run was faster
+        pass  # another process of the run got there first
     except OSError as error:
-        print(f"{path}: could not be set aside ({error})", file=sys.stderr)
+        say(f"{path}: could not be set aside ({error})")
 
 
 def _free_name(path: Path) -> Path:
@@ -127,10 +145,7 @@ def keep_earlier_log(run: Path, step: int) -> None:
     target = _free_name(run / "log.jsonl.before")
     with whole_file(target, needed=log.stat().st_size) as partial:
         shutil.copyfile(log, partial)
-    print(
-        f"{run}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {target.name}",
-        file=sys.stderr,
-    )
+    say(f"{run}: has a log but no checkpoint, so training begins at step 0; the earlier log is kept as {target.name}")
 
 
 def check_record(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -175,7 +190,7 @@ def settle_precision(settings: TrainSettings, run: Path, resume: Path | str | No
     bf16 = torch.zeros((), dtype=torch.int64, device=processes.device)
     if processes.is_main_process:
         choice = _recorded(run, resume) or _measured(settings.matmul_precision, processes.device)
-        print(choice, file=sys.stderr)
+        say(str(choice))
         bf16 += choice.precision == "bf16"
     bf16 = require("accelerate", extra="train").utils.broadcast(bf16, from_process=0)
     return replace(settings, precision="bf16" if bf16.item() else "no")

@@ -9,6 +9,8 @@ from ssmgen.signals import say
 from ssmgen.training.checkpoint import Collected, checkpoints, prune_checkpoints, write_checkpoint
 from ssmgen.training.manifest import size_of
 
+_AGAIN = "Training continues and tries again at the next checkpoint."
+
 
 class Saver:
     """Writes the checkpoints of one training and deletes old ones, once the new one was read back.
@@ -41,7 +43,7 @@ class Saver:
             kept = self._newest()
             if last:
                 raise disk_error(f"{error}\n{kept}; the steps since then are lost", error.errno) from error
-            say(f"{error}\nstep {step} is not saved, {kept}; the next save tries again")
+            say(f"{error}\nstep {step} was not saved; {kept}. {_AGAIN}")
             return
         self._verified.add(path.name)
         if not self._told:
@@ -51,7 +53,7 @@ class Saver:
         try:
             prune_checkpoints(self._folder, self._keep, self._verified)
         except OSError as error:
-            say(f"{error}\nan older checkpoint is not deleted; the next save tries again")
+            say(f"{error}\nan older checkpoint was not deleted. {_AGAIN}")
 
     def _newest(self) -> str:
         try:
