@@ -163,14 +163,6 @@ def test_a_signal_ends_the_waiting(folder, capsys):
     assert os.listdir(folder) == ["lock.json"] and json.loads((folder / "lock.json").read_text()) == content
 
 
-def test_after_a_reboot_the_lock_is_stale_at_once(folder, monkeypatch, capsys):
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("waits"))
-    holder(folder, machine="earlier-boot pid:[1]")
-    with run_lock(folder):
-        said = capsys.readouterr().err
-    assert "was started again; taking over" in said and "waiting" not in said
-
-
 def test_where_processes_cannot_be_asked_the_age_of_the_lock_decides(folder, monkeypatch):
     """On Windows, os.kill(pid, 0) would end the process."""
     holder(folder, pid=str(os.getpid()))

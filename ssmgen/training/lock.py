@@ -169,8 +169,6 @@ def _stale(holder: dict[str, Any], file: Path, new: Path) -> str:
         RunLockError: it is not.
     """
     owner = _owner(holder)
-    if _rebooted(holder):
-        return f"{owner} has ended: {holder['host']} was started again"
     if _visible(holder):
         if _start_of(holder.get("pid")) != holder.get("started"):
             return f"{owner} has ended without removing {file.name}"
@@ -190,13 +188,7 @@ def _stale(holder: dict[str, Any], file: Path, new: Path) -> str:
 def _visible(holder: dict[str, Any]) -> bool:
     """Whether it can be seen if the owner still runs."""
     # os.kill, by which other systems than Linux are asked, would end the process on Windows.
-    return _rebooted(holder) or (os.name == "posix" and holder.get("machine") == _machine())
-
-
-def _rebooted(holder: dict[str, Any]) -> bool:
-    """Whether the owner ran on this machine before it was started again."""
-    boots = [machine.partition(" ")[0] for machine in (holder.get("machine", ""), _machine())]
-    return holder.get("host") == socket.gethostname() and boots[0] != boots[1]
+    return os.name == "posix" and holder.get("machine") == _machine()
 
 
 def _owner(holder: dict[str, Any]) -> str:
