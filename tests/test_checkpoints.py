@@ -200,6 +200,38 @@ def test_a_log_without_a_checkpoint_is_kept(folder, capsys):
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_log_of_many_steps_without_a_checkpoint_stops(folder, capsys):
+    """Its disk is not mounted, or only a part of it was copied."""
+    run(folder)
+    (folder / "checkpoints").rename(folder / "elsewhere")
+    log = (folder / "log.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="holds no checkpoint, though the log has 6 steps. Restore it"):
+        run(folder, resume="auto")
+    assert (folder / "log.jsonl").read_text() == log and not (folder / "checkpoints").exists()
+    (folder / "elsewhere").rename(folder / "checkpoints")
+    capsys.readouterr()
+    shutil.rmtree(folder / "checkpoints/step-00000006")
+    run(folder, resume="auto")
+    assert "continuing after step 3 of 6; 3 logged steps are repeated\n" in capsys.readouterr().err
+    assert (folder / "log.jsonl").read_text().count("\n") == 6
+
+
+def test_only_checkpoints_that_were_set_aside_are_named(folder):
+    run(folder, steps=3)
+    set_aside(folder / "checkpoints/step-00000003")
+    (folder / "checkpoints/damaged-step-00000003/state.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"set aside as damaged \(damaged-step-00000003\); ssmgen fsck"):
+        newest_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="damaged-step-00000003: was set aside: .*state.json: has 0 bytes"):
+        run(folder, steps=3, resume="auto")
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_at_the_start(folder, capsys, monkeypatch):
+    monkeypatch.setattr("ssmgen.training.saver.free_space", lambda folder: 1000)
+    run(folder, steps=1)
+    assert "checkpoints: a checkpoint takes about" in capsys.readouterr().err
+
+
 def test_a_named_checkpoint_that_is_damaged_stops_before_work(folder):
     run(folder)
     newest = checkpoints(folder / "checkpoints")[-1]

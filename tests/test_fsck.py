@@ -46,6 +46,23 @@ def statuses(run):
     return {finding.name: finding.status for finding in check_run(run)}
 
 
+def test_a_run_without_checkpoints_is_listed_with_its_log(run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    assert main(["fsck", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "holds no checkpoint, though the log has 2 steps" in said and "config.yaml" in said and "2 lines" in said
+
+
+def test_mending_is_offered_where_it_does_something(run, capsys):
+    (run / "config.yaml").write_text("a: [")
+    assert main(["fsck", str(run)]) == 1 and "--mend" not in capsys.readouterr().out
+    for path in checkpoints(run / "checkpoints"):
+        (path / "state.json").write_text("")
+    assert main(["fsck", str(run)]) == 1 and "--mend mends what can be mended" in capsys.readouterr().out
+    assert main(["fsck", str(run), "--mend"]) == 1
+    assert "put intact copies of the files back and mend again" in capsys.readouterr().out
+
+
 def test_a_run_in_order_is_said_to_be(run, capsys):
     assert main(["fsck", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()

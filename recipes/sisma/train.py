@@ -42,6 +42,7 @@ from ssmgen.training import (
     settle_precision,
     train,
 )
+from ssmgen.training.resume import check_lost
 
 # Settings that may differ between a run and its continuation: training steps do not depend on them, except by rounding.
 _FREE = {
@@ -92,12 +93,13 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
         if not done:
             _report_new_start(config, run)
         save_config(config, run / "config.yaml")
-        _announce(config, model, len(data))
+        _announce(config, model, len(data), processes.num_processes)
     draw = _Sheets(run, config, autoencoder) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
-            say(f"stopped at step {result.step}; continue with: {_continue(argv)}")
+            launcher = " the same launcher and" if processes.num_processes > 1 else ""
+            say(f"stopped at step {result.step}; continue with{launcher}: {_continue(argv)}")
         return exit_status(result.signal)
     if not processes.is_main_process:
         return None
@@ -217,6 +219,8 @@ def check_run_folder(config: Config, record: dict[str, Any], owned: ExitStack) -
         raise FileExistsError(f"{run}: already holds a run; continue it with resume=auto or choose another run=FOLDER")
     check_writable(run)
     found = find_checkpoint(run, None if resume == "no" else resume, record)
+    if found is None and resume == "auto":
+        check_lost(run, config.train.checkpoint_every)
     done = read_state(found)["step"] if found else 0
     if done > steps:
         raise ValueError(f"{found}: the run is at step {done} already, beyond steps={steps}: give steps={done} or more")
@@ -244,7 +248,7 @@ def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
     return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 
-def _announce(config: Config, model: nn.Module, examples: int) -> None:
+def _announce(config: Config, model: nn.Module, examples: int, processes: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -256,6 +260,11 @@ def _announce(config: Config, model: nn.Module, examples: int) -> None:
         f"run {config.run}\n"
         f"scan backend on {device}: {scan}"
     )
+    each = "a part of the model (FSDP2)" if config.train.shard else "the whole model"
+    if processes > 1:
+        say(f"{processes} processes, each with {each} and {config.train.batch_size // processes} examples of a step")
+    elif config.train.shard:
+        say("shard=true has no effect in a single process")
 
 
 def _unusual(result: TrainResult) -> str:

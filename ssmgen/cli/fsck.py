@@ -44,8 +44,15 @@ def _fsck(arguments: argparse.Namespace) -> Answer:
         "found": [asdict(finding) | {"detail": _short(run, finding)} for finding in found],
     }
     closing = f"{wrong} of {len(found)} are wrong" if wrong else "nothing is wrong"
-    advice = f"; ssmgen fsck {run} --mend mends what can be mended" if wrong and not arguments.mend else ""
-    return facts, [*mended, *_table(run, found), closing + advice]
+    return facts, [*mended, *_table(run, found), f"{closing}{_advice(run, found)}"]
+
+
+def _advice(run: Path, found: list[Finding]) -> str:
+    if any(finding.mendable for finding in found):
+        return f"; ssmgen fsck {run} --mend mends what can be mended"
+    if any(finding.name == "checkpoints/" and finding.wrong for finding in found):
+        return "; put intact copies of the files back and mend again, or train in another folder"
+    return ""
 
 
 def _table(run: Path, found: list[Finding]) -> list[str]:

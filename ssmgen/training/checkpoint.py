@@ -219,6 +219,11 @@ def newest_checkpoint(run: Path) -> Path:
         OSError: the folder or the checkpoint cannot be read.
     """
     found = checkpoint_folders(run / "checkpoints")
+    if not found and (aside := [path.name for path in listed(run / "checkpoints") if "damaged-step-" in path.name]):
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: holds only what was set aside as damaged ({', '.join(aside)}); ssmgen fsck {run} "
+            "says why"
+        )
     if not found:
         raise FileNotFoundError(f"{run / 'checkpoints'}: no complete checkpoint; has the run reached checkpoint_every?")
     try:

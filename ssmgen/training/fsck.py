@@ -9,6 +9,7 @@ from typing import Literal
 
 from ssmgen.atomic import leftovers, remove_folder, remove_leftovers, write_text
 from ssmgen.training.checkpoint import checkpoint_folders, listed
+from ssmgen.training.log import last_logged
 from ssmgen.training.manifest import (
     FORMAT,
     MANIFEST,
@@ -46,6 +47,11 @@ class Finding:
     format: int | None = None
 
     @property
+    def mendable(self) -> bool:
+        """Whether mending does something about it."""
+        return self.status == "leftover" or (self.status == "damaged" and "step-" in self.name)
+
+    @property
     def wrong(self) -> bool:
         """Whether someone has to act."""
         return self.status in ("damaged", "leftover", "unknown")
@@ -65,8 +71,11 @@ def check_run(run: Path) -> list[Finding]:
     folder = _checkpoints_of(run)
     found = [*_checkpoints(folder), *_set_aside(folder), *_others(folder), *_leftovers(folder)]
     if folder != run:
-        found += [*_leftovers(run), *_files(run)]
+        found += _leftovers(run)
+    found += _files(run)
     usable = any(finding.status in ("ok", "unknown") for finding in found if finding.step is not None)
+    if not present(folder) and (last := last_logged(run)):
+        found.append(Finding("checkpoints/", "note", f"holds no checkpoint, though the log has {last:,} steps"))
     if present(folder) and not usable:
         found.append(Finding(f"{folder.name}/", "damaged", "no checkpoint is intact, so the run is not resumed"))
     return found

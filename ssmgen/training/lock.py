@@ -1,9 +1,9 @@
 """One owner of a run folder: ``lock.json`` names the process that trains in it, and a second training is refused.
 
-The owner touches the file every 30 s. The lock of a process of this machine is stale once that process has ended, or
-the machine was started again. The processes of another machine or container cannot be seen: a new training waits until
-their lock has not been touched for 5 minutes, and is refused as soon as it is touched. The age of the last touch is
-measured against the time of a new file in the same folder, so that the clocks of the machines do not matter.
+The owner touches the file every 30 s. The lock of a process of this machine is stale once that process has ended. The
+processes of another machine, container or boot cannot be seen: a new training waits until their lock has not been
+touched for 5 minutes, and is refused as soon as it is touched. The age of the last touch is measured against the time
+of a new file in the same folder, so that the clocks of the machines do not matter.
 """
 
 import json

@@ -35,6 +35,9 @@ class RunLog(AbstractContextManager["RunLog"]):
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         last = _forget_after(run / "log.jsonl", first)
+        if first:
+            repeated = f"; {last - first:,} logged steps are repeated" if last > first else ""
+            say(f"continuing after step {first:,} of {settings.steps:,}{repeated}")
         self._tracker: Tracker | None = None
         if settings.tracker != "none":
             self._tracker = TRACKERS[settings.tracker](run, first, last, asdict(settings) | record)
@@ -126,10 +129,21 @@ def _forget_after(file: Path, step: int) -> int:
     """Drop log lines of steps that a resumed run will repeat; returns the last logged step."""
     if not file.exists():
         return 0
-    text = file.read_text(encoding="utf-8", errors="replace")
-    lines = [(logged, line) for line in text.splitlines() if (logged := _logged_step(line)) is not None]
+    lines = _lines(file)
     write_text(file, "".join(line + "\n" for logged, line in lines if logged <= step))
     return max((logged for logged, _ in lines), default=0)
+
+
+def last_logged(run: Path) -> int:
+    """The last step in the log of a run; 0 without one."""
+    file = run / "log.jsonl"
+    return max((logged for logged, _ in _lines(file)), default=0) if file.is_file() else 0
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The step and the text of each line that can be read."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [(logged, line) for line in text.splitlines() if (logged := _logged_step(line)) is not None]
 
 
 def _logged_step(line: str) -> int | None:

@@ -23,6 +23,7 @@ from ssmgen.training.lock import RunLock, run_lock
 from ssmgen.training.log import RunLog
 from ssmgen.training.resume import (
     History,
+    check_lost,
     continued,
     find_checkpoint,
     keep_earlier_log,
@@ -175,6 +176,8 @@ def _resumed(
     """Load the checkpoint to resume from, if any; the main process finds it for all."""
     accelerator = state.accelerator
     chosen = [find_checkpoint(run, resume, record) if accelerator.is_main_process else None]
+    if accelerator.is_main_process and chosen == [None] and resume == "auto":
+        check_lost(run, settings.checkpoint_every)
     if accelerator.num_processes > 1:
         require("accelerate", extra="train").utils.broadcast_object_list(chosen, from_process=0)
     (found,) = chosen
@@ -201,6 +204,7 @@ def _steps(
     saver = Saver(run / "checkpoints", settings.keep_checkpoints)
     if state.accelerator.is_main_process:
         keep_earlier_log(run, progress.step)
+        saver.check_space(sum(p.numel() * p.element_size() for p in state.model.parameters()))
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
     _sample(state, on_step, progress.step)

@@ -16,6 +16,7 @@ from ssmgen.extras import require
 from ssmgen.precision import Choice, choose_precision
 from ssmgen.signals import say
 from ssmgen.training.checkpoint import checkpoint_folders, listed, replaced_by
+from ssmgen.training.log import last_logged
 from ssmgen.training.manifest import NAME, CheckpointError, NewerFormatError, read_state, verify_checkpoint
 from ssmgen.training.settings import TrainSettings
 
@@ -89,6 +90,26 @@ def _newest_first(folder: Path) -> Iterator[Path]:
             yield replaced_by(path)
 
 
+def check_lost(run: Path, checkpoint_every: int) -> None:
+    """Reject to begin anew a run whose log tells of steps that must have had a checkpoint.
+
+    Its disk may not be mounted, or only a part of it was copied.
+
+    Args:
+        run: a run without checkpoints.
+        checkpoint_every: steps between two. A kill during the first save leaves a log of about so many steps.
+
+    Raises:
+        CheckpointError: the log has at least twice as many.
+    """
+    last = last_logged(run)
+    if last >= 2 * checkpoint_every:
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: holds no checkpoint, though the log has {last:,} steps. Restore it (is its disk "
+            f"mounted?), or give another run folder. To begin this run anew, delete {run / 'log.jsonl'}"
+        )
+
+
 def present(folder: Path) -> dict[str, str]:
     """Names of everything that is or was a checkpoint, with why it may not count as one. Leftovers do not.
 
@@ -98,12 +119,20 @@ def present(folder: Path) -> dict[str, str]:
     found = {}
     for path in listed(folder):
         if path.name.startswith("damaged-step-"):
-            found[path.name] = "was set aside as damaged"
+            found[path.name] = f"was set aside: {_fault(path)}"
         elif NAME.fullmatch(path.name):
             found[path.name] = "is damaged"
         elif path.name.startswith("step-") and ".tmp-" not in path.name:
             found[path.name] = "is not named step- and eight digits; rename it if it is a checkpoint"
     return found
+
+
+def _fault(path: Path) -> str:
+    try:
+        verify_checkpoint(path)
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    return "it verifies again"
 
 
 def set_aside(path: Path) -> Path:

@@ -4,11 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssmgen.atomic import disk_error, megabytes
+from ssmgen.atomic import disk_error, free_space, megabytes
 from ssmgen.signals import say
 from ssmgen.training.checkpoint import Collected, checkpoints, prune_checkpoints, write_checkpoint
 from ssmgen.training.manifest import size_of
 
+# Weights, their average, and at most two moments of the optimiser.
+_COPIES = 4
 _AGAIN = "Training continues and tries again at the next checkpoint."
 
 
@@ -25,6 +27,15 @@ class Saver:
         self._keep = keep
         self._verified: set[str] = set()
         self._told = False
+
+    def check_space(self, parameters: int) -> None:
+        """Warn on stderr if the disk has no room for one checkpoint of a model with so many bytes of parameters."""
+        needed, free = _COPIES * parameters, free_space(self._folder)
+        if free is not None and free < needed:
+            say(
+                f"{self._folder}: a checkpoint takes about {megabytes(needed)}, but only {megabytes(free)} are free on "
+                "its disk: saves will fail until there is more"
+            )
 
     def save(self, step: int, tensors: Collected, state: dict[str, Any], *, last: bool) -> None:
         """Write a checkpoint; the first one prints its size and how long it took.
