@@ -172,7 +172,7 @@ def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     target = tmp_path / "my faces"
     prepare.main(["source=drawn", f"target={target}", "count=24", "size=32"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
-    assert shlex.split(line)[-1] == f"data={target}"
+    assert f"data={target}" in shlex.split(line)
     with pytest.raises(FileNotFoundError, match="prepare source=DIR 'target=.*no folder'"):
         prepared_pairs(Config(data=str(tmp_path / "no folder")), "train")
     with pytest.raises(FileNotFoundError, match="recipes.sisma.parser 'out=.*my parser'"):
