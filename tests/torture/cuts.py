@@ -2,7 +2,6 @@
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def cut(case: Case) -> str:
     for step in cuts:
         number = draw.choice(_SIGNALS)
         allowed = [-signal.SIGKILL] if number == signal.SIGKILL else [0]
-        _end_of(parts, options, output, allowed, partial(_signal_at, step, number))
+        _end_of(parts, options, output, allowed, _SignalAt(step, number))
     _end_of(parts, options, output, [0])
     same_end(whole, parts)
     return f"{options['optimizer']}, {options['num_workers']} workers"
@@ -50,10 +49,17 @@ def drawn_options(case: Case) -> dict[str, Any]:
     }
 
 
-def _signal_at(step: int, number: int, done: int, model: torch.nn.Module) -> Path | None:
-    if done == step:
-        os.kill(os.getpid(), number)
-    return None
+class _SignalAt:
+    """Sends a signal to this process after a step. A training that begins there is not in its loop yet."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number, self.begun = step, number, False
+
+    def __call__(self, done: int, model: torch.nn.Module) -> Path | None:
+        if done == self.step and (self.begun or self.number == signal.SIGKILL):
+            os.kill(os.getpid(), self.number)
+        self.begun = True
+        return None
 
 
 def _end_of(folder: Path, options: dict[str, Any], output: Path, allowed: list[int], on_step: Any = None) -> None:
