@@ -51,12 +51,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of any shape in one piece; if it is sharded, all processes must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The part of a tensor of any shape that this process holds, sharing its memory; all of it if it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
@@ -75,7 +75,9 @@ def sharded_like(tensor: Tensor, reference: Any) -> Tensor:
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into one of the same shape that may be sharded."""
     with torch.no_grad():
-        local(target).copy_(local(sharded_like(source, target)) if hasattr(target, "placements") else source)
+        local_shard(target).copy_(
+            local_shard(sharded_like(source, target)) if hasattr(target, "placements") else source
+        )
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

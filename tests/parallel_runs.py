@@ -76,22 +76,6 @@ def difference(first, second):
     return worst
 
 
-def campaign(folder, processes=4):
-    """The differences of `difference` between whole and sharded trainings, and after resuming in 1 and 2 processes."""
-    found = {}
-    for optimizer in ("adamw", "muon"):
-        whole, sharded = (Path(folder) / optimizer / name for name in ("whole", "sharded"))
-        training(whole, processes, optimizer=optimizer)
-        training(sharded, processes, optimizer=optimizer, shard=True)
-        found[f"{optimizer}, {processes} processes"] = difference(whole, sharded)
-        for fewer in (1, 2):
-            resumed = Path(folder) / optimizer / f"resumed-{fewer}"
-            halfway = sharded / "checkpoints/step-00000010"
-            training(resumed, fewer, resume=halfway, optimizer=optimizer, shard=fewer > 1)
-            found[f"{optimizer}, resumed in {fewer}"] = difference(sharded, resumed)
-    return found
-
-
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_CPU"] = "true"
     for each in json.loads(sys.argv[1]):

@@ -98,7 +98,7 @@ class ConditionalModel(nn.Module, ABC):
     def widths(self) -> list[int]:
         """Values in each tensor that `project` returns."""
 
-    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    def fsdp_units(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
         """The modules whose weights are gathered together when the model is sharded; the rest is gathered at once.
 
         Each comes with the methods besides ``forward`` that use its weights. Children precede parents. A family that

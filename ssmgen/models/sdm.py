@@ -177,7 +177,7 @@ class SDM(ConditionalModel):
         c = F.silu(c)
         return [block.time(c) for block in self.blocks]
 
-    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    def fsdp_units(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
         """Every block, and its layer for the time by itself: `project` uses it before the first block runs."""
         return [shard for block in self.blocks for shard in ((block.time, ()), (block, ("condition",)))]
 

@@ -148,7 +148,7 @@ class TokenModel(ConditionalModel):
         """Modulations of every block and of the head, side by side."""
         return [adaln.project(c) for adaln in self._adalns()]
 
-    def shards(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    def fsdp_units(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
         """Every block, and its AdaLN by itself: `project` uses it before the first block runs."""
         blocks: list[Any] = list(self.blocks)
         return [shard for block in blocks for shard in ((block.adaln, ("project",)), (block, ("condition",)))]

@@ -31,13 +31,13 @@ from ssmgen.training.manifest import (
 from ssmgen.weights import (
     bytes_of,
     current_name,
+    full_tensor,
     load_weights,
     plain_name,
     read_weights,
     sharded_like,
     tensors_of,
     unwrapped,
-    whole,
     write_weights,
 )
 
@@ -79,7 +79,7 @@ def collect(*, model: nn.Module, ema: nn.Module, optimizer: Optimizer, keep: boo
 def _in_one_piece(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
-        gathered = whole(tensor)
+        gathered = full_tensor(tensor)
         if keep:  # a gathered tensor leaves the device at once, because all of them may not fit there
             found[name] = gathered if gathered is tensor else gathered.cpu()
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmgen.weights import local, sharded_like, whole
+from ssmgen.weights import full_tensor, local_shard, sharded_like
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
@@ -50,11 +50,11 @@ def muon_step(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Any
         at_once = max(1, _BATCH // (rows * columns))
         for start in range(0, len(same), at_once):
             part = same[start : start + at_once]
-            updates = orthogonalize(torch.stack([_wide(whole(direction)) for _, direction in part]), dtype)
+            updates = orthogonalize(torch.stack([_wide(full_tensor(direction)) for _, direction in part]), dtype)
             for (parameter, _), update in zip(part, updates, strict=True):
                 tall = parameter.shape[0] > parameter.shape[1]
                 own = sharded_like(update.mT if tall else update, parameter)
-                local(parameter).add_(local(own), alpha=-lr * scale)
+                local_shard(parameter).add_(local_shard(own), alpha=-lr * scale)
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ssmgen.training.muon import muon_step
-from ssmgen.weights import local
+from ssmgen.weights import local_shard
 
 OPTIMIZERS = ("adamw", "muon")
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -99,7 +99,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         n = int(count)
-        parts = [local(tensor) for tensor in averaged], [local(tensor) for tensor in current]
+        parts = [local_shard(tensor) for tensor in averaged], [local_shard(tensor) for tensor in current]
         torch._foreach_lerp_(*parts, 1 - min(decay, (1 + n) / (10 + n)))
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssmgen.weights import copy_whole, tensors_of, unwrapped, whole
+from ssmgen.weights import copy_whole, full_tensor, tensors_of, unwrapped
 
 
 def check_parallel(model: nn.Module, settings: Any) -> None:
@@ -23,7 +23,7 @@ def check_parallel(model: nn.Module, settings: Any) -> None:
         ValueError: it does not name its blocks, or is compiled and to be sharded.
     """
     inner = unwrapped(model)
-    for name, needed in (("shard", "shards"), ("checkpoint_activations", "checkpoint_activations")):
+    for name, needed in (("shard", "fsdp_units"), ("checkpoint_activations", "checkpoint_activations")):
         if getattr(settings, name) and not hasattr(inner, needed):
             raise ValueError(
                 f"{name}=True works block by block, and {type(inner).__name__} has no {needed!r} as "
@@ -33,7 +33,7 @@ def check_parallel(model: nn.Module, settings: Any) -> None:
         raise ValueError(f"shard=True needs the model itself, got it inside {type(model).__name__}: do not compile it")
 
 
-def take_share(model: nn.Module, accelerator: Any) -> None:
+def set_rank_slice(model: nn.Module, accelerator: Any) -> None:
     """Tell the conditions which items of a batch this process sees; their dropout is drawn for all of them."""
     module: Any
     for module in unwrapped(model).modules():
@@ -52,7 +52,7 @@ def shard(model: nn.Module, accelerator: Any) -> None:
         source = tensor.to(accelerator.device)
         torch.distributed.broadcast(source, 0)
         tensor.copy_(source)
-    for module, methods in model.shards():  # type: ignore[operator]
+    for module, methods in model.fsdp_units():  # type: ignore[operator]
         fully_shard(module, mesh=mesh)
         for name in methods:
             register_fsdp_forward_method(module, name)
@@ -82,7 +82,7 @@ def whole_model(model: nn.Module, outline: nn.Module | None, device: torch.devic
         return
     own = {} if outline is None else tensors_of(outline)
     for name, tensor in tensors_of(model).items():
-        gathered = whole(tensor)
+        gathered = full_tensor(tensor)
         if outline is not None:
             copy_whole(own[name], gathered)
     try:
@@ -92,6 +92,6 @@ def whole_model(model: nn.Module, outline: nn.Module | None, device: torch.devic
             outline.cpu()
 
 
-def outline_of(model: nn.Module, accelerator: Any) -> nn.Module | None:
+def host_copy_of(model: nn.Module, accelerator: Any) -> nn.Module | None:
     """A copy on the CPU of the main process that `whole_model` fills; None in the others."""
     return copy.deepcopy(model).cpu() if accelerator.is_main_process else None

@@ -15,10 +15,10 @@ from ssmgen.signals import ignore_stop_requests
 from ssmgen.training.launch import loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
 from ssmgen.training.order import StepOrder, derived_seed
-from ssmgen.training.parallel import check_parallel, is_sharded, outline_of, shard, take_share, whole_model
+from ssmgen.training.parallel import check_parallel, host_copy_of, is_sharded, set_rank_slice, shard, whole_model
 from ssmgen.training.processes import end_with_parent
 from ssmgen.training.settings import TrainSettings
-from ssmgen.weights import unwrapped, whole
+from ssmgen.weights import full_tensor, unwrapped
 
 #: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
 Batch = Mapping[str, Any]
@@ -75,10 +75,10 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
     check_parallel(model, settings)
     if settings.checkpoint_activations:
         unwrapped(model).checkpoint_activations = True  # type: ignore[assignment]
-    take_share(model, accelerator)
+    set_rank_slice(model, accelerator)
     ema, outline = moving_average(model, settings.ema_decay), None
     if sharded := settings.shard and accelerator.num_processes > 1:
-        outline = outline_of(model, accelerator)
+        outline = host_copy_of(model, accelerator)
         # The average is sharded like the model, so that each process averages its own parts.
         for each in (model, ema.module):
             shard(each, accelerator)
@@ -134,7 +134,7 @@ def training_step(
                 loss = objective.loss(state.wrapped, **drawn | part) / parts
             accelerator.backward(loss)
         total += loss.detach()
-    norm = whole(accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf))
+    norm = full_tensor(accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf))
     found = torch.stack([total, norm.to(total), torch.full_like(total, stop)])
     loss, shared_norm, stops = accelerator.reduce(found, reduction="mean").tolist()
     result = StepResult(loss, shared_norm, stops > 0)
