@@ -54,19 +54,22 @@ def status_of(stopped: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
+def stopping() -> Iterator[list[Stopped]]:
     """Raise `Stopped` in the main thread on a request to stop; outside the main thread, do nothing.
 
-    Python discards exceptions that are raised in a destructor. There, `Stopped` is raised again soon after.
+    Python discards exceptions that are raised in a destructor. There, `Stopped` is raised again soon after. Libraries
+    may turn it into an error of their own: what was raised is in the list that ``with`` yields.
     """
     process, last = os.getpid(), -_CLEANING_UP
+    raised: list[Stopped] = []
 
     def stop(number: int, frame: Any) -> None:
         nonlocal last
         if os.getpid() != process or time.monotonic() - last < _CLEANING_UP:
             return  # a forked loader process, or a repeated request
         last = time.monotonic()
-        raise Stopped(number)
+        raised.append(Stopped(number))
+        raise raised[-1]
 
     def discarded(unraisable: Any) -> None:
         nonlocal last
@@ -81,7 +84,7 @@ def stopping() -> Iterator[None]:
     with _handling(stop):
         hook, sys.unraisablehook = sys.unraisablehook, discarded
         try:
-            yield
+            yield raised
         finally:
             sys.unraisablehook = hook
 
@@ -143,10 +146,11 @@ def stop_requests() -> Iterator[StopRequests]:
         yield requests
 
 
-def ignore_stop_requests(worker: int) -> None:
-    """Ignore requests to stop in a loader process, which Ctrl-C and schedulers send to every process of a job.
+def ignore_stop_requests(worker: int = 0) -> None:
+    """Ignore requests to stop from now on: in a loader process, and in a command that is done.
 
-    The step in progress still needs its batches; the process ends with the loop.
+    Ctrl-C and schedulers send them to every process of a job. The step in progress still needs the batches of a loader
+    process, which ends with the loop. A command that is done would end with another status than its own.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -140,7 +140,11 @@ def check_inside(folder: Path, *names: str) -> None:
     for name in names:
         file, home = folder / name, folder.resolve()
         allowed = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
-        if file.is_symlink() and not any(file.resolve().is_relative_to(each) for each in allowed):
+        try:
+            target = file.resolve()
+        except (OSError, RuntimeError):  # a link to itself; the kind depends on Python
+            raise ValueError(f"{file}: is a link that leads nowhere: replace it by the file") from None
+        if file.is_symlink() and not any(target.is_relative_to(each) for each in allowed):
             raise ValueError(f"{file}: is a link to a file outside its folder: replace it by the file, if you trust it")
 
 

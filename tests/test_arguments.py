@@ -105,6 +105,7 @@ def test_values_are_converted_by_the_type_of_a_nested_field(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("model_args.dim=" + "9" * 5000, "model_args.dim=999"),
         ("step=3", "unknown key 'step'. Did you mean 'steps'"),
         ("solver_step=3", "unknown key 'solver_step'. Did you mean 'solver_steps'"),
         ("train.stepz=3", "unknown key 'train.stepz'. Did you mean 'train.steps'"),

@@ -156,3 +156,10 @@ def test_an_index_names_safetensors_of_its_own_folder(tiny, tmp_path, canary, na
     index.write_text(json.dumps(content | {"weight_map": dict.fromkeys(weights, name)}))
     message = outcome(read_autoencoder, folder)
     assert message and "index.json" in message and "its own folder" in message
+
+
+def test_a_link_to_itself_is_named(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "loop")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+    assert "config.json: is a link that leads nowhere" in outcome(MaskToImage.from_pretrained, folder)

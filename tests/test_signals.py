@@ -100,14 +100,15 @@ def test_a_command_has_its_status_without_a_terminal(monkeypatch):
     assert status(failing) == 2
 
 
-def test_a_request_that_another_error_wraps_has_its_status(capsys):
-    """Python 3.11 wraps what is raised while a class is defined, as during imports."""
+@pytest.mark.parametrize("told", [True, False])
+def test_a_request_that_another_error_replaces_has_its_status(capsys, told):
+    """Python 3.11 wraps what is raised while a class is defined; libraries raise errors of their own."""
 
     def wrapped(argv):
         try:
             signal.raise_signal(signal.SIGTERM)
         except BaseException as error:
-            raise RuntimeError("Error calling __set_name__ on an attribute") from error
+            raise RuntimeError("Error calling __set_name__ on an attribute") from error if told else None
 
     assert status(wrapped) == 143
     assert capsys.readouterr().err == "stopped by SIGTERM; no half-written file is left\n"

@@ -1,5 +1,6 @@
 """``key=value`` command lines for dataclasses, and commands that fail with one clear message."""
 
+import atexit
 import inspect
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from recipes.sisma.reading import UsageError, parse_yaml, read_yaml, reject_expa
 from ssmgen.extras import require
 from ssmgen.noise import checked_seed
 from ssmgen.registry import closest
-from ssmgen.signals import Stopped, say, status_of, stopping
+from ssmgen.signals import Stopped, ignore_stop_requests, say, status_of, stopping
 from ssmgen.training.processes import kill_workers, without_traceback
 from ssmgen.training.watchdog import blamed
 
@@ -58,8 +59,10 @@ def from_command_line(schema: Schema, argv: list[str]) -> Schema:
         for word, path in zip(argv, paths, strict=True):
             structured = omegaconf.OmegaConf.merge(structured, _nested(path, word.partition("=")[2], typed, omegaconf))
         filled = cast(Schema, omegaconf.OmegaConf.to_object(structured))
-    except omegaconf.errors.OmegaConfBaseException as error:
-        raise UsageError(f"{word}: {str(error).splitlines()[0]}") from error
+    except (omegaconf.errors.OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{word[:200]}: {str(error).splitlines()[0]}") from error
     for path in short.values():
         if path.rpartition(".")[2] == "seed":
             checked_seed(attrgetter(path)(filled))
@@ -197,15 +200,16 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     """
     # Without the source line that raised it, which does not help the user of a command.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    atexit.register(ignore_stop_requests)  # Python takes a while to end, and would end with another status
     try:
-        with stopping():
-            status = _status(main)
+        with stopping() as requests:
+            status = _status(main, requests)
     except KeyboardInterrupt as stopped:  # while the outcome was printed
         status = status_of(stopped)
     raise SystemExit(status)
 
 
-def _status(main: Callable[[list[str]], int | None]) -> int:
+def _status(main: Callable[[list[str]], int | None], requests: list[Stopped]) -> int:
     try:
         return main(sys.argv[1:]) or 0
     except Help as help:
@@ -216,8 +220,8 @@ def _status(main: Callable[[list[str]], int | None]) -> int:
         return _stopped(stopped)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         kill_workers(multiprocessing.active_children())
-        if (stopped := _request_behind(error)) is not None:
-            return _stopped(stopped)
+        if requests:  # a library made an error of its own of it, as Python 3.11 does where a class is defined
+            return _stopped(requests[-1])
         blame = blamed(error)
         say(f"error: {without_traceback(blame)}")
         return getattr(blame, "status", 2)
@@ -235,10 +239,3 @@ def _stopped(stopped: KeyboardInterrupt) -> int:
     else:
         say(f"{str(stopped) or 'stopped by SIGINT'}; no half-written file is left")
     return status
-
-
-def _request_behind(error: BaseException | None) -> Stopped | None:
-    """The request to stop that an error arose from: Python 3.11 wraps one that comes while a class is defined."""
-    while error is not None and not isinstance(error, Stopped):
-        error = error.__cause__ or error.__context__
-    return error

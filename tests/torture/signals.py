@@ -125,7 +125,9 @@ def signalled(case: Case) -> str:
 
 def _started(command: str, words: list[str], output: Path, real: bool) -> int:
     if not real:
-        return fork(lambda: called(command, words), output)
+        process = fork(lambda: called(command, words), output)
+        wait_for(lambda: _handles_signals(process), 10)
+        return process
     module = _MODULES[command].removesuffix(".command")
     with output.open("w") as stream:
         command_line = [sys.executable, "-m", module, *words]
@@ -136,7 +138,10 @@ def _started(command: str, words: list[str], output: Path, real: bool) -> int:
 
 def _handles_signals(process: int) -> bool:
     """Whether a process has a handler for SIGTERM: before Python reads the command's first line, the system ends it."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return True  # it has ended
     caught = next((line.split()[1] for line in lines if line.startswith("SigCgt")), "0")
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
