@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.utils.data import DataLoader
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -19,7 +20,8 @@ from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.images import write_png
 from ssmgen.signals import Stopped
 from ssmgen.training import checkpoints, processes, rank_reports, verify_checkpoint, watchdog
-from ssmgen.training.rank_reports import STALLED, Reports, Verdict, fault_of, verdict_of
+from ssmgen.training.processes import identity
+from ssmgen.training.rank_reports import STALLED, Reports, Verdict, fault_of, verdict_of, verdict_on
 from ssmgen.training.watchdog import RankError, watched
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +125,18 @@ def test_a_stalled_loader_process_ends_a_training_of_one_process(jobs):
     assert "the training stalled at step" in last_error(output) and "reading its batch" in last_error(output)
     assert last_error(output).endswith("is stopped") and "its loader process" in last_error(output)
     check_checkpoints(jobs["loader-stop"])
+
+
+def test_a_loader_whose_processes_the_watchdog_killed_does_not_hide_the_stall():
+    """The error that is raised in the main thread may be lost, for instance in a destructor."""
+    with (
+        pytest.raises(RankError, match="the training stalled") as caught,
+        watched() as own,
+        own.batches(DataLoader(range(3)), 0),
+    ):
+        own._verdict = verdict_on(0, "stalled at step 3, reading its batch for 21 s", identity(), "raised")
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed.")
+    assert caught.value.status == STALLED
 
 
 def test_an_error_before_the_first_step_ends_the_other_ranks(jobs):

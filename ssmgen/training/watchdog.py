@@ -97,8 +97,12 @@ class Watchdog:
         try:
             yield self._steps(batches, first)
         except RuntimeError as error:
+            if isinstance(error, RankError):
+                raise
+            if self.ranks == 1 and self._verdict is not None:  # the loader's error, because `_end` killed its processes
+                raise RankError(self._verdict.sentence(1)) from error
             died = _LOADER_DIED.search(str(error))
-            if died and self._verdict is None:  # not killed by `_end`
+            if died and self._verdict is None:
                 raise RuntimeError(
                     f"the loader process {died[1]} was killed; the system does that when memory runs out. Lower "
                     f"num_workers or batch_size, or see the system's log ({str(error).strip()})"
