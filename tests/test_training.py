@@ -304,6 +304,12 @@ def test_spikes_of_the_loss_are_counted_and_named_as_if_the_run_was_never_cut(tm
     assert [line["spikes"] for line in logs[1] if "event" not in line] == [0] * 24 + [1] * 6
 
 
+def test_one_huge_spike_hides_no_later_one():
+    health = Health()
+    events = [health.count(loss, 1.0) for loss in [1.0] * 50 + [1e9, 1.0, 10.0]]
+    assert events[50:] == ["spike", None, "spike"]
+
+
 def test_a_loss_that_stays_high_is_a_spike_only_at_first():
     health = Health()
     events = [health.count(loss, 1.0) for loss in [1.0] * 50 + [5.0] * 200]

@@ -133,10 +133,9 @@ def _refuse_newer(folder: Path) -> None:
         try:
             if NAME.fullmatch(path.name):
                 read_manifest(path)
-        except NewerFormatError:
-            raise
-        except CheckpointError:
-            pass  # damaged, which is what mending is for
+        except CheckpointError as error:  # one that is damaged is mended
+            if isinstance(error, NewerFormatError):
+                raise
 
 
 def _damage(path: Path) -> str:

@@ -150,8 +150,6 @@ def _try_to_set_aside(path: Path) -> None:
     """Or leave it, which costs nothing but its name: it is not counted, and never resumed."""
     try:
         say(f"{path}: set aside as {set_aside(path).name}")
-    except FileNotFoundError:
-        pass  # another process of the run got there first
     except OSError as error:
         say(f"{path}: could not be set aside ({error})")
 
