@@ -3,6 +3,7 @@
 from ssmgen.nn.adaln import AdaLNZero, Modulation
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
+from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
@@ -16,6 +17,7 @@ __all__ = [
     "AdaLNZero",
     "AttentionCondition",
     "Block",
+    "Convolution",
     "CrossAttention",
     "CrossCondition",
     "CrossMamba",
