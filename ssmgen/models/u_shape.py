@@ -81,14 +81,14 @@ class UShape(LongSkips):
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         """The grid of every block."""
         levels = [self.level(i) for i in range(len(self.blocks))]
-        return [(grid[0] >> level, grid[1] >> level) for level in levels]
+        return [(grid[0] // 2**level, grid[1] // 2**level) for level in levels]
 
     def enter(self, i: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """See `LongSkips.enter`: ``(b, l, d)``, halved or doubled where block ``i`` begins another level."""
         before, level = self.level(max(i - 1, 0)), self.level(i)
         if before == level:
             return tokens
-        image = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0] >> before)
+        image = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0] // 2**before)
         image = self.down[before](image) if before < level else self.up[level](image)
         return rearrange(image, "b d h w -> b (h w) d")
 

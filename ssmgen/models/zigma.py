@@ -8,6 +8,7 @@ from typing import Any
 from ssmgen.models.sisma import NUM_CLASSES
 from ssmgen.models.token_model import TokenModel
 from ssmgen.nn import PlainNorm
+from ssmgen.ops import ZIGZAG_ORDERS
 from ssmgen.registry import register
 
 
@@ -25,6 +26,7 @@ class ZigMa(TokenModel):
 
 _ZIGMA = {
     "mixer": "mamba",
+    "orders": ZIGZAG_ORDERS,
     "adaln": {"name": "adaln", "norm": "rms"},
     "ffn": None,
     "add": ("mask",),
