@@ -19,7 +19,7 @@ ROOMS = {
     "conditions": {"nn", "ops", "registry", "values"},
     "models": {"conditions", "nn", "ops", "registry"},
     "objectives": {"registry"},
-    "solvers": {"extras", "registry"},
+    "solvers": {"extras", "noise", "registry"},
     "guidance": {"registry"},
     "noise": set(),
     "sampling": {"guidance", "precision", "registry", "solvers", "values"},
