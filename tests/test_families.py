@@ -291,3 +291,27 @@ def test_16_bit_weights_and_activation_checkpoints(name):
     assert low.dtype == torch.bfloat16 and (low.float() - out).norm() / out.norm() < 0.05
     double = model.double()(x.double(), t, mask)
     assert double.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["usm-debug", "dim-debug"])
+def test_a_block_after_the_middle_reads_its_counterpart(name):
+    model = randomize(build(name)).eval()
+    made, read = {}, {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda module, given, out, i=i: made.update({i: out}))
+    for i, skip in enumerate(model.skips):
+        skip.register_forward_pre_hook(lambda module, given, i=i: read.update({i: given[0]}))
+    model(torch.randn(1, 3, 4, 8), torch.rand(1))
+    assert sorted(read) == [0, 1]
+    for i, given in read.items():
+        assert torch.equal(given[..., 32:], made[1 - i])  # blocks 3 and 4 read those of 1 and 0
+
+
+def test_the_tokens_of_dim_lie_at_the_ends_of_lines():
+    model = randomize(build("dim-debug")).eval()
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model(torch.randn(2, 3, 4, 8), torch.rand(2))
+    grid = seen[0].unflatten(1, (5, 7))
+    assert torch.equal(grid[:, :2, 4:], model.pad_tokens.expand(2, 2, 3, 32))
+    assert torch.equal(grid[:, 2:], model.pad_tokens.view(1, 3, 1, 32).expand(2, 3, 7, 32))

@@ -4,6 +4,7 @@ from ssmgen.nn.adaln import AdaLNSingle, AdaLNZero, Modulation, PlainNorm
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
 from ssmgen.nn.causal import CausalSSM, Mamba
+from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionCondition",
     "Block",
     "CausalSSM",
+    "Convolution",
     "CrossAttention",
     "CrossCondition",
     "CrossMamba",

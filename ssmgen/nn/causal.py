@@ -19,10 +19,10 @@ class CausalSSM(SelectiveSSM):
     Args:
         dim: width of the tokens.
         d_conv: tokens that the convolution sees, the current one and those before it.
-        **ssm: other arguments of `SelectiveSSM`.
+        **ssm: other arguments of `SelectiveSSM`, without ``order`` and ``directions``.
     """
 
-    @passes_on(SelectiveSSM)
+    @passes_on(SelectiveSSM, "order", "directions")
     def __init__(self, dim: int, *, d_conv: int = 4, **ssm: Any) -> None:
         super().__init__(dim, **ssm)
         if d_conv < 1:
@@ -50,7 +50,7 @@ class Mamba(nn.Module):
 
     Args:
         dim: width of the tokens.
-        order: the sequence in which the grid is scanned, one of `ssmgen.ops.SCAN_ORDERS`.
+        order: the sequence in which the grid is scanned, a name that `ssmgen.ops.scan_order` takes.
         **ssm: other arguments of `CausalSSM`.
     """
 

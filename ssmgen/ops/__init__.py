@@ -12,11 +12,12 @@ from ssmgen.ops.scan_order import (
     ScanOrder,
     register_order,
     reorder,
+    scan_directions,
     scan_order,
     scan_orders,
 )
 from ssmgen.ops.ssd.ssd import ssd
 
 __all__ = ["HILBERT_ORDERS", "SCAN_ORDERS", "ZIGZAG_ORDERS", "Backend", "BackendStatus", "ScanInputs", "ScanOrder"]
-__all__ += ["backends", "check_labels", "conv_silu", "gelu", "norm", "register_order", "reorder", "scan_order"]
-__all__ += ["scan_orders", "selective_scan", "ssd", "sum_rows"]
+__all__ += ["backends", "check_labels", "conv_silu", "gelu", "norm", "register_order", "reorder", "scan_directions"]
+__all__ += ["scan_order", "scan_orders", "selective_scan", "ssd", "sum_rows"]

@@ -84,6 +84,32 @@ def scan_orders() -> list[str]:
     return [*SCAN_ORDERS, *(name for name in shaped if name not in SCAN_ORDERS)]
 
 
+def scan_directions(name: str, count: int) -> tuple[str, ...]:
+    """Names of 1, 2 or 4 orders that a layer scans in parallel, of which ``name`` is the first.
+
+    Two are an order and its reverse (Vim, arXiv 2401.09417); four are those and the same two on the transposed grid,
+    the cross-scan of VMamba (arXiv 2401.10166): row, column, row-reversed, column-reversed.
+
+    Raises:
+        ValueError: another count.
+    """
+    if count not in (1, 2, 4):
+        raise ValueError(f"directions must be 1, 2 (an order and its reverse) or 4 (a cross-scan), got {count!r}")
+    forwards = (name, _transposed(name)) if count == 4 else (name,)
+    return forwards if count == 1 else (*forwards, *(_backwards(other) for other in forwards))
+
+
+def _backwards(name: str) -> str:
+    plain = name.removesuffix("-reversed")
+    return plain if plain != name else f"{name}-reversed"
+
+
+def _transposed(name: str) -> str:
+    if name.startswith("column"):
+        return f"row{name.removeprefix('column')}"
+    return f"column{name.removeprefix('row')}" if name.startswith("row") else f"column-{name}"
+
+
 def scan_order(name: str, height: int, width: int, device: torch.device | str = "cpu") -> ScanOrder | None:
     """The permutation of ``height * width`` row-major tokens for an order, or None for ``"row"``, the identity.
 
@@ -93,7 +119,9 @@ def scan_order(name: str, height: int, width: int, device: torch.device | str = 
     - none: line by line;
     - ``boustrophedon``: line by line, turning at the end of each ("as the ox ploughs"; the zigzag of ZigMa,
       arXiv 2403.13802), so that neighbours in the sequence are neighbours in the image;
-    - ``hilbert``: a Hilbert curve, generalised to rectangles of any size; here too, neighbours stay neighbours;
+    - ``hilbert``: a Hilbert curve, generalised to rectangles of any size; here too, neighbours stay neighbours. It ends
+      at the far end of the first row, or with ``column`` of the first column; where one side is odd and the other even,
+      no such path ends along the odd side, so both follow the even one;
     - ``window-N``: windows of N x N tokens, one after the other, each line by line (LocalMamba, arXiv 2403.09338);
       those at the far edges are smaller where N does not divide the side;
     - ``random-N``: a fixed random order with seed N, the same on every machine.
