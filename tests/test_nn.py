@@ -50,6 +50,7 @@ CALLS = {
     "mask-encoder": (dict(dim=16, num_classes=5, patch_size=2), lambda block: block(torch.randint(0, 5, (2, 6, 8)))),
     "time-embedding": (dict(dim=16), lambda block: block(torch.rand(2))),
     "position-embedding": (dict(dim=16), lambda block: block(tokens(), SIZE)),
+    "adaln-single": (dict(dim=16), lambda block: block(tokens(dim=48)[:, 0])[0].norm(tokens())),
     "feed-forward": (dict(dim=16), lambda block: block(tokens())),
     "sisma-block": (dict(dim=16, d_state=4), lambda b: b(tokens(), tokens()[:, 0], {"mask": tokens(seed=1)}, SIZE)),
 }
