@@ -157,6 +157,11 @@ def test_the_hilbert_orders_of_a_square_are_the_curve_seen_from_eight_sides():
     assert (quarter // 16).unique().numel() == (quarter % 16).unique().numel() == 8
 
 
+def test_diagonals_are_scanned_as_jpeg_does():
+    forward = scan_order("row-diagonal", 3, 4).forward.tolist()
+    assert forward == [0, 1, 4, 8, 5, 2, 3, 6, 9, 10, 7, 11]
+
+
 def test_windows_are_scanned_one_after_the_other():
     expected = [[0, 1, 5, 6], [2, 3, 7, 8], [4, 9], [10, 11], [12, 13], [14]]
     assert sequence_of("window-2", 3, 5).tolist() == sum(expected, [])

@@ -122,6 +122,8 @@ def scan_order(name: str, height: int, width: int, device: torch.device | str = 
     - ``hilbert``: a Hilbert curve, generalised to rectangles of any size; here too, neighbours stay neighbours. It ends
       at the far end of the first row, or with ``column`` of the first column; where one side is odd and the other even,
       no such path ends along the odd side, so both follow the even one;
+    - ``diagonal``: diagonal by diagonal, turning at the end of each, as JPEG orders coefficients and DiMSUM
+      (arXiv 2411.04168) scans: neighbours in the sequence touch at least at a corner;
     - ``window-N``: windows of N x N tokens, one after the other, each line by line (LocalMamba, arXiv 2403.09338);
       those at the far edges are smaller where N does not divide the side;
     - ``random-N``: a fixed random order with seed N, the same on every machine.
@@ -245,6 +247,15 @@ def _curve(start: complex, along: complex, away: complex) -> Iterator[complex]:
         yield from _curve(start, cut, half)
         yield from _curve(start + cut, along, away - cut)
         yield from _curve(start + along - step + cut - rise, -cut, half - along)
+
+
+@register_order("diagonal")
+def _diagonal(lines: Tensor) -> Tensor:
+    height, width = lines.shape
+    row = torch.arange(height, device=lines.device).unsqueeze(1)
+    column = torch.arange(width, device=lines.device)
+    place = torch.where((row + column) % 2 == 1, row, column)
+    return lines.flatten()[torch.argsort(((row + column) * max(height, width) + place).flatten())]
 
 
 @register_order("window", number=4)
