@@ -5,6 +5,7 @@ from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttentio
 from ssmgen.nn.block import Block
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
+from ssmgen.nn.linear_attention import GatedDelta
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mamba2 import Mamba2
 from ssmgen.nn.mask_encoder import MaskEncoder
@@ -20,6 +21,7 @@ __all__ = [
     "CrossCondition",
     "CrossMamba",
     "FeedForward",
+    "GatedDelta",
     "Mamba2",
     "MaskEncoder",
     "Modulation",
