@@ -117,13 +117,13 @@ def test_any_order_is_a_scan_of_permuted_tokens(order):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"backend": "best"}, ValueError, "unknown backend 'best': expected one of auto"),
+        ({"backend": "best"}, ValueError, "unknown backend 'best': expected 'auto' or one of chunked"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
         ({"v": torch.zeros(2, 7, 12)}, ValueError, r"v must be \(batch, length, heads, value_dim\)"),
         ({"v": torch.zeros(0, 7, 3, 3)}, ValueError, r"and not empty, got \(0, 7, 3, 3\)"),
-        ({"k": torch.zeros(2, 7, 3, 4)}, ValueError, r"q and k must both be \(2, 7, 3, 'key_dim'\)"),
-        ({"g": torch.zeros(2, 7, 2)}, ValueError, r"g and beta must be \(2, 7, 3\), got \(2, 7, 2\)"),
-        ({"k": torch.zeros(2, 7, 3, 5, dtype=torch.float64)}, TypeError, "must share one float dtype"),
+        ({"k": torch.zeros(2, 7, 3, 4)}, ValueError, r"q must be \(2, 7, 3, 4\) to go with .* and k \(2, 7, 3, 4\)"),
+        ({"g": torch.zeros(2, 7, 2)}, ValueError, r"g must be \(2, 7, 3\) to go with .*, got \(2, 7, 2\)"),
+        ({"k": torch.zeros(2, 7, 3, 5).double()}, TypeError, "k must have v's dtype torch.float32"),
     ],
 )
 def test_what_does_not_fit_is_explained(change, error, message):

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from test_ops import arguments
 
 from ssmgen.ops import SCAN_ORDERS, ScanOrder, reorder, scan_order, selective_scan
-from ssmgen.ops.scan import dispatch
+from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 
 TOKENS = ("u", "delta", "B", "C", "z")
 #: Those that can run here; mamba-ssm's op takes no initial state.
-BACKENDS = [b for b in dispatch.BACKENDS if b.unavailable() is None and b.name != "mamba-ssm"]
+BACKENDS = [b for b in SELECTIVE_SCAN.backends if b.unavailable() is None and b.name != "mamba-ssm"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
 

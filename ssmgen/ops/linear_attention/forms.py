@@ -17,6 +17,8 @@ class DeltaInputs(NamedTuple):
         q, k: ``(b, l, h, n)``.
         v: ``(b, l, h, p)``.
         g, beta, state: ``(b, l, h)``, twice, and ``(b, h, p, n)``, in the precision of the state.
+        order: the token of each step, int64, ``(l,)`` or ``(b, l)``, for a backend that takes it.
+        chunk: steps per chunk of the matrix form.
     """
 
     q: Tensor
@@ -25,12 +27,18 @@ class DeltaInputs(NamedTuple):
     g: Tensor
     beta: Tensor
     state: Tensor
+    order: Tensor | None = None
+    chunk: int = 32
+
+
+#: The inputs that have a row for each token.
+SEQUENCES = ("q", "k", "v", "g", "beta")
 
 
 def loop(inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
     """The recurrence step by step: output ``(b, l, h, p)`` and the last state, for checking."""
-    *sequences, state = inputs
-    steps = (x.to(state).unbind(1) for x in sequences)
+    state = inputs.state
+    steps = (getattr(inputs, name).to(state).unbind(1) for name in SEQUENCES)
     outputs = []
     for q, k, v, g, beta in zip(*steps, strict=True):
         state = torch.exp(g)[..., None, None] * state
@@ -40,7 +48,7 @@ def loop(inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, dim=1), state
 
 
-def chunked(inputs: DeltaInputs, chunk: int) -> tuple[Tensor, Tensor]:
+def chunked(inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
     """The same by products of matrices (Gated DeltaNet, section 3.3): output ``(b, l, h, p)`` and the last state.
 
     A step writes the difference between its value and what the state holds under its key. That depends on the earlier
@@ -51,7 +59,7 @@ def chunked(inputs: DeltaInputs, chunk: int) -> tuple[Tensor, Tensor]:
     that of v.
     """
     length, precision, dtype = inputs.v.shape[1], inputs.state.dtype, inputs.v.dtype
-    q, k, v, g, beta = _chunks(inputs, min(chunk, length))  # (b, c, h, s, n or p) and (b, c, h, s)
+    q, k, v, g, beta = _chunks(inputs, min(inputs.chunk, length))  # (b, c, h, s, n or p) and (b, c, h, s)
     total = g.cumsum(-1)  # the exponent from the chunk's start
     decay, beta = _decays(total), beta.unsqueeze(-1)
 
@@ -78,7 +86,7 @@ def chunked(inputs: DeltaInputs, chunk: int) -> tuple[Tensor, Tensor]:
 def _chunks(inputs: DeltaInputs, chunk: int) -> tuple[Tensor, ...]:
     """The sequences cut into chunks, heads before steps; filled up with steps that write and change nothing."""
     missing = -inputs.v.shape[1] % chunk
-    given = inputs[:-1]
+    given = (inputs.q, inputs.k, inputs.v, inputs.g, inputs.beta)
     padded = (F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing)) if missing else x for x in given)
     return tuple(x.unflatten(1, (-1, chunk)).transpose(2, 3) for x in padded)
 

@@ -3,11 +3,19 @@
 import torch
 from torch import Tensor
 
-from ssmgen.ops.linear_attention.forms import DeltaInputs, chunked, loop
-from ssmgen.ops.scan.backend import FLOATS
-from ssmgen.ops.scan_order import ScanOrder, reorder
+from ssmgen.ops.backend import FLOATS, ScanBackend, TorchForm
+from ssmgen.ops.dispatch import Operator, run_scan
+from ssmgen.ops.linear_attention.forms import SEQUENCES, DeltaInputs, chunked, loop
+from ssmgen.ops.scan_order import ScanOrder
+from ssmgen.ops.tensor_check import Expected, check_tensors
 
-BACKENDS = ("auto", "chunked", "reference")
+GATED_DELTA_RULE: Operator[ScanBackend] = Operator(
+    "gated_delta_rule",
+    (
+        TorchForm("chunked", chunked, "pure PyTorch, products of matrices over chunks, any device", auto_for=None),
+        TorchForm("reference", loop, "plain PyTorch loop over the length, for checking"),
+    ),
+)
 
 
 def gated_delta_rule(
@@ -48,31 +56,31 @@ def gated_delta_rule(
     Raises:
         ValueError, TypeError: a shape, device or dtype that does not fit, or an unknown backend.
     """
-    _check(q, k, v, g, beta, backend, chunk)
+    if initial_state is None:
+        initial_state = v.new_zeros(v.shape[0], *v.shape[2:], k.shape[-1])
+    _check(q, k, v, g, beta, initial_state, chunk)
     precision = torch.float64 if v.dtype == torch.float64 else torch.float32
-    state = v.new_zeros(v.shape[0], *v.shape[2:], k.shape[-1]) if initial_state is None else initial_state
-    index = None if order is None else order.forward
-    q, k, v, g, beta = (reorder(x, index) for x in (q, k, v, g.to(precision), beta.to(precision)))
-    inputs = DeltaInputs(q, k, v, g, beta, state.to(precision))
-    y, last_state = loop(inputs) if backend == "reference" else chunked(inputs, chunk)
-    y = reorder(y, None if order is None else order.inverse).to(v.dtype)
-    return (y, last_state) if return_last_state else y
+    g, beta, initial_state = (x.to(precision) for x in (g, beta, initial_state))
+    inputs = DeltaInputs(q, k, v, g, beta, initial_state, chunk=chunk)
+    y, last_state = run_scan(GATED_DELTA_RULE, inputs, SEQUENCES, order, backend)
+    return (y.to(v.dtype), last_state) if return_last_state else y.to(v.dtype)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, backend: str, chunk: int) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+def _check(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor, chunk: int) -> None:
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if v.dtype not in FLOATS or q.dtype != v.dtype or k.dtype != v.dtype:
-        raise TypeError(f"q, k and v must share one float dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     if v.dim() != 4 or 0 in v.shape:
         raise ValueError(f"v must be (batch, length, heads, value_dim) and not empty, got {tuple(v.shape)}")
-    steps = tuple(v.shape[:3])
-    if q.shape != k.shape or k.dim() != 4 or tuple(k.shape[:3]) != steps or k.shape[3] == 0:
-        raise ValueError(
-            f"q and k must both be {(*steps, 'key_dim')} to go with v {tuple(v.shape)}, got {tuple(q.shape)} and "
-            f"{tuple(k.shape)}"
-        )
-    if g.shape != steps or beta.shape != steps:
-        raise ValueError(f"g and beta must be {steps}, got {tuple(g.shape)} and {tuple(beta.shape)}")
+    if v.dtype not in FLOATS:
+        raise TypeError(f"v must be float32, float64, bfloat16 or float16, got {v.dtype}")
+    batch, length, heads, width = v.shape
+    if k.dim() != 4 or 0 in k.shape:
+        raise ValueError(f"k must be ({batch}, {length}, {heads}, key_dim) and not empty, got {tuple(k.shape)}")
+    keys = k.shape[3]
+    expected: dict[str, Expected] = {
+        **{name: (tensor, (batch, length, heads, keys)) for name, tensor in (("q", q), ("k", k))},
+        **{name: (tensor, (batch, length, heads)) for name, tensor in (("g", g), ("beta", beta))},
+        "initial_state": (initial_state, (batch, heads, width, keys)),
+    }
+    beside = f"v {tuple(v.shape)} (batch, length, heads, value_dim) and k {tuple(k.shape)} (.., .., heads, key_dim)"
+    check_tensors(expected, v, "v", beside, ("q", "k"))

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS, ScanInputs
+from ssmgen.ops.backend import FLOATS
+from ssmgen.ops.scan.inputs import ScanInputs
 from ssmgen.ops.scan.reference import skip_and_gate, start_state, step_sizes
 
 # Elements of one (batch, length, channels, d_state) working tensor: on a CPU a few of them should fit in its cache.
