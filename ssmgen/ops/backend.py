@@ -74,6 +74,6 @@ class TorchForm:
 
 
 def apply_to(inputs: Any, function: Callable[[Tensor], Tensor], *names: str) -> Any:
-    """An operator's inputs, a named tuple, with ``function`` applied to each of the named tensors that is given."""
+    """A named tuple of inputs with ``function`` applied to the named tensors, of any shape; None stays None."""
     given = {name: getattr(inputs, name) for name in names}
     return inputs._replace(**{name: function(x) for name, x in given.items() if x is not None})

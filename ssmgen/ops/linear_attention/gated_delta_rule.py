@@ -46,7 +46,7 @@ def gated_delta_rule(
         initial_state: state before the first step, ``(batch, heads, value_dim, key_dim)``; zero where None.
         return_last_state: also return the state after the last step.
         order: the sequence in which the tokens are scanned, as in `ssmgen.ops.selective_scan`.
-        chunk: steps per chunk of the matrix form.
+        chunk: steps per chunk of ``"chunked"``.
         backend: ``"auto"`` and ``"chunked"`` are the matrix form, ``"reference"`` a loop for checking.
 
     Returns:

@@ -7,6 +7,7 @@ from torch import Tensor
 from ssmgen.ops.backend import FLOATS, ScanBackend, TorchForm
 from ssmgen.ops.dispatch import Operator, run_scan
 from ssmgen.ops.scan_order import ScanOrder
+from ssmgen.ops.ssd import triton
 from ssmgen.ops.ssd.forms import SEQUENCES, SSDInputs, chunked, loop
 from ssmgen.ops.tensor_check import Expected, check_tensors
 
@@ -14,6 +15,7 @@ SSD: Operator[ScanBackend] = Operator(
     "ssd",
     (
         TorchForm("chunked", chunked, "pure PyTorch, products of matrices over chunks, any device", auto_for=None),
+        triton,
         TorchForm("reference", loop, "plain PyTorch loop over the length, for checking"),
     ),
 )
@@ -51,8 +53,9 @@ def ssd(
         initial_state: state before the first step, ``(batch, heads, head_dim, d_state)``; zero where None.
         return_last_state: also return the state after the last step.
         order: the sequence in which the tokens are scanned, as in `ssmgen.ops.selective_scan`.
-        chunk: steps per chunk of the matrix form.
-        backend: ``"auto"`` and ``"chunked"`` are the matrix form, ``"reference"`` a loop for checking.
+        chunk: steps per chunk of ``"chunked"``.
+        backend: ``"auto"``, ``"chunked"`` (products of matrices), ``"triton"`` or ``"reference"`` (a loop for
+            checking). Auto chooses ``"chunked"`` on every device: the Triton kernels have not been timed on a GPU.
 
     Returns:
         ``y`` of the shape and dtype of ``x``, and the last state if asked for. State, A, D and step sizes are held in
