@@ -1,6 +1,7 @@
 """What an implementation of an operator must offer: what it takes, whether it can run, and for scans a call."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,17 +50,17 @@ class ScanBackend(Backend, Protocol):
 
 @dataclass
 class TorchForm:
-    """A `ScanBackend` in plain PyTorch, which takes any device and dtype.
+    """A `ScanBackend` in plain PyTorch, which takes any device and dtype, and runs outside autocast.
 
     Args:
         name: what ``backend=`` calls it.
-        scan: from the operator's inputs to ``y`` and the last state.
+        form: from the operator's inputs to ``y`` and the last state.
         detail: what it is, for the report.
         auto_for: as in `Backend`.
     """
 
     name: str
-    scan: Callable[[Any], tuple[Tensor, Tensor]]
+    form: Callable[[Any], tuple[Tensor, Tensor]]
     detail: str
     auto_for: tuple[str, ...] | None = ()
     devices: tuple[str, ...] | None = None
@@ -71,6 +72,18 @@ class TorchForm:
 
     def describe(self) -> str:
         return self.detail
+
+    def scan(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        with full_precision(inputs[0].device.type):
+            return self.form(inputs)
+
+
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Disable autocast, which would run the matrix products in 16 bits; some devices have none."""
+    try:  # not torch.amp.is_autocast_available: Dynamo of torch 2.11 refuses to trace it
+        return torch.autocast(device_type, enabled=False)
+    except RuntimeError:
+        return nullcontext()
 
 
 def apply_to(inputs: Any, function: Callable[[Tensor], Tensor], *names: str) -> Any:
