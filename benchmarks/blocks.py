@@ -18,7 +18,8 @@ from benchmarks import peers
 from benchmarks.timing import arguments, measure, medians, show, write
 from ssmgen import build
 from ssmgen.ops import ScanInputs
-from ssmgen.ops.scan import dispatch, reference
+from ssmgen.ops.scan import reference
+from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 
 WIDTH = 1024
 
@@ -28,7 +29,7 @@ def add_backends() -> list[str]:
     found = peers.load({"mambapy": peers.mambapy, scans.REFERENCE: peers.mamba_ssm_reference})
     for name, scan in found.items():
         members = vars(reference) | {"name": name, "scan": partial(_scan, scan)}
-        dispatch.BACKENDS += (SimpleNamespace(**members),)
+        SELECTIVE_SCAN.backends += (SimpleNamespace(**members),)
     return list(found)
 
 

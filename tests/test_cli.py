@@ -15,7 +15,7 @@ from ssmgen import MaskToImage, bench, build, cli
 from ssmgen.cli import main
 from ssmgen.cli.machine import OPTIONAL
 from ssmgen.data import CELEBAMASK19
-from ssmgen.ops import backends, cpu_library
+from ssmgen.ops import OPERATORS, backends, cpu_library
 from ssmgen.pipeline import Recipe
 from ssmgen.precision import Choice
 
@@ -69,6 +69,12 @@ def test_doctor_names_the_backend_that_runs(capsys):
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backends"]["reference"]["available"] and facts["compiled_scan"]["loads"] == cpu_scan_loads()
+    assert set(facts["operators"]) == set(OPERATORS) and facts["operators"]["selective_scan"] == facts["backends"]
+    for operator in OPERATORS[1:]:
+        line = next(line for line in out.splitlines() if line.split()[:1] == [operator])
+        for name, status in backends(operator).items():
+            assert name in line and (f"{name} on cpu ({status.detail})" in line) == ("cpu" in status.auto_for)
+            assert status.available or f"{name} missing ({status.detail})" in line
     taken = facts["precision"]
     assert f"auto on {taken['device']} takes {Choice(**taken['auto'])}\n" in out
     assert set(taken["cpu_seconds"]) == {"float32", "bfloat16"} and min(taken["cpu_seconds"].values()) > 0
@@ -86,6 +92,7 @@ def test_doctor_says_why_the_compiled_scan_does_not_load(capsys, monkeypatch):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "compiled scan: does not load (it was eaten)" in out and "portable   auto on cpu" in out
+    assert "conv_silu        torch on cpu (PyTorch's own functions, any device); cpu missing (it was eaten)" in out
 
 
 def test_doctor_knows_the_optional_packages_and_their_extras():

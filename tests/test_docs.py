@@ -171,7 +171,7 @@ CHECKS = {
 #: Where each line of docs/extend.md goes: the file, and what stands after it.
 PLACES = (
     ("solvers/__init__.py", "from ssmgen.solvers.runge_kutta"),
-    ("nn/__init__.py", "from ssmgen.nn.mamba "),
+    ("nn/__init__.py", "from ssmgen.nn.linear_attention"),
     ("models/sisma.py", 'register("model", "sisma-b"'),
 )
 

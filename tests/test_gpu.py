@@ -5,7 +5,7 @@ import torch
 from conftest import randomize
 
 import ssmgen
-from ssmgen.ops import selective_scan
+from ssmgen.ops import gated_delta_rule, selective_scan, ssd
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,3 +96,34 @@ def test_a_bad_label_is_an_error_and_not_a_device_assert():
     with pytest.raises(ValueError, match="77"):
         ssmgen.sample(model.cuda(), noise, mask.cuda(), steps=2)
     torch.cuda.synchronize()  # an assert on the device would surface here
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1, 1), (2, 70, 4, 20, 2, 17), (1, 257, 8, 64, 1, 64)])
+def test_ssd_agrees_with_the_float64_reference(shape, backend, dtype):
+    batch, length, heads, width, groups, d_state = shape
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, length, heads, width, generator=draw).to(dtype)
+    B, C = (torch.randn(batch, length, groups, d_state, generator=draw).to(dtype) for _ in range(2))
+    delta, A = torch.rand(batch, length, heads, generator=draw), -torch.rand(heads, generator=draw)
+
+    def results(backend, device, exact):
+        tensors = [(y.double() if exact else y).detach().to(device).requires_grad_() for y in (x, delta, A, B, C)]
+        y = ssd(*tensors, backend=backend)
+        weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(device)
+        return [y, *torch.autograd.grad((y * weights).sum(), tensors)]
+
+    for found, expected in zip(results(backend, "cuda", False), results("reference", "cpu", True), strict=True):
+        error = (found.cpu().double() - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
+        assert error < (1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps)
+
+
+def test_the_gated_delta_rule_agrees_with_the_float64_reference():
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 257, 4, 32, generator=draw) for _ in range(3))
+    k = torch.nn.functional.normalize(k, dim=-1)
+    g, beta = -torch.rand(2, 257, 4, generator=draw), torch.rand(2, 257, 4, generator=draw)
+    expected = gated_delta_rule(*(x.double() for x in (q, k, v, g, beta)), backend="reference")
+    found = gated_delta_rule(*(x.cuda() for x in (q, k, v, g, beta)))
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=1e-4)

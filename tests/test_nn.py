@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ssmgen
 from ssmgen import build
-from ssmgen.nn import CrossMamba, Mamba2, Modulation, SelfMamba, Signal, sincos_position
+from ssmgen.nn import CrossMamba, GatedDelta, Mamba2, Modulation, SelfMamba, Signal, sincos_position
 from ssmgen.ops import SCAN_ORDERS, selective_scan
 
 SIZE = (3, 4)
@@ -155,7 +155,7 @@ def test_the_condition_steers_the_content():
     assert not torch.allclose(block(x, tokens(seed=1), SIZE), block(x, tokens(seed=2), SIZE))
 
 
-@pytest.mark.parametrize("mixer", [SelfMamba, Mamba2])
+@pytest.mark.parametrize("mixer", [SelfMamba, Mamba2, GatedDelta])
 @pytest.mark.parametrize("order", SCAN_ORDERS)
 def test_a_scan_is_causal_in_its_own_order(order, mixer):
     """With a 1x1 convolution, changing the last token of the sequence changes the output there alone."""
@@ -198,6 +198,44 @@ def test_mamba2_is_its_equation():
     torch.testing.assert_close(block(x, SIZE), block.out_proj(normed), rtol=1e-4, atol=1e-5)
     step = F.softplus(block.dt_bias)
     assert step.min() >= 1e-3 * 0.999 and step.max() <= 1e-1 * 1.001 and block.A_log.no_weight_decay
+
+
+def test_gated_delta_is_its_equation():
+    block = GatedDelta(16, head_dim=8, d_state=3, expand=2)
+    x = tokens()
+    z, mixed, delta, b = block.in_proj(x).split([32, 24 + 32, 4, 4], dim=-1)
+    grid = mixed.transpose(1, 2).unflatten(2, SIZE)
+    q, k, v = F.silu(block.conv(grid)).flatten(2).transpose(1, 2).split([12, 12, 32], dim=-1)
+    step, beta = F.softplus(delta + block.dt_bias), torch.sigmoid(b)
+    out = []
+    for head in range(4):
+        S, keys, values = torch.zeros(2, 8, 3), slice(3 * head, 3 * head + 3), slice(8 * head, 8 * head + 8)
+        q_h, k_h = (part[..., keys] / part[..., keys].norm(dim=-1, keepdim=True) for part in (q, k))
+        for t in range(x.shape[1]):
+            S = torch.exp(-step[:, t, head, None, None] * block.A_log[head].exp()) * S
+            wrong = v[:, t, values] - (S @ k_h[:, t, :, None])[..., 0]
+            S = S + beta[:, t, head, None, None] * wrong[:, :, None] * k_h[:, t, None]
+            out.append((S @ q_h[:, t, :, None])[..., 0])
+    y = torch.stack(out, dim=1).unflatten(1, (4, -1)).transpose(1, 2)
+    normed = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * block.out_norm.weight
+    torch.testing.assert_close(block(x, SIZE), block.out_proj(normed.flatten(2) * F.silu(z)), rtol=1e-4, atol=1e-5)
+    assert block.A_log.no_weight_decay and block.dt_bias.no_weight_decay
+    with pytest.raises(ValueError, match="head_dim must divide the inner width expand x dim = 16"):
+        GatedDelta(16, head_dim=5)
+
+
+@pytest.mark.parametrize("mixer", [Mamba2, GatedDelta])
+def test_sixteen_bits_and_compilation_of_the_matrix_forms(mixer):
+    block, x = mixer(16), tokens()
+    expected = block(x, SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = block(x, SIZE)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.02)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, SIZE), expected, rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):
+        assert mixer(16)(torch.empty(2, 12, 16), SIZE).shape == (2, 12, 16)
 
 
 def test_heads_of_mamba2_must_fit():

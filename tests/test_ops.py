@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmgen import ops
-from ssmgen.ops import ScanInputs, selective_scan
-from ssmgen.ops.scan import cpu, dispatch, mamba_ssm
-from ssmgen.ops.scan.backend import FLOATS
+from ssmgen.ops import ScanInputs, dispatch, selective_scan
+from ssmgen.ops.backend import FLOATS
+from ssmgen.ops.scan import cpu, mamba_ssm
+from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 
 PARTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
@@ -252,29 +253,29 @@ def test_a_missing_kernel_falls_back_once_and_says_so(monkeypatch):
     assert ops.backends()["cpu"].detail == "no library"
 
 
-@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", SELECTIVE_SCAN.backends, ids=lambda backend: backend.name)
 def test_a_backend_takes_what_it_declares_and_rejects_the_rest(backend, monkeypatch):
     monkeypatch.setattr(backend, "unavailable", lambda: None)
     for device in ("cpu", "cuda", "mps", "meta"):
         for dtype in FLOATS:
             if dtype in backend.dtypes and (backend.devices is None or device in backend.devices):
-                assert dispatch.choose_backend(device, dtype, backend.name) is backend
+                assert SELECTIVE_SCAN.choose(device, dtype, backend.name) is backend
             else:
                 with pytest.raises(RuntimeError, match=f"{backend.name}' takes .*got {dtype} on {device}: use"):
-                    dispatch.choose_backend(device, dtype, backend.name)
+                    SELECTIVE_SCAN.choose(device, dtype, backend.name)
 
 
 def test_auto_chooses_by_device_and_dtype_and_warns_where_a_fused_kernel_was_expected(monkeypatch):
     monkeypatch.setattr(dispatch, "_warned", set())
-    for backend in dispatch.BACKENDS:
+    for backend in SELECTIVE_SCAN.backends:
         monkeypatch.setattr(backend, "unavailable", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for device, fused in (("cpu", "cpu"), ("cuda", "triton"), ("meta", "portable")):
-            assert dispatch.choose_backend(device, torch.bfloat16).name == fused
-            assert dispatch.choose_backend(device, torch.float64).name == "portable"
+            assert SELECTIVE_SCAN.choose(device, torch.bfloat16).name == fused
+            assert SELECTIVE_SCAN.choose(device, torch.float64).name == "portable"
     with pytest.warns(UserWarning, match="There is no fused scan for mps"):
-        assert dispatch.choose_backend("mps", torch.float32).name == "portable"
+        assert SELECTIVE_SCAN.choose("mps", torch.float32).name == "portable"
 
 
 def test_report_names_one_backend_per_device():
@@ -326,7 +327,7 @@ def test_the_fused_kernel_is_built_where_there_is_a_compiler():
         assert cpu.unavailable() is None, cpu.unavailable()
 
 
-@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", SELECTIVE_SCAN.backends, ids=lambda backend: backend.name)
 def test_whether_a_backend_can_run_is_asked_within_one_graph(backend):
     """Sampling and training compile the choice of a backend with everything else."""
     unavailable = backend.unavailable

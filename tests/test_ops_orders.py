@@ -19,13 +19,13 @@ from ssmgen.ops import (
     scan_orders,
     selective_scan,
 )
-from ssmgen.ops.scan import dispatch
+from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 
 orders = importlib.import_module("ssmgen.ops.scan_order")  # the function of that name hides the module
 
 TOKENS = ("u", "delta", "B", "C", "z")
 #: Those that can run here; mamba-ssm's op takes no initial state.
-BACKENDS = [b for b in dispatch.BACKENDS if b.unavailable() is None and b.name != "mamba-ssm"]
+BACKENDS = [b for b in SELECTIVE_SCAN.backends if b.unavailable() is None and b.name != "mamba-ssm"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
 

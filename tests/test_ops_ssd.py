@@ -102,12 +102,12 @@ def test_any_order_is_a_scan_of_permuted_tokens(order):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"backend": "best"}, ValueError, "unknown backend 'best': expected one of auto"),
+        ({"backend": "best"}, ValueError, "unknown backend 'best': expected 'auto' or one of chunked"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
         ({"x": torch.zeros(2, 7, 12)}, ValueError, r"x must be \(batch, length, heads, head_dim\)"),
         ({"B": torch.zeros(2, 7, 3, 5)}, ValueError, "groups that divide 4 heads"),
-        ({"delta": torch.zeros(2, 7, 3)}, ValueError, r"delta and A must be \(2, 7, 4\) and \(4,\)"),
-        ({"C": torch.zeros(2, 7, 2, 5, dtype=torch.float64)}, TypeError, "must share one float dtype"),
+        ({"delta": torch.zeros(2, 7, 3)}, ValueError, r"delta must be \(2, 7, 4\) to go with x \(2, 7, 4, 3\)"),
+        ({"C": torch.zeros(2, 7, 2, 5, dtype=torch.float64)}, TypeError, "C must have x's dtype torch.float32"),
     ],
 )
 def test_what_does_not_fit_is_explained(change, error, message):

@@ -1,5 +1,6 @@
 """The Triton scan against the float64 reference: interpreted where there is no GPU, compiled where there is one."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,12 @@ import pytest
 import torch
 from test_ops import PARTS, arguments, run, with_gradients
 from test_ops_cpu import errors
+from test_ops_ssd import arguments as ssd_arguments
+from test_ops_ssd import run as run_ssd
 
-from ssmgen.ops import ScanOrder, selective_scan
+from ssmgen.ops import ScanOrder, scan_order, selective_scan, ssd
 from ssmgen.ops.scan import triton as triton_scan
+from ssmgen.ops.ssd import triton as triton_ssd
 
 pytestmark = pytest.mark.skipif(triton_scan.unavailable() is not None, reason=str(triton_scan.unavailable()))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,6 +115,81 @@ def test_a_wrong_order_never_reaches_the_kernel():
         selective_scan(**args, order=order, backend="triton")
 
 
+def ssd_results(args, **options):
+    y, state = run_ssd(args, **options)
+    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float64, device=y.device).view_as(y)
+    gradients = torch.autograd.grad((y.double() * weights).sum() + state.double().sum(), list(args.values()))
+    return {"y": y.detach(), "state": state.detach(), **dict(zip(args, gradients, strict=True))}
+
+
+def ssd_against_reference(order=None, **shape):
+    args = {name: x.detach().float().requires_grad_() for name, x in ssd_arguments(**shape).items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in args.items()}
+    moved = order if order is None else ScanOrder(*(index.to(DEVICE) for index in order))
+    got = ssd_results(on_device(args), order=moved, backend="triton")
+    return errors({k: v.cpu() for k, v in got.items()}, ssd_results(exact, order=order, backend="reference"), least=1.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "width", "groups", "d_state"),
+    [(2, 7, 4, 3, 2, 5), (1, 1, 1, 1, 1, 1), (2, 70, 4, 20, 2, 17), (1, 64, 3, 16, 3, 16), (3, 33, 2, 1, 1, 9)],
+)
+def test_ssd_agrees_with_the_float64_reference_at_odd_sizes(batch, length, heads, width, groups, d_state):
+    found = ssd_against_reference(batch=batch, length=length, heads=heads, width=width, groups=groups, d_state=d_state)
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_ssd_reads_any_order_in_place(each):
+    order = scan_order("column-boustrophedon", 5, 7)
+    if each:  # one per image
+        forward = torch.stack([order.forward, torch.arange(35)])
+        order = ScanOrder(forward, forward.argsort(1))
+    found = ssd_against_reference(order, length=35)
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ssd_reads_and_writes_sixteen_bits(dtype):
+    args = {k: v.to(dtype) if k in "xBC" else v.float() for k, v in ssd_arguments(length=40).items()}
+    args = {k: v.requires_grad_() for k, v in args.items()}
+    exact = {k: v.detach().double().requires_grad_() for k, v in args.items()}
+    found, expected = ssd_results(on_device(args), backend="triton"), ssd_results(exact, backend="reference")
+    assert found["y"].dtype == found["x"].dtype == found["B"].dtype == dtype and found["state"].dtype == torch.float32
+    for name, value in found.items():
+        error = (value.cpu().double() - expected[name]).abs().max() / expected[name].abs().max()
+        assert error < 4 * torch.finfo(dtype).eps, name
+
+
+def test_ssd_takes_views_and_repeats_to_the_bit():
+    wide = torch.randn(2, 40, 4 * 3 + 2 * 2 * 5, device=DEVICE)
+    x, B, C = wide.split([12, 10, 10], dim=-1)
+    x, B, C = x.unflatten(-1, (4, 3)), B.unflatten(-1, (2, 5)), C.unflatten(-1, (2, 5))
+    delta, A = torch.rand(1, 40, 4, device=DEVICE).expand(2, -1, -1), -torch.rand(4, device=DEVICE)
+    got = ssd(x, delta, A, B, C, backend="triton")
+    assert torch.equal(got, ssd(*(each.contiguous() for each in (x, delta, A, B, C)), backend="triton"))
+
+
+def test_ssd_is_one_operator_of_torch():
+    args = on_device({k: v.float().requires_grad_() for k, v in ssd_arguments(length=35).items()})
+    inputs = [args[k].detach().requires_grad_() for k in ("x", "delta", "A", "B", "C", "initial_state")]
+    torch.library.opcheck(torch.ops.ssmgen.triton_ssd, (*inputs, None))
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: run_ssd(args, backend="triton")[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(), run_ssd(args, backend="triton")[0])
+    meta = {k: v.to("meta") for k, v in args.items()}
+    if triton_ssd.devices is None:
+        assert run_ssd(meta, backend="triton")[0].shape == args["x"].shape
+
+
+def test_ssd_names_what_its_kernels_do_not_take():
+    args = on_device(ssd_arguments(length=2, width=129, d_state=65, dtype=torch.float32))
+    with pytest.raises(ValueError, match="head_dim x d_state up to 8192.*got 129 x 65: use backend='chunked'"):
+        run_ssd(args, backend="triton")
+    with pytest.raises(RuntimeError, match="takes float32, bfloat16 or float16 on .*got torch.float64.*'chunked'"):
+        run_ssd(on_device(ssd_arguments()), backend="triton")
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="it is compiled and run here anyway")
 def test_the_kernels_compile_for_a_gpu():
     """The interpreter takes what the compiler refuses: compile to machine code for a GPU that need not be here."""
@@ -122,4 +201,6 @@ def test_the_kernels_compile_for_a_gpu():
         env={"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bytes of machine code") == 6, done.stdout
+    assert done.stdout.count("bytes of machine code") == 16, done.stdout
+    shared = [int(amount) for amount in re.findall(r"(\d+) of shared memory", done.stdout)]
+    assert len(shared) == 16 and max(shared) <= 163 * 1024  # an A100 has this much for a program, an H100 more

@@ -11,7 +11,7 @@ import torch
 
 from ssmgen import __version__, bench
 from ssmgen.cli.command import Answer, add_command
-from ssmgen.ops import backends
+from ssmgen.ops import OPERATORS, backends
 from ssmgen.precision import choose_precision, product_times
 
 #: Optional packages with their extra, as in pyproject.toml, and their purpose.
@@ -69,6 +69,9 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         "compiled_scan": {"loads": scan.available, "detail": scan.detail},
         "precision": {"device": device, "auto": precision._asdict(), "cpu_seconds": product_times()._asdict()},
         "backends": {name: asdict(status) for name, status in report.items()},
+        "operators": {
+            operator: {name: asdict(status) for name, status in backends(operator).items()} for operator in OPERATORS
+        },
         "packages": {package: _version(package) for package in OPTIONAL},
     }
     return facts, [
@@ -80,6 +83,8 @@ def _doctor(arguments: argparse.Namespace) -> Answer:
         "",
         *_backend_lines(facts["backends"]),
         "",
+        *_operator_lines(facts["operators"]),
+        "",
         *_package_lines(facts["packages"]),
     ]
 
@@ -90,6 +95,19 @@ def _backend_lines(report: dict[str, Any]) -> list[str]:
         auto = f"auto on {', '.join(status['auto_for'])}"
         mark = auto if status["auto_for"] else "ready" if status["available"] else "missing"
         lines.append(f"  {name:<10} {mark:<12} {status['detail']}")
+    return lines
+
+
+def _operator_lines(operators: dict[str, Any]) -> list[str]:
+    lines = ["other operators (the backend that auto takes, then what else there is):"]
+    for operator in OPERATORS[1:]:  # the scan has its own lines
+        parts = []
+        for name, status in sorted(operators[operator].items(), key=lambda item: not item[1]["auto_for"]):
+            auto = f"{name} on {', '.join(status['auto_for'])} ({status['detail']})"
+            parts.append(auto if status["auto_for"] else name + ("" if status["available"] else " missing"))
+            if not status["available"]:
+                parts[-1] += f" ({status['detail']})"
+        lines.append(f"  {operator:<16} {'; '.join(parts)}")
     return lines
 
 

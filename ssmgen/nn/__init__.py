@@ -7,6 +7,7 @@ from ssmgen.nn.causal import CausalSSM, Mamba
 from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
+from ssmgen.nn.linear_attention import GatedDelta
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mamba2 import Mamba2
 from ssmgen.nn.mask_encoder import MaskEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "CrossMamba",
     "FeedForward",
     "Mamba",
+    "GatedDelta",
     "Mamba2",
     "MaskEncoder",
     "Modulation",

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry
 
 from ssmgen.nn import embed
 from ssmgen.ops.local import cpu as cpu_layers
-from ssmgen.ops.scan import selective_scan as scan_module
 from ssmgen.ops.scan import triton
+from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 from ssmgen.registry import build
 from ssmgen.training import make_optimizer
 
@@ -267,7 +267,7 @@ def _kernels(gpu: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, name, getattr(module, name).__wrapped__))
         if gpu:
             stack.enter_context(mock.patch.object(cpu_layers, "runs", lambda x: False))
-            stack.enter_context(mock.patch.object(scan_module, "choose_backend", lambda *given: triton))
+            stack.enter_context(mock.patch.object(SELECTIVE_SCAN, "choose", lambda *given: triton))
         yield
 
 

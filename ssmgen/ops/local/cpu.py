@@ -12,6 +12,11 @@ from torch import Tensor
 from ssmgen.ops import cpu_library
 from ssmgen.ops.operator import define, dense_rows, like
 
+name = "cpu"
+devices: tuple[str, ...] | None = ("cpu",)
+dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+auto_for: tuple[str, ...] | None = ("cpu",)
+unavailable, describe = cpu_library.unavailable, cpu_library.describe
 _ROWS = 32  # csrc/cpu_kernels.c
 #: A kernel's arguments, and the tensors it reads.
 _Call = tuple[ctypes.Structure, dict[str, Tensor]]
@@ -30,7 +35,7 @@ _EmbedArgs = cpu_library.structure("embed_args", "tokens places classes dim bf16
 
 def runs(x: Tensor) -> bool:
     """Whether these operators accept a tensor of any shape: float32 or bfloat16 on a CPU where the library loads."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not cpu_library.unavailable()
+    return x.device.type == "cpu" and x.dtype in dtypes and not cpu_library.unavailable()
 
 
 def _norm_call(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, eps: float) -> _Call:

@@ -5,7 +5,29 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ssmgen.ops.backend import FLOATS, Backend
+from ssmgen.ops.dispatch import Operator
 from ssmgen.ops.local import cpu
+
+
+class _Torch:
+    """torch's own functions, as a `Backend`."""
+
+    name = "torch"
+    devices: tuple[str, ...] | None = None
+    dtypes = FLOATS
+    auto_for: tuple[str, ...] | None = None
+
+    def unavailable(self) -> str | None:
+        return None  # PyTorch runs everywhere
+
+    def describe(self) -> str:
+        return "PyTorch's own functions, any device"
+
+
+LOCAL: tuple[Operator[Backend], ...] = tuple(
+    Operator(name, (cpu, _Torch())) for name in ("norm", "conv_silu", "gelu", "sum_rows")
+)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from ssmgen.ops import cpu_library
+from ssmgen.ops.backend import FLOATS_UP_TO_32
 from ssmgen.ops.operator import dense_rows
-from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, SEQUENCES, ScanInputs
 from ssmgen.ops.scan.fused import define_scan, run_scan
+from ssmgen.ops.scan.inputs import SEQUENCES, ScanInputs
 
 name, takes_order = "cpu", True
 devices: tuple[str, ...] | None = ("cpu",)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssmgen.ops.operator import define
-from ssmgen.ops.scan.backend import ScanInputs
+from ssmgen.ops.scan.inputs import ScanInputs
 
 #: `ScanInputs` in torch's schema; an operator's arguments are these, flat, and whether to save for backward.
 _ARGUMENTS = (

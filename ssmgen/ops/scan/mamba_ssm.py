@@ -5,7 +5,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, SEQUENCES, ScanInputs
+from ssmgen.ops.backend import FLOATS_UP_TO_32
+from ssmgen.ops.scan.inputs import SEQUENCES, ScanInputs
 
 name, takes_order = "mamba-ssm", False
 devices: tuple[str, ...] | None = ("cuda",)

@@ -8,14 +8,14 @@ with the length, not with its square.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS, ScanInputs
+from ssmgen.ops.backend import FLOATS, full_precision
+from ssmgen.ops.scan.inputs import ScanInputs
 from ssmgen.ops.scan.reference import skip_and_gate, start_state, step_sizes
 
 # Elements of one (batch, length, channels, d_state) working tensor: on a CPU a few of them should fit in its cache.
@@ -52,7 +52,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         u, delta, A, B, C, start = inputs
         y, last = torch.empty_like(u), torch.empty_like(start)
-        with _full_precision(u.device.type):
+        with full_precision(u.device.type):
             for part in _channel_slices(u, A):
                 states = _states(u[..., part], delta[..., part], A[part], B, start[:, part])
                 y[..., part] = torch.einsum("bldn,bln->bld", states, C)
@@ -64,18 +64,10 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
         u, _, A, *_ = inputs = ctx.saved_tensors
         grads = tuple(torch.zeros_like(x) for x in inputs)
-        with _full_precision(u.device.type):
+        with full_precision(u.device.type):
             for part in _channel_slices(u, A):
                 _backward_slice(part, inputs, grads, grad_y, grad_last)
         return grads
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Disable autocast, which would run the matrix products in 16 bits; some devices have none."""
-    try:  # not torch.amp.is_autocast_available: Dynamo of torch 2.11 refuses to trace it
-        return torch.autocast(device_type, enabled=False)
-    except RuntimeError:
-        return nullcontext()
 
 
 def _backward_slice(

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS, ScanInputs
+from ssmgen.ops.backend import FLOATS
+from ssmgen.ops.scan.inputs import ScanInputs
 
 name, takes_order = "reference", False
 devices: tuple[str, ...] | None = None

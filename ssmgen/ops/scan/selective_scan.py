@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
-from ssmgen.ops.scan.backend import FLOATS, SEQUENCES, ScanInputs
-from ssmgen.ops.scan.dispatch import choose_backend
-from ssmgen.ops.scan_order import ScanOrder, reorder
+from ssmgen.ops.backend import FLOATS, ScanBackend
+from ssmgen.ops.dispatch import Operator, run_scan
+from ssmgen.ops.scan import cpu, mamba_ssm, portable, reference, triton
+from ssmgen.ops.scan.inputs import SEQUENCES, ScanInputs
+from ssmgen.ops.scan_order import ScanOrder
+from ssmgen.ops.tensor_check import Expected, check_tensors
+
+SELECTIVE_SCAN: Operator[ScanBackend] = Operator(
+    "selective_scan", (cpu, triton, mamba_ssm, portable, reference), slow_form="portable PyTorch form"
+)
 
 
 def selective_scan(
@@ -54,34 +61,12 @@ def selective_scan(
         ValueError, TypeError: a shape, device or dtype that does not fit, or an unknown backend.
         RuntimeError: the backend cannot run here or does not take this device or dtype; says why.
     """
-    index = None if order is None else order.forward
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, index, delta_softplus)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus=delta_softplus)
     _check(inputs)
-    _check_order(order, u)
-    chosen = choose_backend(u.device.type, u.dtype, backend)
     precision = torch.float64 if u.dtype == torch.float64 else torch.float32
     inputs = inputs.apply(lambda x: x.to(precision), "A", "D", "delta_bias", "initial_state")
-    if order is None or chosen.takes_order:
-        y, last_state = chosen.scan(inputs)
-    else:
-        permuted = inputs.apply(lambda x: reorder(x, index), *SEQUENCES)
-        y, last_state = chosen.scan(permuted._replace(order=None))
-        y = reorder(y, order.inverse)
+    y, last_state = run_scan(SELECTIVE_SCAN, inputs, SEQUENCES, order, backend)
     return (y, last_state) if return_last_state else y
-
-
-def _check_order(order: ScanOrder | None, u: Tensor) -> None:
-    if order is None:
-        return
-    batch, length, _ = u.shape
-    for index in order:
-        fits = index.shape == order.forward.shape and tuple(index.shape) in ((length,), (batch, length))
-        if not fits or index.dtype != torch.int64 or index.device != u.device:
-            raise ValueError(
-                f"order must be two int64 tensors ({length},) for all images or ({batch}, {length}) for one order per "
-                f"image, on {u.device}, as ssmgen.ops.scan_order makes them for {length} tokens, got {index.dtype} "
-                f"{tuple(index.shape)} on {index.device}"
-            )
 
 
 def _check(inputs: ScanInputs) -> None:
@@ -94,21 +79,16 @@ def _check(inputs: ScanInputs) -> None:
         )
     batch, length, dim = u.shape
     tokens, maps, states = (batch, length, dim), (batch, length, A.shape[1]), (batch, *A.shape)
-    expected = {"delta": tokens, "B": maps, "C": maps, "D": (dim,), "z": tokens, "delta_bias": (dim,)}
     if u.dtype not in FLOATS:
         raise TypeError(f"u must be float32, float64, bfloat16 or float16, got {u.dtype}")
-    for name, shape in (expected | {"initial_state": states, "A": A.shape}).items():
-        tensor = getattr(inputs, name)
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} must be {shape} to go with u {tuple(u.shape)} (batch, length, dim) and A {tuple(A.shape)} "
-                f"(dim, d_state), got {tuple(tensor.shape)}"
-            )
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device} but u is on {u.device}: move one of them")
-        if name in SEQUENCES and tensor.dtype != u.dtype:
-            raise TypeError(f"{name} must have u's dtype {u.dtype}, got {tensor.dtype}")
+    expected: dict[str, Expected] = {
+        **{name: (getattr(inputs, name), tokens) for name in ("delta", "z")},
+        **{name: (getattr(inputs, name), maps) for name in ("B", "C")},
+        **{name: (getattr(inputs, name), (dim,)) for name in ("D", "delta_bias")},
+        "initial_state": (inputs.initial_state, states),
+        "A": (A, tuple(A.shape)),
+    }
+    beside = f"u {tuple(u.shape)} (batch, length, dim) and A {tuple(A.shape)} (dim, d_state)"
+    check_tensors(expected, u, "u", beside, SEQUENCES)
     if A.is_complex():
         raise TypeError("A must be real, got a complex tensor; complex state spaces are not supported")

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmgen.ops.backend import FLOATS_UP_TO_32
 from ssmgen.ops.operator import dense_rows
-from ssmgen.ops.scan.backend import FLOATS_UP_TO_32, ScanInputs
 from ssmgen.ops.scan.fused import define_scan, run_scan
+from ssmgen.ops.scan.inputs import ScanInputs
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs its kernels in Python, for tests
 name, takes_order = "triton", True

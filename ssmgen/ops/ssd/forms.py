@@ -17,6 +17,8 @@ class SSDInputs(NamedTuple):
         x: ``(b, l, h, p)``.
         delta, A, state: ``(b, l, h)``, ``(h,)`` and ``(b, h, p, n)``, in the precision of the state.
         B, C: ``(b, l, g, n)``.
+        order: the token of each step, int64, ``(l,)`` or ``(b, l)``, for a backend that takes it.
+        chunk: steps per chunk of the matrix form.
     """
 
     x: Tensor
@@ -25,11 +27,17 @@ class SSDInputs(NamedTuple):
     B: Tensor
     C: Tensor
     state: Tensor
+    order: Tensor | None = None
+    chunk: int = 32
+
+
+#: The inputs that have a row for each token.
+SEQUENCES = ("x", "delta", "B", "C")
 
 
 def loop(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     """The recurrence step by step: y ``(b, l, h, p)`` and the last state, for checking."""
-    x, delta, A, B, C, state = inputs
+    x, delta, A, B, C, state, *_ = inputs
     x, B, C = (each.to(state) for each in (x, *_of_heads(inputs)))
     outputs = []
     for x_k, delta_k, B_k, C_k in zip(x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
@@ -39,7 +47,7 @@ def loop(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, dim=1), state
 
 
-def chunked(inputs: SSDInputs, chunk: int) -> tuple[Tensor, Tensor]:
+def chunked(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     """The same by products of matrices (Mamba-2, section 6): y ``(b, l, h, p)`` and the last state.
 
     Inside every chunk at once, then from chunk to chunk.
@@ -47,7 +55,7 @@ def chunked(inputs: SSDInputs, chunk: int) -> tuple[Tensor, Tensor]:
     state's precision, products take x's.
     """
     length, precision, dtype = inputs.x.shape[1], inputs.state.dtype, inputs.x.dtype
-    x, delta, B, C = _chunks(inputs, min(chunk, length))  # (b, c, s, h, p), (b, c, s, h), (b, c, g, s, n) twice
+    x, delta, B, C = _chunks(inputs, min(inputs.chunk, length))  # (b, c, s, h, p), (b, c, s, h), (b, c, g, s, n) twice
     heads, width, groups = *x.shape[3:], B.shape[2]
     total = (delta * inputs.A).cumsum(2)  # the exponent from the chunk's start, (b, c, s, h)
     steps = x * delta.unsqueeze(-1).to(dtype)
