@@ -145,6 +145,7 @@ def test_a_seed_gives_the_same_bits(example):
     assert all(map(torch.equal, *results)) and len(results[0]) == len(results[1])
 
 
+@torch.no_grad()
 def test_it_compiles_into_one_graph(example):
     torch.compiler.reset()
     expected = example(example.module.eval())
@@ -210,10 +211,9 @@ def test_every_size_has_its_parameters_and_keeps_the_shape(name):
         for key, condition in model.conditions.items():
             given[key] = mapped(lambda each: each[:2], value(condition, (32, 64)))
         assert model(x, torch.zeros(2), **given).shape == x.shape
-    count = sum(p.numel() for p in model.parameters())
-    assert PARAMETERS.get(name) == f"{count:,}", (
-        f"if that is meant, table it in docs/api/models.md: | `{name}` | {counted} |"
-    )
+    counted = f"{sum(p.numel() for p in model.parameters()):,}"
+    row = f"| `{name}` | {counted} |"
+    assert PARAMETERS.get(name) == counted, f"if that is meant, table it in docs/api/models.md: {row}"
     assert isinstance(model.blocks, torch.nn.ModuleList)
 
 
