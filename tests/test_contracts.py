@@ -274,7 +274,8 @@ def test_solvers_keep_dtype_bits_and_images_apart(name):
     assert end.dtype == start.dtype and end.shape == start.shape and torch.equal(end, solved(start))
     precise = solved(start.double())
     assert precise.dtype == torch.float64
-    close(precise.float(), end)
+    if not solver.stochastic:  # whose noise follows from the bits of the start
+        close(precise.float(), end)
     close(torch.cat([solved(start[i : i + 1]) for i in range(BATCH)]), end, rtol=1e-5, atol=1e-6)
 
 
