@@ -190,10 +190,13 @@ def test_plugins_of_one_namespace_are_told_apart(install):
     assert registry.source("plug-two") == "two 1.0" and registry.source("plug-one") == "one 1.0"
 
 
-def test_a_plugin_may_ask_for_names_while_it_is_imported(install):
+def test_a_plugin_may_ask_for_names_while_it_is_imported(install, tmp_path):
     install("asking", "import ssmgen\nassert 'euler' in ssmgen.names()\n" + BLOCK.format(name="plug-late", cls="Late"))
     install("before", BLOCK.format(name="plug-before", cls="Before"))
-    assert ssmgen.names(pattern="plug-*") == ["plug-before", "plug-late"]
+    install("failing", "open(__file__ + '.runs', 'a').write('x')\nraise OSError")
+    with pytest.warns(RuntimeWarning, match="of failing 1.0 cannot be imported"):
+        assert ssmgen.names(pattern="plug-*") == ["plug-before", "plug-late"]
+    assert (tmp_path / "plug_failing.py.runs").read_text() == "x", "and it is tried once"
 
 
 def test_threads_that_ask_at_once_see_every_name(install):
