@@ -11,6 +11,7 @@ from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.registry import check_keywords
 from ssmgen.sampling import Sampling, evaluation_mode, resolve
 from ssmgen.solvers import shifted_grid
+from ssmgen.values import value_for
 
 
 def log_likelihood(
