@@ -1,15 +1,23 @@
 """One table of names: every model, block, condition, objective, solver and autoencoder is built by its name in it.
 
-The table is closed: a name is looked up, never imported from a dotted path, so a configuration file cannot run code.
+A name is looked up, never imported from a dotted path, so a configuration file cannot run code. Installed packages add
+names by an entry point of the group ``ssmgen``. Their modules are imported when a name is not in the table yet, or when
+names are listed.
 """
 
 import difflib
 import fnmatch
 import functools
+import importlib
 import inspect
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
+
+from ssmgen.plugins import Plugin, installed, owner, top
 
 KINDS = ("model", "block", "condition", "objective", "solver", "autoencoder")
 
@@ -25,15 +33,44 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @dataclass(frozen=True)
 class Entry:
-    """What a name stands for: a builder, and the keyword arguments the name fixes for it."""
+    """What a name stands for: a builder, and the keyword arguments the name fixes for it.
+
+    Attributes:
+        module: the module that registered it.
+        place: file and line of the registration.
+    """
 
     kind: str
     name: str
     builder: Callable[..., Any]
     defaults: dict[str, Any]
+    module: str = ""
+    place: str = ""
+
+    def __str__(self) -> str:
+        plugin = owner(self.module, installed())
+        return f"{self.builder.__qualname__} ({self.place}{f', of {plugin.package}' if plugin else ''})"
+
+
+class NameTaken(ValueError):
+    """A name is registered for two different things.
+
+    Attributes:
+        entry: what already has the name.
+    """
+
+    def __init__(self, entry: Entry, other: Entry) -> None:
+        super().__init__(
+            f"the name {entry.name!r} is taken twice: by {entry} and by {other}. Names are unique across kinds; choose "
+            "another for one of them."
+        )
+        self.entry = entry
 
 
 _ENTRIES: dict[str, Entry] = {}
+_CLASHES: dict[str, str] = {}  # names that two plug-ins claim
+_PLUGINS: tuple[Plugin, ...] | None = None
+_THREAD = threading.local()
 
 
 def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Builder]:
@@ -45,22 +82,20 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Build
         **defaults: keyword arguments this name stands for. A model size is one such line over its class.
 
     Raises:
-        ValueError: unknown kind, or a name that something else already has (both places are named). Registering the
-            same class again, as re-running a notebook cell does, replaces it.
+        ValueError: unknown kind, or a name that something else already has (`NameTaken` names both places).
+            Registering the same class again, as re-running a notebook cell does, replaces it.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
+    caller = sys._getframe(1)
+    module, place = caller.f_globals.get("__name__", ""), f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
     def decorate(builder: Builder) -> Builder:
-        taken = _ENTRIES.get(name)
-        place = (kind, _identity(builder), defaults)
-        if taken is not None and (taken.kind, _identity(taken.builder), taken.defaults) != place:
-            raise ValueError(
-                f"the name {name!r} is taken twice: by {_place(taken.builder)} and by {_place(builder)}. "
-                "Names are unique across kinds; choose another for one of them."
-            )
+        entry, taken = Entry(kind, name, builder, defaults, module, place), _ENTRIES.get(name)
+        if taken is not None and _identity(taken) != _identity(entry):
+            raise NameTaken(taken, entry)
         _check_arguments(name, builder, defaults)
-        _ENTRIES[name] = Entry(kind, name, builder, defaults)
+        _ENTRIES[name] = entry
         return builder
 
     return decorate
@@ -130,23 +165,32 @@ def find(name: str, kind: str | None = None) -> Entry:
     """The entry behind ``name``, which has to be of ``kind`` where one is given.
 
     Raises:
-        ValueError: an unknown name, with the closest matches, or one of another kind.
+        ValueError: an unknown name, with the closest matches and the plug-ins that could not be imported; one of
+            another kind; or one that two plug-ins claim.
     """
     if not isinstance(name, str):
         raise TypeError(f"a registered name is text, got {name!r}")
+    broken = [] if name in _ENTRIES else [plugin.error for plugin in plugins() if plugin.error]
+    if name in _CLASHES:
+        raise ValueError(_CLASHES[name])
+    entry = _ENTRIES.get(name)
+    if entry is not None and kind in (None, entry.kind):
+        return entry
     known = names(kind)
-    if name in known:
-        return _ENTRIES[name]
     listed = f"All {kind + 's' if kind else 'names'}: {', '.join(known)}."
-    if name in _ENTRIES:
-        raise ValueError(f"{name!r} is of kind {_ENTRIES[name].kind}, not {kind}. {listed}")
-    raise ValueError(f"unknown {kind or 'name'} {name!r}{closest(name, known)} {listed}")
+    if entry is not None:
+        raise ValueError(f"{name!r} is of kind {entry.kind}, not {kind}. {listed}")
+    raise ValueError(" ".join([f"unknown {kind or 'name'} {name!r}{closest(name, known)} {listed}", *broken]))
 
 
 def names(kind: str | None = None, pattern: str = "*") -> list[str]:
-    """Registered names, sorted, of one kind or of all, filtered by a shell pattern such as ``"sisma*"``."""
+    """Registered names, sorted, of one kind or of all, filtered by a shell pattern such as ``"sisma*"``.
+
+    A plug-in that cannot be imported is left out, with a warning.
+    """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
+    plugins()
     found = (entry.name for entry in _ENTRIES.values() if kind in (None, entry.kind))
     return sorted(fnmatch.filter(found, pattern))
 
@@ -154,6 +198,57 @@ def names(kind: str | None = None, pattern: str = "*") -> list[str]:
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models, e.g. ``list_models("sisma*")``."""
     return names("model", pattern)
+
+
+def plugins() -> tuple[Plugin, ...]:
+    """The installed plug-ins, ordered by distribution and entry point; the first call imports them.
+
+    A failing import does not stop the others: it leaves its reason in ``error`` and gives a warning. Two threads that
+    call this at once both go through all plug-ins, and Python's import system runs each module once.
+    """
+    global _PLUGINS
+    if _PLUGINS is not None or getattr(_THREAD, "loading", False):  # a plug-in may ask for names itself
+        return _PLUGINS or ()
+    _THREAD.loading = True
+    try:
+        _PLUGINS = tuple(_imported(plugin) for plugin in installed())
+    finally:
+        _THREAD.loading = False
+    for plugin in _PLUGINS:
+        if plugin.error:
+            warnings.warn(plugin.error, RuntimeWarning, stacklevel=3)
+    return _PLUGINS
+
+
+def plugin_of(name: str) -> Plugin | None:
+    """The plug-in that registered ``name``; None if it comes from elsewhere."""
+    return owner(find(name).module, plugins())
+
+
+def source(name: str) -> str:
+    """Where ``name`` comes from: ``"ssmgen"``, a plug-in's package such as ``"ssmgen-shift 0.1.0"``, or a module."""
+    module, plugin = find(name).module, plugin_of(name)
+    return plugin.package if plugin else "ssmgen" if top(module) == "ssmgen" else module
+
+
+def _imported(plugin: Plugin) -> Plugin:
+    """Import a plug-in's module. If that fails, take back the names that the failing modules registered."""
+    try:
+        importlib.import_module(plugin.module)
+    except (Exception, SystemExit) as error:
+        for name, entry in list(_ENTRIES.items()):
+            if top(entry.module) == top(plugin.module) and entry.module not in sys.modules:
+                del _ENTRIES[name]
+        package = plugin.package.partition(" ")[0]
+        reason = (
+            f"The plug-in {plugin.name} = {plugin.module} of {plugin.package} cannot be imported "
+            f"({type(error).__name__}: {error}): update it (pip install --upgrade {package}), or remove it "
+            f"(pip uninstall {package})."
+        )
+        if isinstance(error, NameTaken) and owner(error.entry.module, installed()):
+            _CLASHES[error.entry.name] = reason
+        return replace(plugin, error=reason)
+    return plugin
 
 
 def closest(name: str, candidates: Any) -> str:
@@ -254,13 +349,5 @@ def _check_arguments(name: str, builder: Callable[..., Any], arguments: dict[str
         check_keywords(repr(name), arguments, known)
 
 
-def _identity(builder: Callable[..., Any]) -> tuple[str, str]:
-    return builder.__module__, builder.__qualname__
-
-
-def _place(builder: Callable[..., Any]) -> str:
-    try:
-        line = inspect.getsourcelines(builder)[1]
-        return f"{builder.__qualname__} ({inspect.getsourcefile(builder)}:{line})"
-    except (OSError, TypeError):
-        return f"{builder.__module__}.{builder.__qualname__}"
+def _identity(entry: Entry) -> tuple[Any, ...]:
+    return entry.kind, entry.module, entry.builder.__module__, entry.builder.__qualname__, entry.defaults

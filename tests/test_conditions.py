@@ -1,79 +1,20 @@
-"""Every registered condition: its null, its dropout, its checks."""
+"""Conditions: how bad values are explained. What holds for all is in test_contracts.py."""
 
 import pytest
 import torch
-from conftest import OWN
+from examples import small
+from examples import value as value_of
 
-import ssmgen
 from ssmgen import build
 from ssmgen.nn import Signal
 
-SIZE, BATCH = (4, 6), 3
-MADE = {
-    "label-map": (dict(dim=8, num_classes=5, scale=4, patch_size=2), lambda: torch.randint(0, 5, (BATCH, 16, 24))),
-    "one-hot-map": (dict(num_classes=5), lambda: torch.randint(0, 5, (BATCH, *SIZE))),
-    "class-label": (dict(dim=8, num_labels=4), lambda: torch.tensor([0, 3, 1])),
-}
+SIZE = (4, 6)
 
 
-def made(name, **more):
-    arguments, value = MADE[name]
-    return build(name, **arguments, **more), value()
-
-
-def fields(signal):
-    return [x for x in (signal.tokens, signal.vector) if x is not None]
-
-
-def test_each_has_a_case():
-    assert set(MADE) == {name for name in ssmgen.names("condition") if name in OWN}
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_a_signal_has_what_the_condition_gives(name):
-    condition, value = made(name)
-    signal = condition(value, SIZE)
-    assert isinstance(signal, Signal) and signal.batch == BATCH
-    assert condition.gives == tuple(f for f in ("tokens", "vector") if getattr(signal, f) is not None)
-    if signal.grid is not None:
-        assert signal.tokens.shape[1] == signal.grid[0] * signal.grid[1]
-    for i in range(BATCH):  # items do not touch one another
-        for whole, alone in zip(fields(signal), fields(condition(value[i : i + 1], SIZE)), strict=True):
-            torch.testing.assert_close(whole[i : i + 1], alone)
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_the_null_is_what_a_dropped_item_becomes(name):
-    condition, value = made(name)
-    null, kept = condition(None, SIZE), condition(value, SIZE)
-    dropped = condition(value, SIZE, keep=torch.tensor([True, False, True]))
-    for nothing, all_of_it, some in zip(fields(null), fields(kept), fields(dropped), strict=True):
-        assert nothing.shape[0] == 1
-        torch.testing.assert_close(some[1:2], nothing)
-        torch.testing.assert_close(some[::2], all_of_it[::2])
-        assert not torch.allclose(all_of_it[1:2], nothing)
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_dropout_acts_in_training_only(name):
-    condition, value = made(name, dropout=0.5)
-    many = value[:1].expand(64, *value.shape[1:])
-    nothing, full = (fields(condition.eval()(given, SIZE))[0][:1] for given in (None, many))
-    trained = fields(condition.train()(many, SIZE))[0].flatten(1)
-    null = (trained == nothing.flatten(1)).all(1) | torch.isclose(trained, nothing.flatten(1), atol=1e-6).all(1)
-    assert 15 < null.sum() < 49 and torch.allclose(trained[~null], full.flatten(1), atol=1e-6)
-    rarely, value = made(name, dropout=0.1)
-    many = fields(rarely.train()(value[:1].expand(600, *value.shape[1:]), SIZE))[0].flatten(1)
-    nothing = fields(rarely.eval()(None, SIZE))[0]
-    dropped = torch.isclose(many, nothing.flatten(1), atol=1e-6).all(1).float().mean()
-    assert 0.05 < dropped < 0.16
-    with pytest.raises(ValueError, match=r"dropout of a condition must be in \[0, 1\), got 1"):
-        made(name, dropout=1)
-
-
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", ["label-map", "one-hot-map", "class-label"])
 def test_values_out_of_range_are_named(name):
-    condition, value = made(name)
+    condition = small(name)
+    value = value_of(condition, SIZE)
     for bad, kind, message in (
         (torch.where(value == value.flatten()[0], 7, value), ValueError, "label 7 .*is outside"),
         (value.float() if value.dim() == 1 else value.bool(), TypeError, "must be integers"),

@@ -1,15 +1,13 @@
-"""Blocks: shapes, equations, gradients, and that items of a batch do not touch one another."""
-
-import inspect
+"""Blocks: their equations, and how bad calls are explained. What holds for all is in test_contracts.py."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import OWN, randomize
+from conftest import randomize
+from examples import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ssmgen
 from ssmgen import build
 from ssmgen.nn import CrossMamba, GatedDelta, Mamba2, Modulation, SelfMamba, Signal, sincos_position
 from ssmgen.ops import SCAN_ORDERS, selective_scan
@@ -28,61 +26,6 @@ def image(channels=8, size=(6, 8)):
 def one_hot(classes, size=(6, 8)):
     labels = torch.randint(0, classes, (2, *size), generator=torch.Generator().manual_seed(3))
     return F.one_hot(labels, classes).movedim(-1, 1).float()
-
-
-def as_mixer(block):
-    """Call a block of the usual form: ``forward(x, size)`` or ``forward(x, mask_tokens, size)``."""
-    inputs = len(inspect.signature(block.forward).parameters) - 1
-    return block(*(tokens(seed=seed) for seed in range(inputs)), SIZE)
-
-
-#: How registered blocks are built small and called. A new one of the usual form needs no line, see below.
-CALLS = {
-    "self-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), SIZE)),
-    "cross-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens(seed=1), SIZE)),
-    "self-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
-    "rotary-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
-    "cross-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), tokens(seed=1), SIZE)),
-    "spade": (dict(channels=8, num_classes=5, hidden=6, groups=2), lambda block: block(image(), one_hot(5))),
-    "adaln": (dict(dim=16), lambda block: block(tokens()[:, 0])[0].norm(tokens())),
-    "patchify": (dict(in_channels=3, dim=16), lambda block: block(torch.randn(2, 3, 6, 8))),
-    "unpatchify": (dict(dim=16, out_channels=3), lambda block: block(tokens(), SIZE)),
-    "mask-encoder": (dict(dim=16, num_classes=5, patch_size=2), lambda block: block(torch.randint(0, 5, (2, 6, 8)))),
-    "time-embedding": (dict(dim=16), lambda block: block(torch.rand(2))),
-    "position-embedding": (dict(dim=16), lambda block: block(tokens(), SIZE)),
-    "adaln-single": (dict(dim=16), lambda block: block(tokens(dim=48)[:, 0])[0].norm(tokens())),
-    "feed-forward": (dict(dim=16), lambda block: block(tokens())),
-    "sisma-block": (dict(dim=16, d_state=4), lambda b: b(tokens(), tokens()[:, 0], {"mask": tokens(seed=1)}, SIZE)),
-}
-
-
-CALLS |= {name: (dict(dim=16), as_mixer) for name in ssmgen.names("block") if name in OWN - CALLS.keys()}
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_forward_backward_and_gradients_reach_every_weight(name):
-    overrides, call = CALLS[name]
-    block = randomize(build(name, **overrides))
-    out = call(block)
-    assert out.shape[0] == 2 and torch.isfinite(out).all()
-    if not list(block.parameters()):
-        return
-    out.square().sum().backward()
-    for key, parameter in block.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
-        # A gate is applied by the block around it, so its rows see no gradient here; everything else must.
-        assert parameter.grad.any(), key
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_state_dict_round_trip(name):
-    overrides, call = CALLS[name]
-    first, second = randomize(build(name, **overrides)), build(name, **overrides)
-    second.load_state_dict(first.state_dict())
-    torch.manual_seed(1)
-    expected = call(first)
-    torch.manual_seed(1)
-    torch.testing.assert_close(call(second), expected)
 
 
 def test_self_mamba_is_its_equation():
@@ -396,7 +339,7 @@ def test_attention_is_softmax_of_scaled_products():
 
 @pytest.mark.parametrize("name", ["cross-mamba", "cross-attention"])
 def test_several_conditions_serve_parts_of_the_batch(name):
-    block = randomize(build(name, **CALLS[name][0]))
+    block = randomize(small(name))
     x, cond = tokens(batch=4), tokens(batch=2, seed=1)
     first, second = block.condition(cond, SIZE), block.condition(cond[:1], SIZE)
     expected = torch.cat([block(x[:2], first, SIZE), block(x[2:], second, SIZE)])
@@ -412,15 +355,15 @@ def test_heads_must_divide_the_width(name):
 
 
 def test_spade_is_a_group_norm_with_maps_from_the_mask():
-    spade = randomize(build("spade", **CALLS["spade"][0]))
+    spade = randomize(small("spade"))
     x, mask = image(), one_hot(5)
     scale, shift = spade.maps(F.relu(spade.shared(mask))).chunk(2, dim=1)
     groups = x.view(2, 2, -1)
     normed = ((groups - groups.mean(-1, keepdim=True)) / groups.std(-1, keepdim=True, correction=0)).view_as(x)
     torch.testing.assert_close(spade(x, mask), normed * (1 + scale) + shift, rtol=1e-3, atol=1e-4)
     half = spade.condition(mask, (3, 4))
-    small = spade.maps(F.relu(spade.shared(mask[:, :, ::2, ::2])))
-    torch.testing.assert_close(torch.cat(half, dim=1), small)
+    expected = spade.maps(F.relu(spade.shared(mask[:, :, ::2, ::2])))
+    torch.testing.assert_close(torch.cat(half, dim=1), expected)
 
 
 @pytest.mark.parametrize("batch", [4, 5])

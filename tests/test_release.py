@@ -319,19 +319,19 @@ def test_github_does_what_ci_run_does():
 def test_contributing_leads_to_a_tested_block(tmp_path):
     """Its snippets, put where it says, make a block that the tests take."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.findall(r"<!-- (.+?): (\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert [what for what, *_ in found] == ["file", "line", "append"]
-    for folder in ("ssmgen", "tests"):
+    found = re.findall(r"<!-- (.+?): (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert [what for what, *_ in found] == ["file", "line", "append", "append"]
+    for folder in ("ssmgen", "tests", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
     for what, name, code in found:
         file = tmp_path / name
         old = file.read_text() if file.exists() else ""
         file.write_text(f"{old}\n\n{code}" if what == "append" else old + code)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    wanted = ["tests/test_nn.py", "-k", "gated", "-p", "no:cacheprovider", "-q"]
+    wanted = ["tests/test_nn.py", "tests/test_contracts.py", "-k", "gated", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *wanted], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "11 passed" in done.stdout, done.stdout + done.stderr
     lint = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "ssmgen/nn"]
     assert subprocess.run(lint, cwd=tmp_path).returncode == 0

@@ -1,7 +1,9 @@
 """``ssmgen list``, ``info`` and ``export``: what can be built, what a model costs, and a trained one as a folder."""
 
 import argparse
+import sys
 import textwrap
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from ssmgen import bench
 from ssmgen.cli.command import Answer, add_command
 from ssmgen.models.summary import summarize
 from ssmgen.pipeline import SAVED_DTYPES, MaskToImage
-from ssmgen.registry import KINDS, find, names
+from ssmgen.registry import KINDS, find, names, plugins, source
 
 _EVALUATIONS = 25  # of the sampler's default, ab3 in 24 steps, without guidance
 
@@ -49,13 +51,20 @@ def add(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> Answer:
+    with warnings.catch_warnings(action="ignore"):  # said below, as a line of this command
+        broken = [plugin.error for plugin in plugins() if plugin.error]
+    print(*(f"warning: {error}\n" for error in broken), sep="", end="", file=sys.stderr)
     found = {kind: entries for kind in KINDS if (entries := names(kind, arguments.pattern))}
     if not found:
         raise ValueError(f"no name matches {arguments.pattern!r}; 'ssmgen list' shows all")
+    others = {name: place for entries in found.values() for name in entries if (place := source(name)) != "ssmgen"}
     width = max(len(kind) for kind in KINDS) + 2
     form = {"width": 120, "subsequent_indent": width * " ", "break_on_hyphens": False, "break_long_words": False}
-    rows = [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items()]
-    return found, [line for row in rows for line in textwrap.wrap(row, **form)]  # type: ignore[arg-type]
+    lines: list[str] = []
+    for kind, entries in found.items():
+        shown = [f"{name} ({others[name]})" if name in others else name for name in entries]
+        lines += textwrap.wrap(f"{kind + ':':<{width}}{', '.join(shown)}", **form)  # type: ignore[arg-type]
+    return found | ({"sources": others} if others else {}) | ({"broken": broken} if broken else {}), lines
 
 
 def _info(arguments: argparse.Namespace) -> Answer:
@@ -79,7 +88,8 @@ def _info(arguments: argparse.Namespace) -> Answer:
         "sampled_images_per_second": 1 / (_EVALUATIONS * step),
         "trained_images_per_second": 1 / (3 * step),
     }
-    return asdict(summary) | {"guess": guess}, [*summary.lines(), *_guess_lines(guess)]
+    facts = asdict(summary) | {"source": source(arguments.name), "guess": guess}
+    return facts, [*summary.lines(), f"registered by {facts['source']}", *_guess_lines(guess)]
 
 
 def _guess_lines(guess: dict[str, Any]) -> list[str]:

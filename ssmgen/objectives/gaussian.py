@@ -99,7 +99,8 @@ class GaussianObjective:
             weight = broadcast_time(weight, data)
         _check_shapes(data, noise, t, weight)
         prediction = model(*self.inputs(self.path.interpolate(noise, data, t), t), **condition)
-        error = (prediction.float() - self.target(noise, data, t).float()).square()
+        precise = torch.promote_types(prediction.dtype, torch.float32)
+        error = (prediction.to(precise) - self.target(noise, data, t).to(precise)).square()
         if self.weighting == "velocity":
             error = error * broadcast_time(self._velocity_factor(t), error)
         return error.mean() if weight is None else (error * weight).mean()

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.labels import LabelSet
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.reading import read_json
-from ssmgen.registry import Spec, build, divided, find, names
+from ssmgen.registry import Spec, build, divided, find, names, plugin_of
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
 from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
@@ -152,6 +153,8 @@ def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
         autoencoder.save(folder / _AUTOENCODER)
     folder.joinpath(_CARD).write_text(card, encoding="utf-8")
     content = {"format": _FORMAT, **asdict(recipe)}
+    if plugins := _plugins_of(recipe):
+        content["plugins"] = plugins
     folder.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -166,6 +169,39 @@ def _check_registered(name: Any, kind: str) -> None:
         raise ValueError(f"{error} If you registered it yourself, import that module first.") from None
 
 
+def _plugins_of(recipe: Recipe) -> dict[str, str]:
+    """The names in a recipe that plug-ins registered, and the package each comes from."""
+    known = set(names())
+
+    def found(value: Any) -> Iterator[str]:
+        if isinstance(value, str) and value in known:
+            yield value
+        elif isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                yield from found(item)
+
+    used = found([recipe.model, recipe.model_args, recipe.autoencoder, recipe.objective, recipe.sampling.solver])
+    return {name: plugin.package for name in sorted(set(used)) if (plugin := plugin_of(name))}
+
+
+def _check_plugins(recorded: Any) -> None:
+    """Check that the names which plug-ins registered where the folder was written are known here.
+
+    Raises:
+        ValueError: one is not; says which package it comes from.
+    """
+    for name, package in recorded.items():
+        try:
+            find(name)
+        except ValueError as error:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]* [\w.+!]+", package):
+                raise
+            raise ValueError(
+                f"{name!r} comes from the package {package}, according to this folder. If you trust it: pip install "
+                f"'{package.replace(' ', '==')}'. Here: {error}"
+            ) from None
+
+
 def _read_recipe(file: Path) -> Recipe:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found; {file.parent} was not written by MaskToImage.save_pretrained")
@@ -173,6 +209,7 @@ def _read_recipe(file: Path) -> Recipe:
         content = read_json(file)
         if content.pop("format") > _FORMAT:
             raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
+        _check_plugins(content.pop("plugins", {}))
         labels = content.pop("labels")
         for key in ("classes", "palette", "mirrored"):
             labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
