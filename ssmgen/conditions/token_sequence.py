@@ -1,14 +1,14 @@
 """A sequence of vectors of its own length: features of a text, or of anything else that was encoded beforehand."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ssmgen.conditions.condition import Condition
 from ssmgen.nn.signal import Signal
-from ssmgen.registry import check_keywords, register
+from ssmgen.registry import register
 
 
 @register("condition", "token-sequence")
@@ -29,7 +29,8 @@ class TokenSequence(Condition):
         dropout: see `Condition`.
     """
 
-    on_grid = False
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "lengths")
+    on_grid: ClassVar[bool] = False
 
     def __init__(self, dim: int, width: int, *, pooled: bool = False, dropout: float = 0.0) -> None:
         super().__init__(dropout)
@@ -41,16 +42,16 @@ class TokenSequence(Condition):
         self.pool = nn.Linear(dim, dim) if pooled else None
         self.gives = ("tokens", "vector") if pooled else ("tokens",)  # type: ignore[misc]
 
-    def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> dict[str, Tensor]:
         """One vector of zeros."""
-        return torch.zeros(1, 1, self.width, device=device)
+        return {"tokens": torch.zeros(1, 1, self.width, device=device)}
 
-    def signal(self, given: Tensor | Mapping[str, Any], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+    def signal(self, given: Mapping[str, Tensor], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
         """Projected tokens ``(b, m, dim)``, and which of them are valid where lengths were given or an item is null.
 
         Raises:
             ValueError: another width, a length of 0 or beyond the sequence, or a value that is not finite.
-            TypeError: tokens that are not floating point, lengths that are not integers, or another key.
+            TypeError: tokens that are not floating point, lengths that are not integers, or no tokens.
         """
         vectors, lengths = self._divided(given)
         valid = None
@@ -73,11 +74,8 @@ class TokenSequence(Condition):
         shares = valid.to(tokens.dtype) / valid.sum(dim=1, keepdim=True)
         return self.pool((tokens * shares.unsqueeze(2).to(tokens.dtype)).sum(dim=1))
 
-    def _divided(self, given: Tensor | Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _divided(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Vectors and lengths, checked."""
-        if not isinstance(given, Mapping):
-            given = {"tokens": given}
-        check_keywords("a token sequence", given, ("tokens", "lengths"))
         if "tokens" not in given:
             raise TypeError("a token sequence needs tokens: give {'tokens': ..., 'lengths': ...}")
         vectors, lengths = given["tokens"], given.get("lengths")
