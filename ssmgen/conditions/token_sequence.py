@@ -85,7 +85,7 @@ class TokenSequence(Condition):
                 f"width {self.width}"
             )
         if not vectors.is_floating_point():
-            raise TypeError(f"tokens must be floating point, got {vectors.dtype}: encode the text first")
+            raise TypeError(f"tokens must be floating point, got {vectors.dtype}: give features, not ids")
         if lengths is not None:
             _check_lengths(lengths, vectors)
         if not (vectors.is_meta or torch.compiler.is_compiling()):  # reading values would break a compiled graph
@@ -116,4 +116,4 @@ def _check_finite(vectors: Tensor, lengths: Tensor | None) -> None:
         bad = bad & (torch.arange(vectors.shape[1], device=vectors.device) < lengths.unsqueeze(1))
     if bool(bad.any()):
         item, token = bad.nonzero()[0].tolist()
-        raise ValueError(f"token {token} of item {item} holds values that are not finite: encode the text again")
+        raise ValueError(f"token {token} of item {item} holds values that are not finite: encode it again")
