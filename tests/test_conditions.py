@@ -12,6 +12,8 @@ SIZE, BATCH = (4, 6), 3
 MADE = {
     "label-map": (dict(dim=8, num_classes=5, scale=4, patch_size=2), lambda: torch.randint(0, 5, (BATCH, 16, 24))),
     "one-hot-map": (dict(num_classes=5), lambda: torch.randint(0, 5, (BATCH, *SIZE))),
+    "dense-map": (dict(dim=8, channels=2, scale=4, patch_size=2), lambda: torch.randn(BATCH, 2, 16, 24)),
+    "token-sequence": (dict(dim=8, width=5, pooled=True), lambda: torch.randn(BATCH, 1, 5)),
     "class-label": (dict(dim=8, num_labels=4), lambda: torch.tensor([0, 3, 1])),
 }
 
@@ -71,7 +73,7 @@ def test_dropout_acts_in_training_only(name):
         made(name, dropout=1)
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", ["label-map", "one-hot-map", "class-label"])
 def test_values_out_of_range_are_named(name):
     condition, value = made(name)
     for bad, kind, message in (
