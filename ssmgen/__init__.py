@@ -1,6 +1,6 @@
 """Conditional image generation with state-space models: blocks, objectives, solvers and models built by name."""
 
-from ssmgen import conditions, latents, models, nn, objectives, ops, solvers
+from ssmgen import conditions, latents, models, nn, objectives, ops, solvers, text
 from ssmgen.likelihood import log_likelihood
 from ssmgen.noise import initial_noise
 from ssmgen.pipeline import MaskToImage
@@ -27,4 +27,5 @@ __all__ = [
     "register",
     "sample",
     "solvers",
+    "text",
 ]

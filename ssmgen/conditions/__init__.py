@@ -2,7 +2,10 @@
 
 from ssmgen.conditions.class_label import ClassLabel
 from ssmgen.conditions.condition import Condition
+from ssmgen.conditions.dense_map import DenseMap
 from ssmgen.conditions.label_map import LabelMap, OneHotMap
+from ssmgen.conditions.maps import MapCondition
+from ssmgen.conditions.token_sequence import TokenSequence
 from ssmgen.nn.signal import Signal
 
-__all__ = ["ClassLabel", "Condition", "LabelMap", "OneHotMap", "Signal"]
+__all__ = ["ClassLabel", "Condition", "DenseMap", "LabelMap", "MapCondition", "OneHotMap", "Signal", "TokenSequence"]

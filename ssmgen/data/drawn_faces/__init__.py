@@ -14,5 +14,15 @@ is in the tests). So is the frequency of the parts, except that hats, glasses an
 
 from ssmgen.data.drawn_faces.geometry import DRAWN_FACES_VERSION
 from ssmgen.data.drawn_faces.portrait import DrawnFaces, draw_face, write_official_layout
+from ssmgen.data.drawn_faces.words import ATTRIBUTES, attributes_of, sentence, words_of
 
-__all__ = ["DRAWN_FACES_VERSION", "DrawnFaces", "draw_face", "write_official_layout"]
+__all__ = [
+    "ATTRIBUTES",
+    "DRAWN_FACES_VERSION",
+    "DrawnFaces",
+    "attributes_of",
+    "draw_face",
+    "sentence",
+    "words_of",
+    "write_official_layout",
+]

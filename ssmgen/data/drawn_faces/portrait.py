@@ -23,6 +23,7 @@ from ssmgen.data.drawn_faces.face import (
     paint_neck,
 )
 from ssmgen.data.drawn_faces.geometry import DRAWN_FACES_VERSION, random_geometry
+from ssmgen.data.drawn_faces.words import attributes_of, words_of
 from ssmgen.data.images import to_pil, write_png
 from ssmgen.data.labels import CELEBAMASK19
 
@@ -87,14 +88,25 @@ class DrawnFaces(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if not -self.count <= i < self.count:
-            raise IndexError(f"face {i} of {self.count}")
-        return draw_face(self.start + i % self.count, self.size, self.seed)
+        return draw_face(self._index(i), self.size, self.seed)
+
+    def words(self, i: int) -> str:
+        """A sentence that states the attributes of face ``i``, which need not be drawn for it."""
+        return words_of(self._index(i), self.seed)
+
+    def attributes(self, i: int) -> dict[str, int]:
+        """Class ids of the attributes of face ``i``, by the names in `ATTRIBUTES`."""
+        return attributes_of(self._index(i), self.seed)
 
     def fingerprint(self) -> str:
         """Identifies the exact images, for caches and checkpoints."""
         faces = f"seed{self.seed}-start{self.start}-count{self.count}-size{self.size}"
         return f"drawn_faces-v{DRAWN_FACES_VERSION}-{faces}"
+
+    def _index(self, i: int) -> int:
+        if not -self.count <= i < self.count:
+            raise IndexError(f"face {i} of {self.count}")
+        return self.start + i % self.count
 
 
 def write_official_layout(target: Path, count: int, size: int = 512, seed: int = 0, start: int = 0) -> None:
