@@ -26,6 +26,31 @@ def _muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
     return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
 
 
+def checked_size(image_size: int | str) -> int | str:
+    """An ``image_size`` as it is recorded: a square's side, or another ``HEIGHTxWIDTH``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    sides = [int(side) if side.isdecimal() else 0 for side in str(image_size).split("x")]
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise UsageError(f"image_size={image_size}: expected a side such as 128, or height x width such as 192x96")
+    return sides[0] if len(set(sides)) == 1 else f"{sides[0]}x{sides[1]}"
+
+
+def size_of(image_size: int | str) -> int | tuple[int, int]:
+    """The side of a square, or (height, width), of an ``image_size`` that `checked_size` returned."""
+    if isinstance(image_size, int):
+        return image_size
+    height, width = map(int, image_size.split("x"))
+    return height, width
+
+
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a square's side or of itself."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
 @dataclass
 class Config:
     """Everything a run is made of; each field is a key of ``python -m recipes.sisma.train``.
@@ -36,7 +61,7 @@ class Config:
         run: the run's folder.
         resume: ``no``, ``auto`` (the newest checkpoint of the run, if any) or a checkpoint's folder.
         data: ``drawn``, or a folder made by recipes.sisma.prepare.
-        image_size: side of the square images in pixels.
+        image_size: side of the square images in pixels, or height x width such as ``192x96``.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
         crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
@@ -69,7 +94,7 @@ class Config:
     run: str = "runs/quick"
     resume: str = "no"
     data: str = "drawn"
-    image_size: int = 128
+    image_size: int | str = 128
     drawn_count: int = 3072
     flip: bool = False
     crops: int = 1
@@ -90,6 +115,14 @@ class Config:
     evaluate: bool = True
     evaluate_masks: int = 128
     parser: str = "drawn"
+
+    def __post_init__(self) -> None:
+        self.image_size = checked_size(self.image_size)
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """The images' side, or (height, width), in pixels."""
+        return size_of(self.image_size)
 
     def with_steps(self, steps: int) -> Self:
         """A copy with this number of steps and the settings that follow from it."""
