@@ -22,7 +22,8 @@ def _small_training(steps: int = 1500, lr: float = 2e-3, ema_decay: float = 0.99
     return TrainSettings(steps=steps, lr=lr, ema_decay=ema_decay, **small, **more)
 
 
-def _muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+def muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+    """Training of a small network on a few thousand pictures; its cosine ends with its steps."""
     return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
 
 
@@ -142,7 +143,7 @@ def quick() -> Config:
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
-        train=_muon_training(steps=0),
+        train=muon_training(steps=0),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
     )
@@ -162,7 +163,7 @@ def faces() -> Config:
         balance=0.5,
         class_weighting=0.5,
         t_sampling="logit-normal",
-        train=_muon_training(steps=2000, ema_decay=0.998),
+        train=muon_training(steps=2000, ema_decay=0.998),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
         evaluate_masks=64,
