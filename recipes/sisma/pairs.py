@@ -134,6 +134,10 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
             example["weight"] = loss_weights(example["mask"].unsqueeze(0), self.class_weights, size)[0]
         return example
 
+    def bucket_of(self, position: int) -> int:
+        """The bucket of an example, see `ssmgen.data.LatentCache.bucket_of`."""
+        return self.cache.bucket_of(self.examples[position][0])
+
     def _masks(self) -> Iterator[Tensor]:
         return (self.cache.mask(index) for index in range(len(self.cache)))
 
