@@ -15,7 +15,7 @@ from recipes.sisma.arguments import UsageError, command_line
 from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import CELEBAMASK19, Crops, DrawnFaces, Pairs, PreparedFolder, class_weights, loss_weights, repeats
+from ssmgen.data import Crops, DrawnFaces, LabelSet, Pairs, PreparedFolder, class_weights, loss_weights, repeats
 from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.latents import autoencoder_at
@@ -29,37 +29,43 @@ _MOST_WORKERS = 16
 
 
 def training_pairs(config: Config) -> Pairs:
-    """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
+    """Pairs to train on, images ``(3, height, width)`` uint8 and masks ``(height, width)`` uint8."""
     if config.data == "drawn":
-        return DrawnFaces(config.drawn_count, size=config.image_size)
-    return prepared_pairs(config, "train", config.image_size)
+        return DrawnFaces(config.drawn_count, size=_drawn_side(config))
+    return prepared_pairs(config, "train", config.size)
 
 
 def held_out_pairs(config: Config, count: int) -> Pairs:
     """Pairs that training does not see: ``count`` drawn ones, or the test split of the prepared folder."""
     if config.data == "drawn":
-        return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
-    return prepared_pairs(config, "test", config.image_size)
+        return DrawnFaces(count, size=_drawn_side(config), start=HELD_OUT)
+    return prepared_pairs(config, "test", config.size)
 
 
-def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
+def _drawn_side(config: Config) -> int:
+    if not isinstance(config.size, int):
+        raise UsageError(f"image_size={config.image_size}: drawn faces are square: give a side such as 128")
+    return config.size
+
+
+def first_held_out(config: Config, count: int) -> tuple[list[Tensor], list[Tensor]]:
     """Images and masks of the first ``count`` pairs that training does not see, or of all if there are fewer."""
     pairs = held_out_pairs(config, count)
     images, masks = zip(*(pairs[i] for i in range(min(count, len(pairs)))), strict=True)
-    return torch.stack(images), torch.stack(masks)
+    return list(images), list(masks)
 
 
-def prepared_pairs(config: Config, split: str, size: int | None = None) -> PreparedFolder:
+def prepared_pairs(config: Config, split: str, size: Any = None) -> PreparedFolder:
     """A split of the run's prepared folder; the error without one names the command that prepares it."""
     if not config.data:
-        command = command_line("prepare", "source=...", "target=FOLDER")
+        command = command_line("prepare", "source=...", "target=FOLDER", recipe=config.recipe)
         raise UsageError(f"preset {config.preset!r} needs data=FOLDER, made by: {command}")
-    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}")
+    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}", recipe=config.recipe)
     return PreparedFolder(config.data, split, size, hint=f"prepare one with {command}")
 
 
 def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """All pairs of one size: images ``(n, 3, size, size)`` and masks ``(n, size, size)``, uint8."""
+    """All pairs of one size: images ``(n, 3, height, width)`` and masks ``(n, height, width)``, uint8."""
     print(f"loading {len(pairs)} image-mask pairs", file=sys.stderr)
     workers = loader_processes(2)
     loader = DataLoader(cast(Any, pairs), 16, num_workers=workers, worker_init_fn=ignore_stop_requests)
@@ -67,27 +73,23 @@ def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(masks)
 
 
-def check_pairs(config: Config) -> None:
-    """Reject data that a run cannot be trained on, or be evaluated or sampled with afterwards.
+def check_pairs(config: Config) -> LabelSet:
+    """The classes of a run's data, after a check that it can be trained on, and evaluated and sampled afterwards.
 
     Raises:
-        ValueError: masks of other classes, or too few test pairs; says what to change.
+        ValueError: too few test pairs; says what to change.
         OSError: no prepared folder, or files missing from it.
     """
     pairs = training_pairs(config)
-    if pairs.labels.classes != CELEBAMASK19.classes:
-        raise ValueError(
-            f"{config.data}: has masks of {pairs.labels.name}, the recipe trains on those of {CELEBAMASK19.name}; for "
-            "other classes see docs/tutorials/your-own-masks.md"
-        )
     if config.data == "drawn":
-        return
+        return pairs.labels
     splits = load_splits(Path(config.data) / "splits.json")
     found = len(splits.get("test", ()))
     if found < (MIN_TEST_PAIRS if config.evaluate else 1 if config.sample_every != 0 else 0):
         instead = "evaluate=false" + ("" if found else " sample_every=0")
         advice = remedy(splits, pairs.record["source"].get("split", ""))
         raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")
+    return pairs.labels
 
 
 def load_autoencoder(config: Config) -> Any:
@@ -172,7 +174,8 @@ def _pairs_to_encode(config: Config) -> Pairs:
         return training_pairs(config)
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    return Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
+    whole = "whole" if isinstance(config.size, list) else None
+    return Crops(prepared_pairs(config, "train", whole), config.size, config.crops, seed=config.train.seed)
 
 
 def _check_files(pairs: Pairs, cache: Path) -> None:

@@ -4,7 +4,7 @@ A preset is a function that returns a whole `Config`. What the paper (arXiv 2509
 "assumed" here and listed with its reason in docs/paper.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,8 +22,50 @@ def _small_training(steps: int = 1500, lr: float = 2e-3, ema_decay: float = 0.99
     return TrainSettings(steps=steps, lr=lr, ema_decay=ema_decay, **small, **more)
 
 
-def _muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+def muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+    """Training of a small network on a few thousand pictures; its cosine ends with its steps."""
     return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
+
+
+#: A side, (height, width), or a list of (height, width).
+Size = int | tuple[int, int] | list[tuple[int, int]]
+
+
+def checked_size(image_size: int | str) -> int | str:
+    """An ``image_size`` as it is recorded: a square's side, another ``HEIGHTxWIDTH``, or several with commas.
+
+    Raises:
+        UsageError: it is none of these, or names a size twice.
+    """
+    words = str(image_size).replace(" ", "").split(",")
+    if len(words) == 1:
+        return _checked_size(words[0])
+    several = [f"{height}x{width}" for height, width in (sides_of(size_of(_checked_size(word))) for word in words)]
+    if len(set(several)) < len(several):
+        raise UsageError(f"image_size={image_size}: names a size twice")
+    return ",".join(several)
+
+
+def _checked_size(image_size: str) -> int | str:
+    sides = [int(side) if side.isdecimal() else 0 for side in image_size.split("x")]
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise UsageError(f"image_size={image_size}: expected a side such as 128, or height x width such as 192x96")
+    return sides[0] if len(set(sides)) == 1 else f"{sides[0]}x{sides[1]}"
+
+
+def size_of(image_size: int | str) -> Any:
+    """The `Size` of an ``image_size`` that `checked_size` returned."""
+    if isinstance(image_size, int):
+        return image_size
+    sizes = [(int(height), int(width)) for height, _, width in (word.partition("x") for word in image_size.split(","))]
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
+def sides_of(size: Size) -> tuple[int, ...]:
+    """All heights and widths of a size."""
+    if isinstance(size, int):
+        return size, size
+    return size if isinstance(size, tuple) else tuple(side for one in size for side in one)
 
 
 @dataclass
@@ -31,11 +73,13 @@ class Config:
     """Everything a run is made of; each field is a key of ``python -m recipes.sisma.train``.
 
     Attributes:
+        recipe: the package whose ``prepare`` and ``train`` it is made with; each has one value.
         preset: the preset it came from.
         run: the run's folder.
         resume: ``no``, ``auto`` (the newest checkpoint of the run, if any) or a checkpoint's folder.
         data: ``drawn``, or a folder made by recipes.sisma.prepare.
-        image_size: side of the square images in pixels.
+        image_size: side of the square images in pixels, or height x width such as ``192x96``. Several, separated by
+            commas, are buckets: each pair of a prepared folder gets the one with the nearest aspect ratio.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
         crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
@@ -63,11 +107,12 @@ class Config:
 
     short_names: ClassVar[dict[str, str]] = {"steps": "train.steps", "solver_steps": "sampling.steps"}
 
+    recipe: str = "recipes.sisma"
     preset: str = "quick"
     run: str = "runs/quick"
     resume: str = "no"
     data: str = "drawn"
-    image_size: int = 128
+    image_size: int | str = 128
     drawn_count: int = 3072
     flip: bool = False
     crops: int = 1
@@ -89,6 +134,14 @@ class Config:
     evaluate_masks: int = 128
     parser: str = "drawn"
 
+    def __post_init__(self) -> None:
+        self.image_size = checked_size(self.image_size)
+
+    @property
+    def size(self) -> Size:
+        """The images' side, (height, width), or a list of these, in pixels."""
+        return size_of(self.image_size)
+
     def with_steps(self, steps: int) -> Self:
         """A copy with this number of steps and the settings that follow from it."""
         train = replace(self.train, steps=steps)
@@ -107,7 +160,7 @@ def quick() -> Config:
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
-        train=_muon_training(steps=0),
+        train=muon_training(steps=0),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
     )
@@ -127,7 +180,7 @@ def faces() -> Config:
         balance=0.5,
         class_weighting=0.5,
         t_sampling="logit-normal",
-        train=_muon_training(steps=2000, ema_decay=0.998),
+        train=muon_training(steps=2000, ema_decay=0.998),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
         evaluate_masks=64,
@@ -170,11 +223,13 @@ def stable() -> Config:
     return replace(config, preset="stable", run="runs/stable", train=replace(config.train, lr=1e-4))
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"quick": quick, "faces": faces, "paper": paper, "stable": stable}
+#: The presets of a recipe by name; the first one is its default.
+Presets = Mapping[str, Callable[[], Config]]
+PRESETS: Presets = {"quick": quick, "faces": faces, "paper": paper, "stable": stable}
 
 
-def preset(name: str) -> Config:
+def preset(name: str, presets: Presets = PRESETS) -> Config:
     """The settings behind a name; an unknown one is a `UsageError` with the closest."""
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}{closest(name, PRESETS)} The presets are {', '.join(PRESETS)}.")
-    return PRESETS[name]()
+    if name not in presets:
+        raise UsageError(f"unknown preset {name!r}{closest(name, presets)} The presets are {', '.join(presets)}.")
+    return presets[name]()

@@ -16,9 +16,10 @@ from recipes.sisma.evaluation.distances import (
     lpips_diversity,
     measure_distance,
 )
-from recipes.sisma.evaluation.images import HeldOut, Images
+from recipes.sisma.evaluation.images import HeldOut, Images, by_shape, mapped
 from recipes.sisma.evaluation.settings import Settings
-from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
+from recipes.sisma.parser import SHIPPED, UNetParser, load_parser
+from recipes.sisma.presets import Size, sides_of
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 from ssmgen.metrics.backbones import sha256_of
@@ -55,13 +56,14 @@ class NamedParser:
     card: dict[str, Any] | None = None
     multiple: int = 1
 
-    def check(self, labels: LabelSet, side: int) -> None:
-        """Reject masks of another number of classes, and images of a ``side`` it cannot take, by a `ValueError`."""
+    def check(self, labels: LabelSet, size: Size) -> None:
+        """Reject masks of another number of classes, and images of a ``size`` it cannot take, by a `ValueError`."""
         if self.num_classes != len(labels):
             raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
-        if side % self.multiple:
+        if any(side % self.multiple for side in sides_of(size)):
             needed = f"images with sides that are multiples of {self.multiple}"
-            raise ValueError(f"{self.name}: needs {needed}, got {side} pixels; or parser=none")
+            given = " x ".join(map(str, dict.fromkeys(sides_of(size))))
+            raise ValueError(f"{self.name}: needs {needed}, got {given} pixels; or parser=none")
 
 
 def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser | None:
@@ -77,7 +79,7 @@ def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser
     parser, card = load_parser(file)
     if card["num_classes"] != len(labels):
         raise ValueError(f"{file}: predicts {card['num_classes']} classes, the masks have {len(labels)}")
-    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, FaceParser.multiple)
+    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, UNetParser.multiple)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Metrics:
     lpips: Any
 
 
-def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSet, count: int, side: int) -> Metrics:
+def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSet, count: int, size: Any) -> Metrics:
     """Load and check the networks of the requested metrics.
 
     Raises:
@@ -99,13 +101,13 @@ def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSe
     if count < 2:
         raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
     if parser is not None:
-        parser.check(labels, side)
+        parser.check(labels, size)
     return Metrics(parser, load_distances(settings, count), load_lpips(settings))
 
 
 def measure_images(
     images: Images, metrics: Metrics, train: Any, round_trip: Callable[[Tensor], Tensor] | None = None
-) -> tuple[dict[str, Any], Tensor | None]:
+) -> tuple[dict[str, Any], Tensor | list[Tensor] | None]:
     """All figures, and the parser's labels of the generated images.
 
     Args:
@@ -134,33 +136,42 @@ def measure_images(
     return result, parsed
 
 
-def _parse(parser: NamedParser, images: Tensor, what: str) -> Tensor:
-    """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``."""
-    parsed = []
-    with progress_bar(len(images), "img", what=what) as bar:
-        for batch in images.split(_BATCH):
-            parsed.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
+def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Tensor | list[Tensor]:
+    """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``, or of a list of images."""
+
+    def parsed(group: Tensor) -> Tensor:
+        found = []
+        for batch in group.split(_BATCH):
+            found.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
             bar.update(len(batch))
-    return torch.cat(parsed)
+        return torch.cat(found)
+
+    with progress_bar(len(images), "img", what=what) as bar:
+        return mapped(parsed, images)
 
 
 def _agreement(
-    parser: NamedParser, held_out: HeldOut, parsed: Tensor, round_trip: Callable[[Tensor], Tensor] | None
+    parser: NamedParser, held_out: HeldOut, parsed: Any, round_trip: Callable[[Tensor], Tensor] | None
 ) -> dict[str, Any]:
-    def agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
+    def agree(predicted: Any, true: Any, shift: int = 0) -> dict[str, Any]:
+        """Labels against masks, each by ``shift`` places further among those of its shape."""
         agreement = MaskAgreement(held_out.labels.classes, parser.name, parser.weights)
-        agreement.update(predicted, true, held_out.ids)
+        for places, group in by_shape(true):
+            if shift and len(places) == 1 < len(true):
+                continue  # there is no other mask of this shape
+            of_shape = torch.stack([predicted[place] for place in places])
+            agreement.update(of_shape, group.roll(shift, dims=0), [held_out.ids[place] for place in places])
         return agreement.result()
 
     masks, real = held_out.masks, held_out.images
     result = {
         "mask_agreement": agree(parsed, masks),
         "ceiling": agree(_parse(parser, real, "parsing real images"), masks),
-        "floor": agree(parsed, masks.roll(1, dims=0)),
+        "floor": agree(parsed, masks, shift=1),
         "parser": parser.card or {"name": parser.name},
     }
     if round_trip is not None:
-        decoded = _parse(parser, round_trip(real), "parsing after the autoencoder")
+        decoded = _parse(parser, mapped(round_trip, real), "parsing after the autoencoder")
         result["autoencoder_ceiling"] = agree(decoded, masks)
     low, high = result["floor"]["miou"], result["ceiling"]["miou"]
     # A parser that is no better than chance on real images says nothing about generated ones.
@@ -169,7 +180,10 @@ def _agreement(
 
 
 def _diversity(images: Images) -> dict[str, float]:
-    found = {"other_masks": pairwise_rms(images.generated[:_COMPARED].float() / 127.5 - 1)}
+    groups = [group for _, group in by_shape(images.generated[:_COMPARED]) if len(group) > 1]
+    pairs = [len(group) * (len(group) - 1) // 2 for group in groups]
+    between = [pairwise_rms(group.float() / 127.5 - 1) for group in groups]
+    found = {"other_masks": sum(count / sum(pairs) * one for count, one in zip(pairs, between, strict=True))}
     if images.sample_files:
         same = [pairwise_rms(group.float() / 127.5 - 1) for group in images.samples()]
         found = {"same_mask": sum(same) / len(same), **found}

@@ -11,6 +11,7 @@ from torch import Tensor
 from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.evaluation.images import Images
 from ssmgen.atomic import write_text
+from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
@@ -57,7 +58,7 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
+def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Any) -> None:
     """Write the page.
 
     Args:
@@ -68,6 +69,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
     """
     from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
+    faces = images.held_out.labels.classes == CELEBAMASK19.classes
     loader = FileSystemLoader([_FOLDER, _FOLDER.parent])  # the latter holds curves.html.j2
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html.j2").render(
@@ -77,7 +79,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
         classes=_by_class(result),
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
-        published=[(row, differences(row, result)) for row in PUBLISHED],
+        published=[(row, differences(row, result)) for row in PUBLISHED] if faces else [],
         own=_result_rows(result),
     )
     write_text(file, page)
@@ -142,7 +144,7 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     return [(name, *(part[name] for part in parts)) for name in parts[0]]
 
 
-def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
+def _extremes(images: Images, parsed: Any) -> list[dict[str, Any]]:
     """The best, median and worst masks by the mean IoU over the classes of each, none of them twice."""
     held_out = images.held_out
     scores = [_miou(images, parsed, i) for i in range(len(parsed))]
@@ -161,10 +163,10 @@ def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _miou(images: Images, parsed: Tensor, i: int) -> float:
+def _miou(images: Images, parsed: Any, i: int) -> float:
     """Mean intersection over union of one image, over the classes of its own mask."""
     agreement = MaskAgreement(images.held_out.labels.classes)
-    agreement.update(parsed[i : i + 1], images.held_out.masks[i : i + 1])
+    agreement.update(parsed[i][None], images.held_out.masks[i][None])
     return agreement.result()["miou"]
 
 
