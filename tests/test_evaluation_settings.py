@@ -59,7 +59,7 @@ def test_bad_batches_are_refused_before_sampling(trained):
 
 
 def test_a_parser_of_other_classes_is_refused(trained, tmp_path):
-    parser.save_parser(parser.FaceParser(7, 4), tmp_path / "seven.safetensors", {"num_classes": 7, "width": 4})
+    parser.save_parser(parser.UNetParser(7, 4), tmp_path / "seven.safetensors", {"num_classes": 7, "width": 4})
     with pytest.raises(ValueError, match=r"seven.safetensors: predicts 7 classes, the masks have 19"):
         evaluate.evaluate_run(trained, Settings(parser=str(tmp_path / "seven.safetensors")), command="test")
 

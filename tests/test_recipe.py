@@ -20,9 +20,9 @@ from recipes.sisma import evaluate, export, parser, prepare, provenance, train
 from recipes.sisma.arguments import UsageError, flat
 from recipes.sisma.pairs import prepared_pairs
 from recipes.sisma.presets import PRESETS, Config, preset
-from recipes.sisma.runs import load_config
+from recipes.sisma.runs import load_config, load_labels, load_run
 from ssmgen import MaskToImage
-from ssmgen.data import BISENET19, CELEBAMASK19
+from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import write_pair, write_records
 from ssmgen.training import checkpoints, verify_checkpoint
@@ -30,8 +30,8 @@ from ssmgen.training import checkpoints, verify_checkpoint
 
 def test_a_run_folder_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
-        *("config.yaml", "log.jsonl", "samples", "checkpoints", "result.json", "result.png", "report.html"),
-        *("evaluation", "tensorboard"),
+        *("config.yaml", "labels.json", "log.jsonl", "samples", "checkpoints", "evaluation", "tensorboard"),
+        *("result.json", "result.png", "report.html"),
     }
     assert [p.name for p in sorted((trained / "samples").iterdir())] == ["step-000003.png", "step-000006.png"]
     result = json.loads((trained / "result.json").read_text())
@@ -89,9 +89,23 @@ def test_what_such_a_refusal_advises_trains(tmp_path, four_pairs):
     assert json.loads((tmp_path / "two/run/result.json").read_text())["masks"] == 2, "two are enough for all of it"
 
 
-def test_masks_of_other_classes_are_refused_before_training(tmp_path, four_pairs):
-    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]}, BISENET19)
-    with pytest.raises(ValueError, match="has masks of bisenet19, the recipe trains on those of celebamask19"):
+def test_a_run_records_the_classes_of_its_data(tmp_path, four_pairs):
+    labels = LabelSet("halves", tuple(f"part {i}" for i in range(20)), ((0, 9, 0),) * 20)
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]}, labels)
+    again = words(tmp_path, f"data={data}", "image_size=32", "steps=1", "batch_size=2", "sample_every=1", "parser=none")
+    train.main(["quick", *again])
+    pipe, _ = load_run(tmp_path / "run")
+    assert pipe.recipe.labels == labels and pipe.model.num_classes == 20
+    (tmp_path / "run" / "labels.json").write_text('{"name": "halves"}')
+    with pytest.raises(ValueError, match="labels.json: is not the record of a label set"):
+        load_run(tmp_path / "run")
+    (tmp_path / "run" / "labels.json").unlink()  # as in runs that began before classes were recorded
+    assert load_labels(tmp_path / "run") == CELEBAMASK19
+
+
+def test_a_parser_of_other_classes_is_rejected_before_training(tmp_path, four_pairs):
+    data = four_pairs({"train": ["p0"], "test": ["p1", "p2"]}, LabelSet("two", ("a", "b"), ((0, 9, 0),) * 2))
+    with pytest.raises(ValueError, match="drawn-parser.safetensors: predicts 19 classes, the masks have 2"):
         train.main(["quick", *words(tmp_path, f"data={data}", "image_size=32", "steps=1")])
     assert not (tmp_path / "run").exists()
 
@@ -121,6 +135,7 @@ def test_a_solver_whose_package_is_missing_is_refused_before_training(tmp_path, 
         (["quick", "steps"], "'steps' is not key=value"),
         (["quick", "steps=many"], "steps"),
         (["quick", "preset=paper"], "name the preset as the first word"),
+        (["quick", "recipe=recipes.clothes"], "run python -m recipes.clothes.train instead"),
         (["faces"], "needs data=FOLDER"),
         (["quick", "steps=-1"], "steps must not be negative, got -1"),
         (["paper", "steps=0"], "steps must be positive, or 0 with minutes= to train for; got minutes=0"),
@@ -166,7 +181,7 @@ def test_folders_that_are_none_are_explained(tmp_path, monkeypatch, words, messa
 def test_printed_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
     words = ["quick", "run=my runs/a;b", "model_args={depth: 1}", "resume=no"]
     expected = ["python", "-m", "recipes.sisma.train", *words[:3], "resume=auto"]
-    assert shlex.split(train._continue(words)) == expected
+    assert shlex.split(train._continue(words, "recipes.sisma")) == expected
     config = dataclasses.replace(preset("quick"), t_sampling="a b")
     assert shlex.split(export.training_command(config))[3:] == ["quick", "t_sampling=a b"]
     target = tmp_path / "my faces"

@@ -187,9 +187,9 @@ def _attributes(schema: Any) -> dict[str, str]:
     return found
 
 
-def command_line(command: str, *words: str) -> str:
-    """``python -m recipes.sisma.COMMAND`` with its words, quoted for a shell."""
-    return shlex.join(["python", "-m", f"recipes.sisma.{command}", *words])
+def command_line(command: str, *words: str, recipe: str = "recipes.sisma") -> str:
+    """``python -m RECIPE.COMMAND`` with its words, quoted for a shell."""
+    return shlex.join(["python", "-m", f"{recipe}.{command}", *words])
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:

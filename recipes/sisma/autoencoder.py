@@ -184,12 +184,12 @@ def _as_input(images: Tensor) -> Tensor:
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def rarity_weights(masks: Tensor) -> Tensor:
-    """Loss weights ``(19,)`` by the root of each class's rarity: a necklace is seven pixels in one mask of twelve.
+def rarity_weights(masks: Tensor, classes: int = len(CELEBAMASK19)) -> Tensor:
+    """Loss weights ``(classes,)`` by the root of each class's rarity: a necklace is seven pixels in one mask of twelve.
 
     Relative to the median class, unlike `ssmgen.data.class_weights`: the shipped networks were trained with them.
     """
-    pixels = torch.bincount(masks.flatten(), minlength=len(CELEBAMASK19)).float().clamp(min=1)
+    pixels = torch.bincount(masks.flatten(), minlength=classes).float().clamp(min=1)
     return (pixels.median() / pixels).sqrt().clamp(0.3, 10)
 
 

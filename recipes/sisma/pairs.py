@@ -15,7 +15,7 @@ from recipes.sisma.arguments import UsageError, command_line
 from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
 from ssmgen import build
-from ssmgen.data import CELEBAMASK19, Crops, DrawnFaces, Pairs, PreparedFolder, class_weights, loss_weights, repeats
+from ssmgen.data import Crops, DrawnFaces, LabelSet, Pairs, PreparedFolder, class_weights, loss_weights, repeats
 from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.latents import autoencoder_at
@@ -52,9 +52,9 @@ def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
 def prepared_pairs(config: Config, split: str, size: int | None = None) -> PreparedFolder:
     """A split of the run's prepared folder; the error without one names the command that prepares it."""
     if not config.data:
-        command = command_line("prepare", "source=...", "target=FOLDER")
+        command = command_line("prepare", "source=...", "target=FOLDER", recipe=config.recipe)
         raise UsageError(f"preset {config.preset!r} needs data=FOLDER, made by: {command}")
-    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}")
+    command = command_line("prepare", "source=DIR", f"target={Path(config.data)}", recipe=config.recipe)
     return PreparedFolder(config.data, split, size, hint=f"prepare one with {command}")
 
 
@@ -67,27 +67,23 @@ def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(masks)
 
 
-def check_pairs(config: Config) -> None:
-    """Reject data that a run cannot be trained on, or be evaluated or sampled with afterwards.
+def check_pairs(config: Config) -> LabelSet:
+    """The classes of a run's data, after a check that it can be trained on, and evaluated and sampled afterwards.
 
     Raises:
-        ValueError: masks of other classes, or too few test pairs; says what to change.
+        ValueError: too few test pairs; says what to change.
         OSError: no prepared folder, or files missing from it.
     """
     pairs = training_pairs(config)
-    if pairs.labels.classes != CELEBAMASK19.classes:
-        raise ValueError(
-            f"{config.data}: has masks of {pairs.labels.name}, the recipe trains on those of {CELEBAMASK19.name}; for "
-            "other classes see docs/tutorials/your-own-masks.md"
-        )
     if config.data == "drawn":
-        return
+        return pairs.labels
     splits = load_splits(Path(config.data) / "splits.json")
     found = len(splits.get("test", ()))
     if found < (MIN_TEST_PAIRS if config.evaluate else 1 if config.sample_every != 0 else 0):
         instead = "evaluate=false" + ("" if found else " sample_every=0")
         advice = remedy(splits, pairs.record["source"].get("split", ""))
         raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")
+    return pairs.labels
 
 
 def load_autoencoder(config: Config) -> Any:

@@ -1,4 +1,4 @@
-"""Train a small face parser, from image to labels, that measures whether generated faces follow their masks.
+"""Train a small parser, from image to labels, that measures whether generated images follow their masks.
 
     python -m recipes.sisma.parser out=runs/parser.safetensors            # drawn faces, as the one in assets/
     python -m recipes.sisma.parser data=PREPARED out=runs/parser.safetensors steps=1500
@@ -22,7 +22,7 @@ from recipes.sisma.arguments import UsageError, command_line, from_command_line,
 from recipes.sisma.autoencoder import rarity_weights, take_step
 from recipes.sisma.pairs import held_out_pairs, in_memory, training_pairs
 from recipes.sisma.presets import ASSETS, Config
-from ssmgen.data import CELEBAMASK19, Pairs, flip_pair
+from ssmgen.data import Pairs, flip_pair
 from ssmgen.metrics import MaskAgreement
 from ssmgen.precision import choose_precision
 from ssmgen.training import StepOrder, derived_seed
@@ -62,7 +62,7 @@ class Settings:
     seed: int = 0
 
 
-class FaceParser(nn.Module):
+class UNetParser(nn.Module):
     """U-Net with four resolutions: ``width`` channels at the full one, four times as many at the coarsest."""
 
     multiple = 16  # of which the sides of images must be multiples
@@ -100,7 +100,7 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
+def load_parser(path: Path) -> tuple[UNetParser, dict[str, Any]]:
     """Load a parser and its card (settings and held-out score).
 
     Raises:
@@ -113,14 +113,14 @@ def load_parser(path: Path) -> tuple[FaceParser, dict[str, Any]]:
         header = file.metadata() or {}
     try:
         card = json.loads(header["card"])
-        parser = FaceParser(card["num_classes"], card["width"])
+        parser = UNetParser(card["num_classes"], card["width"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: is not a parser written by recipes.sisma.parser ({error!r})") from error
     load_weights(parser, path)
     return parser.eval().to(memory_format=torch.channels_last), card  # as in training: no copies
 
 
-def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
+def save_parser(parser: UNetParser, path: Path, card: dict[str, Any]) -> None:
     """Write weights, in float16, and card into one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half() for name, value in tensors_of(parser).items()}
@@ -130,8 +130,8 @@ def save_parser(parser: FaceParser, path: Path, card: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """Train a parser, score it on held-out images and save it."""
     settings = from_command_line(Settings(), argv)
-    if settings.image_size < FaceParser.multiple or settings.image_size % FaceParser.multiple:
-        raise UsageError(f"image_size must be a multiple of {FaceParser.multiple}, got {settings.image_size}")
+    if settings.image_size < UNetParser.multiple or settings.image_size % UNetParser.multiple:
+        raise UsageError(f"image_size must be a multiple of {UNetParser.multiple}, got {settings.image_size}")
     if min(settings.steps, settings.batch_size, settings.width, settings.held_out) < 1:
         raise UsageError("steps, batch_size, width and held_out must be at least 1")
     choice = choose_precision(settings.precision)
@@ -139,16 +139,14 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(settings.seed)
     data = Config(data=settings.data, image_size=settings.image_size, drawn_count=settings.faces)
     unseen = held_out_pairs(data, settings.held_out)
-    if unseen.labels.classes != CELEBAMASK19.classes:
-        raise UsageError(f"{settings.data}: masks are of {unseen.labels.name}; the parser needs celebamask19")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-    parser = FaceParser(len(CELEBAMASK19), settings.width).to(memory_format=torch.channels_last)
+    parser = UNetParser(len(unseen.labels), settings.width).to(memory_format=torch.channels_last)
     print(choice, file=sys.stderr)
     started = time.monotonic()
     _train(parser, settings, training_pairs(data))
     score = evaluate_parser(parser, unseen)
     card = {
-        "num_classes": len(CELEBAMASK19),
+        "num_classes": len(unseen.labels),
         "width": settings.width,
         "image_size": settings.image_size,
         "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
@@ -162,9 +160,9 @@ def main(argv: list[str]) -> None:
     print(f"saved {settings.out}")
 
 
-def evaluate_parser(parser: FaceParser, pairs: Pairs) -> dict[str, Any]:
+def evaluate_parser(parser: UNetParser, pairs: Pairs) -> dict[str, Any]:
     """Score a parser on real images: ``miou``, ``pixel_accuracy``, ``iou`` by class, and their number ``n``."""
-    agreement = MaskAgreement(CELEBAMASK19.classes)
+    agreement = MaskAgreement(pairs.labels.classes)
     for index in range(len(pairs)):
         image, mask = pairs[index]
         agreement.update(parser.parse(image.unsqueeze(0).float() / 127.5 - 1), mask.unsqueeze(0))
@@ -172,19 +170,19 @@ def evaluate_parser(parser: FaceParser, pairs: Pairs) -> dict[str, Any]:
     return {key: result[key] for key in ("miou", "pixel_accuracy", "iou", "n")}
 
 
-def _train(parser: FaceParser, settings: Settings, pairs: Pairs) -> None:
+def _train(parser: UNetParser, settings: Settings, pairs: Pairs) -> None:
     optimizer = torch.optim.AdamW(parser.parameters(), lr=settings.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
     started = time.monotonic()
     parser.train()
     pool, labels = in_memory(pairs)
-    weights = rarity_weights(labels)
+    weights = rarity_weights(labels, len(pairs.labels))
     order = StepOrder(len(pool), settings.batch_size, settings.seed)
     for step in range(settings.steps):
         chosen = [index for index, _ in order.batch(step)]
         images, masks = pool[chosen], labels[chosen].long()
         if derived_seed(settings.seed, "flip", step) % 2:
-            images, masks = flip_pair(images, masks, CELEBAMASK19)
+            images, masks = flip_pair(images, masks, pairs.labels)
         torch.manual_seed(derived_seed(settings.seed, "step", step))
         images = _degrade(images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):

@@ -4,7 +4,7 @@ A preset is a function that returns a whole `Config`. What the paper (arXiv 2509
 "assumed" here and listed with its reason in docs/paper.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,6 +31,7 @@ class Config:
     """Everything a run is made of; each field is a key of ``python -m recipes.sisma.train``.
 
     Attributes:
+        recipe: the package whose ``prepare`` and ``train`` it is made with; each has one value.
         preset: the preset it came from.
         run: the run's folder.
         resume: ``no``, ``auto`` (the newest checkpoint of the run, if any) or a checkpoint's folder.
@@ -63,6 +64,7 @@ class Config:
 
     short_names: ClassVar[dict[str, str]] = {"steps": "train.steps", "solver_steps": "sampling.steps"}
 
+    recipe: str = "recipes.sisma"
     preset: str = "quick"
     run: str = "runs/quick"
     resume: str = "no"
@@ -170,11 +172,13 @@ def stable() -> Config:
     return replace(config, preset="stable", run="runs/stable", train=replace(config.train, lr=1e-4))
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"quick": quick, "faces": faces, "paper": paper, "stable": stable}
+#: The presets of a recipe by name; the first one is its default.
+Presets = Mapping[str, Callable[[], Config]]
+PRESETS: Presets = {"quick": quick, "faces": faces, "paper": paper, "stable": stable}
 
 
-def preset(name: str) -> Config:
+def preset(name: str, presets: Presets = PRESETS) -> Config:
     """The settings behind a name; an unknown one is a `UsageError` with the closest."""
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}{closest(name, PRESETS)} The presets are {', '.join(PRESETS)}.")
-    return PRESETS[name]()
+    if name not in presets:
+        raise UsageError(f"unknown preset {name!r}{closest(name, presets)} The presets are {', '.join(presets)}.")
+    return presets[name]()

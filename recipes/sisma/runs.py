@@ -1,8 +1,9 @@
 """Run folders: settings, weights, and a run loaded as a `ssmgen.MaskToImage`."""
 
+import json
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,10 @@ from torch import nn
 from recipes.sisma.arguments import from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config
+from recipes.sisma.reading import read_json
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.extras import require
 from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID, download_folder
@@ -25,6 +27,7 @@ from ssmgen.training.launch import PATIENCE, check_launch, on_cpu
 from ssmgen.training.watchdog import watch_ranks
 from ssmgen.weights import count_values, limit_parameters, load_weights
 
+_LABELS = "labels.json"
 _BYTES_TO_TRAIN = 16  # float32: weight, gradient, and AdamW's two moments
 
 
@@ -49,7 +52,7 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
         FileNotFoundError: ``run`` is not a run folder, or has no checkpoint yet.
         CheckpointError: the newest checkpoint is damaged, or was trained with another autoencoder.
     """
-    config = load_config(run)
+    config, labels = load_config(run), load_labels(run)
     newest = newest_checkpoint(run)
     state, autoencoder = read_state(newest), load_autoencoder(config)
     trained_with, given = state.get("record", {}).get("autoencoder"), autoencoder.describe()
@@ -61,17 +64,17 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
     weights = newest / "ema.safetensors"
     held = count_values(weights)
     with limit_parameters(held, f"{run / 'config.yaml'}: its model has more parameters than the {held:,} in {weights}"):
-        model = build(config.model, **model_arguments(config, autoencoder))
+        model = build(config.model, **model_arguments(config, autoencoder, labels))
     load_weights(model, weights, read_average(newest)[0])
     digest = read_manifest(newest).files["ema.safetensors"].sha256
     schedule = schedule_of(state, config.train.lr_decay_steps)
-    pipe = as_pipeline(config, model, autoencoder, f"A run after {state['step']} steps of training.")
+    pipe = as_pipeline(config, model, autoencoder, labels, f"A run after {state['step']} steps of training.")
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     return pipe, Trained(config, state["step"], state.get("seconds", 0.0), digest, schedule)
 
 
-def new_model(config: Config, autoencoder: Any) -> nn.Module:
-    """The untrained model of a run, for its autoencoder's channels and factor and the 19 face classes.
+def new_model(config: Config, autoencoder: Any, labels: LabelSet = CELEBAMASK19) -> nn.Module:
+    """The untrained model of a run, for its autoencoder's channels and factor and the classes of its masks.
 
     Raises:
         ValueError: float32 weights, gradients and AdamW's two moments would not fit the memory of this machine.
@@ -83,7 +86,7 @@ def new_model(config: Config, autoencoder: Any) -> nn.Module:
         f"{_BYTES_TO_TRAIN} bytes a parameter, and {memory / 2**30:,.1f} GiB of memory hold {most:,} parameters at "
         "most. Use a smaller dim or depth"
     )
-    arguments = model_arguments(config, autoencoder)
+    arguments = model_arguments(config, autoencoder, labels)
     with limit_parameters(most, too_large), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the real model gives the same ones
         build(config.model, **arguments)  # takes no memory and draws no number
@@ -97,23 +100,25 @@ def _machine_memory() -> int:
     return main + sum(torch.cuda.get_device_properties(i).total_memory for i in devices)
 
 
-def model_arguments(config: Config, autoencoder: Any) -> dict[str, Any]:
+def model_arguments(config: Config, autoencoder: Any, labels: LabelSet = CELEBAMASK19) -> dict[str, Any]:
     """The arguments a run's model is built with; a `ValueError` if ``model_args`` sets one that is not free."""
-    fixed = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(CELEBAMASK19)}
+    fixed = {"in_channels": autoencoder.channels, "mask_scale": autoencoder.factor, "num_classes": len(labels)}
     taken = sorted(fixed.keys() & config.model_args.keys())
     if taken:
         raise ValueError(f"model_args.{taken[0]} follows from the autoencoder and the labels: leave it out")
     return fixed | config.model_args
 
 
-def as_pipeline(config: Config, model: nn.Module, autoencoder: Any, about: str = "") -> MaskToImage:
+def as_pipeline(
+    config: Config, model: nn.Module, autoencoder: Any, labels: LabelSet = CELEBAMASK19, about: str = ""
+) -> MaskToImage:
     """A pipeline around a run's model, which is put into evaluation mode and takes no more gradients."""
     recipe = Recipe(
         model=config.model,
-        model_args=model_arguments(config, autoencoder),
+        model_args=model_arguments(config, autoencoder, labels),
         autoencoder=autoencoder.name,
         image_size=config.image_size,
-        labels=CELEBAMASK19,
+        labels=labels,
         sampling=config.sampling,
         objective=config.objective,
         about=about,
@@ -163,6 +168,26 @@ def save_config(config: Config, file: Path) -> None:
     write_text(file, require("omegaconf", extra="train").OmegaConf.to_yaml(config))
 
 
+def save_labels(labels: LabelSet, run: Path) -> None:
+    """Record the classes of a run's masks, so that it can be loaded where its data are not."""
+    write_text(run / _LABELS, json.dumps(asdict(labels), indent=1, ensure_ascii=False) + "\n")
+
+
+def load_labels(run: Path) -> LabelSet:
+    """The classes of a run's masks; those of celebamask19 for a run that began before they were recorded.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    file = run / _LABELS
+    if not file.is_file():
+        return CELEBAMASK19
+    try:
+        return LabelSet.from_stored(read_json(file))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: is not the record of a label set ({error})") from error
+
+
 def load_config(run: Path) -> Config:
     """The settings of a run; a `FileNotFoundError` if ``run`` is not a run folder."""
     file = run / "config.yaml"
@@ -183,7 +208,9 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
     repository = name.removeprefix("hf://")
     if not HUB_ID.fullmatch(repository):
         raise ValueError(f"{name}: expected hf://OWNER/NAME")
-    return download_folder(repository, ["config.yaml", "checkpoints/*"], folder=copies / repository.replace("/", "--"))
+    return download_folder(
+        repository, ["config.yaml", _LABELS, "checkpoints/*"], folder=copies / repository.replace("/", "--")
+    )
 
 
 def all_processes() -> Any:

@@ -5,8 +5,8 @@
     python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
-The run's folder receives ``config.yaml``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``, ``result.json``
-and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
+The run's folder receives ``config.yaml``, ``labels.json``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``,
+``result.json`` and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,19 @@ from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
 from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
-from recipes.sisma.presets import Config, preset
-from recipes.sisma.runs import all_processes, as_pipeline, check_writable, load_config, new_model, save_config
+from recipes.sisma.presets import PRESETS, Config, Presets, preset
+from recipes.sisma.runs import (
+    all_processes,
+    as_pipeline,
+    check_writable,
+    load_config,
+    new_model,
+    save_config,
+    save_labels,
+)
 from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import build
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.guidance import plan
 from ssmgen.ops import backends
 from ssmgen.signals import exit_status, say
@@ -46,7 +54,7 @@ from ssmgen.training.resume import check_lost
 
 # Settings that may differ between a run and its continuation: training steps do not depend on them, except by rounding.
 _FREE = {
-    *("preset", "run", "resume", "steps", "minutes", "cache", "rebuild_cache"),
+    *("recipe", "preset", "run", "resume", "steps", "minutes", "cache", "rebuild_cache"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
     *("shard", "checkpoint_activations", "num_workers", "tracker", "sample_every"),
     *("evaluate", "evaluate_masks", "parser"),
@@ -60,22 +68,27 @@ _MULTIPLE = 50
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
 
 
-def main(argv: list[str]) -> int | None:
-    """Train a preset, then evaluate it; returns the status if stopped. All checks come before anything is written."""
+def main(argv: list[str], presets: Presets = PRESETS) -> int | None:
+    """Train a preset, then evaluate it; returns the status if stopped. All checks come before anything is written.
+
+    Args:
+        argv: ``[preset] [key=value ...]``.
+        presets: those of the recipe by name, of which the first is the default.
+    """
     with ExitStack() as owned:
-        return _train_and_evaluate(argv, owned)
+        return _train_and_evaluate(argv, presets, owned)
 
 
-def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
+def _train_and_evaluate(argv: list[str], presets: Presets, owned: ExitStack) -> int | None:
     """`main`; the main process keeps the lock of the run's folder in ``owned``."""
-    config = continued(parse(argv))
+    config = continued(parse(argv, presets))
     settings = config.with_steps(config.train.steps or most_steps(config)).train
     run = Path(config.run)
-    check_pairs(config)
+    labels = check_pairs(config)
     autoencoder = load_autoencoder(config)
     torch.manual_seed(config.train.seed)
-    model = new_model(config, autoencoder)
-    check_config(config, model, autoencoder)
+    model = new_model(config, autoencoder, labels)
+    check_config(config, model, autoencoder, labels)
     resume = None if config.resume == "no" else config.resume
     processes = all_processes()
     settings = settle_precision(settings, run, resume, processes)
@@ -93,13 +106,14 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
         if not done:
             _report_new_start(config, run)
         save_config(config, run / "config.yaml")
+        save_labels(labels, run)
         _announce(config, model, len(data), processes.num_processes)
-    draw = _Sheets(run, config, autoencoder) if config.sample_every else None
+    draw = _Sheets(run, config, autoencoder, labels) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
         if processes.is_main_process:
             launcher = " the same launcher and" if processes.num_processes > 1 else ""
-            say(f"stopped at step {result.step}; continue with{launcher}: {_continue(argv)}")
+            say(f"stopped at step {result.step}; continue with{launcher}: {_continue(argv, config.recipe)}")
         return exit_status(result.signal)
     if not processes.is_main_process:
         return None
@@ -107,17 +121,22 @@ def _train_and_evaluate(argv: list[str], owned: ExitStack) -> int | None:
     complete = f"{run} is at step {result.step} already: nothing to train"
     print((trained if done < result.step else complete) + _unusual(result))
     if config.evaluate:
-        evaluate_run(run, Settings(), seconds=result.seconds, command=command_line("train", *argv))
+        evaluate_run(
+            run, Settings(), seconds=result.seconds, command=command_line("train", *argv, recipe=config.recipe)
+        )
     return None
 
 
-def parse(argv: list[str]) -> Config:
+def parse(argv: list[str], presets: Presets = PRESETS) -> Config:
     """Parse ``[preset] [key=value ...]`` into the settings of a run."""
     named = argv[:1] and "=" not in argv[0] and not argv[0].startswith("-")
-    name, words = (argv[0], argv[1:]) if named else ("quick", argv)
-    config = from_command_line(preset(name), words)
+    name, words = (argv[0], argv[1:]) if named else (next(iter(presets)), argv)
+    plain = preset(name, presets)
+    config = from_command_line(plain, words)
     if config.preset != name:
         raise UsageError(f"preset={config.preset}: name the preset as the first word instead")
+    if config.recipe != plain.recipe:
+        raise UsageError(f"recipe={config.recipe}: run python -m {config.recipe}.train instead")
     return config
 
 
@@ -171,7 +190,7 @@ def _why(config: Config, steps: int, fitting: int, seconds: float) -> str:
     return f"{steps} steps, {bound}, take about {steps * seconds / 60:.1f} minutes ({config.minutes:g} were asked for)"
 
 
-def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
+def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: LabelSet = CELEBAMASK19) -> None:
     """Reject settings that would fail only after training.
 
     Raises:
@@ -193,8 +212,8 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         raise ValueError(f"evaluate_masks must be at least 2, got {config.evaluate_masks}")
     plan(config.sampling.guidance_scale, ["mask"], model.conditions)
     build(config.sampling.solver)  # it may need a package
-    if config.evaluate and (parser := load_named_parser(config.parser)):
-        parser.check(CELEBAMASK19, config.image_size)
+    if config.evaluate and (parser := load_named_parser(config.parser, labels)):
+        parser.check(labels, config.image_size)
 
 
 def check_run_folder(config: Config, record: dict[str, Any], owned: ExitStack) -> int:
@@ -276,8 +295,8 @@ def _unusual(result: TrainResult) -> str:
 class _Sheets:
     """A callback that writes samples of the same masks and seeds every ``sample_every`` steps."""
 
-    def __init__(self, run: Path, config: Config, autoencoder: Any) -> None:
-        self.folder, self.config, self.autoencoder = run / "samples", config, autoencoder
+    def __init__(self, run: Path, config: Config, autoencoder: Any, labels: LabelSet) -> None:
+        self.folder, self.config, self.autoencoder, self.labels = run / "samples", config, autoencoder, labels
         self.real, self.masks = first_held_out(config, _SHEET_MASKS)
         self.seeds = [100 * row + column for row in range(len(self.masks)) for column in range(_SHEET_SAMPLES)]
 
@@ -290,14 +309,15 @@ class _Sheets:
         file = self.folder / f"step-{step:06d}.png"
         if file.exists():
             return file
-        pipe = as_pipeline(self.config, model, self.autoencoder.to(next(model.parameters()).device))
+        pipe = as_pipeline(self.config, model, self.autoencoder.to(next(model.parameters()).device), self.labels)
         images = pipe(self.masks.long(), seed=self.seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
-        save_mask_sheet(file, self.masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), self.real, CELEBAMASK19)
+        save_mask_sheet(file, self.masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), self.real, self.labels)
         return file
 
 
-def _continue(argv: list[str]) -> str:
-    return command_line("train", *(word for word in argv if not word.startswith("resume=")), "resume=auto")
+def _continue(argv: list[str], recipe: str) -> str:
+    kept = (word for word in argv if not word.startswith("resume="))
+    return command_line("train", *kept, "resume=auto", recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -231,10 +231,7 @@ def _read_record(root: Path, hint: str) -> dict[str, Any]:
 
 def _labels_from(record: dict[str, Any], path: Path) -> LabelSet:
     try:
-        stored = record["labels"]
-        palette = tuple((int(r), int(g), int(b)) for r, g, b in stored["palette"])
-        mirrored = tuple((int(left), int(right)) for left, right in stored["mirrored"])
-        return LabelSet(str(stored["name"]), tuple(map(str, stored["classes"])), palette, mirrored)
+        return LabelSet.from_stored(record["labels"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the label set is damaged ({error!r}); prepare the folder again") from error
 

@@ -1,6 +1,8 @@
 """Label sets: class names, colours and left/right pairs of masks, which are 8-bit images of class ids."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +31,17 @@ class LabelSet:
     def __post_init__(self) -> None:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} palette colours")
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Self:
+        """The label set of a record in JSON, `dataclasses.asdict` of one.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not the record of a label set.
+        """
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in stored["palette"])
+        mirrored = tuple((int(left), int(right)) for left, right in stored["mirrored"])
+        return cls(str(stored["name"]), tuple(map(str, stored["classes"])), palette, mirrored)
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -18,7 +18,7 @@ from recipes.sisma.evaluation.distances import (
 )
 from recipes.sisma.evaluation.images import HeldOut, Images
 from recipes.sisma.evaluation.settings import Settings
-from recipes.sisma.parser import SHIPPED, FaceParser, load_parser
+from recipes.sisma.parser import SHIPPED, UNetParser, load_parser
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 from ssmgen.metrics.backbones import sha256_of
@@ -77,7 +77,7 @@ def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser
     parser, card = load_parser(file)
     if card["num_classes"] != len(labels):
         raise ValueError(f"{file}: predicts {card['num_classes']} classes, the masks have {len(labels)}")
-    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, FaceParser.multiple)
+    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, UNetParser.multiple)
 
 
 @dataclass(frozen=True)

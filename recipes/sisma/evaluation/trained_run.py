@@ -64,7 +64,7 @@ def evaluate_run(
     config = trained.config
     check_writable(run)
     sampling = sampling_of(pipe, settings)
-    parser = parser or load_named_parser(settings.parser or config.parser)
+    parser = parser or load_named_parser(settings.parser or config.parser, pipe.recipe.labels)
     wanted = settings.masks or config.evaluate_masks
     pairs = held_out_pairs(config, wanted)
     count = available(pairs, wanted, requested=bool(settings.masks))
