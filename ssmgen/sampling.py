@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
+from ssmgen.values import Value, as_value, batch_of_value, mapped
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
@@ -168,17 +170,16 @@ class Sampler:
         """
         given = {"mask": mask, **others} if mask is not None else others
         check_keywords("Sampler", given, [*_CALL, *self.conditions, *SETTINGS])
-        values = {name: torch.as_tensor(given[name]) for name in self.conditions if given.get(name) is not None}
-        values = {name: value if value.dim() else value.unsqueeze(0) for name, value in values.items()}
+        values = {name: as_value(given[name]) for name in self.conditions if given.get(name) is not None}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
         resolved: Objective = _resolve(objective, "objective")
         solver: Solver = _resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
         for name, value in values.items():
-            if value.shape[0] not in (1, x0.shape[0]):
+            if (items := batch_of_value(value)) not in (1, x0.shape[0]):
                 raise ValueError(
-                    f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images (one "
+                    f"give one {name}, or one per image: got {items} values for {x0.shape[0]} images (one "
                     f"alone has a batch dimension too: {name}[None])"
                 )
         x0 = x0.to(self.device)
@@ -206,13 +207,13 @@ class Sampler:
         """Adaptive steps depend on the error of what is integrated: each image gets its own."""
         images, evaluations = [], 0
         for i in range(len(task.x0)):
-            values = {name: value if len(value) == 1 else value[i : i + 1] for name, value in task.values.items()}
+            values = {name: mapped(partial(_own, i=i), value) for name, value in task.values.items()}
             images.append(self._solve(task._replace(x0=task.x0[i : i + 1], values=values)))
             evaluations += task.solver.evaluations
         task.solver.evaluations = evaluations
         return torch.cat(images)
 
-    def _condition(self, values: Mapping[str, Tensor], x0: Tensor) -> Any:
+    def _condition(self, values: Mapping[str, Value], x0: Tensor) -> Any:
         return self.model.condition(**{**dict.fromkeys(self.conditions), **values}, size=(x0.shape[2], x0.shape[3]))
 
     def _predictor(
@@ -246,7 +247,7 @@ class _Task(NamedTuple):
     """What is integrated: noise, values of the conditions, and how."""
 
     x0: Tensor
-    values: dict[str, Tensor]
+    values: dict[str, Value]
     settings: Sampling
     objective: Objective
     solver: Solver
@@ -283,6 +284,10 @@ class _Rows:
         """``(n, 1 or m, values)``."""
         vector = _vector(cond)
         return self.model.modulation(times).unsqueeze(1) if vector is None else self.model.modulation(times, vector)
+
+
+def _own(tensor: Tensor, i: int) -> Tensor:
+    return tensor if len(tensor) == 1 else tensor[i : i + 1]
 
 
 def _vector(cond: Any) -> Tensor | None:
