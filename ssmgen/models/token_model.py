@@ -74,7 +74,7 @@ class TokenModel(ConditionalModel):
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
-        given = {"dim": dim, "patch_size": patch_size}
+        given = {"dim": dim, "patch_size": patch_size, "in_channels": in_channels}
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         _check_names(self.conditions, cross, self.add, mixers)
         self.blocks = nn.ModuleList()
@@ -99,7 +99,7 @@ class TokenModel(ConditionalModel):
             for spec in specs:
                 find(divided(spec)[0], kind)
         parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross)}
-        decided = ("dim", "order", "patch_size")
+        decided = ("dim", "order", "patch_size", "in_channels")
         return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named)]
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:

@@ -16,11 +16,13 @@ class Signal(NamedTuple):
         tokens: ``(b, m, d)`` for layers that read the condition, or None.
         grid: (height, width) where the tokens lie on the image's token grid, else None.
         vector: ``(b, d)``, which joins the time in every AdaLN, or None.
+        valid: ``(b, m)`` bool, False where a token is padding, or None where none is.
     """
 
     tokens: Tensor | None = None
     grid: tuple[int, int] | None = None
     vector: Tensor | None = None
+    valid: Tensor | None = None
 
     @property
     def batch(self) -> int:
