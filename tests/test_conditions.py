@@ -31,7 +31,8 @@ def fields(signal):
 
 
 def test_each_has_a_case():
-    assert set(MADE) == {name for name in ssmgen.names("condition") if name in OWN}
+    elsewhere = {"dense-map", "token-sequence"}  # test_dense_map.py and test_token_sequence.py
+    assert set(MADE) | elsewhere == {name for name in ssmgen.names("condition") if name in OWN}
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -287,8 +287,8 @@ HOSTILE = [
     ("count", 8.0),
     ("count", True),
     ("flip", "yes"),
-    ("format", 3),
-    ("format", "2"),
+    ("format", 4),
+    ("format", "3"),
     ("shards", {"a": 1}),
     ("shards", [1]),
     *(

@@ -20,12 +20,14 @@ class Condition(nn.Module, ABC):
     Attributes:
         gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
         fields: names of the tensors of a value, the main one first; empty if a value is one tensor.
+        on_grid: whether its tokens lie on the image's token grid.
         share: (rank, processes) if the values are every ``processes``-th item of a batch, from the ``rank``-th on.
             Dropout is then drawn for the whole batch, so that it does not depend on the number of processes.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
     fields: ClassVar[tuple[str, ...]] = ()
+    on_grid: ClassVar[bool] = True
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -5,41 +5,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ssmgen.conditions.condition import Condition
+from ssmgen.conditions.maps import MapCondition
 from ssmgen.nn.mask_encoder import MaskEncoder, check_label_map
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
 
-class _Mask(Condition):
-    """Label maps at ``scale`` label pixels per latent pixel, or at the latent's own size and then repeated."""
+class _Mask(MapCondition):
+    """Label maps, whose null is zeros."""
 
     num_classes: int
-    scale: int
-
-    def size_of(self, given: Tensor) -> tuple[int, int] | None:
-        """Its own size over the scale, where that is whole."""
-        if given.dim() < 3:
-            return None
-        height, width = given.shape[-2:]
-        return (height // self.scale, width // self.scale) if not (height % self.scale or width % self.scale) else None
 
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
         """Zeros of the size."""
         if size is None:
             raise ValueError("the null condition needs size=(height, width) of the latent")
         return torch.zeros(1, size[0] * self.scale, size[1] * self.scale, dtype=torch.uint8, device=device)
-
-    def _at_label_resolution(self, mask: Tensor, size: tuple[int, int] | None) -> Tensor:
-        scale, given = self.scale, tuple(mask.shape[-2:])
-        if size is None or given == (size[0] * scale, size[1] * scale):
-            return mask
-        if given == tuple(size):
-            return mask.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
-        raise ValueError(
-            f"a latent of {size[0]} x {size[1]} takes a mask of {size[0] * scale} x {size[1] * scale} "
-            f"(mask_scale {scale}) or of its own size, got {' x '.join(map(str, given))}: resize the labels by nearest"
-        )
 
 
 @register("condition", "label-map")
@@ -75,7 +56,7 @@ class LabelMap(_Mask):
 
     def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
         """Mask tokens on the image's token grid."""
-        mask = self._at_label_resolution(given, size)
+        mask = self.at_full_size(given, size)
         tokens = self.encoder(mask, keep)
         side = self.encoder.patch_size
         return Signal(tokens, (mask.shape[-2] // side, mask.shape[-1] // side))
@@ -105,7 +86,7 @@ class OneHotMap(_Mask):
 
     def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
         """One token per pixel, of width ``num_classes``."""
-        mask = self._at_label_resolution(given, size)
+        mask = self.at_full_size(given, size)
         check_label_map(mask, self.num_classes, 1)
         one_hot = mask
         if mask.dim() == 3:

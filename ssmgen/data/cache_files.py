@@ -5,19 +5,23 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ssmgen.atomic import write_text
-from ssmgen.data.shards import CacheError, Shard
+from ssmgen.data.shards import EXTRA, CacheError, Shard
 from ssmgen.reading import irregular, read_json, sha256_of
 
-FORMAT = 2  # 1 had no hashes
+FORMAT = 3  # 1 had no hashes, 2 one shape and no extras
+_FORMATS_READ = (2, 3)
 RECORD = "cache.json"
 _KEYS_OF_FORMAT_1 = {"autoencoder", "source", "flip", "count"}
 PATTERN, _SHARD_NAME = "shard-*.safetensors", re.compile(r"shard-\d{5,9}\.safetensors")
+_RUNS = re.compile(r"\d{1,18}(-\d{1,18})?( \d{1,18}(-\d{1,18})?)*")
 
 
 def read_record(root: Path) -> dict[str, Any]:
@@ -39,8 +43,8 @@ def read_record(root: Path) -> dict[str, Any]:
     if record.keys() == _KEYS_OF_FORMAT_1:
         return record
     version = record.get("format")
-    if version != FORMAT:
-        raise CacheError(f"{file}: has format {version!r}; this version of ssmgen reads 1 and {FORMAT}")
+    if version not in _FORMATS_READ:
+        raise CacheError(f"{file}: has format {version!r}; this version of ssmgen reads 1 to {FORMAT}")
     checksum = record.pop("sha256", None)
     if checksum != _checksum(record):
         raise CacheError(f"{file}: is damaged: its checksum is not that of its content")
@@ -49,6 +53,9 @@ def read_record(root: Path) -> dict[str, Any]:
         raise CacheError(f"{file}: is damaged: its list of shards is malformed")
     if sum(entry["count"] for entry in shards) != record["count"] or len({e["file"] for e in shards}) != len(shards):
         raise CacheError(f"{file}: is damaged: its shards do not add up to {record['count']} examples")
+    extras = record.get("extras", [])
+    if not isinstance(extras, list) or not all(isinstance(name, str) for name in extras):
+        raise CacheError(f"{file}: is damaged: its list of extras is malformed")
     return record
 
 
@@ -58,7 +65,41 @@ def _is_entry(entry: Any) -> bool:
         and all(type(entry.get(key)) is int and entry[key] > 0 for key in ("bytes", "count"))
         and all(isinstance(entry.get(key), str) for key in ("file", "sha256"))
         and _SHARD_NAME.fullmatch(entry["file"]) is not None  # which cannot lead outside the folder
+        and isinstance(entry.get("shape", []), list)
+        and isinstance(entry.get("examples", "0"), str)
+        and _RUNS.fullmatch(entry.get("examples", "0")) is not None
     )
+
+
+def runs_of(examples: Sequence[int]) -> str:
+    """Ascending numbers as text, such as ``"0-3 7"`` for 0, 1, 2, 3 and 7."""
+    runs: list[list[int]] = []
+    for example in examples:
+        if runs and runs[-1][1] == example - 1:
+            runs[-1][1] = example
+        else:
+            runs.append([example, example])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def examples_of(root: Path, record: dict[str, Any]) -> list[Sequence[int]]:
+    """The examples that each shard holds, in the order of its rows; those of formats before 3 follow each other.
+
+    Raises:
+        CacheError: they are not each of the recorded examples once.
+    """
+    found: list[Sequence[int]] = []
+    start = 0
+    for entry in record["shards"]:
+        runs = [run.split("-") for run in entry.get("examples", f"{start}-{start + entry['count'] - 1}").split(" ")]
+        ranges = [range(int(run[0]), int(run[-1]) + 1) for run in runs]
+        if sum(map(len, ranges)) != entry["count"]:  # before they are listed: a number may be huge
+            raise CacheError(f"{root / RECORD}: is damaged: {entry['file']} does not list {entry['count']} examples")
+        found.append(ranges[0] if len(ranges) == 1 else [example for each in ranges for example in each])
+        start += entry["count"]
+    if sorted(example for each in found for example in each) != list(range(record["count"])):
+        raise CacheError(f"{root / RECORD}: is damaged: its shards do not hold each of the examples once")
+    return found
 
 
 def write_record(root: Path, record: dict[str, Any]) -> None:
@@ -96,13 +137,17 @@ def open_shards(root: Path, record: dict[str, Any], verify: bool) -> list[Shard]
             shard = Shard(root / entry["file"], entry["bytes"], entry["sha256"])
             if verify:
                 shard.verify()
-            if shard.count != entry["count"] or not needed <= shard.shapes().keys():
-                raise CacheError(f"{shard.file}: holds {shard.shapes()}, not {entry['count']} rows of {sorted(needed)}")
+            shapes = shard.shapes()
+            if shard.count != entry["count"] or not needed <= shapes.keys():
+                raise CacheError(f"{shard.file}: holds {shapes}, not {entry['count']} rows of {sorted(needed)}")
+            if list(shapes["latents"][1:]) != entry.get("shape", list(shapes["latents"][1:])):
+                raise CacheError(f"{shard.file}: holds {shapes}, not latents of the recorded shape {entry['shape']}")
             return shard
         except CacheError as error:
             return error
 
     needed = {"latents", "masks"} | ({"latents_flipped"} if record["flip"] else set())
+    needed |= {EXTRA + name for name in record.get("extras", [])}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # hashing releases the lock
         found = list(pool.map(opened, record["shards"]))
     faults = [str(item) for item in found if isinstance(item, CacheError)]
@@ -125,11 +170,19 @@ def upgraded(root: Path, record: dict[str, Any]) -> dict[str, Any]:
     shards = [Shard(file) for file in sorted(root.glob(PATTERN))]
     if sum(shard.count for shard in shards) != record["count"]:
         raise CacheError(f"{root}: holds {sum(s.count for s in shards)} examples, {record['count']} are recorded")
-    new = record | {"format": FORMAT, "shards": [entry_of(shard.file, shard.count) for shard in shards]}
+    ends = list(accumulate(shard.count for shard in shards))
+    entries = [
+        entry_of(shard.file, range(end - shard.count, end), shard.shapes()["latents"][1:])
+        for shard, end in zip(shards, ends, strict=True)
+    ]
+    new = record | {"format": FORMAT, "extras": [], "shards": entries}
     with suppress(OSError):  # on a read-only disk it is hashed at every opening
         write_record(root, new)
     return new
 
 
-def entry_of(file: Path, count: int) -> dict[str, Any]:
-    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file), "count": count}
+def entry_of(file: Path, examples: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
+    """A shard's entry in the record: its file, its examples in the order of its rows, the shape of a latent."""
+    size, sha256 = file.stat().st_size, sha256_of(file)
+    entry = {"file": file.name, "bytes": size, "sha256": sha256, "count": len(examples)}
+    return entry | {"shape": list(shape), "examples": runs_of(examples)}

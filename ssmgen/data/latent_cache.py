@@ -1,43 +1,42 @@
 """A data set encoded once: latents and masks on disk, with a record of their origin and of every file.
 
-    cache.json                  format, autoencoder, source, flip, count, the shards, and a checksum of all that
-    shard-00000.safetensors     latents, masks and, with flip, latents_flipped of 1024 pairs
+    cache.json                  format, autoencoder, source, flip, count, extras, the shards, and a checksum of all that
+    shard-00000.safetensors     latents, masks and, with flip, latents_flipped of 1024 pairs; extra.NAME of each extra
     shard-00001.safetensors     ...
+
+A shard holds pairs of one shape; the record lists which, and the shape of their latents.
 
 `write_latent_cache` writes it, `LatentCache` verifies and reads it, `rebuild_latent_cache` mends it.
 """
 
 import sys
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset
 
-from ssmgen.atomic import check_space, remove_folder, whole_folder
+from ssmgen.atomic import remove_folder, whole_folder
 from ssmgen.data.cache_files import (
-    FORMAT,
     PATTERN,
     RECORD,
     check_origin,
-    entry_of,
+    examples_of,
     open_shards,
     read_record,
     unrecorded,
     upgraded,
     write_record,
 )
+from ssmgen.data.encoding import MIRRORED, Encoder, Encoding
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.pairs import Pairs
-from ssmgen.data.shards import CacheError, Shard
-from ssmgen.signals import ignore_stop_requests
-from ssmgen.weights import write_weights
+from ssmgen.data.shards import EXTRA, CacheError, Shard
 
 _SHARD = 1024
 _MOST_OPEN = 128  # files at a time; many systems allow a process 1024
@@ -57,7 +56,10 @@ def write_latent_cache(
     """Encode every image once and write latents, masks and their record to a folder, which is complete or absent.
 
     Args:
-        pairs: images and masks.
+        pairs: images and masks. With a method ``bucket_of``, pairs of different buckets may have different shapes. A
+            pair may have a third part, a mapping of named tensors (extras) to be kept beside latent and mask, such as
+            the features of a text. Every pair needs the same names. An extra may differ between pairs in its first
+            dimension. A mirrored example has the same extras, unless there is one called ``NAME.mirrored`` for it.
         autoencoder: one of `ssmgen.latents`.
         target: folder to create; must not exist.
         flip: also encode every image mirrored, for training with horizontal flips.
@@ -71,22 +73,34 @@ def write_latent_cache(
     Raises:
         FileExistsError: ``target`` exists.
         OSError: the disk is full, or will be by the size of the first batch, or cannot be written; names ``target``.
-        ValueError: the autoencoder returns latents that are not finite.
+        ValueError: the autoencoder returns latents that are not finite, pairs of one bucket have several shapes, or
+            extras do not agree.
     """
     if target.exists():
         raise FileExistsError(f"{target}: exists already; a cache is written once")
-    encoding = _Encoding(pairs, _Encoder(autoencoder, flip, device), batch_size, num_workers, progress)
+    encoding = Encoding(pairs, Encoder(autoencoder, flip, device), batch_size, num_workers, progress)
     try:
         with whole_folder(target) as temporary:
             shards: list[dict[str, Any]] = []
-            for start in range(0, len(pairs), _SHARD):
+            for part in _parts(pairs):
                 file = temporary / f"shard-{len(shards):05d}.safetensors"
-                part = range(len(pairs))[start : start + _SHARD]
-                shards.append(encoding.write(file, part, target, len(pairs) if start == 0 else 0))
-            write_record(temporary, cache_record(pairs, autoencoder, flip) | {"count": len(pairs), "shards": shards})
+                shards.append(encoding.write(file, part, target, 0 if shards else len(pairs)))
+            record = cache_record(pairs, autoencoder, flip) | {"count": len(pairs)}
+            write_record(temporary, record | {"extras": encoding.extras or [], "shards": shards})
     except OSError:
         if not (target / RECORD).is_file():
             raise  # otherwise another process got there first, and its equal copy stays
+
+
+def _parts(pairs: Pairs) -> Iterator[Sequence[int]]:
+    """The examples of each shard: those of one bucket, in order."""
+    groups: dict[int, list[int]] = {}
+    bucket_of = getattr(pairs, "bucket_of", lambda index: 0)
+    for index in range(len(pairs)):
+        groups.setdefault(bucket_of(index), []).append(index)
+    for _, group in sorted(groups.items()):
+        for start in range(0, len(group), _SHARD):
+            yield group[start : start + _SHARD]
 
 
 def rebuild_latent_cache(
@@ -116,12 +130,13 @@ def rebuild_latent_cache(
         ValueError: the cache has another source or autoencoder, or as in `write_latent_cache`.
         OSError: as in `write_latent_cache`.
     """
-    encoding = _Encoding(pairs, _Encoder(autoencoder, flip, device), batch_size, num_workers, progress)
+    encoding = Encoding(pairs, Encoder(autoencoder, flip, device), batch_size, num_workers, progress)
     try:
         record = read_record(target)
         check_origin(target, record, cache_record(pairs, autoencoder, flip))
-        if record.get("format") != FORMAT or record["count"] != len(pairs):
+        if "shards" not in record or record["count"] != len(pairs):
             raise CacheError(f"{target / RECORD}: does not list the shards of these {len(pairs)} pairs")
+        examples = examples_of(target, record)
     except (CacheError, FileNotFoundError) as error:
         print(f"{error}: all of it is encoded again", file=sys.stderr)
         if target.exists():
@@ -132,13 +147,13 @@ def rebuild_latent_cache(
         return sorted(target.glob(PATTERN))
     for file in unrecorded(target, record):
         file.unlink()
-    return _mend(target, record, encoding)
+    encoding.extras = record.get("extras", [])
+    return _mend(target, record, examples, encoding)
 
 
-def _mend(root: Path, record: dict[str, Any], encoding: "_Encoding") -> list[Path]:
-    written, start = [], 0
-    for number, entry in enumerate(record["shards"]):
-        part, start = range(start, start + entry["count"]), start + entry["count"]
+def _mend(root: Path, record: dict[str, Any], examples: list[Sequence[int]], encoding: Encoding) -> list[Path]:
+    written = []
+    for number, (entry, part) in enumerate(zip(record["shards"], examples, strict=True)):
         file = root / entry["file"]
         try:
             Shard(file, entry["bytes"], entry["sha256"]).verify()
@@ -146,7 +161,7 @@ def _mend(root: Path, record: dict[str, Any], encoding: "_Encoding") -> list[Pat
             print(f"{error}: it is encoded again", file=sys.stderr)
             new = encoding.write(file, part, file, len(part))
             written.append(file)
-            if new != entry:
+            if (new["bytes"], new["sha256"]) != (entry["bytes"], entry["sha256"]):
                 print(f"{file}: its bytes differ from the former ones: a resumed run is not exact", file=sys.stderr)
                 record["shards"][number] = new
                 write_record(root, record)
@@ -171,6 +186,9 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         verify: hash every shard. False suits further processes of one machine, if one of them verifies.
         hint: how to rebuild the cache, for errors about damaged files; by default a call of `rebuild_latent_cache`.
 
+    Attributes:
+        extras: names of the tensors that examples have beside ``data`` and ``mask``.
+
     Raises:
         FileNotFoundError: no complete cache there.
         CacheError: a file is damaged, missing or additional; names it. A `ValueError`.
@@ -190,13 +208,18 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         try:
             self.record: dict[str, Any] = read_record(root)
             check_origin(root, self.record, expected or {})
-            if self.record.get("format") != FORMAT:
+            if "shards" not in self.record:
                 self.record, verify = upgraded(root, self.record), False
             self._shards = open_shards(root, self.record, verify)
+            self._place = _places(examples_of(root, self.record))
         except CacheError as error:
             raise self._with_fix(error) from error
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}. Delete {root} so that it is written again, or: {hint}") from error
+        self.extras = tuple(name for name in self.record.get("extras", []) if not name.endswith(MIRRORED))
+        shapes = [(shard.shapes()["latents"][1:], shard.shapes()["masks"][1:]) for shard in self._shards]
+        distinct = list(dict.fromkeys(shapes))
+        self._bucket = [distinct.index(shape) for shape in shapes]
         self._swap = labels.swap_table()
         self._ends = list(accumulate(shard.count for shard in self._shards))
         self._open: list[int] = []
@@ -205,7 +228,7 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         return self.record["count"]
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        """``{"data": latent (channels, h, w) float32, "mask": labels (H, W) uint8}``.
+        """``{"data": latent (channels, h, w) float32, "mask": labels (H, W) uint8}``, and the extras by name.
 
         `ssmgen.training.train` asks for ``index, draw``, where draw is the epoch; the example does not depend on it.
 
@@ -213,30 +236,45 @@ class LatentCache(Dataset[dict[str, Tensor]]):
             CacheError: a file was truncated or replaced after the cache was opened; names it.
         """
         index = key if isinstance(key, int) else key[0]
-        return {"data": self._read("latents", index), "mask": self.mask(index)}
+        extras = {name: self._read(EXTRA + name, index) for name in self.extras}
+        return {"data": self._read("latents", index), "mask": self.mask(index)} | extras
 
     def mask(self, index: int) -> Tensor:
         """The mask of an example, ``(H, W)`` uint8."""
         return self._read("masks", index)
 
+    def bucket_of(self, index: int) -> int:
+        """Number of an example's shape: equal for examples whose latents and masks have equal shapes."""
+        return self._bucket[self._shard_of(index)[0]]
+
     def flipped(self, index: int) -> dict[str, Tensor]:
-        """The mirrored example, left and right labels swapped: ``data (channels, h, w)`` and ``mask (H, W)``."""
+        """The mirrored example, left and right labels swapped: ``data (channels, h, w)`` and ``mask (H, W)``.
+
+        Its extras are those of the example, or those written for it as ``NAME.mirrored``.
+        """
         if not self.record["flip"]:
             raise ValueError("this cache holds no mirrored latents: write it with flip=True")
         mask = self._swap[self.mask(index).flip(-1).long()]
-        return {"data": self._read("latents_flipped", index), "mask": mask}
+        own = {name: name + MIRRORED if name + MIRRORED in self.record["extras"] else name for name in self.extras}
+        extras = {name: self._read(EXTRA + key, index) for name, key in own.items()}
+        return {"data": self._read("latents_flipped", index), "mask": mask} | extras
 
-    def _read(self, key: str, index: int) -> Tensor:
+    def _shard_of(self, index: int) -> tuple[int, int]:
+        """Number of the shard that holds an example, and the row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        number = bisect_right(self._ends, index)
-        shard = self._shards[number]
+        place = self._place[index]
+        number = bisect_right(self._ends, place)
+        return number, place - self._ends[number] + self._shards[number].count
+
+    def _read(self, key: str, index: int) -> Tensor:
+        number, row = self._shard_of(index)
         if number not in self._open:
             if len(self._open) == _MOST_OPEN:
                 self._shards[self._open.pop(0)].close()
             self._open.append(number)
         try:
-            return shard.row(key, index - self._ends[number] + shard.count)
+            return self._shards[number].row(key, row)
         except CacheError as error:
             raise self._with_fix(error) from error
 
@@ -248,73 +286,12 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         return self.__dict__ | {"_open": []}  # each loader process opens its own files
 
 
-@dataclass
-class _Encoding:
-    """What encodes the pairs of a shard, and how."""
-
-    pairs: Pairs
-    encoder: "_Encoder"
-    batch_size: int
-    num_workers: int
-    progress: Callable[[int], None] | None
-
-    def write(self, file: Path, part: range, target: Path, images: int) -> dict[str, Any]:
-        """Encode a part of the pairs into a shard and return its entry in the record.
-
-        By the size of the first batch, there must be space for ``images`` images (0: unchecked) where ``target`` is.
-        """
-        batches: list[dict[str, Tensor]] = []
-        with closing(_encoded(Subset(self.pairs, part), self)) as found:  # type: ignore[arg-type]
-            for batch in found:
-                if not batches:
-                    size = sum(tensor.nbytes for tensor in batch.values()) // len(batch["masks"])
-                    check_space(target, size * images)
-                batches.append(batch)
-        write_weights(file, {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]})
-        return entry_of(file, len(part))
-
-
-class _Encoder:
-    """Turns a batch of pairs into what the cache keeps; loader processes may call it."""
-
-    def __init__(self, autoencoder: Any, flip: bool, device: torch.device | str) -> None:
-        self.autoencoder, self.flip, self.device = autoencoder, flip, torch.device(device)
-
-    def __call__(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        return self.encode(*default_collate(pairs))
-
-    def encode(self, pixels: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        images = pixels.to(self.device).float() / 127.5 - 1
-        batch = {"latents": self._latents(images), "masks": masks}
-        if self.flip:
-            batch["latents_flipped"] = self._latents(images.flip(-1))
-        return batch
-
-    def _latents(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(images).float().cpu().contiguous()
-
-
-def _encoded(pairs: Any, how: _Encoding) -> Generator[dict[str, Tensor]]:
-    """The encoded batches in order; on a CPU the loader processes encode what they read. They end with it."""
-    in_loader = how.encoder.device.type == "cpu"
-    loader: Any = DataLoader(
-        pairs,
-        how.batch_size,
-        num_workers=how.num_workers,
-        collate_fn=how.encoder if in_loader else default_collate,
-        worker_init_fn=ignore_stop_requests,
-    )
-    iterator = iter(loader)
-    try:
-        for found in iterator:
-            batch = found if in_loader else how.encoder.encode(*found)
-            if not all(bool(batch[key].isfinite().all()) for key in batch if key != "masks"):
-                raise ValueError(
-                    f"{how.encoder.autoencoder.name}: its latents of the images are not finite: "
-                    "its weights are damaged, or those of another network"
-                )
-            if how.progress is not None:
-                how.progress(len(batch["masks"]))
-            yield batch
-    finally:
-        del iterator  # ends its processes at once; the frames of an error would keep them alive
+def _places(examples: list[Sequence[int]]) -> Sequence[int]:
+    """Where each example is among the rows of all shards, one after the other."""
+    rows = [example for each in examples for example in each]
+    if rows == list(range(len(rows))):
+        return range(len(rows))
+    places = array("q", bytes(8 * len(rows)))
+    for place, example in enumerate(rows):
+        places[example] = place
+    return places

@@ -19,6 +19,10 @@ from ssmgen.data.transforms import center_crop_resize, crop_resize
 class Pairs(Protocol):
     """A data set of image-mask pairs: `DrawnFaces`, `PreparedFolder`, `PairFolder`, `Crops`, or your own class.
 
+    Two additions are optional. A method ``bucket_of(index) -> int`` groups pairs by shape; without it all have one. A
+    pair may have a third part, a mapping of named tensors, which a latent cache keeps, see
+    `ssmgen.data.write_latent_cache`.
+
     Attributes:
         labels: the classes of the masks.
     """
@@ -32,7 +36,7 @@ class Pairs(Protocol):
         """Image ``(3, height, width)`` uint8 RGB and mask ``(height, width)`` uint8 class ids."""
 
     def fingerprint(self) -> str:
-        """A string that is equal only for equal data: the record of a latent cache or a run holds it."""
+        """A string that is equal only for equal data, extras included: a latent cache and a run record it."""
 
 
 class PairFolder(Dataset[tuple[Tensor, Tensor]]):

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from ssmgen.reading import open_regular, sha256_of
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+#: Prefix of the tensors beside latents and masks, and suffix of the tensor that says where the parts of another end.
+EXTRA, ENDS = "extra.", ".ends"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64} | {
+    **{"U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+    "BOOL": torch.bool,
+}
 _LARGEST_HEADER = 2**20  # bytes; the header of three tensors has some hundred
 
 
@@ -57,26 +62,38 @@ class Shard:
             raise CacheError(f"{self.file}: its SHA-256 is {actual[:8]}..., recorded is {str(self.sha256)[:8]}...")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of its tensors, rows first."""
-        return {key: shape for key, (_, shape, _) in self._tensors.items()}
+        """Shapes of its tensors, rows first; without those that say where the parts of another end."""
+        return {key: shape for key, (_, shape, _) in self._tensors.items() if not key.endswith(ENDS)}
 
     def row(self, key: str, index: int) -> Tensor:
         """Row ``index`` of a tensor ``(rows, ...)``, as ``(...)`` of any shape; the memory is its own.
 
+        Where the shard has ``KEY.ends``, the row is that part of the tensor, ``(length, ...)``.
+
         Raises:
             CacheError: the file was truncated or changed after it was opened.
         """
-        row = self._row(key, index)
-        if row is None:
+        if key + ENDS not in self._tensors:
+            return self._read(key, index, index + 1)[0]
+        bounds = self._read(key + ENDS, max(index - 1, 0), index + 1).tolist()
+        begin, end = bounds if index else (0, *bounds)
+        if not 0 <= begin <= end <= self._tensors[key][1][0]:
+            raise CacheError(f"{self.file}: part {index} of {key} lies outside it, from {begin} to {end}")
+        return self._read(key, begin, end)
+
+    def _read(self, key: str, begin: int, end: int) -> Tensor:
+        """Rows ``begin`` to ``end`` of a tensor."""
+        rows = self._rows(key, begin, end)
+        if rows is None:
             # The file was touched. Only other contents are a fault.
             self.close()
             self._look()
             if self.sha256 is not None:
                 self.verify()
-            row = self._row(key, index)
-        if row is None:
+            rows = self._rows(key, begin, end)
+        if rows is None:
             raise CacheError(f"{self.file}: is being changed while it is read")
-        return row
+        return rows
 
     def close(self) -> None:
         """Close the file; `row` opens it again."""
@@ -95,13 +112,14 @@ class Shard:
         except (OSError, ValueError) as error:
             raise CacheError(str(error)) from error
         self._seen = _identity(found)
-        counts = {shape[0] for _, shape, _ in self._tensors.values()}
-        if len(counts) != 1:
+        parted = {key.removesuffix(ENDS) for key in self._tensors if key.endswith(ENDS)}
+        counts = {shape[0] for key, (_, shape, _) in self._tensors.items() if key not in parted}
+        if len(counts) != 1 or not parted <= self._tensors.keys():
             raise CacheError(f"{self.file}: its tensors have different numbers of rows, or there are none")
         self.count: int = counts.pop()
 
-    def _row(self, key: str, index: int) -> Tensor | None:
-        """The row, or None if the file is not the one that was looked at."""
+    def _rows(self, key: str, first: int, end: int) -> Tensor | None:
+        """The rows, or None if the file is not the one that was looked at."""
         if self._descriptor is None:
             try:
                 with open_regular(self.file) as stream:
@@ -109,12 +127,14 @@ class Shard:
             except (OSError, ValueError) as error:
                 raise CacheError(str(error)) from error
         dtype, shape, begin = self._tensors[key]
-        buffer = bytearray(math.prod(shape[1:]) * dtype.itemsize)
-        read = _read_at(self._descriptor, buffer, self._start + begin + index * len(buffer))
+        each = math.prod(shape[1:]) * dtype.itemsize
+        buffer = bytearray((end - first) * each)
+        read = _read_at(self._descriptor, buffer, self._start + begin + first * each)
         # After the data, so that a change before or during the reading is seen.
         if read != len(buffer) or _identity(os.fstat(self._descriptor)) != self._seen:
             return None
-        return torch.frombuffer(buffer, dtype=dtype).view(shape[1:])
+        whole = (end - first, *shape[1:])
+        return torch.frombuffer(buffer, dtype=dtype).view(whole) if buffer else torch.empty(whole, dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}  # each loader process opens its own
@@ -161,7 +181,8 @@ def _header(file: Path, stream: BinaryIO, size: int) -> tuple[int, dict[str, tup
 
 def _tensor(entry: Any, size: int) -> tuple[torch.dtype, tuple[int, ...], int]:
     dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    if not shape or not all(type(number) is int and number > 0 for number in shape):
+    # No rows at all are the parts of an extra that is empty in every example.
+    if not shape or not all(type(n) is int and n >= (place > 0) for place, n in enumerate(shape)):
         raise ValueError(f"shape {shape}")
     if type(begin) is not int or not 0 <= begin <= size or end != begin + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"data from {begin} to {end}")

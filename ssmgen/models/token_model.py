@@ -216,6 +216,10 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
             raise ValueError(f"no condition {name!r}{closest(name, conditions)} There are: {', '.join(conditions)}.")
         if "tokens" not in conditions[name].gives:  # type: ignore[operator]
             raise ValueError(f"condition {name!r} gives no tokens: leave it out of cross= and add=")
+        if name in add and not getattr(conditions[name], "on_grid", True):
+            raise ValueError(
+                f"condition {name!r} is a sequence and lies on no grid: give it a layer in cross=, not add="
+            )
     layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross)}
     for name, condition in conditions.items():
         if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):

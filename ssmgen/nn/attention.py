@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssmgen.nn.embed import PositionEmbedding
-from ssmgen.nn.mamba import check_tokens, tokens_of
+from ssmgen.nn.mamba import check_tokens, tokens_of, tokens_on_grid
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
@@ -50,10 +50,15 @@ class SelfAttention(nn.Module):
 
 
 class AttentionCondition(NamedTuple):
-    """Keys and values of a `CrossAttention`, each ``(b, n, l, k)``: computed once per mask, used at every step."""
+    """Keys and values of a `CrossAttention`, each ``(b, n, l, k)``: computed once per condition, used at every step.
+
+    Attributes:
+        valid: ``(b, 1, 1, l)`` bool, False where a token is padding, or None.
+    """
 
     k: Tensor
     v: Tensor
+    valid: Tensor | None = None
 
 
 @register("block", "cross-attention")
@@ -62,13 +67,14 @@ class CrossAttention(nn.Module):
 
     Args:
         dim: width of the tokens of both.
-        num_heads: heads; divides ``dim``.
+        num_heads: heads; divides ``dim``. None is heads of width 64, or one where these do not fill ``dim``.
         position: add their positions to the condition tokens: a scan knows where a token lies, attention has to be
             told.
     """
 
-    def __init__(self, dim: int, num_heads: int, position: bool = False) -> None:
+    def __init__(self, dim: int, num_heads: int | None = None, position: bool = False) -> None:
         super().__init__()
+        num_heads = (dim // 64 if dim % 64 == 0 else 1) if num_heads is None else num_heads
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.position = PositionEmbedding(dim) if position else None
@@ -81,14 +87,15 @@ class CrossAttention(nn.Module):
 
         With ``position`` they must lie on the grid: ``(batch, height * width, dim)``.
         """
-        tokens = tokens_of(signal)
+        tokens = tokens_of(signal) if self.position is None else tokens_on_grid(signal)
+        valid = None if isinstance(signal, Tensor) else signal.valid
         if tokens.dim() != 3 or tokens.shape[2] != self.q.in_features:
             raise ValueError(f"cond must be (batch, tokens, {self.q.in_features}), got {tuple(tokens.shape)}")
         if self.position is not None:
             check_tokens(tokens, size, self.q.in_features, "cond")
             tokens = self.position(tokens, size)
         k, v = rearrange(self.kv(tokens), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
-        return AttentionCondition(k, v)
+        return AttentionCondition(k, v, None if valid is None else valid[:, None, None])
 
     def forward(
         self, x: Tensor, cond: Tensor | AttentionCondition | list[AttentionCondition], size: tuple[int, int]
@@ -97,8 +104,8 @@ class CrossAttention(nn.Module):
 
         Args:
             x: content tokens.
-            cond: condition tokens of the same shape, or what `condition` made of them. One of batch 1 serves every
-                item of the batch; several in a list serve as many equal parts of it.
+            cond: condition tokens ``(batch, any length, dim)``, or what `condition` made of them. One of batch 1 serves
+                every item of the batch; several in a list serve as many equal parts of it.
             size: (height, width) in tokens.
 
         Raises:
@@ -107,6 +114,7 @@ class CrossAttention(nn.Module):
         check_tokens(x, size, self.q.in_features, "x")
         q = rearrange(self.q(x), "b l (n k) -> b n l k", n=self.num_heads)
         mixed = [
-            F.scaled_dot_product_attention(part, own.k, own.v) for own, part in parts_of(states_of(self, cond, size), q)
+            F.scaled_dot_product_attention(part, own.k, own.v, attn_mask=own.valid)
+            for own, part in parts_of(states_of(self, cond, size), q)
         ]
         return self.out_proj(rearrange(torch.cat(mixed), "b n l k -> b l (n k)"))

@@ -196,7 +196,7 @@ class CrossMamba(nn.Module):
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> CrossCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
-        tokens = tokens_of(signal)
+        tokens = tokens_on_grid(signal)
         check_tokens(tokens, size, self.cond_proj.in_features, "cond")
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
@@ -241,6 +241,21 @@ def tokens_of(signal: Signal | Tensor) -> Tensor:
     tokens = signal if isinstance(signal, Tensor) else signal.tokens
     if tokens is None:
         raise ValueError("this layer needs a condition with tokens, got a vector alone: leave it out of cross=")
+    return tokens
+
+
+def tokens_on_grid(signal: Signal | Tensor) -> Tensor:
+    """The tokens ``(b, l, d)`` of a signal that lie on the image's token grid.
+
+    Raises:
+        ValueError: it has none, or they lie on no grid, as those of a text.
+    """
+    tokens = tokens_of(signal)
+    if isinstance(signal, Signal) and signal.grid is None:
+        raise ValueError(
+            "this layer needs a condition on the image's token grid, and this one is a sequence of its own length: "
+            "read it with 'cross-mamba-sequence' or 'cross-attention'"
+        )
     return tokens
 
 

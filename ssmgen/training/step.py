@@ -92,12 +92,16 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
 
 
 def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, accelerator: Any) -> DataLoader[Batch]:
-    """This process's share of the batches from step ``first`` on, without end."""
+    """This process's share of the batches from step ``first`` on, without end.
+
+    ``data.collate``, if there is one, makes a batch of a list of examples: it may pad what has no common length.
+    """
     count, rank, world = len(data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
     return DataLoader(
         data,
         batch_sampler=StepOrder(count, settings.batch_size, settings.seed, first, rank, world),
         num_workers=loader_processes(settings.num_workers),
+        collate_fn=getattr(data, "collate", None),
         generator=torch.Generator(),
         worker_init_fn=_loader_process,
     )
