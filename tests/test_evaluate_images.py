@@ -145,8 +145,8 @@ def empty(folder):
     [
         (extra, [], "images without a mask, 1: stranger.png"),
         (missing, [], "masks without an image, 1 of 6: face3"),
-        (smaller, [], "face2.png: is 32 pixels wide, face0.png is 48; all must have one size"),
-        (oblong, [], "face0.png: is 32 x 48 pixels; images must be square"),
+        (smaller, [], "face2.png: is 32 x 32 pixels, face0.png is 48 x 48; all must have one size"),
+        (oblong, [], "face1.png: is 48 x 48 pixels, face0.png is 32 x 48; all must have one size"),
         (grey, [], "face4.png: is of mode L, not RGB"),
         (alpha, [], "face5.png: is of mode RGBA, not RGB"),
         (damaged, [], "face5.png: cannot be read as an image"),

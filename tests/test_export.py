@@ -87,7 +87,7 @@ def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monk
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     folder = find_run("hf://someone/faces", tmp_path)
-    assert {p.name for p in folder.iterdir()} == {"config.yaml", "checkpoints"}
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "labels.json", "checkpoints"}
     assert load_run(folder)[1].weights == load_run(trained)[1].weights
     assert find_run("someone/faces", tmp_path) == Path("someone/faces")  # a mistyped folder asks no network
     with pytest.raises(FileNotFoundError, match="no/one: .*could not be fetched from the hub: no network"):

@@ -240,3 +240,21 @@ def test_a_device_that_is_not_there_is_named(pipe):
     assert pipe.device.type == "cpu"
     with pytest.raises(TypeError, match="from_pretrained takes no 'local_file_only'. Did you mean 'local_files_only'"):
         MaskToImage.from_pretrained("drawn-faces", local_file_only=True)
+
+
+def test_rectangles_are_made_from_masks_of_their_shape(pipe, tmp_path):
+    wide = MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=(16, 32)))
+    mask = torch.zeros(16, 32, dtype=torch.long)
+    mask[:, 16:] = 1
+    assert wide.latent_size == (3, 16, 32) and wide.recipe.title == "sisma-debug, 16 x 32"
+    image = wide(mask, output_type="uint8")
+    assert tuple(image.shape) == (1, 3, 16, 32) and tuple(wide.pixels_of(image[0]).shape) == (1, 3, 16, 32)
+    halved = wide.labels_of(mask.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(halved.long(), mask)
+    with pytest.raises(ValueError, match="32 x 32 .height x width.: crop it to the aspect ratio of 16 x 32"):
+        wide(torch.zeros(32, 32, dtype=torch.long))
+    wide.save_pretrained(tmp_path / "wide")
+    again = MaskToImage.from_pretrained(tmp_path / "wide")
+    assert again.recipe == wide.recipe and again.recipe.size == (16, 32)
+    assert torch.equal(again(mask, output_type="uint8"), image)
+    assert replace(pipe.recipe, image_size=[32, 32]).image_size == 32, "a square is written as before"

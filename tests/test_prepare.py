@@ -22,7 +22,7 @@ from prepare_sources import (
 )
 
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.prepare.checks import paint_parts
+from recipes.sisma.prepare.readers import paint_parts
 from recipes.sisma.prepare.splits import read_mapping
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import PreparedFolder

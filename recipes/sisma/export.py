@@ -95,8 +95,7 @@ def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any]) -> str
     training = [f"`{command}`: {trained.step} steps in {trained.seconds:.0f} s, weights averaged."]
     training += [f"{change.capitalize()}." for change in schedule_changes(trained.schedule)]
     sections = {"Data": data, "Training": " ".join(training), "Evaluation": _evaluation(result)}
-    title = f"{recipe.model}, {recipe.image_size} x {recipe.image_size}"
-    return model_card(title, recipe.about, recipe.labels, license=license, sections=sections)
+    return model_card(recipe.title, recipe.about, recipe.labels, license=license, sections=sections)
 
 
 def training_command(config: Config) -> str:

@@ -29,17 +29,23 @@ _MOST_WORKERS = 16
 
 
 def training_pairs(config: Config) -> Pairs:
-    """Pairs to train on, images ``(3, size, size)`` uint8 and masks ``(size, size)`` uint8."""
+    """Pairs to train on, images ``(3, height, width)`` uint8 and masks ``(height, width)`` uint8."""
     if config.data == "drawn":
-        return DrawnFaces(config.drawn_count, size=config.image_size)
-    return prepared_pairs(config, "train", config.image_size)
+        return DrawnFaces(config.drawn_count, size=_drawn_side(config))
+    return prepared_pairs(config, "train", config.size)
 
 
 def held_out_pairs(config: Config, count: int) -> Pairs:
     """Pairs that training does not see: ``count`` drawn ones, or the test split of the prepared folder."""
     if config.data == "drawn":
-        return DrawnFaces(count, size=config.image_size, start=HELD_OUT)
-    return prepared_pairs(config, "test", config.image_size)
+        return DrawnFaces(count, size=_drawn_side(config), start=HELD_OUT)
+    return prepared_pairs(config, "test", config.size)
+
+
+def _drawn_side(config: Config) -> int:
+    if not isinstance(config.size, int):
+        raise UsageError(f"image_size={config.image_size}: drawn faces are square: give a side such as 128")
+    return config.size
 
 
 def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +55,7 @@ def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(masks)
 
 
-def prepared_pairs(config: Config, split: str, size: int | None = None) -> PreparedFolder:
+def prepared_pairs(config: Config, split: str, size: int | tuple[int, int] | None = None) -> PreparedFolder:
     """A split of the run's prepared folder; the error without one names the command that prepares it."""
     if not config.data:
         command = command_line("prepare", "source=...", "target=FOLDER", recipe=config.recipe)
@@ -59,7 +65,7 @@ def prepared_pairs(config: Config, split: str, size: int | None = None) -> Prepa
 
 
 def in_memory(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """All pairs of one size: images ``(n, 3, size, size)`` and masks ``(n, size, size)``, uint8."""
+    """All pairs of one size: images ``(n, 3, height, width)`` and masks ``(n, height, width)``, uint8."""
     print(f"loading {len(pairs)} image-mask pairs", file=sys.stderr)
     workers = loader_processes(2)
     loader = DataLoader(cast(Any, pairs), 16, num_workers=workers, worker_init_fn=ignore_stop_requests)
@@ -164,7 +170,7 @@ def _pairs_to_encode(config: Config) -> Pairs:
         return training_pairs(config)
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    return Crops(prepared_pairs(config, "train"), config.image_size, config.crops, seed=config.train.seed)
+    return Crops(prepared_pairs(config, "train"), config.size, config.crops, seed=config.train.seed)
 
 
 def _check_files(pairs: Pairs, cache: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from recipes.sisma.arguments import UsageError, command_line, from_command_line, run_command
 from recipes.sisma.autoencoder import rarity_weights, take_step
 from recipes.sisma.pairs import held_out_pairs, in_memory, training_pairs
-from recipes.sisma.presets import ASSETS, Config
+from recipes.sisma.presets import ASSETS, Config, checked_size, sides_of, size_of
 from ssmgen.data import Pairs, flip_pair
 from ssmgen.metrics import MaskAgreement
 from ssmgen.precision import choose_precision
@@ -43,7 +43,7 @@ class Settings:
         batch_size: images per step.
         lr: peak learning rate; it decays to zero.
         width: channels at full resolution; the coarsest of four has four times as many.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, or height x width such as ``192x96``.
         precision: ``bf16`` autocast, ``no`` (float32), or ``auto``: bf16 if it is faster on this machine.
         held_out: unseen drawn faces to score it on; with a prepared folder, all test images are used.
         seed: of weights, order and augmentation.
@@ -56,7 +56,7 @@ class Settings:
     batch_size: int = 16
     lr: float = 3e-3
     width: int = 20
-    image_size: int = 128
+    image_size: int | str = 128
     precision: str = "auto"
     held_out: int = 512
     seed: int = 0
@@ -130,7 +130,7 @@ def save_parser(parser: UNetParser, path: Path, card: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """Train a parser, score it on held-out images and save it."""
     settings = from_command_line(Settings(), argv)
-    if settings.image_size < UNetParser.multiple or settings.image_size % UNetParser.multiple:
+    if any(side % UNetParser.multiple for side in sides_of(size_of(checked_size(settings.image_size)))):
         raise UsageError(f"image_size must be a multiple of {UNetParser.multiple}, got {settings.image_size}")
     if min(settings.steps, settings.batch_size, settings.width, settings.held_out) < 1:
         raise UsageError("steps, batch_size, width and held_out must be at least 1")
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
     card = {
         "num_classes": len(unseen.labels),
         "width": settings.width,
-        "image_size": settings.image_size,
+        "image_size": data.image_size,
         "data": "drawn faces" if settings.data == "drawn" else "prepared folder",
         "command": command_line("parser", *argv),
         "precision": settings.precision,

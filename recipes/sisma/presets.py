@@ -22,8 +22,34 @@ def _small_training(steps: int = 1500, lr: float = 2e-3, ema_decay: float = 0.99
     return TrainSettings(steps=steps, lr=lr, ema_decay=ema_decay, **small, **more)
 
 
-def _muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+def muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
+    """Training of a small network on a few thousand pictures; its cosine ends with its steps."""
     return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
+
+
+def checked_size(image_size: int | str) -> int | str:
+    """An ``image_size`` as it is recorded: a square's side, or another ``HEIGHTxWIDTH``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    sides = [int(side) if side.isdecimal() else 0 for side in str(image_size).split("x")]
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise UsageError(f"image_size={image_size}: expected a side such as 128, or height x width such as 192x96")
+    return sides[0] if len(set(sides)) == 1 else f"{sides[0]}x{sides[1]}"
+
+
+def size_of(image_size: int | str) -> int | tuple[int, int]:
+    """The side of a square, or (height, width), of an ``image_size`` that `checked_size` returned."""
+    if isinstance(image_size, int):
+        return image_size
+    height, width = map(int, image_size.split("x"))
+    return height, width
+
+
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a square's side or of itself."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 @dataclass
@@ -36,7 +62,7 @@ class Config:
         run: the run's folder.
         resume: ``no``, ``auto`` (the newest checkpoint of the run, if any) or a checkpoint's folder.
         data: ``drawn``, or a folder made by recipes.sisma.prepare.
-        image_size: side of the square images in pixels.
+        image_size: side of the square images in pixels, or height x width such as ``192x96``.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
         crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
@@ -69,7 +95,7 @@ class Config:
     run: str = "runs/quick"
     resume: str = "no"
     data: str = "drawn"
-    image_size: int = 128
+    image_size: int | str = 128
     drawn_count: int = 3072
     flip: bool = False
     crops: int = 1
@@ -91,6 +117,14 @@ class Config:
     evaluate_masks: int = 128
     parser: str = "drawn"
 
+    def __post_init__(self) -> None:
+        self.image_size = checked_size(self.image_size)
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """The images' side, or (height, width), in pixels."""
+        return size_of(self.image_size)
+
     def with_steps(self, steps: int) -> Self:
         """A copy with this number of steps and the settings that follow from it."""
         train = replace(self.train, steps=steps)
@@ -109,7 +143,7 @@ def quick() -> Config:
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
-        train=_muon_training(steps=0),
+        train=muon_training(steps=0),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
     )
@@ -129,7 +163,7 @@ def faces() -> Config:
         balance=0.5,
         class_weighting=0.5,
         t_sampling="logit-normal",
-        train=_muon_training(steps=2000, ema_decay=0.998),
+        train=muon_training(steps=2000, ema_decay=0.998),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2),
         sample_every=None,
         evaluate_masks=64,

@@ -117,7 +117,7 @@ def as_pipeline(
         model=config.model,
         model_args=model_arguments(config, autoencoder, labels),
         autoencoder=autoencoder.name,
-        image_size=config.image_size,
+        image_size=config.size,
         labels=labels,
         sampling=config.sampling,
         objective=config.objective,

@@ -24,7 +24,7 @@ from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
 from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
-from recipes.sisma.presets import PRESETS, Config, Presets, preset
+from recipes.sisma.presets import PRESETS, Config, Presets, preset, sides_of
 from recipes.sisma.runs import (
     all_processes,
     as_pipeline,
@@ -198,9 +198,10 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
         FileNotFoundError: no such parser.
         ImportError: the solver needs a missing package; names the extra.
     """
-    multiple, side = autoencoder.factor * model.patch_size, config.image_size
-    if side % multiple:
-        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {side}")
+    multiple = autoencoder.factor * model.patch_size
+    if any(side % multiple for side in sides_of(config.size)):
+        given = config.image_size
+        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {given}")
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
@@ -213,7 +214,7 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
     plan(config.sampling.guidance_scale, ["mask"], model.conditions)
     build(config.sampling.solver)  # it may need a package
     if config.evaluate and (parser := load_named_parser(config.parser, labels)):
-        parser.check(labels, config.image_size)
+        parser.check(labels, config.size)
 
 
 def check_run_folder(config: Config, record: dict[str, Any], owned: ExitStack) -> int:

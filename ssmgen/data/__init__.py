@@ -7,6 +7,7 @@ from ssmgen.data.images import read_image, read_mask, write_png
 from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, check_labels, remap
 from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.data.mask_input import LABEL_SETS, to_labels
+from ssmgen.data.merge import MergeTable, distinct_colours, read_merge_table
 from ssmgen.data.pairs import Crops, PairFolder, Pairs
 from ssmgen.data.shards import CacheError
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
@@ -20,6 +21,7 @@ __all__ = [
     "LABEL_SETS",
     "LabelSet",
     "LatentCache",
+    "MergeTable",
     "PairFolder",
     "Pairs",
     "PreparedFolder",
@@ -29,12 +31,14 @@ __all__ = [
     "check_labels",
     "class_weights",
     "crop_resize",
+    "distinct_colours",
     "draw_face",
     "flip_pair",
     "loss_weights",
     "read_image",
     "rebuild_latent_cache",
     "read_mask",
+    "read_merge_table",
     "remap",
     "repeats",
     "to_labels",

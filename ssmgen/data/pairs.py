@@ -118,16 +118,18 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pairs: image-mask pairs, larger than ``size`` so that no crop is enlarged.
-        size: side of the square results in pixels.
+        size: side, or ``(height, width)``, of the results in pixels.
         count: crops per pair.
-        smallest: smallest side of a crop, as a share of the side of the largest square, in (0, 1].
+        smallest: smallest side of a crop, as a share of the largest crop with that aspect ratio, in (0, 1].
         seed: of the random crops.
 
     Raises:
         ValueError: ``count`` below 1, or ``smallest`` outside (0, 1].
     """
 
-    def __init__(self, pairs: Pairs, size: int, count: int, smallest: float = 0.8, seed: int = 0) -> None:
+    def __init__(
+        self, pairs: Pairs, size: int | tuple[int, int], count: int, smallest: float = 0.8, seed: int = 0
+    ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if not 0 < smallest <= 1:
@@ -139,7 +141,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs) * self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image ``(3, size, size)`` uint8 and mask ``(size, size)`` uint8."""
+        """Image ``(3, height, width)`` uint8 and mask ``(height, width)`` uint8."""
         if not 0 <= index < len(self):
             raise IndexError(f"crop {index} of {len(self)}")
         pair, crop = divmod(index, self.count)

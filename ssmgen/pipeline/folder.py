@@ -37,7 +37,7 @@ class Recipe:
         model: registered name of the model.
         model_args: keyword arguments to build it with.
         autoencoder: registered name of its autoencoder.
-        image_size: side of the square images in pixels.
+        image_size: side of the square images in pixels, or ``(height, width)``.
         labels: classes of its masks.
         sampling: settings of sampling where a call gives none; a mapping of some of them will do.
         about: one line on what the model was trained on and can do.
@@ -50,7 +50,7 @@ class Recipe:
     model: str
     model_args: dict[str, Any]
     autoencoder: str
-    image_size: int
+    image_size: int | tuple[int, int]
     labels: LabelSet
     sampling: Sampling = Sampling()
     about: str = ""
@@ -60,8 +60,7 @@ class Recipe:
         for kind in ("model", "autoencoder"):
             _check_registered(getattr(self, kind), kind)
         _check_registered(divided(self.objective)[0], "objective")
-        if not isinstance(self.image_size, int) or not 1 <= self.image_size <= _LARGEST_SIDE:
-            raise ValueError(f"image_size must be 1 to {_LARGEST_SIDE} pixels, got {self.image_size!r}")
+        object.__setattr__(self, "image_size", _checked_size(self.image_size))
         if not isinstance(self.model_args, dict):
             raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
         if isinstance(self.sampling, Mapping):
@@ -72,7 +71,20 @@ class Recipe:
     @property
     def title(self) -> str:
         """The model and its image size, such as ``sisma-s, 128 x 128``."""
-        return f"{self.model}, {self.image_size} x {self.image_size}"
+        return f"{self.model}, {self.size[0]} x {self.size[1]}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+def _checked_size(size: Any) -> int | tuple[int, int]:
+    """The side of a square, or another ``(height, width)``; JSON has it as a list."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST_SIDE for side in sides):
+        raise ValueError(f"image_size must be 1 to {_LARGEST_SIDE} pixels, got {size!r}")
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 def packaged() -> list[str]:

@@ -176,8 +176,8 @@ class MaskToImage:
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
-            output_type: ``"pil"`` for a list; ``"np"`` ``(n, size, size, 3)`` and ``"pt"`` ``(n, 3, size, size)`` for
-                float32 in [0, 1]; ``"uint8"`` ``(n, 3, size, size)``; ``"latent"`` for latents ``(n, c, h, w)``.
+            output_type: ``"pil"`` for a list; ``"np"`` ``(n, H, W, 3)`` and ``"pt"`` ``(n, 3, H, W)`` for float32 in
+                [0, 1]; ``"uint8"`` ``(n, 3, H, W)``; ``"latent"`` for latents ``(n, c, h, w)``.
             palette: the label set of an RGB mask's colours: a registered name such as ``bisenet19``, or a `LabelSet`.
             remap: the label set of the mask's ids if it is not the model's; ids are converted by class name.
             batch_size: images per call of the model; affects the result by rounding only.
@@ -214,18 +214,18 @@ class MaskToImage:
     @property
     def latent_size(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent."""
-        side = self.recipe.image_size // self.autoencoder.factor
-        return self.autoencoder.channels, side, side
+        height, width = (side // self.autoencoder.factor for side in self.recipe.size)
+        return self.autoencoder.channels, height, width
 
     def labels_of(
         self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "", name: str = "the mask"
     ) -> Tensor:
-        """A mask as class ids ``(image_size, image_size)``, uint8, see `to_labels`."""
+        """A mask as class ids ``(height, width)`` of the model's images, uint8, see `to_labels`."""
         labels = to_labels(mask, self.recipe.labels, palette=palette, order=remap, name=name)
         return self._resized(labels[None], str(mask) if isinstance(mask, str | Path) else name)[0]
 
     def label_maps(self, masks: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Tensor:
-        """One mask or several as class ids ``(n, image_size, image_size)``, uint8.
+        """One mask or several as class ids ``(n, height, width)`` of the model's images, uint8.
 
         Args:
             masks: what `labels_of` takes, a list of these, or one integer tensor ``(n, height, width)`` of ids. A
@@ -244,17 +244,16 @@ class MaskToImage:
         return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
 
     def _resized(self, labels: Tensor, name: str) -> Tensor:
-        height, width = labels.shape[1:]
-        if height != width:
-            raise ValueError(f"{name} is {height} x {width} (height x width): crop it to a square")
-        size = self.recipe.image_size
-        return nn.functional.interpolate(labels[:, None], (size, size), mode="nearest-exact")[:, 0]
+        size = self.recipe.size
+        _check_shape(labels, size, name)
+        return nn.functional.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
 
     def encode(self, image: Any) -> Tensor:
         """Encode an image to latents ``(1, c, h, w)``.
 
         Args:
-            image: a path, a PIL image, or an array or tensor of uint8, ``(3, size, size)`` or ``(size, size, 3)``.
+            image: a path, a PIL image, or an array or tensor of uint8, ``(3, height, width)`` or ``(height, width,
+                3)``.
 
         Raises:
             FileNotFoundError, ValueError, TypeError: not an image, or not of the model's size.
@@ -262,7 +261,7 @@ class MaskToImage:
         return self.autoencoder.encode(self.pixels_of(image).to(self.device).float() / 127.5 - 1)
 
     def pixels_of(self, image: Any) -> Tensor:
-        """An image, see `encode`, as a uint8 tensor ``(1, 3, size, size)``."""
+        """An image, see `encode`, as a uint8 tensor ``(1, 3, height, width)``."""
         pixels: Any = read_image(image) if isinstance(image, str | Path) else image
         if hasattr(pixels, "convert"):
             pixels = from_pil(pixels.convert("RGB"))
@@ -270,18 +269,18 @@ class MaskToImage:
             pixels = torch.from_numpy(pixels.copy())
         if not isinstance(pixels, Tensor):
             raise TypeError(f"an image is a path, a PIL image, an array or a tensor, got {type(image).__name__}")
-        size = self.recipe.image_size
-        if tuple(pixels.shape) == (size, size, 3) and size != 3:
+        height, width = size = self.recipe.size
+        if tuple(pixels.shape) == (*size, 3) != (3, *size):
             pixels = pixels.movedim(-1, 0)
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, size, size):
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, *size):
             raise ValueError(
-                f"the image must be uint8 (3, {size}, {size}), got {pixels.dtype} {tuple(pixels.shape)}: crop it to a "
-                f"square and resize it to {size} x {size} pixels, with its mask"
+                f"the image must be uint8 (3, {height}, {width}), got {pixels.dtype} {tuple(pixels.shape)}: "
+                f"{_crop_to(size)} and resize it to {height} x {width} pixels, with its mask"
             )
         return pixels[None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents ``(n, c, h, w)`` to images ``(n, 3, size, size)`` in [0, 1]."""
+        """Decode latents ``(n, c, h, w)`` to images ``(n, 3, height, width)`` in [0, 1]."""
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
 
 
@@ -306,8 +305,21 @@ def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     if isinstance(scale, Mapping) and not scale.keys() <= conditions.keys():
         raise ValueError(f"guidance_scale={scale!r} names a condition that the model does not have")
     side = autoencoder.factor * getattr(model, "multiple", 1)
-    if recipe.image_size % side:
+    if any(each % side for each in recipe.size):
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
+
+
+def _crop_to(size: tuple[int, int]) -> str:
+    height, width = size
+    return "crop it to a square" if height == width else f"crop it to the aspect ratio of {height} x {width}"
+
+
+def _check_shape(labels: Tensor, size: tuple[int, int], name: str) -> None:
+    """Reject labels ``(..., h, w)`` whose aspect ratio is not that of ``size``, up to a pixel; a square must be one."""
+    height, width = labels.shape[-2:]
+    tolerance = 0 if size[0] == size[1] else max(size)
+    if abs(height * size[1] - width * size[0]) > tolerance:
+        raise ValueError(f"{name} is {height} x {width} (height x width): {_crop_to(size)}")
 
 
 def check_device(device: Any) -> None:

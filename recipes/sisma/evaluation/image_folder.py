@@ -15,7 +15,7 @@ from recipes.sisma.evaluation.results import description, write_result
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import ambiguous_name, split_image_name
 from recipes.sisma.pairs import held_out_pairs, training_pairs
-from recipes.sisma.presets import Config
+from recipes.sisma.presets import Config, checked_size
 from recipes.sisma.runs import check_writable
 from ssmgen.data.files import IMAGE_SUFFIXES, files_with, stem_of, unreadable
 
@@ -50,10 +50,10 @@ def evaluate_images(
     ids = pair_ids(pairs := held_out_pairs(config, limit))
     count = available(pairs, settings.masks or len(ids))
     files, samples = find_images(folder, ids, count)
-    config.image_size = common_side([*files, *(file for group in samples.values() for file in group)])
+    config.image_size = common_size([*files, *(file for group in samples.values() for file in group)])
     pairs = held_out_pairs(config, limit)
     parser = parser or load_named_parser(settings.parser or "none", pairs.labels)
-    metrics = load_metrics(parser, settings, pairs.labels, count, config.image_size)
+    metrics = load_metrics(parser, settings, pairs.labels, count, config.size)
     if metrics.lpips is not None and not samples:
         raise ValueError(f"{folder}: LPIPS diversity needs several images a mask, <id>--1.png, <id>--2.png and so on")
     out = Path(settings.out) if settings.out else folder.with_name(f"{folder.name}-evaluation")
@@ -92,15 +92,15 @@ def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path
     return files, groups
 
 
-def common_side(files: Sequence[Path]) -> int:
-    """The side in pixels that all images share.
+def common_size(files: Sequence[Path]) -> int | str:
+    """The ``image_size`` that all images share.
 
     Raises:
-        ValueError: an image that cannot be read, is not RGB or not square, or differs in size; names the file.
+        ValueError: an image that cannot be read, is not RGB, or differs in size; names the file.
     """
     from PIL import Image
 
-    side = 0
+    found = None
     for file in files:
         try:
             with Image.open(file) as image:
@@ -109,12 +109,11 @@ def common_side(files: Sequence[Path]) -> int:
             raise ValueError(f"{file}: cannot be read as an image ({error})") from error
         if mode != "RGB":
             raise ValueError(f"{file}: is of mode {mode}, not RGB; save grey images and those with alpha as 8-bit RGB")
-        if width != height:
-            raise ValueError(f"{file}: is {width} x {height} pixels; images must be square")
-        if side not in (0, width):
-            raise ValueError(f"{file}: is {width} pixels wide, {files[0].name} is {side}; all must have one size")
-        side = width
-    return side
+        found = found or (width, height)
+        if found != (width, height):
+            one, first = (f"{size[0]} x {size[1]}" for size in ((width, height), found))
+            raise ValueError(f"{file}: is {one} pixels, {files[0].name} is {first}; all must have one size")
+    return checked_size(f"{found[1]}x{found[0]}")
 
 
 def _files_by_id(folder: Path, known: set[str]) -> tuple[dict[str, Path], dict[str, dict[int, Path]], list[str]]:

@@ -19,6 +19,7 @@ from recipes.sisma.evaluation.distances import (
 from recipes.sisma.evaluation.images import HeldOut, Images
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.parser import SHIPPED, UNetParser, load_parser
+from recipes.sisma.presets import sides_of
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 from ssmgen.metrics.backbones import sha256_of
@@ -55,13 +56,14 @@ class NamedParser:
     card: dict[str, Any] | None = None
     multiple: int = 1
 
-    def check(self, labels: LabelSet, side: int) -> None:
-        """Reject masks of another number of classes, and images of a ``side`` it cannot take, by a `ValueError`."""
+    def check(self, labels: LabelSet, size: int | tuple[int, int]) -> None:
+        """Reject masks of another number of classes, and images of a ``size`` it cannot take, by a `ValueError`."""
         if self.num_classes != len(labels):
             raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
-        if side % self.multiple:
+        if any(side % self.multiple for side in sides_of(size)):
             needed = f"images with sides that are multiples of {self.multiple}"
-            raise ValueError(f"{self.name}: needs {needed}, got {side} pixels; or parser=none")
+            given = " x ".join(map(str, dict.fromkeys(sides_of(size))))
+            raise ValueError(f"{self.name}: needs {needed}, got {given} pixels; or parser=none")
 
 
 def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser | None:
@@ -89,7 +91,7 @@ class Metrics:
     lpips: Any
 
 
-def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSet, count: int, side: int) -> Metrics:
+def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSet, count: int, size: Any) -> Metrics:
     """Load and check the networks of the requested metrics.
 
     Raises:
@@ -99,7 +101,7 @@ def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSe
     if count < 2:
         raise ValueError(f"evaluation needs at least 2 unseen masks, got {count}")
     if parser is not None:
-        parser.check(labels, side)
+        parser.check(labels, size)
     return Metrics(parser, load_distances(settings, count), load_lpips(settings))
 
 

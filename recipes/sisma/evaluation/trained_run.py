@@ -68,7 +68,7 @@ def evaluate_run(
     wanted = settings.masks or config.evaluate_masks
     pairs = held_out_pairs(config, wanted)
     count = available(pairs, wanted, requested=bool(settings.masks))
-    metrics = load_metrics(parser, settings, pipe.recipe.labels, count, config.image_size)
+    metrics = load_metrics(parser, settings, pipe.recipe.labels, count, config.size)
     held_out = read_held_out(pairs, count, pipe.recipe.labels)
     check_mask_names(held_out.ids, range(1, settings.samples + 1))
 

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recipes.sisma.prepare.settings import LABEL_ORDERS, Settings
+from recipes.sisma.prepare.readers import Reader
+from recipes.sisma.prepare.settings import Settings
 from recipes.sisma.prepare.sources import Pair, Problem, Source
 from ssmgen.data.folder import write_pair
-from ssmgen.data.images import read_image, read_mask
-from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
+from ssmgen.data.images import read_image
 from ssmgen.data.transforms import center_crop_resize, check_same_shape
 from ssmgen.training import progress_bar
 
@@ -38,7 +38,7 @@ KNOWN_FAULTS |= {id: f"the same photo as {id + 1}" for id in _TWINS}
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A pair that was read: its problems, or the hashes of its files and the share of each class ``(19,)``."""
+    """A pair that was read: its problems, or the hashes of its files and the share of each class ``(classes,)``."""
 
     id: str
     problems: list[Problem]
@@ -46,12 +46,18 @@ class CheckedPair:
     shares: Tensor | None
 
 
-def check_and_write(pairs: list[Pair], source: Source, settings: Settings, folder: Path) -> list[CheckedPair]:
+def check_and_write(
+    pairs: list[Pair], source: Source, reader: Reader, settings: Settings, folder: Path
+) -> list[CheckedPair]:
     """Check all pairs, and write each that is good until a problem is found that will stop the run."""
     stopping = Event()
     if source.problems and settings.on_bad == "stop":
         stopping.set()
-    return list(in_threads(lambda pair: _write_if_good(pair, source, settings, folder, stopping), pairs, "checking"))
+
+    def write(pair: Pair) -> CheckedPair:
+        return _write_if_good(pair, source, reader, settings, folder, stopping)
+
+    return list(in_threads(write, pairs, "checking"))
 
 
 def select_good(checked: list[CheckedPair], problems: list[Problem], on_bad: str, folder: Path) -> list[CheckedPair]:
@@ -105,7 +111,9 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], label: str
         torch.set_num_threads(torch_threads)
 
 
-def _write_if_good(pair: Pair, source: Source, settings: Settings, folder: Path, stopping: Event) -> CheckedPair:
+def _write_if_good(
+    pair: Pair, source: Source, reader: Reader, settings: Settings, folder: Path, stopping: Event
+) -> CheckedPair:
     problems: list[Problem] = []
     part_files = list(pair.mask.values()) if isinstance(pair.mask, dict) else [pair.mask]
 
@@ -119,7 +127,7 @@ def _write_if_good(pair: Pair, source: Source, settings: Settings, folder: Path,
             return None
 
     image = attempt(pair.image, read_image, pair.image)
-    mask = attempt(part_files[0], _read_labels, pair.mask, LABEL_ORDERS[settings.labels])
+    mask = attempt(part_files[0], reader.read, pair.mask)
     if mask is not None and not bool(mask.any()):
         problems.append(Problem(source.relative_name(part_files[0]), "the mask is empty: background only", pair.id))
     if image is not None and mask is not None:
@@ -128,41 +136,12 @@ def _write_if_good(pair: Pair, source: Source, settings: Settings, folder: Path,
         stopping.set()
     if problems or stopping.is_set():
         return CheckedPair(pair.id, problems, {}, None)
-    shares = torch.bincount(mask.flatten(), minlength=len(CELEBAMASK19)) / mask.numel()
+    shares = torch.bincount(mask.flatten(), minlength=len(reader.labels)) / mask.numel()
     content = (pair.image, mask) if settings.size is None else center_crop_resize(image, mask, settings.size)
     return CheckedPair(pair.id, [], write_pair(folder, pair.id, *content), shares)
 
 
-def _read_labels(mask: Path | dict[str, Path], order: LabelSet) -> Tensor:
-    """A mask in the order of `CELEBAMASK19`, from part files or a file of labels in ``order``."""
-    return paint_parts(mask) if isinstance(mask, dict) else remap(read_mask(mask, order), order, CELEBAMASK19)
-
-
-def paint_parts(parts: dict[str, Path]) -> Tensor:
-    """Merge part files into a mask ``(height, width)`` uint8; later classes of `CELEBAMASK19` cover earlier ones.
-
-    Args:
-        parts: file by class name; black pixels are outside the part, all others inside.
-
-    Raises:
-        ValueError: a file cannot be read, or its size differs from the others; names it.
-    """
-    mask: Tensor | None = None
-    for id, name in enumerate(CELEBAMASK19.classes):
-        if name not in parts:
-            continue
-        part = read_image(parts[name]).amax(dim=0) != 0
-        if mask is None:
-            mask = torch.zeros(part.shape, dtype=torch.uint8)
-        if part.shape != mask.shape:
-            raise ValueError(f"{parts[name]}: is {tuple(part.shape)}, other parts of this mask are {tuple(mask.shape)}")
-        mask[part] = id
-    if mask is None:
-        raise ValueError("a mask needs at least one part")
-    return mask
-
-
-def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[str]], order: LabelSet) -> list[str]:
+def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[str]], reader: Reader) -> list[str]:
     """The notes of the source, and those on its good pairs."""
     notes = list(source.notes)
     if source.layout == "official":
@@ -170,25 +149,10 @@ def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[s
         faults = ", ".join(f"{id} ({KNOWN_FAULTS[id]})" for id in known)
         notes += [f"faults of the dataset that its users reported, kept: {faults}"] if known else []
     else:
-        notes += _order_warning(good, order)
+        notes += reader.notes(torch.stack([pair.shares for pair in good if pair.shares is not None]).mean(0))
     notes += _identical_images(good, splits)
     notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
     return notes
-
-
-def _order_warning(good: list[CheckedPair], order: LabelSet) -> list[str]:
-    """Hair covers much of any face picture; the class that has the other order's hair id in this one is small."""
-    shares = torch.stack([pair.shares for pair in good if pair.shares is not None]).mean(0)
-    other = BISENET19 if order is CELEBAMASK19 else CELEBAMASK19
-    # Shares are in the target's order: look up the class that the other order's hair id became.
-    hair, suspect = shares[CELEBAMASK19.classes.index("hair")], order.classes[other.classes.index("hair")]
-    share = shares[CELEBAMASK19.classes.index(suspect)]
-    if share <= 2 * hair or share < 0.05:
-        return []
-    return [
-        f"WARNING: {suspect} covers {share:.0%} of the masks and hair {hair:.0%}: they look like the class order "
-        f"{other.name}. If they are, prepare them with labels={other.name}."
-    ]
 
 
 def _identical_images(good: list[CheckedPair], splits: dict[str, list[str]]) -> list[str]:

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.prepare.splits import METHODS, TEST_SHARE
-from ssmgen.data.labels import BISENET19, CELEBAMASK19
 from ssmgen.registry import closest
 
-LABEL_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
-_CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip"), "labels": tuple(LABEL_ORDERS)}
+_CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip")}
 
 
 @dataclass
@@ -22,7 +20,9 @@ class Settings:
         split: ``auto``, ``first28k``, ``celeba``, ``by-name``, or a JSON file such as
             ``{"train": [...], "test": [...]}``.
         test_share: share of test pairs, for ``split=by-name``.
-        labels: class order of the source's masks; the target always has celebamask19.
+        labels: class order of the source's masks: ``celebamask19`` or ``bisenet19``, of which the target has the first;
+            or a JSON file with the names of other classes by id, ``["background", "skin", ...]``.
+        merge: a table that merges the labels into fewer classes, see `ssmgen.data.read_merge_table`.
         size: side in pixels of the stored images and masks; without it, image files are copied unchanged.
         on_bad: ``stop`` writes nothing if any pair is bad, ``skip`` leaves bad pairs out.
         count: number of drawn faces.
@@ -35,6 +35,7 @@ class Settings:
     split: str = "auto"
     test_share: float = TEST_SHARE
     labels: str = "celebamask19"
+    merge: str = ""
     size: int | None = None
     on_bad: str = "stop"
     count: int | None = None
@@ -63,7 +64,7 @@ def check_settings(settings: Settings) -> None:
     drawn = settings.source == "drawn"
     if drawn and settings.layout == "official":
         check_test_share(settings, "layout=official, which has no splits")
-    for key in ("split", "labels", "on_bad") if drawn else ("count", "seed"):
+    for key in ("split", "labels", "merge", "on_bad") if drawn else ("count", "seed"):
         if getattr(settings, key) != getattr(Settings, key):
             raise UsageError(f"{key}= has no effect with source={settings.source}: leave it out")
 

@@ -1,0 +1,201 @@
+"""How the masks of a data set are read: parts or labels of CelebAMask-HQ, labels of your own, merged or not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.prepare.settings import Settings
+from ssmgen.data import MergeTable, distinct_colours, read_merge_table
+from ssmgen.data.images import read_image, read_mask
+from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
+from ssmgen.reading import read_json
+from ssmgen.registry import closest
+
+_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
+
+Mask = Path | dict[str, Path]
+
+
+class Reader(Protocol):
+    """Reads the masks of a data set.
+
+    Attributes:
+        labels: the classes of the masks that it returns.
+    """
+
+    labels: LabelSet
+
+    def read(self, mask: Mask) -> Tensor:
+        """Labels ``(height, width)`` uint8 of a file, or of part files by class name.
+
+        Raises:
+            ValueError, OSError: a file cannot be read or has a label outside the set; the message begins with its name.
+        """
+
+    def notes(self, shares: Tensor) -> list[str]:
+        """What a user should know, given the mean share of each class ``(classes,)`` in all masks."""
+
+    def record(self) -> dict[str, Any]:
+        """What ``prepared.json`` keeps of how the masks were read."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as a recipe describes it.
+
+    Attributes:
+        recipe: the recipe's package.
+        train: the words after ``recipe.train`` that train on it, besides ``data=``.
+        settings: the defaults of ``prepare``.
+        reader: reads its masks, given the settings.
+    """
+
+    recipe: str
+    train: tuple[str, ...]
+    settings: Settings
+    reader: Callable[[Settings], Reader]
+
+
+class FaceMasks:
+    """Masks of CelebAMask-HQ, as parts or in either order of the 19 classes; the result is in celebamask19."""
+
+    labels = CELEBAMASK19
+
+    def __init__(self, order: LabelSet) -> None:
+        self.order = order
+
+    def read(self, mask: Mask) -> Tensor:
+        """See `Reader`."""
+        return (
+            paint_parts(mask) if isinstance(mask, dict) else remap(read_mask(mask, self.order), self.order, self.labels)
+        )
+
+    def notes(self, shares: Tensor) -> list[str]:
+        """Hair covers much of any face picture; the class that has the other order's hair id in this one is small."""
+        order, classes = self.order, self.labels.classes
+        other = BISENET19 if order is CELEBAMASK19 else CELEBAMASK19
+        # Shares are in the target's order: look up the class that the other order's hair id became.
+        hair, suspect = shares[classes.index("hair")], order.classes[other.classes.index("hair")]
+        share = shares[classes.index(suspect)]
+        if share <= 2 * hair or share < 0.05:
+            return []
+        return [
+            f"WARNING: {suspect} covers {share:.0%} of the masks and hair {hair:.0%}: they look like the class order "
+            f"{other.name}. If they are, prepare them with labels={other.name}."
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """See `Reader`."""
+        return {"label_order": self.order.name}
+
+
+class LabelMasks:
+    """Masks of any classes: files of 8-bit ids or of the classes' colours."""
+
+    def __init__(self, labels: LabelSet) -> None:
+        self.labels = labels
+
+    def read(self, mask: Mask) -> Tensor:
+        """See `Reader`."""
+        if isinstance(mask, dict):
+            raise ValueError(f"{next(iter(mask.values()))}: is a part of CelebAMask-HQ; expected a file of labels")
+        return read_mask(mask, self.labels)
+
+    def notes(self, shares: Tensor) -> list[str]:
+        """None: nothing is known of the classes."""
+        return []
+
+    def record(self) -> dict[str, Any]:
+        """See `Reader`."""
+        return {"label_order": self.labels.name}
+
+
+class MergedMasks:
+    """Masks of another reader, whose labels become the classes of a table."""
+
+    def __init__(self, reader: Reader, table: MergeTable) -> None:
+        self.reader, self.table, self.labels = reader, table, table.labels
+
+    def read(self, mask: Mask) -> Tensor:
+        """See `Reader`."""
+        return self.table.merge(self.reader.read(mask))
+
+    def notes(self, shares: Tensor) -> list[str]:
+        """The classes that no mask has."""
+        absent = [name for name, share in zip(self.labels.classes, shares.tolist(), strict=True) if not share]
+        return [f"no mask has the class {', '.join(absent)}"] if absent else []
+
+    def record(self) -> dict[str, Any]:
+        """See `Reader`."""
+        names = self.table.source.classes
+        merged = {
+            new: [name for name, id in zip(names, self.table.ids, strict=True) if id == number]
+            for number, new in enumerate(self.labels.classes)
+        }
+        return self.reader.record() | {"merged": merged}
+
+
+def reader_of(settings: Settings) -> Reader:
+    """The reader that ``labels=`` and ``merge=`` ask for.
+
+    Raises:
+        UsageError: ``labels`` is neither a known order nor a file.
+        FileNotFoundError, ValueError: what `label_names` and `read_merge_table` reject.
+    """
+    if settings.labels in _ORDERS:
+        return merged(FaceMasks(_ORDERS[settings.labels]), settings.merge)
+    if not settings.labels.endswith(".json"):
+        expected = f"expected one of {', '.join(_ORDERS)}, or a .json file of names"
+        raise UsageError(f"labels={settings.labels}: {expected}{closest(settings.labels, _ORDERS)}")
+    return merged(LabelMasks(label_names(Path(settings.labels))), settings.merge)
+
+
+def merged(reader: Reader, table: str) -> Reader:
+    """The reader, or one that merges its labels by the file ``table`` if that is not empty."""
+    return MergedMasks(reader, read_merge_table(table, reader.labels)) if table else reader
+
+
+def label_names(file: Path) -> LabelSet:
+    """The classes that a JSON file lists by id: ``["background", "skin", ...]``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a list of at most 256 different names; names the file.
+    """
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f'{file}: expected a list of class names by id, such as ["background", "skin"]')
+    if len(set(names)) != len(names) or not 1 <= len(names) <= 256:
+        raise ValueError(
+            f"{file}: expected 1 to 256 different names, got {len(names)}, {len(set(names))} of them different"
+        )
+    return LabelSet(file.stem, tuple(names), distinct_colours(len(names)))
+
+
+def paint_parts(parts: dict[str, Path]) -> Tensor:
+    """Merge part files into a mask ``(height, width)`` uint8; later classes of `CELEBAMASK19` cover earlier ones.
+
+    Args:
+        parts: file by class name; black pixels are outside the part, all others inside.
+
+    Raises:
+        ValueError: a file cannot be read, or its size differs from the others; names it.
+    """
+    mask: Tensor | None = None
+    for id, name in enumerate(CELEBAMASK19.classes):
+        if name not in parts:
+            continue
+        part = read_image(parts[name]).amax(dim=0) != 0
+        if mask is None:
+            mask = torch.zeros(part.shape, dtype=torch.uint8)
+        if part.shape != mask.shape:
+            raise ValueError(f"{parts[name]}: is {tuple(part.shape)}, other parts of this mask are {tuple(mask.shape)}")
+        mask[part] = id
+    if mask is None:
+        raise ValueError("a mask needs at least one part")
+    return mask
