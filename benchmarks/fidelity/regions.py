@@ -56,7 +56,9 @@ def colour_agreement(found: Tensor, asked: Tensor, pool: Tensor, classes: Sequen
         if not both.any() or not len(others):
             continue
         near = (found[both, k] - asked[both, k]).norm(dim=1)
-        farther = torch.cdist(found[both, k], others) > near.unsqueeze(1) + 1e-6
+        farther = (
+            torch.cdist(found[both, k], others, compute_mode="donot_use_mm_for_euclid_dist") > near.unsqueeze(1) + 1e-6
+        )
         by_class[name] = {
             "agreement": farther.float().mean().item(),
             "distance": near.mean().item(),
