@@ -1,6 +1,6 @@
 """Conditional image generation with state-space models: blocks, objectives, solvers and models built by name."""
 
-from ssmgen import conditions, latents, models, nn, objectives, ops, solvers
+from ssmgen import conditions, latents, models, nn, objectives, ops, solvers, text
 from ssmgen.noise import initial_noise
 from ssmgen.pipeline import MaskToImage
 from ssmgen.registry import build, list_models, names, register
@@ -25,4 +25,5 @@ __all__ = [
     "register",
     "sample",
     "solvers",
+    "text",
 ]

@@ -22,6 +22,20 @@ def hub_library() -> ModuleType:
     return huggingface_hub
 
 
+def local_folder(source: str) -> Path | None:
+    """The folder that a source names, or None for a hub id.
+
+    Raises:
+        FileNotFoundError: neither of them.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not HUB_ID.fullmatch(source):
+        raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
+    return None
+
+
 def download_file(repository: str, name: str) -> Path:
     """One file of a repository, from the local cache if it is there; raises the errors of `download_folder`."""
     try:

@@ -4,7 +4,6 @@ Images are ``(batch, 3, height, width)`` in [-1, 1]. A latent is ``(encoder outp
 variance like the noise. Scale and shift are saved with the weights and recorded in every cache and checkpoint.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 
 from ssmgen.atomic import write_text
 from ssmgen.data.files import files_with
-from ssmgen.hub import HUB_ID, download_file, hub_library
+from ssmgen.hub import download_file, hub_library, local_folder
 from ssmgen.reading import read_json
 from ssmgen.registry import register
 from ssmgen.weights import (
     check_inside,
     conversion_hint,
     count_values,
+    hash_of_weights,
     limit_parameters,
     load_weights,
     read_weights,
@@ -123,7 +123,7 @@ class _DiffusersAutoencoder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Name, hash of the weights, scale and shift, as a cache or checkpoint records them to detect a mismatch."""
-        return {"name": self.name, "weights": _hash_weights(self), "scale": self.scale, "shift": self.shift}
+        return {"name": self.name, "weights": hash_of_weights(self), "scale": self.scale, "shift": self.shift}
 
     def save(self, folder: Path) -> None:
         """Write a folder that can be the ``source`` of an autoencoder, see `save_network`."""
@@ -210,16 +210,6 @@ def _check_images(images: Tensor, factor: int) -> None:
         raise ValueError(f"image sides must be positive multiples of {factor}, got {tuple(images.shape)}")
 
 
-def _local_folder(source: str) -> Path | None:
-    """The folder that a source names, or None for a hub id."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or not HUB_ID.fullmatch(source):
-        raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
-    return None
-
-
 def autoencoder_at(source: str) -> str:
     """The registered name of the autoencoder in a source, for `ssmgen.build`.
 
@@ -267,7 +257,7 @@ def _from_pretrained(kind: str, source: str) -> Any:
     if found not in (kind, None):
         fix = f"give autoencoder={_NAMES[found]}" if found in _NAMES else f"{name} cannot read it"
         raise ValueError(f"{source}: its config.json names the class {found}, and {name} reads {kind}: {fix}")
-    folder = _local_folder(source)
+    folder = local_folder(source)
     if folder is not None:
         _check_index(folder)
     # low_cpu_mem_usage=True would need accelerate.
@@ -309,7 +299,7 @@ def _check_size(network: Any, folder: Path) -> None:
 
 def _class_at(source: str) -> str | None:
     """The class that a source's config.json names, or None."""
-    folder = _local_folder(source)
+    folder = local_folder(source)
     file = folder / "config.json" if folder else download_file(source, "config.json")
     if folder and not (file.is_file() and files_with(folder, {".safetensors"})):
         raise FileNotFoundError(
@@ -341,14 +331,14 @@ def _check_index(folder: Path) -> None:
 
 def _weights_at(source: str) -> Path | str:
     """The name of a source's weights for messages: their file if there is only one."""
-    folder = _local_folder(source)
+    folder = local_folder(source)
     files = files_with(folder, {".safetensors"}) if folder else []
     return files[0] if len(files) == 1 else source
 
 
 def _taesd_files(source: str) -> tuple[Path, Path] | None:
     """TAESD's own pair of files in a folder, or None."""
-    folder = _local_folder(source)
+    folder = local_folder(source)
     files = {file.stem: file for file in files_with(folder, {".safetensors"})} if folder else {}
     names = [stem.removesuffix("_encoder") for stem in files if stem.endswith("_encoder")]
     pairs = [(files[f"{name}_encoder"], files[f"{name}_decoder"]) for name in names if f"{name}_decoder" in files]
@@ -381,11 +371,3 @@ def _taesd_weights(file: Path, offset: int) -> dict[str, Tensor]:
             raise ValueError(f"{file}: holds {name!r}; TAESD's own files hold names such as '0.weight'")
         weights[f"layers.{int(index) + offset}.{rest}"] = value
     return weights
-
-
-def _hash_weights(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(json.dumps([key, list(value.shape), str(value.dtype)]).encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

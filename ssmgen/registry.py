@@ -1,4 +1,4 @@
-"""One table of names: every model, block, condition, objective, solver and autoencoder is built by its name in it.
+"""One table of names: models, blocks, conditions, objectives, solvers and encoders are built by their names in it.
 
 The table is closed: a name is looked up, never imported from a dotted path, so a configuration file cannot run code.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-KINDS = ("model", "block", "condition", "objective", "solver", "autoencoder")
+KINDS = ("model", "block", "condition", "objective", "solver", "autoencoder", "text-encoder")
 
 #: What a part of something larger is to be: a registered name, or ``{"name": ..., **arguments}``.
 Spec = str | Mapping[str, Any]
@@ -40,7 +40,7 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Build
     """Decorator that makes a class or function buildable as ``build(name)``.
 
     Args:
-        kind: one of ``model``, ``block``, ``condition``, ``objective``, ``solver``, ``autoencoder``.
+        kind: one of ``model``, ``block``, ``condition``, ``objective``, ``solver``, ``autoencoder``, ``text-encoder``.
         name: unique over all kinds, lower case with dashes, e.g. ``"cross-mamba"``.
         **defaults: keyword arguments this name stands for. A model size is one such line over its class.
 

@@ -3,7 +3,7 @@
 A label map is one tensor ``(b, h, w)``. A sequence of tokens has two, ``{"tokens": (b, m, d), "lengths": (b,)}``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,3 +51,12 @@ def batch_of_value(value: Value) -> int:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(f"the tensors of a value have one item per image each, and here {listed}")
     return next(iter(lengths.values()))
+
+
+def pad_sequences(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sequences ``(m_i, d)`` as one value of n items, ``{"tokens": (n, m, d), "lengths": (n,)}``.
+
+    They are padded with zeros to the longest.
+    """
+    tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    return {"tokens": tokens, "lengths": torch.tensor([len(each) for each in sequences])}

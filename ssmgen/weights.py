@@ -1,5 +1,7 @@
 """Weights in safetensors files, under the model's own names; every error names the file."""
 
+import hashlib
+import json
 import math
 import re
 import threading
@@ -49,6 +51,15 @@ def current_name(module: nn.Module, name: str) -> str:
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, of any shape, by a model's own names, also if it is wrapped; they share its memory."""
     return {plain_name(name): value for name, value in unwrapped(module).state_dict().items()}
+
+
+def hash_of_weights(module: nn.Module) -> str:
+    """A hash over names, shapes, dtypes and values of parameters and buffers, whichever file they came from."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(json.dumps([key, list(value.shape), str(value.dtype)]).encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ ROOMS = {
     "signals": set(),
     "weights": {"atomic", "reading"},
     "latents": {"atomic", "data", "hub", "reading", "registry", "weights"},
-    "data": {"atomic", "ops", "reading", "registry", "signals", "weights"},
+    "data": {"atomic", "ops", "reading", "registry", "signals", "values", "weights"},
+    "text": {"extras", "hub", "registry", "values", "weights"},
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
     "training": {"atomic", "extras", "machine", "precision", "registry", "signals", "values", "weights"},
     "pipeline": {
@@ -48,7 +49,7 @@ ROOMS = {
 }
 HEAVY = (
     *("diffusers", "huggingface_hub", "timm", "lpips", "torchvision", "mamba_ssm", "gradio", "accelerate"),
-    *("omegaconf", "torchdiffeq", "tensorboard", "trackio", "wandb"),
+    *("omegaconf", "torchdiffeq", "tensorboard", "trackio", "transformers", "wandb"),
 )
 
 

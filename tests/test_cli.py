@@ -28,7 +28,7 @@ def test_list_shows_every_kind_and_filters(capsys):
     for word in ("sisma-xl", "cross-mamba", "flow-matching", "midpoint", "autoencoder-kl"):
         assert word in out
     assert main(["list", "sisma-?"]) == 0
-    assert capsys.readouterr().out == "model:       sisma-b, sisma-l, sisma-s\n"
+    assert capsys.readouterr().out == "model:        sisma-b, sisma-l, sisma-s\n"
 
 
 def test_list_as_json(capsys):

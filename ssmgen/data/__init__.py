@@ -10,6 +10,7 @@ from ssmgen.data.mask_input import LABEL_SETS, to_labels
 from ssmgen.data.merge import MergeTable, distinct_colours, read_merge_table
 from ssmgen.data.pairs import Crops, PairFolder, Pairs
 from ssmgen.data.shards import CacheError
+from ssmgen.data.texts import WithTexts
 from ssmgen.data.transforms import center_crop_resize, center_crop_resize_mask, crop_resize, flip_pair
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PairFolder",
     "Pairs",
     "PreparedFolder",
+    "WithTexts",
     "cache_record",
     "center_crop_resize",
     "center_crop_resize_mask",

@@ -12,7 +12,7 @@ A shard holds pairs of one shape; the record lists which, and the shape of their
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ssmgen.data.encoding import MIRRORED, Encoder, Encoding
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.pairs import Pairs
 from ssmgen.data.shards import EXTRA, CacheError, Shard
+from ssmgen.data.texts import collate
 
 _SHARD = 1024
 _MOST_OPEN = 128  # files at a time; many systems allow a process 1024
@@ -238,6 +239,10 @@ class LatentCache(Dataset[dict[str, Tensor]]):
         index = key if isinstance(key, int) else key[0]
         extras = {name: self._read(EXTRA + name, index) for name in self.extras}
         return {"data": self._read("latents", index), "mask": self.mask(index)} | extras
+
+    def collate(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of examples; extras ``(m, width)`` of several lengths are padded, see `ssmgen.data.texts.collate`."""
+        return collate(examples)
 
     def mask(self, index: int) -> Tensor:
         """The mask of an example, ``(H, W)`` uint8."""
