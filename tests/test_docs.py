@@ -99,16 +99,17 @@ def check_python(words, monkeypatch):
         monkeypatch.setattr(sys, "argv", [module, *words])
         return found.parse()
     assert room == "recipes", f"no check for {module}"
-    if module == "recipes.sisma.train":
-        return parse_training(words)
+    if module.endswith(".train"):
+        return parse_training(words, found.PRESETS)
     return from_command_line(settings_of(found), words)
 
 
 def settings_of(module):
     """The dataclass whose fields are the keys of a recipe's command."""
-    if not hasattr(module, "Settings"):
-        module = importlib.import_module(f"{module.__name__}.__main__")
-    return module.Settings()
+    name = module.__name__
+    if not hasattr(module, "Settings"):  # another recipe's command has the keys of the one it is made of
+        name = f"{name}.__main__" if hasattr(module, "__path__") else f"recipes.sisma.{name.rpartition('.')[2]}"
+    return importlib.import_module(name).Settings()
 
 
 def check_flags_are_in_the_source(file, words):

@@ -1,7 +1,7 @@
 """Train on street photographs: ``python -m recipes.clothes.train data=PREPARED [key=value ...]``.
 
-The keys are those of ``recipes.sisma.train``. The other commands of ``recipes.sisma`` (sample, evaluate, watch, export,
-parser, demo) work on the run as they are.
+The keys are those of ``recipes.sisma.train``. The commands sample, evaluate, watch and parser of ``recipes.sisma`` work
+on the run and its data as they are.
 """
 
 from recipes.clothes.presets import PRESETS

@@ -15,11 +15,12 @@ import torch
 
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.evaluation.results import summary
-from recipes.sisma.presets import Config, preset
+from recipes.sisma.presets import PRESETS, Config, Presets, preset
 from recipes.sisma.reading import read_json
 from recipes.sisma.runs import Trained, check_writable, find_run, load_run
 from ssmgen import MaskToImage
 from ssmgen.atomic import check_space
+from ssmgen.data import CELEBAMASK19
 from ssmgen.pipeline import SAVED_DTYPES
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.training import schedule_changes
@@ -33,6 +34,12 @@ _TERMS = {
         "CelebAMask-HQ or a folder like it. CelebAMask-HQ is for non-commercial research only, and weights trained on "
         "it fall under the same terms.",
     ),
+    "own": ("other", "Pictures of its author's own choice: the weights fall under the terms of these."),
+}
+_ABOUT = {
+    "drawn": "faces drawn by a program, not photographs",
+    "CelebAMask-HQ": "CelebAMask-HQ or a folder like it",
+    "own": "pictures with classes of their own",
 }
 
 
@@ -57,8 +64,8 @@ class Settings:
     about: str = ""
 
 
-def main(argv: list[str]) -> None:
-    """Load the run, upload it if requested, write the folder."""
+def main(argv: list[str], presets: Presets = PRESETS) -> None:
+    """Load the run, upload it if requested, write the folder; ``presets`` are those of the run's recipe."""
     settings = from_command_line(Settings(), argv)
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
@@ -66,14 +73,17 @@ def main(argv: list[str]) -> None:
     if settings.dtype not in SAVED_DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
     pipe, trained = load_run(run)
+    recipe = trained.config.recipe
+    if trained.config.preset not in presets and recipe != "recipes.sisma":
+        raise UsageError(f"{run}: is a run of {recipe}: export it with python -m {recipe}.export")
     check_writable(out.parent)
     dtype = SAVED_DTYPES[settings.dtype]
     check_space(out, weights_size(pipe, dtype or torch.float32))
-    drawn = is_drawn(trained.config)
-    faces = "faces drawn by a program, not photographs" if drawn else "CelebAMask-HQ or a folder like it"
-    about = f"Trained on {faces}, {trained.config.image_size} pixels, for {trained.step} steps."
+    what = _ABOUT[_origin(pipe, trained)]
+    about = f"Trained on {what}, {trained.config.image_size} pixels, for {trained.step} steps."
     pipe.recipe = replace(pipe.recipe, about=settings.about or about)
-    pipe.card = run_card(pipe, trained, _result(run, trained.step)).replace(NAME, settings.name or settings.hub or NAME)
+    card = run_card(pipe, trained, _result(run, trained.step), presets)
+    pipe.card = card.replace(NAME, settings.name or settings.hub or NAME)
     # Upload first: if it fails, no folder is in the way of the next attempt.
     address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
     pipe.save_pretrained(out, dtype=dtype)
@@ -88,20 +98,27 @@ def weights_size(pipe: MaskToImage, dtype: torch.dtype) -> int:
     return own + sum(parameter.numel() for parameter in pipe.model.parameters()) * dtype.itemsize
 
 
-def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any]) -> str:
+def _origin(pipe: MaskToImage, trained: Trained) -> str:
+    """A key of `_TERMS`."""
+    if is_drawn(trained.config):
+        return "drawn"
+    return "CelebAMask-HQ" if pipe.recipe.labels.classes == CELEBAMASK19.classes else "own"
+
+
+def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any], presets: Presets = PRESETS) -> str:
     """README.md of the folder: what the model is, how to use it, its evaluation, and its license."""
-    license, data = _TERMS["drawn" if is_drawn(trained.config) else "CelebAMask-HQ"]
-    recipe, command = pipe.recipe, training_command(trained.config)
+    license, data = _TERMS[_origin(pipe, trained)]
+    recipe, command = pipe.recipe, training_command(trained.config, presets)
     training = [f"`{command}`: {trained.step} steps in {trained.seconds:.0f} s, weights averaged."]
     training += [f"{change.capitalize()}." for change in schedule_changes(trained.schedule)]
     sections = {"Data": data, "Training": " ".join(training), "Evaluation": _evaluation(result)}
     return model_card(recipe.title, recipe.about, recipe.labels, license=license, sections=sections)
 
 
-def training_command(config: Config) -> str:
+def training_command(config: Config, presets: Presets = PRESETS) -> str:
     """The command that trains a run with these settings; paths of data and weights are left open."""
     words = []
-    plain = flat(preset(config.preset))
+    plain = flat(preset(config.preset, presets))
     for key, value in flat(config).items():
         if key in ("run", "resume", "cache", "rebuild_cache") or value == plain[key]:
             continue
@@ -111,7 +128,7 @@ def training_command(config: Config) -> str:
             words.append(f"{key}=...")
         else:
             words.append(f"{key}={value}")
-    return command_line("train", config.preset, *words)
+    return command_line("train", config.preset, *words, recipe=config.recipe)
 
 
 def _evaluation(result: dict[str, Any]) -> str:

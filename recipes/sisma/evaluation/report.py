@@ -11,6 +11,7 @@ from torch import Tensor
 from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.evaluation.images import Images
 from ssmgen.atomic import write_text
+from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import FID_PROTOCOLS, MaskAgreement
 
@@ -68,6 +69,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
     """
     from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
+    faces = images.held_out.labels.classes == CELEBAMASK19.classes
     loader = FileSystemLoader([_FOLDER, _FOLDER.parent])  # the latter holds curves.html.j2
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html.j2").render(
@@ -77,7 +79,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Ten
         classes=_by_class(result),
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
-        published=[(row, differences(row, result)) for row in PUBLISHED],
+        published=[(row, differences(row, result)) for row in PUBLISHED] if faces else [],
         own=_result_rows(result),
     )
     write_text(file, page)
