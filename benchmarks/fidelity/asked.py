@@ -191,10 +191,10 @@ def matched(targets: Tensor, styles: Tensor) -> list[int]:
     return chosen
 
 
-def way(figures: Mapping[str, dict[str, Any]], key: str) -> float:
-    """How far ``found`` is from ``floor`` to ``ceiling``."""
-    low, high = figures["floor"][key], figures["ceiling"][key]
-    return (figures["found"][key] - low) / (high - low)
+def way(figures: Mapping[str, dict[str, Any]]) -> float | None:
+    """How far the agreement found is from floor to ceiling; None where the ceiling is no higher."""
+    low, high = figures["floor"]["agreement"], figures["ceiling"]["agreement"]
+    return (figures["found"]["agreement"] - low) / (high - low) if high > low else None
 
 
 def measure_style(asked: Asked, images: Tensor, without: Tensor) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def measure_style(asked: Asked, images: Tensor, without: Tensor) -> dict[str, An
         "ceiling": agree(target.colours(asked.round_trip(target.images)), pool),
         "without": agree(target.colours(without), pool),
     }
-    return figures | {"floor_to_ceiling": way(figures, "agreement")}
+    return figures | {"floor_to_ceiling": way(figures)}
 
 
 def measure_words(asked: Asked, images: Tensor, without: Tensor, classifier: AttributeClassifier) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def measure_words(asked: Asked, images: Tensor, without: Tensor, classifier: Att
         "ceiling": word_agreement(classifier.classify(asked.round_trip(asked.wanted.images)), asked.attributes),
         "without": word_agreement(classifier.classify(without), asked.attributes),
     }
-    return figures | {"counted": list(OPEN), "floor_to_ceiling": way(figures, "agreement")}
+    return figures | {"counted": list(OPEN), "floor_to_ceiling": way(figures)}
 
 
 def mask_agreement(parser: Any, images: Tensor, masks: Tensor) -> float:
@@ -253,7 +253,7 @@ def measure(settings: Settings, sheets: Path) -> dict[str, Any]:
         save_style_sheet(asked, sheets / "style.png")
     if config.words:
         images["words"] = asked.sampled("words", words=asked.words())
-        classifier = trained_classifier(Path(settings.classifier), size=config.image_size)
+        classifier = trained_classifier(Path(settings.classifier))
         result["words"] = measure_words(asked, images["words"], images["neither"], classifier)
         save_words_sheet(asked, sheets / "words.png")
     if config.style and config.words:
@@ -319,11 +319,16 @@ def main(argv: list[str]) -> None:
     print(f"{file}: " + "; ".join(summary(result)), file=sys.stderr)
 
 
+def percent(share: float | None) -> str:
+    """A share of the way from floor to ceiling, as text."""
+    return "no part" if share is None else f"{share:.0%}"
+
+
 def summary(result: Mapping[str, Any]) -> list[str]:
     """The figures in a line each."""
     lines = [
         f"{kind} {result[kind]['found']['agreement']:.3f}, floor {result[kind]['floor']['agreement']:.3f}, "
-        f"ceiling {result[kind]['ceiling']['agreement']:.3f}: {result[kind]['floor_to_ceiling']:.0%} of the way"
+        f"ceiling {result[kind]['ceiling']['agreement']:.3f}: {percent(result[kind]['floor_to_ceiling'])} of the way"
         for kind in ("style", "words")
         if kind in result
     ]

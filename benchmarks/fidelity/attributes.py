@@ -59,10 +59,10 @@ def word_agreement(found: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> 
     return {"agreement": sum(shares[name] for name in OPEN) / len(OPEN), "by_attribute": shares}
 
 
-def trained_classifier(file: Path, *, faces: int = 4096, steps: int = 1500, size: int = 128) -> AttributeClassifier:
+def trained_classifier(file: Path, *, faces: int = 4096, steps: int = 1500) -> AttributeClassifier:
     """The classifier in a file, which is trained first if it is not there, on drawn faces from index 0 on."""
     classifier = AttributeClassifier()
-    settings = json.dumps({"faces": faces, "steps": steps, "size": size, "attributes": ATTRIBUTES}, sort_keys=True)
+    settings = json.dumps({"faces": faces, "steps": steps, "attributes": ATTRIBUTES}, sort_keys=True)
     if file.is_file():
         with open_weights(file) as held:
             if (held.metadata() or {}).get("settings") != settings:
@@ -70,10 +70,8 @@ def trained_classifier(file: Path, *, faces: int = 4096, steps: int = 1500, size
         load_weights(classifier, file)
         return classifier.eval()
     print(f"training the classifier of attributes on {faces} drawn faces", file=sys.stderr)
-    data = DrawnFaces(faces, size=size)
-    images = torch.stack(
-        [F.interpolate(data[i][0][None].float(), (_SIDE, _SIDE), mode="area")[0] for i in range(faces)]
-    )
+    data = DrawnFaces(faces, size=_SIDE)
+    images = torch.stack([data[i][0] for i in range(faces)]).float()
     _train(classifier, images / 127.5 - 1, true_attributes([(i, i) for i in range(faces)]), steps)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_weights(file, tensors_of(classifier), {"settings": settings})
