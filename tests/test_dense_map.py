@@ -57,6 +57,14 @@ def test_the_null_is_not_a_map_of_zeros_and_is_learned():
     assert condition.nothing.grad is not None and bool((condition.nothing.grad != 0).all())
 
 
+def test_dropout_makes_items_the_null_in_training_only():
+    condition, given = made(dropout=0.5), maps(1, 2, 16, 24).expand(64, 2, 16, 24)
+    null, full = condition(None, SIZE).tokens, condition.eval()(given, SIZE).tokens
+    torch.testing.assert_close(full, full[:1].expand_as(full))
+    dropped = torch.isclose(condition.train()(given, SIZE).tokens, null).all(dim=2).all(dim=1)
+    assert 15 < int(dropped.sum()) < 49
+
+
 @pytest.mark.parametrize(
     ("value", "error", "said"),
     [

@@ -66,6 +66,16 @@ def test_the_null_is_one_learned_token():
     torch.testing.assert_close(dropped.vector[1], null.vector[0])
 
 
+def test_dropout_acts_in_training_only_on_whole_items():
+    condition, vectors = made(dropout=0.5), tokens(1, 3).expand(64, 3, WIDTH)
+    assert condition.eval()(vectors).valid is None
+    signal = condition.train()(vectors)
+    lengths = signal.valid.sum(dim=1)
+    dropped = lengths == 1
+    assert 15 < int(dropped.sum()) < 49 and bool((lengths[~dropped] == 3).all())
+    torch.testing.assert_close(signal.tokens[dropped, 0], condition.nothing.expand(int(dropped.sum()), 8))
+
+
 @pytest.mark.parametrize(
     ("value", "error", "said"),
     [
