@@ -18,7 +18,7 @@ from recipes.sisma import evaluate, parser, sample
 from recipes.sisma import export as export_faces
 from recipes.sisma import prepare as prepare_faces
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.runs import load_run
+from recipes.sisma.runs import load_config, load_run
 from ssmgen import MaskToImage
 from ssmgen.data import PreparedFolder
 from ssmgen.reading import read_json
@@ -174,6 +174,59 @@ def test_the_other_commands_take_the_run_as_it_is(run, data, tmp_path, capsys):
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     own = json.loads((run / "result.json").read_text())
     assert again["mask_agreement"] == own["mask_agreement"] and again["image_size"] == "64x32"
+
+
+@pytest.fixture(scope="module")
+def bucketed(data, autoencoder, run):
+    """A run of two sizes."""
+    words = [*TINY[1:], "image_size=64x32,48x32", f"data={data}", f"run={run.parent / 'bucketed'}", "steps=3"]
+    words += [f"parser={run.parent / 'parser.safetensors'}", f"cache={run.parent / 'cache'}", "sample_every=3"]
+    train.main([*words, f"autoencoder_source={autoencoder}", "lr_decay_steps=3"])
+    return run.parent / "bucketed"
+
+
+def test_a_run_in_buckets_is_sampled_and_measured_in_each_shape(bucketed, data, tmp_path):
+    buckets = load_config(bucketed).size
+    assert buckets == [(64, 32), (48, 32)]
+    pairs = PreparedFolder(data, "test", buckets)
+    shapes = {id: tuple(mask.shape) for id, (_, mask) in zip(pairs.ids, pairs, strict=True)}
+    assert set(shapes.values()) == set(buckets)
+    folder = next((bucketed / "evaluation").iterdir())
+    for id, (height, width) in shapes.items():
+        for name in (id, f"{id}--1"):
+            with Image.open(folder / f"{name}.png") as image:
+                assert image.size == (width, height)
+    result = json.loads((bucketed / "result.json").read_text())
+    assert result["image_size"] == "64x32,48x32" and result["mask_agreement"]["n"] == len(pairs)
+    alone = sum(list(shapes.values()).count(shape) == 1 for shape in shapes.values())
+    assert result["floor"]["n"] == len(pairs) - alone, "each mask is compared with another one of its shape"
+    with Image.open(bucketed / "samples" / "step-000003.png") as sheet:
+        assert sheet.height > 3 * 64
+    for number, size in ((1, (32, 64)), (2, (32, 48))):
+        Image.fromarray(figure(number)[1] // 3).save(tmp_path / f"{number}.png")
+        sample.main([f"run={bucketed}", f"mask={tmp_path / f'{number}.png'}", f"out={tmp_path / 'out'}"])
+        with Image.open(tmp_path / "out" / f"{number}--0.png") as image:
+            assert image.size == size
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["image_size=64x32,64x32"], "image_size=64x32,64x32: names a size twice"),
+        (["image_size=64x32,48x30"], "multiple of 8"),
+        (["image_size=64x32,x"], "image_size=x: expected a side"),
+        (["image_size=64x32,48x24", "parser=PARSER"], "sides that are multiples of 16, got 64 x 32 x 48 x 24"),
+        (["image_size=16x64,16x32"], "would lose more than half"),
+    ],
+)
+def test_bad_buckets_are_explained_before_training(words, message, data, autoencoder, run, tmp_path):
+    named = [word.replace("PARSER", str(run.parent / "parser.safetensors")) for word in words]
+    more = [f"run={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", f"autoencoder_source={autoencoder}"]
+    with pytest.raises(ValueError, match=message):
+        train.main([*TINY[1:], f"data={data}", *more, *named])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    with pytest.raises(UsageError, match="a parser trains on one size"):
+        parser.main([f"data={data}", "image_size=64x32,48x32"])
 
 
 def test_an_export_names_the_command_and_no_faces(run, tmp_path):

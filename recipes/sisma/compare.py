@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             f"{name} makes images of {theirs.image_size} pixels from masks of {theirs.labels.name}, the run of "
             f"{ours.image_size} from {ours.labels.name}: give pipe= another model"
         )
-    real, masks = first_held_out(trained.config, _MASKS)
+    real, masks = map(torch.stack, first_held_out(trained.config, _MASKS))
     seeds = list(range(len(masks) * _SAMPLES))
     drawn = [one(masks.long(), seed=seeds, num_images=_SAMPLES, output_type="uint8") for one in (pipe, other)]
     groups = torch.cat([images.unflatten(0, (-1, _SAMPLES)) for images in drawn], dim=1)

@@ -49,14 +49,14 @@ def _drawn_side(config: Config) -> int:
     return config.size
 
 
-def first_held_out(config: Config, count: int) -> tuple[Tensor, Tensor]:
+def first_held_out(config: Config, count: int) -> tuple[list[Tensor], list[Tensor]]:
     """Images and masks of the first ``count`` pairs that training does not see, or of all if there are fewer."""
     pairs = held_out_pairs(config, count)
     images, masks = zip(*(pairs[i] for i in range(min(count, len(pairs)))), strict=True)
-    return torch.stack(images), torch.stack(masks)
+    return list(images), list(masks)
 
 
-def prepared_pairs(config: Config, split: str, size: int | tuple[int, int] | None = None) -> PreparedFolder:
+def prepared_pairs(config: Config, split: str, size: Any = None) -> PreparedFolder:
     """A split of the run's prepared folder; the error without one names the command that prepares it."""
     if not config.data:
         command = command_line("prepare", "source=...", "target=FOLDER", recipe=config.recipe)
@@ -143,6 +143,10 @@ class EncodedPairs(Dataset[dict[str, Any]]):
             example["words"] = training_words(self.attributes(index), self.seed, index, draw)
         return example
 
+    def bucket_of(self, position: int) -> int:
+        """The bucket of an example, see `ssmgen.data.LatentCache.bucket_of`."""
+        return self.cache.bucket_of(self.examples[position][0])
+
     def _masks(self) -> Iterator[Tensor]:
         return (self.cache.mask(index) for index in range(len(self.cache)))
 
@@ -179,7 +183,8 @@ def _pairs_to_encode(config: Config) -> Pairs:
         return training_pairs(config)
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    return Crops(prepared_pairs(config, "train"), config.size, config.crops, seed=config.train.seed)
+    whole = "whole" if isinstance(config.size, list) else None
+    return Crops(prepared_pairs(config, "train", whole), config.size, config.crops, seed=config.train.seed)
 
 
 def _check_files(pairs: Pairs, cache: Path) -> None:

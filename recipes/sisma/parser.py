@@ -130,7 +130,10 @@ def save_parser(parser: UNetParser, path: Path, card: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """Train a parser, score it on held-out images and save it."""
     settings = from_command_line(Settings(), argv)
-    if any(side % UNetParser.multiple for side in sides_of(size_of(checked_size(settings.image_size)))):
+    size = size_of(checked_size(settings.image_size))
+    if isinstance(size, list):
+        raise UsageError(f"image_size={settings.image_size}: a parser trains on one size, and takes others afterwards")
+    if any(side % UNetParser.multiple for side in sides_of(size)):
         raise UsageError(f"image_size must be a multiple of {UNetParser.multiple}, got {settings.image_size}")
     if min(settings.steps, settings.batch_size, settings.width, settings.held_out) < 1:
         raise UsageError("steps, batch_size, width and held_out must be at least 1")

@@ -27,29 +27,45 @@ def muon_training(steps: int, ema_decay: float = 0.995) -> TrainSettings:
     return _small_training(steps, 0.012, ema_decay, optimizer="muon", precision="auto", lr_decay_steps=None)
 
 
+#: A side, (height, width), or a list of (height, width).
+Size = int | tuple[int, int] | list[tuple[int, int]]
+
+
 def checked_size(image_size: int | str) -> int | str:
-    """An ``image_size`` as it is recorded: a square's side, or another ``HEIGHTxWIDTH``.
+    """An ``image_size`` as it is recorded: a square's side, another ``HEIGHTxWIDTH``, or several with commas.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is none of these, or names a size twice.
     """
-    sides = [int(side) if side.isdecimal() else 0 for side in str(image_size).split("x")]
+    words = str(image_size).replace(" ", "").split(",")
+    if len(words) == 1:
+        return _checked_size(words[0])
+    several = [f"{height}x{width}" for height, width in (sides_of(size_of(_checked_size(word))) for word in words)]
+    if len(set(several)) < len(several):
+        raise UsageError(f"image_size={image_size}: names a size twice")
+    return ",".join(several)
+
+
+def _checked_size(image_size: str) -> int | str:
+    sides = [int(side) if side.isdecimal() else 0 for side in image_size.split("x")]
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
         raise UsageError(f"image_size={image_size}: expected a side such as 128, or height x width such as 192x96")
     return sides[0] if len(set(sides)) == 1 else f"{sides[0]}x{sides[1]}"
 
 
-def size_of(image_size: int | str) -> int | tuple[int, int]:
-    """The side of a square, or (height, width), of an ``image_size`` that `checked_size` returned."""
+def size_of(image_size: int | str) -> Any:
+    """The `Size` of an ``image_size`` that `checked_size` returned."""
     if isinstance(image_size, int):
         return image_size
-    height, width = map(int, image_size.split("x"))
-    return height, width
+    sizes = [(int(height), int(width)) for height, _, width in (word.partition("x") for word in image_size.split(","))]
+    return sizes if len(sizes) > 1 else sizes[0]
 
 
-def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a square's side or of itself."""
-    return size if isinstance(size, tuple) else (size, size)
+def sides_of(size: Size) -> tuple[int, ...]:
+    """All heights and widths of a size."""
+    if isinstance(size, int):
+        return size, size
+    return size if isinstance(size, tuple) else tuple(side for one in size for side in one)
 
 
 @dataclass
@@ -62,7 +78,8 @@ class Config:
         run: the run's folder.
         resume: ``no``, ``auto`` (the newest checkpoint of the run, if any) or a checkpoint's folder.
         data: ``drawn``, or a folder made by recipes.sisma.prepare.
-        image_size: side of the square images in pixels, or height x width such as ``192x96``.
+        image_size: side of the square images in pixels, or height x width such as ``192x96``. Several, separated by
+            commas, are buckets: each pair of a prepared folder gets the one with the nearest aspect ratio.
         drawn_count: drawn faces to train on.
         flip: train on mirrored pairs too, left and right labels swapped.
         crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
@@ -125,8 +142,8 @@ class Config:
         self.image_size = checked_size(self.image_size)
 
     @property
-    def size(self) -> int | tuple[int, int]:
-        """The images' side, or (height, width), in pixels."""
+    def size(self) -> Size:
+        """The images' side, (height, width), or a list of these, in pixels."""
         return size_of(self.image_size)
 
     def with_steps(self, steps: int) -> Self:

@@ -3,12 +3,12 @@
 import json
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.sisma.arguments import from_file
 from recipes.sisma.pairs import load_autoencoder
@@ -118,13 +118,21 @@ def as_pipeline(
         model=config.model,
         model_args=model_arguments(config, autoencoder, labels),
         autoencoder=autoencoder.name,
-        image_size=config.size,
+        image_size=config.size[0] if isinstance(config.size, list) else config.size,
         labels=labels,
         sampling=config.sampling,
         objective=config.objective,
         about=about,
     )
     return MaskToImage(model, autoencoder, recipe)
+
+
+def in_shape(pipe: MaskToImage, mask: Tensor) -> MaskToImage:
+    """A pipeline with the same model for images of the shape of a mask ``(..., height, width)``."""
+    size = int(mask.shape[-2]), int(mask.shape[-1])
+    if size == pipe.recipe.size:
+        return pipe
+    return MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=size), card=pipe.card)
 
 
 @dataclass

@@ -4,8 +4,8 @@
     python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
     python -m recipes.sisma.sample run=runs/quick mask=parsed.png remap=bisenet19
 
-Masks are read as `ssmgen.MaskToImage` reads them: they must be square, and a mask that seems to use the other order of
-classes causes a warning.
+Masks are read as `ssmgen.MaskToImage` reads them: they must have the aspect ratio of the run's images, or of one of its
+sizes, and a mask that seems to use the other order of classes causes a warning.
 
 Several processes share the work: ``torchrun --nproc-per-node 4 -m recipes.sisma.sample ...`` writes the same images.
 """
@@ -15,11 +15,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
-from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, load_run, sampling_of
+from recipes.sisma.presets import Config
+from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, in_shape, load_run, sampling_of
+from ssmgen import MaskToImage
+from ssmgen.data.buckets import nearest_bucket
 from ssmgen.data.files import files_with, stem_of, unreadable
-from ssmgen.data.images import write_png
+from ssmgen.data.images import mask_shape, write_png
 from ssmgen.noise import image_seeds
 
 # Images of a mask per call of the model.
@@ -60,12 +65,14 @@ def main(argv: list[str]) -> None:
     processes = all_processes()
     with processes.main_process_first():
         run = find_run(settings.run)
-    pipe, _ = load_run(run)
+    pipe, trained = load_run(run)
     sampling = sampling_of(pipe, settings)
     with warnings.catch_warnings():
         if not processes.is_main_process:
             warnings.simplefilter("ignore")  # the first one has said it
-        masks = [pipe.label_maps(file, palette=settings.palette, remap=settings.remap) for file in files]
+        pipes = [_for_shape(pipe, trained.config, file) for file in files]
+        names = {"palette": settings.palette, "remap": settings.remap}
+        masks = [one.label_maps(file, **names) for one, file in zip(pipes, files, strict=True)]
     out = Path(settings.out)
     check_writable(out)
     if processes.is_main_process:
@@ -75,12 +82,21 @@ def main(argv: list[str]) -> None:
     parts = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
     batches = [(file, mask, part) for file, mask in zip(files, masks, strict=True) for part in parts]
     for file, mask, part in batches[processes.process_index :: processes.num_processes]:
-        images = pipe(mask, seed=part, num_images=len(part), output_type="uint8", sampling=sampling)
+        settled = {"seed": part, "num_images": len(part), "output_type": "uint8", "sampling": sampling}
+        images = in_shape(pipe, mask)(mask, **settled)
         for seed, image in zip(part, images, strict=True):
             target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
             print(target, flush=True)
     processes.wait_for_everyone()
+
+
+def _for_shape(pipe: MaskToImage, config: Config, file: Path) -> MaskToImage:
+    """The pipeline for the bucket that suits a mask, if the run has several."""
+    if not isinstance(config.size, list):
+        return pipe
+    bucket = config.size[nearest_bucket(mask_shape(file), config.size)]
+    return in_shape(pipe, torch.empty(bucket))
 
 
 def report_replaced(images: list[Path]) -> None:

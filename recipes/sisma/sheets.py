@@ -31,7 +31,7 @@ def save_mask_sheet(
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[str]) -> None:
-    """Write rows of ``(3, h, w)`` uint8 images of one size as one PNG, with a heading over each column.
+    """Write rows of ``(3, h, w)`` uint8 images as one PNG, with a heading over each column; smaller ones are centred.
 
     Raises:
         ValueError: rows whose length is not the number of headings.
@@ -40,14 +40,15 @@ def save_sheet(path: Path, rows: Sequence[Sequence[Tensor]], headings: Sequence[
 
     if any(len(row) != len(headings) for row in rows):
         raise ValueError(f"{len(headings)} headings but rows of {[len(row) for row in rows]} images")
-    height, width = (side + _GAP for side in rows[0][0].shape[-2:])
+    height, width = (max(image.shape[axis] for row in rows for image in row) + _GAP for axis in (-2, -1))
     sheet = Image.new("RGB", (len(headings) * width + _GAP, len(rows) * height + _GAP + _HEADER), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for column, heading in enumerate(headings):
         x = _GAP + column * width
         draw.text((x + (width - _GAP) / 2, _HEADER / 2 + 1), heading, fill="black", font=font, anchor="mm")
         for line, row in enumerate(rows):
-            sheet.paste(to_pil(row[column]), (x, _HEADER + _GAP + line * height))
+            down, right = (height - _GAP - row[column].shape[-2]) // 2, (width - _GAP - row[column].shape[-1]) // 2
+            sheet.paste(to_pil(row[column]), (x + right, _HEADER + _GAP + line * height + down))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         sheet.save(partial, format="PNG")

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
+from recipes.sisma.evaluation.images import by_shape
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
@@ -29,6 +30,7 @@ from recipes.sisma.runs import (
     all_processes,
     as_pipeline,
     check_writable,
+    in_shape,
     load_config,
     new_model,
     save_config,
@@ -302,7 +304,7 @@ class _Sheets:
     def __init__(self, run: Path, config: Config, autoencoder: Any, labels: LabelSet) -> None:
         self.folder, self.config, self.autoencoder, self.labels = run / "samples", config, autoencoder, labels
         self.real, self.masks = first_held_out(config, _SHEET_MASKS)
-        self.seeds = [100 * row + column for row in range(len(self.masks)) for column in range(_SHEET_SAMPLES)]
+        self.seeds = [[100 * row + column for column in range(_SHEET_SAMPLES)] for row in range(len(self.masks))]
 
     def due(self, step: int) -> bool:
         """Whether there is a sheet of this step."""
@@ -314,8 +316,14 @@ class _Sheets:
         if file.exists():
             return file
         pipe = as_pipeline(self.config, model, self.autoencoder.to(next(model.parameters()).device), self.labels)
-        images = pipe(self.masks.long(), seed=self.seeds, num_images=_SHEET_SAMPLES, output_type="uint8")
-        save_mask_sheet(file, self.masks, images.unflatten(0, (-1, _SHEET_SAMPLES)), self.real, self.labels)
+        groups: list[Any] = [None] * len(self.masks)
+        for places, masks in by_shape(self.masks):
+            seeds = [self.seeds[place][column] for place in places for column in range(_SHEET_SAMPLES)]
+            given = {"seed": seeds, "num_images": _SHEET_SAMPLES, "output_type": "uint8"}
+            images = in_shape(pipe, masks)(masks.long(), **given).unflatten(0, (-1, _SHEET_SAMPLES))
+            for place, group in zip(places, images, strict=True):
+                groups[place] = group
+        save_mask_sheet(file, self.masks, groups, self.real, self.labels)
         return file
 
 

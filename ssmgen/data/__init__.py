@@ -1,6 +1,7 @@
 """Data sets of image-mask pairs, label sets, paired transforms, and drawn faces that need no download."""
 
 from ssmgen.data.balance import class_weights, loss_weights, repeats
+from ssmgen.data.buckets import aspect_buckets, check_buckets
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
@@ -27,9 +28,11 @@ __all__ = [
     "Pairs",
     "PreparedFolder",
     "WithTexts",
+    "aspect_buckets",
     "cache_record",
     "center_crop_resize",
     "center_crop_resize_mask",
+    "check_buckets",
     "check_labels",
     "class_weights",
     "crop_resize",

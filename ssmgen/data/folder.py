@@ -20,11 +20,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssmgen.data.buckets import Size, Sizing
 from ssmgen.data.files import composed, listing
 from ssmgen.data.hashes import file_hashes
 from ssmgen.data.images import decode_image, decode_mask, write_png
 from ssmgen.data.labels import LabelSet
-from ssmgen.data.transforms import center_crop_resize
 from ssmgen.reading import irregular, read_bytes, read_json, sha256_of
 from ssmgen.registry import closest
 
@@ -42,7 +42,8 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         root: a prepared folder.
         split: name of a split, e.g. ``"train"``.
         size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square
-            that image and mask both have pixels for, which may differ between pairs.
+            that image and mask both have pixels for, which may differ between pairs. A list of (height, width), the
+            buckets: each pair gets that with the nearest aspect ratio. ``"whole"`` crops and resizes nothing.
         hint: appended to the error if ``root`` is not a prepared folder, e.g. the command that prepares one.
 
     Attributes:
@@ -51,17 +52,21 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         FileNotFoundError: ``root`` is not a prepared folder, or files of the split are missing (all are listed).
-        ValueError: unknown or empty split (the splits are listed), or damaged records.
+        ValueError: unknown or empty split (the splits are listed), damaged records, or buckets that do not fit, see
+            `ssmgen.data.buckets.Sizing`.
     """
 
-    def __init__(self, root: str | Path, split: str, size: int | tuple[int, int] | None = None, hint: str = "") -> None:
-        self.root, self.split, self.size = Path(root).expanduser(), split, size
+    def __init__(self, root: str | Path, split: str, size: Size = None, hint: str = "") -> None:
+        self.root, self.split = Path(root).expanduser(), split
         self.record = _read_record(self.root, hint)
         self.labels = _labels_from(self.record, self.root / _RECORD)
         self.ids = _ids_of(self.root, split)
         recorded = {Path(name).stem: name for name in self.record["files"] if name.startswith("images/")}
         self._images = {id: recorded.get(id, f"images/{id}.jpg") for id in self.ids}
         self._files = self._find_files()
+        self._sizing = Sizing(size, self.mask_files())
+        self.size = self._sizing.size
+        self.bucket_of = self._sizing.bucket_of
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,7 +82,11 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         image, mask = self._images[id], f"masks/{id}.png"
         pixels = decode_image(self._files[image], self._prepared(image))
         labels = decode_mask(self._files[mask], self._prepared(mask), self.labels)
-        return center_crop_resize(pixels, labels, self.size)
+        return self._sizing.fitted(index, pixels, labels)
+
+    def mask_files(self) -> list[Path]:
+        """The files of the masks, one per pair."""
+        return [self._files[f"masks/{id}.png"] for id in self.ids]
 
     def check_files(self, index: Path | None = None) -> None:
         """Compare the split's files with the hashes that were recorded when they were prepared.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssmgen.atomic import whole_file
 from ssmgen.data.files import IMAGE_SUFFIXES
 from ssmgen.data.labels import LabelSet, check_labels
-from ssmgen.reading import read_bytes
+from ssmgen.reading import open_regular, read_bytes
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -58,6 +58,26 @@ def decode_mask(path: str | Path, data: bytes, labels: LabelSet) -> Tensor:
         mask = from_pil(image.convert("L")) // (255 // (2 ** _png_depth(data) - 1))
     check_labels(mask, len(labels), where=str(path))
     return mask
+
+
+def mask_shape(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a mask, from the header of its file alone.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a regular file, or not a PNG file; names it.
+    """
+    from PIL import Image
+
+    try:
+        with open_regular(Path(path).expanduser()) as stream:
+            image = Image.open(stream, formats=["PNG"])
+            return image.height, image.width
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # on crafted files Pillow raises nearly every built-in exception
+        reason = str(error) if str(path) in str(error) else f"{path}: is not a readable PNG file"
+        raise ValueError(reason) from error
 
 
 def write_png(path: str | Path, pixels: Tensor) -> None:

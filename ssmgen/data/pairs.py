@@ -3,17 +3,19 @@
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssmgen.data.buckets import Shape, Size, Sizing, parse_size
 from ssmgen.data.files import pair_files
 from ssmgen.data.hashes import file_hashes
 from ssmgen.data.images import read_image, read_mask
 from ssmgen.data.labels import LabelSet
-from ssmgen.data.transforms import center_crop_resize, crop_resize
+from ssmgen.data.transforms import crop_resize
 
 
 class Pairs(Protocol):
@@ -47,6 +49,8 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
             ``x.png``. Masks are PNG files of class ids (8-bit grey or palette indices) or of the colours of ``labels``.
         labels: the classes of the masks.
         size: side, or ``(height, width)``, to which both are centre-cropped and resized; None keeps the largest square.
+            A list of (height, width), the buckets: each pair gets that with the nearest aspect ratio. ``"whole"`` crops
+            and resizes nothing.
         index: JSON file in which `fingerprint` remembers the hashes of unchanged files, see
             `ssmgen.data.hashes.file_hashes`; None reads every file each time.
 
@@ -55,17 +59,18 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no pairs, or files without a partner (all are listed).
+        ValueError: no pairs, files without a partner (all are listed), or buckets that do not fit, see
+            `ssmgen.data.buckets.Sizing`.
     """
 
     def __init__(
         self,
         root: str | Path,
         labels: LabelSet,
-        size: int | tuple[int, int] | None = None,
+        size: Size = None,
         index: str | Path | None = None,
     ) -> None:
-        self.root, self.labels, self.size = Path(root).expanduser(), labels, size
+        self.root, self.labels = Path(root).expanduser(), labels
         self.index = Path(index).expanduser() if index else None
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder")
@@ -81,6 +86,9 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
                 f"{self.root}: no pairs: expected images/ and masks/ with files of the same names, or x.jpg and x.png"
             )
         self.ids = list(self._files)
+        self._sizing = Sizing(size, self.mask_files())
+        self.size = self._sizing.size
+        self.bucket_of = self._sizing.bucket_of
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,9 +103,13 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
         image, mask = self._files[self.ids[index]]
         pixels, ids = read_image(image), read_mask(mask, self.labels)
         try:
-            return center_crop_resize(pixels, ids, self.size)
+            return self._sizing.fitted(index, pixels, ids)
         except ValueError as error:
             raise ValueError(f"{image} and {mask}: {error}") from error
+
+    def mask_files(self) -> list[Path]:
+        """The files of the masks, one per pair."""
+        return [mask for _, mask in self._files.values()]
 
     def fingerprint(self) -> str:
         """SHA-256 of all file contents, the classes and the size: equal only for equal data."""
@@ -118,39 +130,50 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pairs: image-mask pairs, larger than ``size`` so that no crop is enlarged.
-        size: side, or ``(height, width)``, of the results in pixels.
+        size: side, or ``(height, width)``, of the results in pixels; or a list of (height, width), the buckets, for a
+            `PairFolder` or `PreparedFolder` of ``size="whole"``: each pair's crops have the nearest aspect ratio.
         count: crops per pair.
-        smallest: smallest side of a crop, as a share of the largest crop with that aspect ratio, in (0, 1].
+        smallest: smallest side of a crop, as a share of that of the largest crop of this shape, in (0, 1].
         seed: of the random crops.
 
     Raises:
-        ValueError: ``count`` below 1, or ``smallest`` outside (0, 1].
+        ValueError: ``count`` below 1, ``smallest`` outside (0, 1], or buckets for other pairs, or that do not fit, see
+            `ssmgen.data.buckets.Sizing`.
     """
 
     def __init__(
-        self, pairs: Pairs, size: int | tuple[int, int], count: int, smallest: float = 0.8, seed: int = 0
+        self, pairs: Pairs, size: int | Shape | Sequence[Shape], count: int, smallest: float = 0.8, seed: int = 0
     ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if not 0 < smallest <= 1:
             raise ValueError(f"smallest must be in (0, 1], got {smallest}")
-        self.pairs, self.size, self.count, self.smallest, self.seed = pairs, size, count, smallest, seed
+        self.pairs, self.count, self.smallest, self.seed = pairs, count, smallest, seed
         self.labels = pairs.labels
+        several = isinstance(parse_size(size), list)
+        if several and getattr(pairs, "size", None) != "whole":
+            raise ValueError('crops to several buckets are cut from a PairFolder or PreparedFolder of size="whole"')
+        self._sizing = Sizing(size, pairs.mask_files() if several else [])  # type: ignore[attr-defined]
+        self.size = self._sizing.size
 
     def __len__(self) -> int:
         return len(self.pairs) * self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image ``(3, height, width)`` uint8 and mask ``(height, width)`` uint8."""
+        """Image ``(3, height, width)`` and mask ``(height, width)`` of the given size, uint8."""
         if not 0 <= index < len(self):
             raise IndexError(f"crop {index} of {len(self)}")
         pair, crop = divmod(index, self.count)
         image, mask = self.pairs[pair]
         if crop == 0:
-            return crop_resize(image, mask, self.size)
+            return crop_resize(image, mask, self._sizing.of(pair))
         rng = random.Random(f"crop {self.seed} {pair} {crop}")
         share = rng.uniform(self.smallest, 1)
-        return crop_resize(image, mask, self.size, share, (rng.random(), rng.random()))
+        return crop_resize(image, mask, self._sizing.of(pair), share, (rng.random(), rng.random()))
+
+    def bucket_of(self, index: int) -> int:
+        """Index of a crop's bucket, 0 if there is one size."""
+        return self._sizing.bucket_of(index // self.count)
 
     def fingerprint(self) -> str:
         """Identifies the exact crops, for caches."""

@@ -110,7 +110,8 @@ def train(
         objective: has ``loss(model, data, **others)``, see `ssmgen.objectives`.
         data: the examples. ``data[index, draw]`` is a mapping ``{"data": x, NAME: condition, ...}`` with the names of
             the model's conditions and an optional ``weight`` of the error; ``draw`` counts the epochs and seeds
-            augmentation. A batch of them goes to the loss as keyword arguments.
+            augmentation. A batch of them goes to the loss as keyword arguments. If ``data`` has a method
+            ``bucket_of(index)``, a batch has examples of one bucket, see `ssmgen.training.StepOrder`.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``, and ``lock.json`` while training lasts.
         record: what a checkpoint must agree on to be resumed, besides the precision; JSON. An ``lr_decay_steps`` in it
@@ -218,7 +219,7 @@ def _steps(
             step = progress.step
             ending = step >= settings.steps or result.stop
             if log is not None and event is not None:
-                log.event(step, event, result.loss, result.norm, origin_of(step, len(data), settings))  # type: ignore[arg-type]
+                log.event(step, event, result.loss, result.norm, origin_of(step, data, settings))
             progress.health.check(step)
             if log is not None:
                 log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)

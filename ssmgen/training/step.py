@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssmgen.signals import ignore_stop_requests
 from ssmgen.training.launch import loader_processes
 from ssmgen.training.optimizers import make_optimizer, moving_average
-from ssmgen.training.order import StepOrder, derived_seed
+from ssmgen.training.order import derived_seed, order_of
 from ssmgen.training.parallel import check_parallel, host_copy_of, is_sharded, set_rank_slice, shard, whole_model
 from ssmgen.training.processes import end_with_parent
 from ssmgen.training.settings import TrainSettings
@@ -96,10 +96,10 @@ def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, acce
 
     ``data.collate``, if there is one, makes a batch of a list of examples: it may pad what has no common length.
     """
-    count, rank, world = len(data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
+    rank, world = accelerator.process_index, accelerator.num_processes
     return DataLoader(
         data,
-        batch_sampler=StepOrder(count, settings.batch_size, settings.seed, first, rank, world),
+        batch_sampler=order_of(data, settings.batch_size, settings.seed, first, rank, world),
         num_workers=loader_processes(settings.num_workers),
         collate_fn=getattr(data, "collate", None),
         generator=torch.Generator(),
@@ -155,18 +155,18 @@ def seeds_of(step: int, settings: TrainSettings, process: int = 0) -> list[int]:
     return [derived_seed(settings.seed, "step", step, part, process) for part in range(settings.accumulate)]
 
 
-def origin_of(step: int, count: int, settings: TrainSettings) -> dict[str, Any]:
+def origin_of(step: int, data: Dataset[Batch], settings: TrainSettings) -> dict[str, Any]:
     """What the ``step``-th step, counted from 1 as in the log, was made of.
 
     Args:
         step: the step.
-        count: examples in the data set.
+        data: the examples.
         settings: of the run.
 
     Returns:
         ``examples``, the (index, draw) of each example of the batch, and ``seeds``, those of `seeds_of`.
     """
-    order = StepOrder(count, settings.batch_size, settings.seed)
+    order = order_of(data, settings.batch_size, settings.seed)
     return {"examples": order.batch(step - 1), "seeds": seeds_of(step - 1, settings)}
 
 

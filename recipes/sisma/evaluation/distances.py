@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.evaluation.images import HeldOut, Images, pair_ids
+from recipes.sisma.evaluation.images import HeldOut, Images, by_shape, pair_ids
 from recipes.sisma.evaluation.settings import Settings
 from ssmgen.metrics import (
     FID_PROTOCOLS,
@@ -70,14 +70,14 @@ def load_lpips(settings: Settings) -> Any:
 
 
 def measure_distance(
-    distance: FeatureDistance, held_out: HeldOut, generated: Tensor, train: Any, source: str, step: Callable[[int], Any]
+    distance: FeatureDistance, held_out: HeldOut, generated: Any, train: Any, source: str, step: Callable[[int], Any]
 ) -> dict[str, Any]:
     """Frechet and kernel distance of the generated images from real ones, and of real images from real ones.
 
     Args:
         distance: what to measure.
         held_out: the masks' ids and real images.
-        generated: an image of each mask, uint8 ``(n, 3, h, w)``.
+        generated: an image of each mask, uint8 ``(n, 3, h, w)``, or a list.
         train: the training pairs, read only by a protocol that compares with them.
         source: of the generated images, for the protocol's string, such as ``seed=0``.
         step: called with the number of images of each finished batch.
@@ -93,7 +93,8 @@ def measure_distance(
         found = FeatureSet(distance.trunk, of)
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
-            found.update(batch, torch.stack([image_at(start + place) for place in range(len(batch))]))
+            for places, group in by_shape([image_at(start + place) for place in range(len(batch))]):
+                found.update([batch[place] for place in places], group)
             step(len(batch))
         return found
 

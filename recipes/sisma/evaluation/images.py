@@ -1,7 +1,7 @@
 """The images of an evaluation: held-out pairs, which training does not see, and images generated from their masks."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ class HeldOut:
 
     Attributes:
         ids: of the pairs.
-        masks: labels ``(n, h, w)``.
-        images: the real image of each mask, uint8 ``(n, 3, h, w)``.
+        masks: labels ``(n, h, w)``, or a list where shapes differ.
+        images: the real image of each mask, uint8 ``(n, 3, h, w)``, or a list.
         labels: the classes.
     """
 
     ids: Sequence[str]
-    masks: Tensor
-    images: Tensor
+    masks: Tensor | list[Tensor]
+    images: Tensor | list[Tensor]
     labels: LabelSet
 
 
@@ -37,29 +37,37 @@ class Images:
 
     Attributes:
         held_out: the masks and their real images.
-        generated: an image of each mask, uint8 ``(n, 3, h, w)``.
+        generated: an image of each mask, uint8 ``(n, 3, h, w)``, or a list where shapes differ.
         sample_files: files of several images of a mask, by its id; may be empty.
         source: of the generated images, for protocols, such as ``seed=0``.
     """
 
     held_out: HeldOut
-    generated: Tensor
+    generated: Tensor | list[Tensor]
     sample_files: Mapping[str, Sequence[Path]]
     source: str
 
     def samples(self) -> Iterator[Tensor]:
         """The images in ``sample_files``, uint8 ``(samples, 3, h, w)`` for each mask; all may not fit into memory."""
-        return map(read_images, self.sample_files.values())
+        return (torch.stack(list(read_images(files))) for files in self.sample_files.values())
 
 
 def read_held_out(pairs: Any, count: int, labels: LabelSet) -> HeldOut:
-    """The first ``count`` of these pairs, with masks of these classes."""
+    """The first ``count`` of these pairs, with masks of these classes.
+
+    Raises:
+        ValueError: no two of them have one shape: floor and diversity compare those that do.
+    """
     items = []
     with progress_bar(count, "img", what="real images") as bar:
         for index in range(count):
             items.append(pairs[index])
             bar.update()
-    images, masks = (torch.stack(part) for part in zip(*items, strict=True))
+    images, masks = (together(part) for part in zip(*items, strict=True))
+    if len(by_shape(masks)) == count > 1:
+        raise ValueError(
+            f"no two of the {count} unseen masks have one shape: evaluate more masks, or use fewer buckets"
+        )
     return HeldOut(pair_ids(pairs)[:count], masks, images, labels)
 
 
@@ -75,6 +83,29 @@ def pair_ids(pairs: Any) -> list[str]:
     return [str(id) for id in getattr(pairs, "ids", None) or [f"{index:05d}" for index in range(len(pairs))]]
 
 
-def read_images(files: Sequence[Path]) -> Tensor:
-    """The images, uint8 ``(count, 3, size, size)``."""
-    return torch.stack([read_image(file) for file in files])
+def read_images(files: Sequence[Path]) -> Tensor | list[Tensor]:
+    """The images, uint8 ``(count, 3, height, width)``, or a list where shapes differ."""
+    return together([read_image(file) for file in files])
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """The tensors as one if they have one shape, or else as a list."""
+    return torch.stack(list(tensors)) if len({one.shape for one in tensors}) == 1 else list(tensors)
+
+
+def by_shape(tensors: Tensor | Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """The positions of the tensors of each shape, in the order of their first ones, and those tensors as one."""
+    if isinstance(tensors, Tensor):
+        return [(list(range(len(tensors))), tensors)]
+    places: dict[torch.Size, list[int]] = {}
+    for place, one in enumerate(tensors):
+        places.setdefault(one.shape, []).append(place)
+    return [(found, torch.stack([tensors[place] for place in found])) for found in places.values()]
+
+
+def mapped(function: Callable[[Tensor], Tensor], images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """A function of a batch, applied to the images of each shape at a time; the results in the order of the images."""
+    results: dict[int, Tensor] = {}
+    for places, group in by_shape(images):
+        results |= zip(places, function(group), strict=True)
+    return together([results[place] for place in range(len(images))])

@@ -16,10 +16,10 @@ from recipes.sisma.evaluation.distances import (
     lpips_diversity,
     measure_distance,
 )
-from recipes.sisma.evaluation.images import HeldOut, Images
+from recipes.sisma.evaluation.images import HeldOut, Images, by_shape, mapped
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.parser import SHIPPED, UNetParser, load_parser
-from recipes.sisma.presets import sides_of
+from recipes.sisma.presets import Size, sides_of
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.metrics import MaskAgreement, pairwise_rms
 from ssmgen.metrics.backbones import sha256_of
@@ -56,7 +56,7 @@ class NamedParser:
     card: dict[str, Any] | None = None
     multiple: int = 1
 
-    def check(self, labels: LabelSet, size: int | tuple[int, int]) -> None:
+    def check(self, labels: LabelSet, size: Size) -> None:
         """Reject masks of another number of classes, and images of a ``size`` it cannot take, by a `ValueError`."""
         if self.num_classes != len(labels):
             raise ValueError(f"{self.name}: predicts {self.num_classes} classes, the masks have {len(labels)}")
@@ -107,7 +107,7 @@ def load_metrics(parser: NamedParser | None, settings: Settings, labels: LabelSe
 
 def measure_images(
     images: Images, metrics: Metrics, train: Any, round_trip: Callable[[Tensor], Tensor] | None = None
-) -> tuple[dict[str, Any], Tensor | None]:
+) -> tuple[dict[str, Any], Tensor | list[Tensor] | None]:
     """All figures, and the parser's labels of the generated images.
 
     Args:
@@ -136,33 +136,42 @@ def measure_images(
     return result, parsed
 
 
-def _parse(parser: NamedParser, images: Tensor, what: str) -> Tensor:
-    """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``."""
-    parsed = []
-    with progress_bar(len(images), "img", what=what) as bar:
-        for batch in images.split(_BATCH):
-            parsed.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
+def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Tensor | list[Tensor]:
+    """Labels ``(n, h, w)`` of uint8 images ``(n, 3, h, w)``, or of a list of images."""
+
+    def parsed(group: Tensor) -> Tensor:
+        found = []
+        for batch in group.split(_BATCH):
+            found.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
             bar.update(len(batch))
-    return torch.cat(parsed)
+        return torch.cat(found)
+
+    with progress_bar(len(images), "img", what=what) as bar:
+        return mapped(parsed, images)
 
 
 def _agreement(
-    parser: NamedParser, held_out: HeldOut, parsed: Tensor, round_trip: Callable[[Tensor], Tensor] | None
+    parser: NamedParser, held_out: HeldOut, parsed: Any, round_trip: Callable[[Tensor], Tensor] | None
 ) -> dict[str, Any]:
-    def agree(predicted: Tensor, true: Tensor) -> dict[str, Any]:
+    def agree(predicted: Any, true: Any, shift: int = 0) -> dict[str, Any]:
+        """Labels against masks, each by ``shift`` places further among those of its shape."""
         agreement = MaskAgreement(held_out.labels.classes, parser.name, parser.weights)
-        agreement.update(predicted, true, held_out.ids)
+        for places, group in by_shape(true):
+            if shift and len(places) == 1 < len(true):
+                continue  # there is no other mask of this shape
+            of_shape = torch.stack([predicted[place] for place in places])
+            agreement.update(of_shape, group.roll(shift, dims=0), [held_out.ids[place] for place in places])
         return agreement.result()
 
     masks, real = held_out.masks, held_out.images
     result = {
         "mask_agreement": agree(parsed, masks),
         "ceiling": agree(_parse(parser, real, "parsing real images"), masks),
-        "floor": agree(parsed, masks.roll(1, dims=0)),
+        "floor": agree(parsed, masks, shift=1),
         "parser": parser.card or {"name": parser.name},
     }
     if round_trip is not None:
-        decoded = _parse(parser, round_trip(real), "parsing after the autoencoder")
+        decoded = _parse(parser, mapped(round_trip, real), "parsing after the autoencoder")
         result["autoencoder_ceiling"] = agree(decoded, masks)
     low, high = result["floor"]["miou"], result["ceiling"]["miou"]
     # A parser that is no better than chance on real images says nothing about generated ones.
@@ -171,7 +180,10 @@ def _agreement(
 
 
 def _diversity(images: Images) -> dict[str, float]:
-    found = {"other_masks": pairwise_rms(images.generated[:_COMPARED].float() / 127.5 - 1)}
+    groups = [group for _, group in by_shape(images.generated[:_COMPARED]) if len(group) > 1]
+    pairs = [len(group) * (len(group) - 1) // 2 for group in groups]
+    between = [pairwise_rms(group.float() / 127.5 - 1) for group in groups]
+    found = {"other_masks": sum(count / sum(pairs) * one for count, one in zip(pairs, between, strict=True))}
     if images.sample_files:
         same = [pairwise_rms(group.float() / 127.5 - 1) for group in images.samples()]
         found = {"same_mask": sum(same) / len(same), **found}

@@ -58,7 +58,7 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
+def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Any) -> None:
     """Write the page.
 
     Args:
@@ -144,7 +144,7 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     return [(name, *(part[name] for part in parts)) for name in parts[0]]
 
 
-def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
+def _extremes(images: Images, parsed: Any) -> list[dict[str, Any]]:
     """The best, median and worst masks by the mean IoU over the classes of each, none of them twice."""
     held_out = images.held_out
     scores = [_miou(images, parsed, i) for i in range(len(parsed))]
@@ -163,10 +163,10 @@ def _extremes(images: Images, parsed: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _miou(images: Images, parsed: Tensor, i: int) -> float:
+def _miou(images: Images, parsed: Any, i: int) -> float:
     """Mean intersection over union of one image, over the classes of its own mask."""
     agreement = MaskAgreement(images.held_out.labels.classes)
-    agreement.update(parsed[i : i + 1], images.held_out.masks[i : i + 1])
+    agreement.update(parsed[i][None], images.held_out.masks[i][None])
     return agreement.result()["miou"]
 
 

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from recipes.sisma.evaluation.images import Images
 from recipes.sisma.evaluation.report import write_report
 from recipes.sisma.presets import Config
@@ -32,7 +30,7 @@ class ResultFiles(NamedTuple):
     note: str = ""
 
 
-def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: Tensor | None) -> None:
+def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: Any) -> None:
     """Write the files of a result and print its summary.
 
     Args:
@@ -119,7 +117,8 @@ def _save_sheet(file: Path, images: Images) -> None:
     shown = [held_out.ids.index(id) for id in list(images.sample_files or held_out.ids)[:_SHEET_ROWS]]
     several = images.samples() if images.sample_files else (image.unsqueeze(0) for image in images.generated)
     groups = [group[:_SHEET_SAMPLES] for _, group in zip(shown, several, strict=False)]
-    save_mask_sheet(file, held_out.masks[shown], groups, held_out.images[shown], held_out.labels)
+    masks, real = ([parts[i] for i in shown] for parts in (held_out.masks, held_out.images))
+    save_mask_sheet(file, masks, groups, real, held_out.labels)
 
 
 def _covers(one: dict[str, Any], other: dict[str, Any]) -> bool:

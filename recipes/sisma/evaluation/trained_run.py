@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recipes.sisma.evaluation.images import HeldOut, Images, available, read_held_out, read_images
+from recipes.sisma.evaluation.images import HeldOut, Images, available, by_shape, read_held_out, read_images
 from recipes.sisma.evaluation.measure import NamedParser, load_metrics, load_named_parser, measure_images
 from recipes.sisma.evaluation.results import description, write_result
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.pairs import held_out_pairs, training_pairs
-from recipes.sisma.runs import Trained, check_writable, load_run, sampling_of
+from recipes.sisma.runs import Trained, check_writable, in_shape, load_run, sampling_of
 from ssmgen import MaskToImage, Sampling
 from ssmgen.atomic import write_text
 from ssmgen.data.images import write_png
@@ -116,7 +116,11 @@ def _generate(
         shared = f", {ranks} processes" if ranks > 1 else ""
         print(f"sampling {len(single)} unseen masks, and {several}, into {folder}{shared}", file=sys.stderr)
     batch_size = settings.micro_batch or settings.batch_size
-    draw_missing(pipe, specs, folder, sampling, batch_size=batch_size, process=rank, processes=ranks)
+
+    def draw(masks: Tensor, **settings: Any) -> Tensor:
+        return in_shape(pipe, masks)(masks, **settings)
+
+    draw_missing(draw, specs, folder, sampling, batch_size=batch_size, process=rank, processes=ranks)
     if processes:
         processes.wait_for_everyone()
     if rank:
@@ -185,10 +189,12 @@ def draw_missing(
 ) -> None:
     """Generate this process's share of the images that have no file yet.
 
-    Rounding depends on the shapes in a call. The batches are therefore cut by position, whatever files exist and
-    however many processes there are: a continued evaluation makes exactly the images it would have made.
+    Rounding depends on the shapes in a call. The batches of each shape are therefore cut by position, whatever files
+    exist and however many processes there are: a continued evaluation makes exactly the images it would have made.
     """
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)][process::processes]
+    groups = [[images[place] for place in places] for places, _ in by_shape([image.mask for image in images])]
+    cut = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    batches = cut[process::processes]
     with progress_bar(sum(map(len, batches)), "img", what="sampling", quiet=process > 0) as bar:
         for batch in batches:
             files = [folder / f"{image.name}.png" for image in batch]
