@@ -60,3 +60,18 @@ def pad_sequences(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     return {"tokens": tokens, "lengths": torch.tensor([len(each) for each in sequences])}
+
+
+def value_for(name: str, given: Any, images: int) -> Value:
+    """The value of the condition ``name`` for this many images, see `as_value`: ``(images, ...)`` or ``(1, ...)``.
+
+    Raises:
+        TypeError, ValueError: see `as_value`; or another number of items.
+    """
+    value = as_value(given)
+    if (items := batch_of_value(value)) not in (1, images):
+        raise ValueError(
+            f"give one {name}, or one per image: got {items} values for {images} images (one alone has a batch "
+            f"dimension too: {name}[None])"
+        )
+    return value

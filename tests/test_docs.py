@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"  # whose code tests/test_release.py tries
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-CONSTANTS = ("SCAN_ORDERS", "FID_PROTOCOLS")
+CONSTANTS = ("SCAN_ORDERS", "ZIGZAG_ORDERS", "HILBERT_ORDERS", "FID_PROTOCOLS")
 
 
 def blocks(page, language):
@@ -40,6 +40,8 @@ def name_of(page):
 @pytest.fixture
 def scratch(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    orders = importlib.import_module("ssmgen.ops.scan_order")  # the function of that name hides the module
+    monkeypatch.setattr(orders, "_PATHS", dict(orders._PATHS))
     monkeypatch.chdir(tmp_path)
 
 

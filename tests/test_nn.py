@@ -41,6 +41,7 @@ CALLS = {
     "self-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), SIZE)),
     "cross-mamba": (dict(dim=16, d_state=4), lambda block: block(tokens(), tokens(seed=1), SIZE)),
     "self-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
+    "rotary-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), SIZE)),
     "cross-attention": (dict(dim=16, num_heads=2), lambda block: block(tokens(), tokens(seed=1), SIZE)),
     "spade": (dict(channels=8, num_classes=5, hidden=6, groups=2), lambda block: block(image(), one_hot(5))),
     "adaln": (dict(dim=16), lambda block: block(tokens()[:, 0])[0].norm(tokens())),
@@ -49,6 +50,7 @@ CALLS = {
     "mask-encoder": (dict(dim=16, num_classes=5, patch_size=2), lambda block: block(torch.randint(0, 5, (2, 6, 8)))),
     "time-embedding": (dict(dim=16), lambda block: block(torch.rand(2))),
     "position-embedding": (dict(dim=16), lambda block: block(tokens(), SIZE)),
+    "adaln-single": (dict(dim=16), lambda block: block(tokens(dim=48)[:, 0])[0].norm(tokens())),
     "feed-forward": (dict(dim=16), lambda block: block(tokens())),
     "sisma-block": (dict(dim=16, d_state=4), lambda b: b(tokens(), tokens()[:, 0], {"mask": tokens(seed=1)}, SIZE)),
 }

@@ -23,6 +23,7 @@ OPTIONAL = {
     "tqdm": ("train", "progress bars"),
     "jinja2": ("train", "reports and pages"),
     "tensorboard": ("train", "curves of a run, tracker=tensorboard"),
+    "transformers": ("text", "text encoders, transformers-text"),
     "trackio": ("trackers", "curves of a run, tracker=trackio"),
     "wandb": ("trackers", "curves of a run, tracker=wandb"),
     "torchdiffeq": ("adaptive", "adaptive solvers"),

@@ -1,6 +1,7 @@
 """``ssmgen list``, ``info`` and ``export``: what can be built, what a model costs, and a trained one as a folder."""
 
 import argparse
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def _list(arguments: argparse.Namespace) -> Answer:
     if not found:
         raise ValueError(f"no name matches {arguments.pattern!r}; 'ssmgen list' shows all")
     width = max(len(kind) for kind in KINDS) + 2
-    return found, [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items()]
+    form = {"width": 120, "subsequent_indent": width * " ", "break_on_hyphens": False, "break_long_words": False}
+    rows = [f"{kind + ':':<{width}}{', '.join(entries)}" for kind, entries in found.items()]
+    return found, [line for row in rows for line in textwrap.wrap(row, **form)]  # type: ignore[arg-type]
 
 
 def _info(arguments: argparse.Namespace) -> Answer:

@@ -38,9 +38,10 @@ class TokenModel(ConditionalModel):
         orders: scan orders that the blocks take in turn, from `ssmgen.ops.SCAN_ORDERS`.
         gates: AdaLN-Zero gates on the residuals.
         time_scale: what t is multiplied by before its sinusoids.
+        ffn: spec of the feed-forward of every block; None is without.
         **settings: for the parts that take them: ``d_state=8`` for every layer with that argument, ``ffn_ratio=2`` for
             ``ratio`` of the feed-forwards, ``mask_dropout=0.1`` for ``dropout`` of the condition ``mask``.
-            ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without.
+            ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without. ``adaln`` is that of `Block`.
 
     Raises:
         ValueError: an empty stack, a condition that is not used, or a name that is no condition.
@@ -61,12 +62,14 @@ class TokenModel(ConditionalModel):
         orders: Sequence[str] = SCAN_ORDERS,
         gates: bool = True,
         time_scale: float = 1000.0,
+        ffn: Spec | None = "feed-forward",
         **settings: Any,
     ) -> None:
         super().__init__()
         named, cross = _MASK if conditions is None else conditions, cross or {}
-        check_keywords(type(self).__name__, settings, self.takes({"mixer": mixer, "cross": cross, "conditions": named}))
-        mixers = _listed(mixer)
+        parts = {"mixer": mixer, "cross": cross, "conditions": named, "ffn": ffn}
+        check_keywords(type(self).__name__, settings, self.takes(parts))
+        mixers, adaln = _listed(mixer), settings.pop("adaln", "adaln")
         _check_stack(depth, mixers, orders)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
@@ -79,11 +82,14 @@ class TokenModel(ConditionalModel):
         _check_names(self.conditions, cross, self.add, mixers)
         self.blocks = nn.ModuleList()
         for i in range(depth):
-            layers = _layers(mixers[i % len(mixers)], cross)
+            layers = _layers(mixers[i % len(mixers)], cross, ffn)
             own = {**settings, "order": orders[i % len(orders)]}
             known = Block.takes({"layers": layers})
-            self.blocks.append(Block(dim, layers, gates, **{name: own[name] for name in own if name in known}))
-        self.head_adaln = AdaLNZero(dim, sublayers=1, gates=False)
+            self.blocks.append(Block(dim, layers, gates, adaln, **{name: own[name] for name in own if name in known}))
+        first: Any = self.blocks[0]
+        shares = hasattr(first.adaln, "shares")
+        self.shared_adaln = AdaLNZero(dim, first.adaln.sublayers, gates) if shares else None
+        self.head_adaln: Any = AdaLNZero(dim, sublayers=1, gates=False, norm=first.adaln.kind)
         self.head = Unpatchify(dim, in_channels, patch_size)
 
     @classmethod
@@ -98,9 +104,10 @@ class TokenModel(ConditionalModel):
         for kind, specs in (("block", [*mixers, *cross.values()]), ("condition", named.values())):
             for spec in specs:
                 find(divided(spec)[0], kind)
-        parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross)}
+        ffn = arguments.get("ffn", "feed-forward")
+        parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross, ffn)}
         decided = ("dim", "order", "patch_size", "in_channels")
-        return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named)]
+        return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named), "adaln"]
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         """The token grid that each block works on: the model's. A family whose blocks differ overrides it."""
@@ -146,7 +153,9 @@ class TokenModel(ConditionalModel):
 
     def project(self, c: Tensor) -> list[Tensor]:
         """Modulations of every block and of the head, side by side."""
-        return [adaln.project(c) for adaln in self._adalns()]
+        shared = c if self.shared_adaln is None else self.shared_adaln.project(c)
+        blocks: list[Any] = list(self.blocks)
+        return [*(block.adaln.project(shared) for block in blocks), self.head_adaln.project(c)]
 
     def fsdp_units(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
         """Every block, and its AdaLN by itself: `project` uses it before the first block runs."""
@@ -156,11 +165,8 @@ class TokenModel(ConditionalModel):
     @property
     def widths(self) -> list[int]:
         """Values of each AdaLN."""
-        return [adaln.width for adaln in self._adalns()]
-
-    def _adalns(self) -> list[AdaLNZero]:
         blocks: list[Any] = list(self.blocks)
-        return [*(block.adaln for block in blocks), self.head_adaln]
+        return [*(block.adaln.width for block in blocks), self.head_adaln.width]
 
 
 def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
@@ -169,14 +175,14 @@ def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
     return [mixer] if isinstance(mixer, str | Mapping) else mixer
 
 
-def _layers(mixer: Spec, cross: Mapping[str, Spec]) -> list[Layer]:
+def _layers(mixer: Spec, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
     """A block's layers, each named after what it is, and after its condition too where two are alike."""
     names = [divided(spec)[0] for spec in cross.values()]
     layers: list[Layer] = [(_key(mixer), mixer, None)]
     for condition, spec in cross.items():
         alike = names.count(divided(spec)[0]) > 1
         layers.append((f"{_key(spec)}_{condition}" if alike else _key(spec), spec, condition))
-    return [*layers, ("ffn", "feed-forward", None)]
+    return layers if ffn is None else [*layers, ("ffn", ffn, None)]
 
 
 def _key(spec: Spec) -> str:
@@ -220,7 +226,7 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
             raise ValueError(
                 f"condition {name!r} is a sequence and lies on no grid: give it a layer in cross=, not add="
             )
-    layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross)}
+    layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross, "feed-forward")}
     for name, condition in conditions.items():
         if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):
             raise ValueError(f"a condition cannot be called {name!r}: its settings would clash with another part's")

@@ -1,8 +1,10 @@
 """Blocks: modules with flat arguments, each usable alone and buildable by its registered name."""
 
-from ssmgen.nn.adaln import AdaLNZero, Modulation
+from ssmgen.nn.adaln import AdaLNSingle, AdaLNZero, Modulation, PlainNorm
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
+from ssmgen.nn.causal import CausalSSM, Mamba
+from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
@@ -14,17 +16,22 @@ from ssmgen.nn.signal import Signal
 from ssmgen.nn.spade import SPADE, SPADECondition
 
 __all__ = [
+    "AdaLNSingle",
     "AdaLNZero",
     "AttentionCondition",
     "Block",
+    "CausalSSM",
+    "Convolution",
     "CrossAttention",
     "CrossCondition",
     "CrossMamba",
     "FeedForward",
+    "Mamba",
     "Mamba2",
     "MaskEncoder",
     "Modulation",
     "Patchify",
+    "PlainNorm",
     "PositionEmbedding",
     "SPADE",
     "SPADECondition",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.nn.embed import PositionEmbedding
+from ssmgen.nn.embed import PositionEmbedding, sincos_position
 from ssmgen.nn.mamba import check_tokens, tokens_of, tokens_on_grid
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
@@ -22,6 +22,7 @@ def _check_heads(dim: int, num_heads: int) -> None:
         raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
 
 
+@register("block", "rotary-attention", rotary=True)
 @register("block", "self-attention")
 class SelfAttention(nn.Module):
     """Self-attention (Vaswani et al., arXiv 1706.03762, eq. 1), multi-head: ``out_proj(softmax(q k' / sqrt(k)) v)``.
@@ -29,13 +30,25 @@ class SelfAttention(nn.Module):
     Args:
         dim: width of the tokens.
         num_heads: heads; divides ``dim``.
+        rotary: rotate queries and keys by their positions, see `rotated`; the width of a head must be a multiple of 4.
+        qk_norm: normalise queries and keys per head with an RMSNorm (arXiv 2010.04245, 2302.05442), before rotation.
+
+    Raises:
+        ValueError: heads that do not divide the width, or are too narrow to rotate.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, rotary: bool = False, qk_norm: bool = False) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        width = dim // num_heads
+        if rotary and width % 4:
+            raise ValueError(
+                f"rotary positions need heads of a width that is a multiple of 4, got {width}: dim={dim}, "
+                f"num_heads={num_heads}"
+            )
+        self.num_heads, self.rotary = num_heads, rotary
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm, self.k_norm = (nn.RMSNorm(width, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -46,7 +59,26 @@ class SelfAttention(nn.Module):
         """
         check_tokens(x, size, self.qkv.in_features, "x")
         q, k, v = rearrange(self.qkv(x), "b l (three n k) -> three b n l k", three=3, n=self.num_heads)
-        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b n l k -> b l (n k)"))
+        if isinstance(self.q_norm, nn.RMSNorm):  # in the dtype of its weight, whatever autocast made of q and k
+            q, k = (norm(part.to(norm.weight.dtype)) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        if self.rotary:
+            q, k = rotated(q, size), rotated(k, size)
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        return self.out_proj(rearrange(mixed, "b n l k -> b l (n k)"))
+
+
+def rotated(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Queries or keys ``(b, n, l, k)`` rotated by their positions, so that ``q k'`` depends on where they lie apart.
+
+    Axial rotary positions: half of the channels are pairs rotated by the row and half by the column (RoFormer, arXiv
+    2104.09864, in 2-D as in EVA-02, arXiv 2303.11331), with the frequencies of `sincos_position`. Computed in float32
+    or wider.
+    """
+    row_sin, row_cos, column_sin, column_cos = sincos_position(x.shape[-1], *size, device=x.device).chunk(4, dim=-1)
+    a, b, c, d = x.chunk(4, dim=-1)
+    rows = a * row_cos - b * row_sin, a * row_sin + b * row_cos
+    columns = c * column_cos - d * column_sin, c * column_sin + d * column_cos
+    return torch.cat([*rows, *columns], dim=-1)
 
 
 class AttentionCondition(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssmgen.nn.adaln import AdaLNZero, Modulation
+from ssmgen.nn.adaln import Modulation
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import Spec, check_keywords, divided, find, make, takes
 
@@ -23,15 +23,21 @@ class Block(nn.Module):
             ``condition(signal, size)``, what it derives from the condition alone, and is called as
             ``layer(x, states, size)``.
         gates: gate the residuals (AdaLN-Zero).
+        adaln: spec of what makes the modulations: ``"adaln"``, ``{"name": "adaln", "norm": "rms"}``, or
+            ``"adaln-single"``, in a model that makes the values that its blocks share.
         **settings: for the layers that take them: ``d_state=8`` is for all of them, ``ffn_ratio=2`` for ``ratio`` of
             the layer ``ffn``.
     """
 
-    def __init__(self, dim: int, layers: Sequence[Layer], gates: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, dim: int, layers: Sequence[Layer], gates: bool = True, adaln: Spec = "adaln", **settings: Any
+    ) -> None:
         super().__init__()
         check_keywords(type(self).__name__, settings, self.takes({"layers": layers}))
         self.condition_of = {key: condition for key, _, condition in layers}
-        self.adaln = AdaLNZero(dim, sublayers=len(layers), gates=gates)
+        self.adaln: Any = make(adaln, dim=dim, sublayers=len(layers), gates=gates)
+        if not hasattr(self.adaln, "divide"):
+            raise ValueError(f"adaln must be 'adaln' or 'adaln-single', or a spec of one, got {adaln!r}")
         for key, spec, condition in layers:
             find(divided(spec)[0], "block")
             layer = make(spec, **{**offered_to(key, settings), "dim": dim})

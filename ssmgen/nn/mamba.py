@@ -1,8 +1,10 @@
 """Self-Mamba and Cross-Mamba over a 2-D grid of tokens: one selective state-space core with two ways to feed it.
 
-Letters: b batch, l length (= height x width tokens), d dim, e inner width (expand x dim), n d_state, r dt_rank.
+Letters: b batch, l length (= height x width tokens), d dim, e inner width (expand x dim), n d_state, r dt_rank,
+k directions.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
-from ssmgen.ops import conv_silu, norm, scan_order, selective_scan
+from ssmgen.ops import conv_silu, norm, scan_directions, scan_order, selective_scan
 from ssmgen.registry import closest, passes_on, register
 
 _SCANNED = ("mask", "image")
@@ -25,14 +27,23 @@ class SelectiveSSM(nn.Module):
     projection, the norm after the scan and the output projection. Initialisation follows Mamba: A = -(1..d_state) in
     every channel (S4D-real), D = 1, and a step-size bias whose softplus is log-uniform in [1e-3, 1e-1].
 
+    With several directions the tokens are scanned in as many orders and the results added (SS2D of VMamba, arXiv
+    2401.10166). Each direction has its own step sizes, A, B, C and D; they share the rest. The parameters and the
+    arguments of `scan` then hold the directions side by side in their first and last dimension.
+
     Args:
         dim: width of the tokens.
         d_state: states per channel.
         expand: inner width as a multiple of ``dim``.
         dt_rank: rank of the step-size projection; ceil(dim / 16) where None.
         d_conv: size of the square depthwise kernel; odd.
-        order: the sequence in which the grid is scanned, one of `ssmgen.ops.SCAN_ORDERS`.
+        order: the sequence in which the grid is scanned, a name that `ssmgen.ops.scan_order` takes.
+        directions: 1, 2 (``order`` and its reverse) or 4 (both also on the transposed grid), see
+            `ssmgen.ops.scan_directions`.
         backend: which `selective_scan` backend runs.
+
+    Raises:
+        ValueError: a size that is not positive, an even kernel, an unknown order, or another number of directions.
     """
 
     #: Parameters that stay in float32 where a model samples in 16 bits.
@@ -47,6 +58,7 @@ class SelectiveSSM(nn.Module):
         dt_rank: int | None = None,
         d_conv: int = 3,
         order: str = "row",
+        directions: int = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -60,11 +72,13 @@ class SelectiveSSM(nn.Module):
         self.d_state = d_state
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.order = order
+        self.directions = directions
+        self.orders = scan_directions(order, directions)
         self.backend = backend
         self.conv = nn.Conv2d(self.d_inner, self.d_inner, d_conv, padding=d_conv // 2, groups=self.d_inner)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
-        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.dt_proj = nn.Linear(self.dt_rank, directions * self.d_inner)
+        self.A_log = nn.Parameter(torch.empty(directions * self.d_inner, d_state))
+        self.D = nn.Parameter(torch.ones(directions * self.d_inner))
         self.out_norm = nn.LayerNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         for parameter in (self.A_log, self.D):
@@ -80,25 +94,40 @@ class SelectiveSSM(nn.Module):
         return conv_silu(x, self.conv.weight, bias, size)
 
     def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
-        """`selective_scan` in this layer's order with its A, D and step-size bias; all row-major ``(b, l, ...)``."""
-        y = selective_scan(
-            u,
-            delta,
-            -torch.exp(at_least_float32(self.A_log)),
-            B,
-            C,
-            at_least_float32(self.D),
-            delta_bias=at_least_float32(self.dt_proj.bias),
-            delta_softplus=True,
-            order=scan_order(self.order, *size, device=u.device),
-            backend=self.backend,
-        )
-        assert isinstance(y, Tensor)
-        return y
+        """`selective_scan` in this layer's orders with its A, D and step-size bias, summed over the directions.
+
+        Args:
+            u: ``(b, l, e)``, row-major as all are.
+            delta: ``(b, l, k e)``.
+            B, C: ``(b, l, k n)``.
+            size: (height, width).
+        """
+        shared = self.A_log, self.D, self.dt_proj.bias
+        deltas, Bs, Cs = (x.chunk(self.directions, dim=-1) for x in (delta, B, C))
+        A_logs, Ds, biases = (at_least_float32(x).chunk(self.directions) for x in shared)
+        results: list[Any] = [
+            selective_scan(
+                u,
+                deltas[k],
+                -torch.exp(A_logs[k]),
+                Bs[k],
+                Cs[k],
+                Ds[k],
+                delta_bias=biases[k],
+                delta_softplus=True,
+                order=scan_order(name, *size, device=u.device),
+                backend=self.backend,
+            )
+            for k, name in enumerate(self.orders)
+        ]
+        return functools.reduce(torch.add, results)
 
     def step_size(self, dt: Tensor) -> Tensor:
-        """Low-rank step sizes ``(b, l, r)`` to ``(b, l, e)``, without the bias, which the scan adds in float32."""
-        return F.linear(dt, self.dt_proj.weight)
+        """Low-rank step sizes ``(b, l, k r)`` to ``(b, l, k e)``, without the bias, which the scan adds in float32."""
+        if self.directions == 1:
+            return F.linear(dt, self.dt_proj.weight)
+        parts = zip(dt.chunk(self.directions, -1), self.dt_proj.weight.chunk(self.directions), strict=True)
+        return torch.cat([F.linear(part, weight) for part, weight in parts], dim=-1)
 
     def finish(self, y: Tensor, z: Tensor) -> Tensor:
         """Scan output ``(b, l, e)`` normalised, gated by ``z`` and projected to ``(b, l, d)``."""
@@ -117,6 +146,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+@register("block", "cross-scan-mamba", directions=4)
+@register("block", "bidirectional-mamba", directions=2)
 @register("block", "self-mamba")
 class SelfMamba(nn.Module):
     """Selective state-space layer whose delta, B and C all come from the content (SISMA eqs. 4 to 6).
@@ -135,7 +166,8 @@ class SelfMamba(nn.Module):
         self.ssm = SelectiveSSM(dim, **ssm)
         inner = self.ssm.d_inner
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.x_proj = nn.Linear(inner, self.ssm.dt_rank + 2 * self.ssm.d_state, bias=False)
+        self.widths = [self.ssm.directions * n for n in (self.ssm.dt_rank, self.ssm.d_state, self.ssm.d_state)]
+        self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
@@ -146,7 +178,7 @@ class SelfMamba(nn.Module):
         check_tokens(x, size, self.in_proj.in_features, "x")
         content, z = self.in_proj(x).chunk(2, dim=-1)
         u = self.ssm.mix_locally(content, size)
-        dt, B, C = self.x_proj(u).split([self.ssm.dt_rank, self.ssm.d_state, self.ssm.d_state], dim=-1)
+        dt, B, C = self.x_proj(u).split(self.widths, dim=-1)
         y = self.ssm.scan(u, self.ssm.step_size(dt), B, C, size)
         return self.ssm.finish(y, z)
 
@@ -156,8 +188,8 @@ class CrossCondition(NamedTuple):
 
     Attributes:
         u: the scanned sequence ``(b, l, e)``, or None where the image is scanned.
-        delta: step sizes ``(b, l, e)`` before bias and softplus.
-        B: input maps ``(b, l, n)``.
+        delta: step sizes ``(b, l, k e)`` before bias and softplus.
+        B: input maps ``(b, l, k n)``.
     """
 
     u: Tensor | None
@@ -188,18 +220,19 @@ class CrossMamba(nn.Module):
             raise ValueError(f"u must be 'mask' or 'image' (the scanned sequence), got {u!r}{closest(u, _SCANNED)}")
         self.u = u
         self.ssm = SelectiveSSM(dim, **ssm)
-        inner, d_state = self.ssm.d_inner, self.ssm.d_state
+        inner, d_state = self.ssm.d_inner, self.ssm.directions * self.ssm.d_state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.cond_proj = nn.Linear(dim, inner, bias=False)
         self.x_proj = nn.Linear(inner, d_state, bias=False)
-        self.cond_x_proj = nn.Linear(inner, self.ssm.dt_rank + d_state, bias=False)
+        self.widths = [self.ssm.directions * self.ssm.dt_rank, d_state]
+        self.cond_x_proj = nn.Linear(inner, sum(self.widths), bias=False)
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> CrossCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
         tokens = tokens_on_grid(signal)
         check_tokens(tokens, size, self.cond_proj.in_features, "cond")
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
-        dt, B = self.cond_x_proj(m).split([self.ssm.dt_rank, self.ssm.d_state], dim=-1)
+        dt, B = self.cond_x_proj(m).split(self.widths, dim=-1)
         return CrossCondition(m if self.u == "mask" else None, self.ssm.step_size(dt), B)
 
     def forward(self, x: Tensor, cond: Tensor | CrossCondition | list[CrossCondition], size: tuple[int, int]) -> Tensor:

@@ -5,8 +5,19 @@ from ssmgen.ops.local.layers import conv_silu, gelu, norm, sum_rows
 from ssmgen.ops.scan.backend import Backend, ScanInputs
 from ssmgen.ops.scan.dispatch import BackendStatus, backends
 from ssmgen.ops.scan.selective_scan import selective_scan
-from ssmgen.ops.scan_order import SCAN_ORDERS, ScanOrder, reorder, scan_order
+from ssmgen.ops.scan_order import (
+    HILBERT_ORDERS,
+    SCAN_ORDERS,
+    ZIGZAG_ORDERS,
+    ScanOrder,
+    register_order,
+    reorder,
+    scan_directions,
+    scan_order,
+    scan_orders,
+)
 from ssmgen.ops.ssd.ssd import ssd
 
-__all__ = ["SCAN_ORDERS", "Backend", "BackendStatus", "ScanInputs", "ScanOrder", "backends", "check_labels"]
-__all__ += ["conv_silu", "gelu", "norm", "reorder", "scan_order", "selective_scan", "ssd", "sum_rows"]
+__all__ = ["HILBERT_ORDERS", "SCAN_ORDERS", "ZIGZAG_ORDERS", "Backend", "BackendStatus", "ScanInputs", "ScanOrder"]
+__all__ += ["backends", "check_labels", "conv_silu", "gelu", "norm", "register_order", "reorder", "scan_directions"]
+__all__ += ["scan_order", "scan_orders", "selective_scan", "ssd", "sum_rows"]
