@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fidelity import defaults
+from benchmarks.fidelity import asked_report, defaults
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
 from benchmarks.report import DOCS, table
 from benchmarks.timing import RESULTS
@@ -51,6 +51,7 @@ def main() -> None:
 def page(folder: Path) -> str:
     """The page as Markdown, from every result of the folder."""
     sections = [_section(name, folder / name) for name in EXPERIMENTS if (folder / name).is_dir()]
+    sections += [text for text in [asked_report.section(folder / "asked")] if text]
     return "\n".join([_HEAD, _DEFAULTS + table(["setting", *defaults.PRESETS, "evidence"], defaults.rows()), *sections])
 
 

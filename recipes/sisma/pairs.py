@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.sisma.arguments import UsageError, command_line
 from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
+from recipes.sisma.told import check_told, training_words
 from ssmgen import build
 from ssmgen.data import Crops, DrawnFaces, LabelSet, Pairs, PreparedFolder, class_weights, loss_weights, repeats
 from ssmgen.data.folder import load_splits
@@ -80,6 +81,7 @@ def check_pairs(config: Config) -> LabelSet:
         ValueError: too few test pairs; says what to change.
         OSError: no prepared folder, or files missing from it.
     """
+    check_told(config)
     pairs = training_pairs(config)
     if config.data == "drawn":
         return pairs.labels
@@ -105,11 +107,12 @@ def load_autoencoder(config: Config) -> Any:
     return build(autoencoder_at(source) if config.autoencoder == "auto" else config.autoencoder, source=source)
 
 
-class EncodedPairs(Dataset[dict[str, Tensor]]):
+class EncodedPairs(Dataset[dict[str, Any]]):
     """Examples for training from a latent cache, those with rare classes more than once.
 
     An example is ``{"data": latent, "mask": labels}``, with ``class_weighting`` also ``"weight"``, the factor of its
-    error by the rarity of its classes. A coin derived from (seed, index, draw) decides whether it is mirrored.
+    error by the rarity of its classes, and with ``style`` and ``words`` the values of these conditions. A coin derived
+    from (seed, index, draw) decides whether it is mirrored.
     """
 
     def __init__(self, cache: LatentCache, config: Config) -> None:
@@ -117,6 +120,8 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
         self.examples = [(index, 0) for index in range(len(cache))]
         if config.balance:
             self.examples = repeats(self._masks(), config.balance, self.seed)
+        self.style = config.style
+        self.attributes = training_pairs(config).attributes if config.words else None  # type: ignore[attr-defined]
         self.class_weights = None
         if config.class_weighting:
             self.class_weights = class_weights(self._masks(), len(cache.labels), config.class_weighting)
@@ -124,14 +129,18 @@ class EncodedPairs(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         position, draw = key
         index, before = self.examples[position]
         mirrored = self.flip and derived_seed(self.seed, "flip", index, draw, before) % 2
-        example = self.cache.flipped(index) if mirrored else self.cache[index]
+        example: dict[str, Any] = self.cache.flipped(index) if mirrored else self.cache[index]
         if self.class_weights is not None:
             size = example["data"].shape[-2:]
             example["weight"] = loss_weights(example["mask"].unsqueeze(0), self.class_weights, size)[0]
+        if self.style:
+            example["style"] = {"latents": example["data"], "mask": example["mask"]}
+        if self.attributes is not None:
+            example["words"] = training_words(self.attributes(index), self.seed, index, draw)
         return example
 
     def bucket_of(self, position: int) -> int:

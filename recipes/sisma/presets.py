@@ -91,6 +91,8 @@ class Config:
             ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
         model: a registered model, see ``ssmgen list``.
+        style: the model is also told the style of a picture, by regions of its mask, see `recipes.sisma.told`.
+        words: the model is also told words, of drawn faces.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
@@ -123,6 +125,8 @@ class Config:
     autoencoder: str = "auto"
     autoencoder_source: str = "drawn"
     model: str = "sisma-s"
+    style: bool = False
+    words: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
     objective: str = "flow-matching"
     t_sampling: str = "uniform"

@@ -14,6 +14,7 @@ from recipes.sisma.arguments import from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config
 from recipes.sisma.reading import read_json
+from recipes.sisma.told import told_arguments
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
 from ssmgen.data import CELEBAMASK19, LabelSet
@@ -106,7 +107,7 @@ def model_arguments(config: Config, autoencoder: Any, labels: LabelSet = CELEBAM
     taken = sorted(fixed.keys() & config.model_args.keys())
     if taken:
         raise ValueError(f"model_args.{taken[0]} follows from the autoencoder and the labels: leave it out")
-    return fixed | config.model_args
+    return fixed | config.model_args | told_arguments(config)
 
 
 def as_pipeline(

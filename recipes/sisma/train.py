@@ -267,6 +267,9 @@ def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
     settings = {key: value for key, value in flat(config).items() if key not in _FREE}
     if config.objective == "flow-matching":
         del settings["objective"]  # runs that began before there was a choice do not record it
+    for key in ("style", "words"):  # likewise
+        if not settings[key]:
+            del settings[key]
     return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 

@@ -5,7 +5,18 @@ from ssmgen.conditions.condition import Condition
 from ssmgen.conditions.dense_map import DenseMap
 from ssmgen.conditions.label_map import LabelMap, OneHotMap
 from ssmgen.conditions.maps import MapCondition
+from ssmgen.conditions.style_image import StyleImage
 from ssmgen.conditions.token_sequence import TokenSequence
 from ssmgen.nn.signal import Signal
 
-__all__ = ["ClassLabel", "Condition", "DenseMap", "LabelMap", "MapCondition", "OneHotMap", "Signal", "TokenSequence"]
+__all__ = [
+    "ClassLabel",
+    "Condition",
+    "DenseMap",
+    "LabelMap",
+    "MapCondition",
+    "OneHotMap",
+    "Signal",
+    "StyleImage",
+    "TokenSequence",
+]

@@ -56,10 +56,15 @@ class Condition(nn.Module, ABC):
         if given is None:
             return self.signal(self.null(size, device), size, torch.zeros(1, dtype=torch.bool, device=device))
         value = self.value_of(given)
-        if keep is None and self.training and self.dropout:
-            rank, processes = self.share
-            keep = torch.rand(batch_of_value(value) * processes, device=device)[rank::processes] >= self.dropout
+        keep = self.drawn(value, device) if keep is None else keep
         return self.signal(mapped(lambda each: each.to(device), value), size, keep)
+
+    def drawn(self, value: Value, device: torch.device) -> Tensor | None:
+        """Which items of a value dropout keeps, ``(batch,)`` bool; None for all, as outside of training."""
+        if not (self.training and self.dropout):
+            return None
+        rank, processes = self.share
+        return torch.rand(batch_of_value(value) * processes, device=device)[rank::processes] >= self.dropout
 
     def value_of(self, given: Any) -> Value:
         """What is given as tensors, by name if the condition has several `fields`; a single tensor is the first one.

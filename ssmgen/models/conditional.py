@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ssmgen.nn.parts import expanded
 from ssmgen.nn.patch import check_image
 from ssmgen.nn.signal import Signal
-from ssmgen.registry import check_keywords
+from ssmgen.registry import check_keywords, closest
 
 #: Arguments of models, objectives and samplers, which conditions are passed beside.
 _RESERVED = (
@@ -71,12 +71,20 @@ class ConditionalModel(nn.Module, ABC):
         """Take the conditions; what the first label map among them tells of masks becomes the model's own.
 
         Raises:
-            ValueError: a name that is no identifier, or has another meaning in a call.
+            ValueError: a name that is no identifier, or has another meaning in a call, or a condition that is placed by
+                something other than a label map of its classes.
         """
         for name in conditions:
             if not name.isidentifier() or name in _RESERVED:
                 raise ValueError(f"a condition cannot be called {name!r}: choose an identifier that is not an argument")
         self.conditions = nn.ModuleDict(conditions)
+        placed = {name: getattr(each, "placed_by", None) for name, each in conditions.items()}
+        self.placed_by = {name: other for name, other in placed.items() if other is not None}
+        for name, other in self.placed_by.items():
+            if not hasattr(conditions.get(other), "num_classes"):
+                near = closest(other, [each for each in conditions if hasattr(conditions[each], "num_classes")])
+                raise ValueError(f"condition {name!r} is placed_by {other!r}, which is no label map{near}")
+            conditions[name].check_placing(conditions[other])  # type: ignore[operator]
         maps = (each for each in conditions.values() if hasattr(each, "scale") and hasattr(each, "num_classes"))
         label_map: Any = next(maps, None)
         if label_map is not None:
@@ -177,7 +185,7 @@ class ConditionalModel(nn.Module, ABC):
             sizes = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
             size = next((found for found in sizes if found is not None), None)
         device = next(self.time_embedding.parameters()).device
-        signals = {name: _signal(name, each, given.get(name), size, device) for name, each in self._named()}
+        signals = self._signals(given, size, device)
         grids = [signal.grid for signal in signals.values() if signal.grid is not None]
         if size is None and not grids:
             raise ValueError("condition needs size=(height, width) of the latent: no value given here tells it")
@@ -198,6 +206,20 @@ class ConditionalModel(nn.Module, ABC):
         c = self.time_embedding(t)
         c = c if vector is None else c.unsqueeze(1) + vector
         return torch.cat(self.project(c), dim=-1)
+
+    def _signals(
+        self, given: Mapping[str, Any], size: tuple[int, int] | None, device: torch.device
+    ) -> dict[str, Signal]:
+        """What each condition says; one that is placed by another gets the value of that one too."""
+        placing: dict[str, Any] = {other: self.conditions[other] for other in self.placed_by.values() if other in given}
+        keeps = {other: each.drawn(given[other], device) for other, each in placing.items()}
+        signals = {}
+        for name, each in self._named():
+            value, other = given.get(name), self.placed_by.get(name)
+            if value is not None and other in placing:
+                value = _named_in_errors(name, each.placed, value, given[other], keeps[other])
+            signals[name] = _named_in_errors(name, each, value, size, keeps.get(name), device)
+        return signals
 
     def _named(self) -> list[tuple[str, Any]]:
         return list(self.conditions.items())
@@ -227,10 +249,6 @@ class ConditionalModel(nn.Module, ABC):
         device = x.device.type
         if x.dtype != weights and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
-
-
-def _signal(name: str, condition: Any, given: Any, size: tuple[int, int] | None, device: Any) -> Signal:
-    return _named_in_errors(name, condition, given, size, device=device)
 
 
 def _named_in_errors(name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:

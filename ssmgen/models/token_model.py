@@ -77,7 +77,7 @@ class TokenModel(ConditionalModel):
         self.patchify = Patchify(in_channels, dim, patch_size)
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
-        given = {"dim": dim, "patch_size": patch_size}
+        given = {"dim": dim, "patch_size": patch_size, "in_channels": in_channels}
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         _check_names(self.conditions, cross, self.add, mixers)
         self.blocks = nn.ModuleList()
@@ -106,7 +106,7 @@ class TokenModel(ConditionalModel):
                 find(divided(spec)[0], kind)
         ffn = arguments.get("ffn", "feed-forward")
         parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross, ffn)}
-        decided = ("dim", "order", "patch_size")
+        decided = ("dim", "order", "patch_size", "in_channels")
         return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named), "adaln"]
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,0 +1,88 @@
+"""What a run's model is told besides masks: the style of a picture (``style=true``) and words (``words=true``).
+
+In training the style is that of the image itself, of which only the mean and deviation of each region remain, and the
+words are attributes that a face was drawn with. To sample, give any picture with its mask, and any sentence of these
+words:
+
+    pipe, _ = load_run(run)
+    values = {"style": style_of(pipe.autoencoder, images, masks), "words": words_of_sentences(["a face, black hair"])}
+    pipe.sampler(noise, mask=masks, objective=pipe.objective, **values)
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.sisma.arguments import UsageError
+from recipes.sisma.presets import Config
+from ssmgen import build
+from ssmgen.data.drawn_faces import sentence
+from ssmgen.registry import find
+from ssmgen.training import derived_seed
+
+#: The frozen encoder of words: a fixed vector for each.
+_WORD_VECTORS = {"width": 64, "max_length": 20}
+_HEAD = 32  # width of an attention head
+_BATCH = 16
+
+
+def check_told(config: Config) -> None:
+    """Reject words for data that has none, by a `UsageError`."""
+    if config.words and config.data != "drawn":
+        raise UsageError(f"words=true is for drawn faces, whose attributes are known, and not for data={config.data}")
+
+
+def told_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of the model that make it read a style, added at the input, and words, by cross-attention."""
+    if not (config.style or config.words):
+        return {}
+    given = find(config.model, "model").defaults | config.model_args
+    conditions = dict(given.get("conditions") or {"mask": "label-map"})
+    add, cross = list(given.get("add", ())), dict(given.get("cross") or {})
+    found: dict[str, Any] = {}
+    if config.style:
+        conditions["style"] = {"name": "style-image", "placed_by": "mask"}
+        add.append("style")
+        found |= {"style_dropout": 0.1, "style_class_dropout": 0.1}
+    if config.words:
+        conditions["words"] = {"name": "token-sequence", "width": _WORD_VECTORS["width"]}
+        cross["words"] = {"name": "cross-attention", "num_heads": _heads(given["dim"])}
+        found |= {"words_dropout": 0.1}
+    return {**found, **config.model_args, "conditions": conditions, "add": add, "cross": cross}
+
+
+def style_of(autoencoder: Any, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """The value of the condition ``style``: latents ``(n, c, h, w)`` and masks.
+
+    Args:
+        autoencoder: the run's.
+        images: uint8 ``(n, 3, H, W)``.
+        masks: labels ``(n, H, W)``.
+    """
+    device = next(autoencoder.parameters(), torch.empty(0)).device
+    with torch.no_grad():
+        batches = (images.float() / 127.5 - 1).split(_BATCH)
+        latents = torch.cat([autoencoder.encode(batch.to(device)).float().cpu() for batch in batches])
+    return {"latents": latents, "mask": masks}
+
+
+def words_of_sentences(sentences: Sequence[str]) -> dict[str, Tensor]:
+    """The value of the condition ``words``: vectors ``(n, m, width)``, m the same for all, and lengths ``(n,)``."""
+    found = build("word-vectors", **_WORD_VECTORS).encode(sentences)
+    missing = _WORD_VECTORS["max_length"] - found["tokens"].shape[1]
+    return {"tokens": torch.nn.functional.pad(found["tokens"], (0, 0, 0, missing)), "lengths": found["lengths"]}
+
+
+def training_words(attributes: Mapping[str, int], seed: int, index: int, draw: int) -> dict[str, Tensor]:
+    """The value for one example: a sentence of its attributes, in half of the draws of some of them alone."""
+    rng = random.Random(derived_seed(seed, "words", index, draw))
+    part = rng.random() < 0.5
+    told = {name: value for name, value in attributes.items() if not part or rng.random() < 0.5}
+    return {name: each[0] for name, each in words_of_sentences([sentence(told)]).items()}
+
+
+def _heads(dim: int) -> int:
+    return next(heads for heads in range(max(1, dim // _HEAD), 0, -1) if dim % heads == 0)

@@ -1,0 +1,229 @@
+"""A picture whose colours and textures the new one shall have, as a whole or region by region.
+
+Letters: b batch, c channels, h x w latent of the style picture, H x W its mask, k classes, d width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssmgen.conditions.condition import Condition
+from ssmgen.nn.mask_encoder import check_label_map
+from ssmgen.nn.signal import Signal
+from ssmgen.registry import register
+
+
+@register("condition", "style-image")
+class StyleImage(Condition):
+    """The style of another picture, from its latents and its own mask (after SEAN, arXiv 1911.12861, section 3.1).
+
+    A value is ``{"latents": (b, c, h, w), "mask": (b, H, W)}`` of any size, whose mask has a whole number of label
+    pixels per latent pixel. Mean and deviation of the latents over each class become one style code per class. Where
+    things are in the picture does not enter. A class that it lacks has the null code.
+
+    The codes are tokens ``(b, k, d)`` for layers that read sequences. With ``placed_by`` they lie on the image's token
+    grid instead: a token is the mean of the codes of the classes under it, by the mask of the new image. The whole
+    picture gives a vector that joins the time.
+
+    Args:
+        dim: width of the tokens and of the vector.
+        in_channels: channels of the latents.
+        num_classes: classes of both masks; needed with ``regions``.
+        regions: one code per class. False takes the latents alone, and gives one token for the whole picture.
+        placed_by: name of the label map of the model that says where the classes are in the new image. Where that one
+            is null, the placed codes are too.
+        patch_size: side of a token's patch in the latent of the new image.
+        dropout: see `Condition`.
+        class_dropout: probability with which training takes a class from a style picture. A picture that is its own
+            style lacks none of its classes, but another one may.
+    """
+
+    gives: ClassVar[tuple[str, ...]] = ("tokens", "vector")
+    fields: ClassVar[tuple[str, ...]] = ("latents", "mask", "target")
+
+    def __init__(
+        self,
+        dim: int,
+        in_channels: int,
+        num_classes: int | None = None,
+        *,
+        regions: bool = True,
+        placed_by: str | None = None,
+        patch_size: int = 2,
+        dropout: float = 0.0,
+        class_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dropout)
+        if not 0 <= class_dropout < 1:
+            raise ValueError(f"class_dropout must be in [0, 1), got {class_dropout!r}")
+        self.class_dropout = class_dropout
+        self.on_grid = placed_by is not None  # type: ignore[misc]
+        if regions and not num_classes:
+            raise ValueError("a style by regions needs num_classes, those of the masks: give it, or set regions=False")
+        if placed_by is not None and not regions:
+            raise ValueError(f"placed_by={placed_by!r} needs regions=True: the style of a whole picture has no place")
+        self.in_channels, self.patch_size, self.placed_by = in_channels, patch_size, placed_by
+        self.classes = num_classes if regions and num_classes else 0
+        count = max(self.classes, 1)
+        self.embedding = nn.Parameter(0.02 * torch.randn(count, dim))
+        self.inner = nn.Linear(2 * in_channels, dim)
+        self.outer = nn.Linear(dim, dim)
+        self.nothing = nn.Parameter(torch.zeros(dim))
+        self.whole = nn.Sequential(nn.Linear(2 * in_channels, dim), nn.SiLU(), nn.Linear(dim, dim))
+        nn.init.normal_(self.whole[2].weight, std=0.02)  # type: ignore[arg-type]
+
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> dict[str, Tensor]:
+        """A picture of one latent pixel, of the first class."""
+        latents = torch.zeros(1, self.in_channels, 1, 1, dtype=self.nothing.dtype, device=device)
+        return {"latents": latents, "mask": torch.zeros(1, 1, 1, dtype=torch.uint8, device=device)}
+
+    def signal(self, given: Mapping[str, Tensor], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+        """The style's codes and vector.
+
+        Args:
+            given: ``latents``, with ``regions`` also ``mask``, and for placed codes ``target``: the mask of the new
+                image, labels ``(b, H', W')``, where the label ``num_classes`` is none of the classes, or one-hot.
+            size: (height, width) of the latent of the new image, for placed codes.
+            keep: see `Condition`.
+
+        Raises:
+            ValueError: latents of other channels, no mask or one that does not fit them, or a label out of range.
+            TypeError: latents that are not floating point, or labels that are not integers.
+        """
+        latents = self._checked(given)
+        shares = self._shares_of(latents, given.get("mask"))
+        codes, present = self._codes(latents, shares, keep)
+        vector = self.whole(_moments(latents, torch.ones_like(shares[..., :1])).squeeze(1).to(codes.dtype))
+        vector = vector if keep is None else vector * keep.unsqueeze(1).to(vector.dtype)
+        if self.placed_by is None:
+            some = present.any(1, keepdim=True)  # a sequence without a valid token would leave attention undefined
+            return Signal(codes, None, vector, valid=present | ~some)
+        if size is None:
+            raise ValueError("placed style codes need size=(height, width) of the latent")
+        grid = size[0] // self.patch_size, size[1] // self.patch_size
+        return Signal(self._placed(codes, given.get("target"), grid), grid, vector)
+
+    def placed(self, value: Mapping[str, Tensor], target: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        """A value with the mask of the new image, all of one batch. Where ``keep`` is False, the mask has no class.
+
+        Args:
+            value: see `signal`.
+            target: labels ``(b, H', W')`` or one-hot ``(b, k, H', W')``.
+            keep: ``(b,)`` bool of the target; None keeps all.
+
+        Raises:
+            ValueError: one style per item and another number of masks.
+        """
+        if keep is not None:
+            kept = keep.view(-1, *[1] * (target.dim() - 1))
+            target = target.to(keep.device)
+            target = torch.where(kept, target.long(), self.classes) if target.dim() == 3 else target * kept
+        whole = {**value, "target": target}
+        batch = max(len(each) for each in whole.values())
+        return {name: each.expand(batch, *each.shape[1:]) if len(each) == 1 else each for name, each in whole.items()}
+
+    def check_placing(self, other: Any) -> None:
+        """Reject a label map of other classes, by a `ValueError`."""
+        if other.num_classes != self.classes:
+            raise ValueError(
+                f"a style of {self.classes} classes cannot be placed by {self.placed_by!r}, which has "
+                f"{other.num_classes}"
+            )
+
+    def _checked(self, given: Mapping[str, Tensor]) -> Tensor:
+        """The latents; everything given is checked."""
+        expected = f"latents of a style image must be (batch, {self.in_channels}, height, width)"
+        if "latents" not in given:
+            raise ValueError(f"{expected}, and there are none: encode the picture by the model's autoencoder")
+        latents, mask = given["latents"], given.get("mask")
+        if latents.dim() != 4 or latents.shape[1] != self.in_channels or 0 in latents.shape:
+            raise ValueError(f"{expected} with at least one pixel and one item, got {tuple(latents.shape)}")
+        if not latents.is_floating_point():
+            raise TypeError(f"{expected}, floating point, got {latents.dtype}: encode the picture")
+        if not (latents.is_meta or torch.compiler.is_compiling() or bool(latents.isfinite().all())):
+            raise ValueError("the latents of a style image hold values that are not finite: encode the picture again")
+        if not self.classes:
+            return latents
+        if mask is None:
+            raise ValueError(
+                "a style image without its mask: this model takes the style by regions. Give "
+                '{"latents": ..., "mask": labels of the style image}, or build the model with regions=False'
+            )
+        if (
+            mask.dim() in (3, 4)
+            and mask.shape[0]
+            and (mask.shape[-2] % latents.shape[2] or mask.shape[-1] % latents.shape[3])
+        ):
+            raise ValueError(
+                f"the mask of a style image must have a whole number of labels per pixel of its latents, "
+                f"{latents.shape[2]} x {latents.shape[3]}, got {mask.shape[-2]} x {mask.shape[-1]}: resize the labels "
+                "by nearest"
+            )
+        check_label_map(mask, self.classes, 1)
+        return latents
+
+    def _shares_of(self, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """``(b, h w, k)``; of one class that is everywhere, without regions."""
+        size = latents.shape[2], latents.shape[3]
+        if self.classes and mask is not None:
+            return class_shares(mask, size, self.classes)
+        return torch.ones(latents.shape[0], size[0] * size[1], 1, device=latents.device)
+
+    def _codes(self, latents: Tensor, shares: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A code for each class ``(b, k, d)``, and ``(b, k)`` whether the picture has it."""
+        moments = _moments(latents, shares).to(self.nothing.dtype)
+        codes = self.outer(F.silu(self.inner(moments) + self.embedding))
+        present = shares.sum(1) > 0
+        present = present if keep is None else present & keep.unsqueeze(1)
+        if self.training and self.class_dropout:
+            rank, processes = self.share
+            drawn = torch.rand(len(present) * processes, present.shape[1], device=present.device)[rank::processes]
+            present = present & (drawn >= self.class_dropout)
+        return torch.where(present.unsqueeze(2), codes, self.nothing.to(codes.dtype)), present
+
+    def _placed(self, codes: Tensor, target: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """The codes on a grid ``(b, tokens, d)``; null where the target has no class."""
+        nothing = self.nothing.to(codes.dtype)
+        if target is None:
+            return nothing.expand(codes.shape[0], grid[0] * grid[1], -1)
+        check_label_map(target, self.classes + (target.dim() == 3), 1)
+        if target.shape[-2] % grid[0] or target.shape[-1] % grid[1]:
+            raise ValueError(
+                f"the mask that places a style has sides of {target.shape[-2]} x {target.shape[-1]}, which a grid of "
+                f"{grid[0]} x {grid[1]} tokens does not divide"
+            )
+        return nothing + class_shares(target, grid, self.classes).to(codes.dtype) @ (codes - nothing)
+
+
+def class_shares(mask: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
+    """The share of each class in each cell of a grid.
+
+    Args:
+        mask: integer labels ``(b, H, W)``, where the label ``num_classes`` belongs to no class, or one-hot classes
+            ``(b, num_classes, H, W)``.
+        grid: (height, width) in cells, which divide the mask's.
+        num_classes: classes.
+
+    Returns:
+        ``(b, cells, num_classes)`` float32, row-major.
+    """
+    if mask.dim() == 4:
+        return rearrange(F.adaptive_avg_pool2d(mask.float(), grid), "b k h w -> b (h w) k")
+    cells = rearrange(mask.long(), "b (h p) (w q) -> b (h w) (p q)", h=grid[0], w=grid[1])
+    counts = torch.zeros(*cells.shape[:2], num_classes + 1, device=mask.device)
+    counts = counts.scatter_add(2, cells, torch.ones_like(cells, dtype=counts.dtype))
+    return counts[..., :num_classes] / cells.shape[2]
+
+
+def _moments(latents: Tensor, shares: Tensor) -> Tensor:
+    """Mean and deviation of latents over each class, ``(b, k, 2 c)``, at least float32; of an absent one zeros."""
+    values = rearrange(latents, "b c h w -> b (h w) c").to(torch.promote_types(latents.dtype, torch.float32))
+    shares = shares.to(values.dtype).mT
+    area = shares.sum(2, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    mean, square = (shares @ power / area for power in (values, values**2))
+    # The root of zero has no gradient, and a class of one pixel has no deviation.
+    return torch.cat([mean, (square - mean**2).clamp(min=1e-8).sqrt()], dim=2)
