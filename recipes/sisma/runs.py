@@ -3,6 +3,7 @@
 import json
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from recipes.sisma.arguments import from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config
 from recipes.sisma.reading import read_json
-from recipes.sisma.told import told_arguments
+from recipes.sisma.told import text_encoders, told_arguments
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
 from ssmgen.data import CELEBAMASK19, LabelSet
@@ -120,9 +121,10 @@ def as_pipeline(
         autoencoder=autoencoder.name,
         image_size=config.size[0] if isinstance(config.size, list) else config.size,
         labels=labels,
-        sampling=config.sampling,
+        sampling=replace(config.sampling, guidance_scale=own_scale(config.sampling.guidance_scale, model)),
         objective=config.objective,
         about=about,
+        text_encoders=text_encoders(config),
     )
     return MaskToImage(model, autoencoder, recipe)
 
@@ -140,25 +142,43 @@ class SamplingKeys:
     """Keys of a command that samples a run.
 
     Attributes:
-        solver, steps, shift, guidance_scale, guidance_start: of `ssmgen.Sampling`; the run's own where None.
+        solver, steps, shift, guidance_start: of `ssmgen.Sampling`; the run's own where None.
+        guidance_scale: the scale of the mask, or one by condition: ``guidance_scale.words=3``. The run's own where
+            None.
     """
 
     solver: str | None = None
     steps: int | None = None
     shift: float | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Any = None
     guidance_start: float | None = None
 
 
-def sampling_of(pipe: MaskToImage, keys: SamplingKeys) -> Sampling:
+def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("mask",)) -> Sampling:
     """The sampling settings of a run, replaced by those of ``keys`` that are not None.
 
+    Args:
+        pipe: the run.
+        keys: the settings given.
+        given: names of the conditions that have a value.
+
     Raises:
-        ValueError: a value out of range, an unknown solver, or guidance without mask dropout.
+        ValueError: a value out of range, an unknown solver, or guidance of a condition without dropout or value.
     """
     sampling = pipe.recipe.sampling.replaced(**{name: getattr(keys, name) for name in SETTINGS})
-    plan(sampling.guidance_scale, ["mask"], pipe.model.conditions)
+    sampling = replace(sampling, guidance_scale=own_scale(sampling.guidance_scale, pipe.model))
+    plan(sampling.guidance_scale, list(given), pipe.model.conditions)
     return sampling
+
+
+def own_scale(scale: Any, model: Any) -> Any:
+    """A scale for a model that is told more than the mask: a number is then that of the mask alone.
+
+    A style is not to be exaggerated beyond the colours asked for.
+    """
+    scale = float(scale) if type(scale) is int else scale
+    alone = isinstance(scale, Mapping) or len(getattr(model, "conditions", "1")) == 1
+    return scale if alone else {"mask": scale}
 
 
 def check_writable(folder: Path) -> None:

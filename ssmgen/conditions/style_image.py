@@ -43,6 +43,7 @@ class StyleImage(Condition):
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens", "vector")
+    takes: ClassVar[str] = "picture"
     fields: ClassVar[tuple[str, ...]] = ("latents", "mask", "target")
 
     def __init__(

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.pipeline.mask_to_image import MaskToImage
-from ssmgen.registry import explained
+from ssmgen.pipeline.values import divided_keywords
+from ssmgen.registry import keywords
 from ssmgen.solvers.base import Progress, Solver, Velocity
 
 AfterStep = Callable[[int, Tensor, Tensor], Tensor]
@@ -177,13 +178,12 @@ class MaskToImagePipeline:
         self.pipe.to(*where, **named)
         return self
 
-    @explained()
     def __call__(
         self,
         mask: Any,
         *,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
         guidance_start: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -193,13 +193,14 @@ class MaskToImagePipeline:
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         palette: str | LabelSet = "",
         remap: str | LabelSet = "",
+        **values: Any,
     ) -> ImageOutput | tuple[Any]:
         """Generate images of a mask or a list of masks, all in one batch.
 
         Args:
             mask, palette, remap: see `MaskToImage`.
             num_inference_steps: steps of the scheduler; the recipe's if None.
-            guidance_scale: 1 disables guidance; the recipe's if None.
+            guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
             guidance_start: t in [0, 1] at which guidance begins; the recipe's if None.
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
@@ -208,6 +209,7 @@ class MaskToImagePipeline:
             return_dict: return an `ImageOutput`; a tuple if False.
             callback_on_step_end: called with (self, step, timestep, {"latents": x}) after each step; sampling
                 continues with the latents it returns.
+            **values: of the model's other conditions, see `MaskToImage.values_of`.
 
         Raises:
             TypeError, ValueError: see `SchedulerSolver` and `MaskToImage`; or not a generator.
@@ -217,6 +219,8 @@ class MaskToImagePipeline:
             changed = callback_on_step_end(self, step, timestep, {"latents": x}) if callback_on_step_end else None
             return (changed or {}).get("latents", x)
 
+        known = keywords(MaskToImagePipeline.__call__)
+        divided_keywords("MaskToImagePipeline", values, known, self.pipe.sampler.conditions)
         count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
         images = self.pipe(
             mask,
@@ -231,6 +235,7 @@ class MaskToImagePipeline:
             palette=palette,
             remap=remap,
             batch_size=max(count, 1),
+            **values,
         )
         return ImageOutput(images) if return_dict else (images,)
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,6 +43,9 @@ class Recipe:
         sampling: settings of sampling where a call gives none; a mapping of some of them will do.
         about: one line on what the model was trained on and can do.
         objective: registered name of the objective it was trained with, or a spec.
+        text_encoders: for each condition that takes text, the spec of its text encoder, or what its ``describe()``
+            returned, whose weights are then compared. Encoders are not saved with the model: a hub id or a folder names
+            their weights.
 
     Raises:
         TypeError, ValueError: an invalid field or an unregistered name.
@@ -56,11 +59,14 @@ class Recipe:
     sampling: Sampling = Sampling()
     about: str = ""
     objective: Spec = "flow-matching"
+    text_encoders: dict[str, Spec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("model", "autoencoder"):
             _check_registered(getattr(self, kind), kind)
         _check_registered(divided(self.objective)[0], "objective")
+        for spec in self.text_encoders.values():
+            _check_registered(divided(spec)[0], "text-encoder")
         object.__setattr__(self, "image_size", _checked_size(self.image_size))
         if not isinstance(self.model_args, dict):
             raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
@@ -165,6 +171,8 @@ def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
         autoencoder.save(folder / _AUTOENCODER)
     folder.joinpath(_CARD).write_text(card, encoding="utf-8")
     content = {"format": _FORMAT, **asdict(recipe)}
+    if not recipe.text_encoders:  # earlier versions do not know them
+        del content["text_encoders"]
     if plugins := _plugins_of(recipe):
         content["plugins"] = plugins
     folder.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -192,7 +200,8 @@ def _plugins_of(recipe: Recipe) -> dict[str, str]:
             for item in value.values() if isinstance(value, Mapping) else value:
                 yield from found(item)
 
-    used = found([recipe.model, recipe.model_args, recipe.autoencoder, recipe.objective, recipe.sampling.solver])
+    parts = (recipe.model, recipe.model_args, recipe.autoencoder, recipe.objective, recipe.text_encoders)
+    used = found([*parts, recipe.sampling.solver])
     return {name: plugin.package for name in sorted(set(used)) if (plugin := plugin_of(name))}
 
 
