@@ -143,8 +143,8 @@ class SamplingKeys:
 
     Attributes:
         solver, steps, shift, guidance_start: of `ssmgen.Sampling`; the run's own where None.
-        guidance_scale: the scale of the mask, or one by condition: ``guidance_scale.words=3``. The run's own where
-            None.
+        guidance_scale: the scale of the mask, or by condition, such as ``guidance_scale.words=3``; the run's own where
+            none is given.
     """
 
     solver: str | None = None
@@ -165,8 +165,12 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("
     Raises:
         ValueError: a value out of range, an unknown solver, or guidance of a condition without dropout or value.
     """
+    own = pipe.recipe.sampling.guidance_scale
     sampling = pipe.recipe.sampling.replaced(**{name: getattr(keys, name) for name in SETTINGS})
-    sampling = replace(sampling, guidance_scale=own_scale(sampling.guidance_scale, pipe.model))
+    scale = own_scale(sampling.guidance_scale, pipe.model)
+    if isinstance(own, Mapping) and isinstance(keys.guidance_scale, Mapping):
+        scale = own | scale
+    sampling = replace(sampling, guidance_scale=scale)
     plan(sampling.guidance_scale, list(given), pipe.model.conditions)
     return sampling
 

@@ -214,10 +214,17 @@ class MaskToImage:
         values: dict[str, Any] = {"mask": masks.repeat_interleave(num_images, dim=0) if len(masks) > 1 else masks}
         values |= self.values_of(told, count, palette=palette, remap=remap)
         how = {"sampling": sampling, "objective": self.objective, "progress": callback}
+        return self._images(x0, values, how, batch_size, output_type)
+
+    def _images(
+        self, x0: Tensor, values: Mapping[str, Value], how: Mapping[str, Any], batch_size: int, output_type: str
+    ) -> Any:
+        """Images of noise ``(n, c, h, w)``, in batches."""
         parts = []
-        for start in range(0, count, batch_size):
+        for start in range(0, len(x0), batch_size):
             part = slice(start, start + batch_size)
-            latents = self.sampler(x0[part], **{name: part_of(value, part) for name, value in values.items()}, **how)
+            given: dict[str, Any] = {name: part_of(value, part) for name, value in values.items()}
+            latents = self.sampler(x0[part], **given, **how)
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
