@@ -20,7 +20,7 @@ BATCH, GRID = 3, (3, 5)
 #: Arguments of blocks and conditions, by their names.
 ARGUMENTS = {
     **dict(dim=16, num_heads=2, d_state=4, num_classes=5, num_labels=4, patch_size=2, in_channels=3, out_channels=3),
-    **dict(channels=8),
+    **dict(channels=8, width=6),
 }
 #: What single blocks and conditions need beside or instead.
 SPECIAL_ARGUMENTS: dict[str, dict[str, Any]] = {"spade": dict(hidden=6, groups=2), "label-map": dict(scale=4)}
@@ -32,6 +32,10 @@ def tokens(seed: int = 0, width: int = 16) -> Tensor:
 
 def image(channels: int) -> Tensor:
     return torch.randn(BATCH, channels, 2 * GRID[0], 2 * GRID[1], generator=torch.Generator().manual_seed(2))
+
+
+def maps(channels: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn(BATCH, channels, *size, generator=torch.Generator().manual_seed(4))
 
 
 def labels(classes: int, size: tuple[int, ...]) -> Tensor:
@@ -58,6 +62,9 @@ VALUES: dict[str, Callable[[Any, tuple[int, int]], Value]] = {
     "label-map": lambda each, size: labels(each.num_classes, (size[0] * each.scale, size[1] * each.scale)),
     "one-hot-map": lambda each, size: labels(each.num_classes, size),
     "class-label": lambda each, size: labels(each.num_labels, ()),
+    "dense-map": lambda each, size: maps(each.channels, (size[0] * each.scale, size[1] * each.scale)),
+    "token-sequence": lambda each, size: {"tokens": tokens(width=each.width), "lengths": torch.tensor([4, 15, 1])},
+    "style-image": lambda each, size: {"latents": maps(each.in_channels, (4, 6)), "mask": labels(5, (8, 12))},
 }
 
 
