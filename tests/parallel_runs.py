@@ -11,7 +11,7 @@ from pathlib import Path
 
 import accelerate  # noqa: F401  imported here and not in every process
 import torch
-from toy_training import Toy
+from toy_training import Rectangles, Toy
 
 from ssmgen import build
 from ssmgen.training import TrainSettings, checkpoints, train
@@ -46,8 +46,9 @@ def one_process(rank, processes, port, run, resume, changes):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     options = dict(steps=20, batch_size=4, lr=1e-3, weight_decay=0.1, ema_decay=0.9, log_every=1)
+    data = Rectangles() if changes.pop("buckets", False) else Toy()
     settings = TrainSettings(**options | {"checkpoint_every": 10} | changes)
-    done = train(small_model(rank), build("flow-matching"), Toy(), settings, run, resume=resume, on_step=Sheets(run))
+    done = train(small_model(rank), build("flow-matching"), data, settings, run, resume=resume, on_step=Sheets(run))
     if rank == 0:
         torch.save(dict(done.ema.state_dict()), run / "returned.pt")
     if processes > 1:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset
-from toy_training import Toy, digests, run
+from toy_training import Rectangles, digests, run
 
 from ssmgen.data import repeats
 from ssmgen.training import checkpoints
@@ -90,21 +90,6 @@ def test_a_single_bucket_keeps_the_order_without_buckets() -> None:
         assert [other.batch(step) for step in range(20)] == [plain.batch(step) for step in range(20)]
     with pytest.raises(ValueError, match="there are 7 examples, but buckets of 3"):
         StepOrder(7, 3, seed=5, buckets=[0, 0, 0])
-
-
-class Rectangles(Toy):
-    """Ten examples of three shapes."""
-
-    shapes = ((4, 4), (2, 6), (6, 2))
-
-    def bucket_of(self, index: int) -> int:
-        return (index * 3 + 1) % 4 % 3
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        g = torch.Generator().manual_seed(derived_seed(*key))
-        shape = self.shapes[self.bucket_of(key[0])]
-        mask = torch.randint(0, 19, shape, generator=g, dtype=torch.uint8)
-        return {"data": torch.randn(3, *shape, generator=g), "mask": mask}
 
 
 def test_a_training_in_buckets_resumes_exactly(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ssmgen.data import (
     PreparedFolder,
     aspect_buckets,
     check_buckets,
+    frequent_buckets,
     loss_weights,
     write_latent_cache,
     write_png,
@@ -125,6 +126,18 @@ def test_the_nearest_bucket_is_that_which_keeps_most() -> None:
     assert [nearest_bucket(shape, BUCKETS) for shape in SHAPES] == EXPECTED
     assert kept_share((60, 20), (24, 8)) == 1.0 and kept_share((40, 20), (16, 16)) == 0.5
     assert nearest_bucket((10, 10), [(8, 16), (16, 8)]) == 0, "the first of equals"
+
+
+def test_rare_buckets_are_left_out_one_by_one(folder: Path) -> None:
+    masks = PairFolder(folder, LABELS, "whole").mask_files()  # two square ones, two tall ones, one wide one
+    assert frequent_buckets(masks, BUCKETS, 1) == BUCKETS
+    assert frequent_buckets(masks, BUCKETS, 2) == BUCKETS[:2]
+    assert frequent_buckets(masks, [(24, 8), (26, 8), (16, 16)], 2) == [(24, 8), (16, 16)], (
+        "its image goes to a near one"
+    )
+    assert frequent_buckets(masks, BUCKETS, 5) in ([bucket] for bucket in BUCKETS)
+    with pytest.raises(ValueError, match="no bucket can have 6 images: there are 5"):
+        frequent_buckets(masks, BUCKETS, 6)
 
 
 @pytest.mark.parametrize("kind", ["plain", "prepared"])

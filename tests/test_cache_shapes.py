@@ -101,6 +101,20 @@ def test_a_damaged_shard_of_a_bucket_is_rebuilt_to_the_same_bytes(cached: Path) 
     assert written == [victim] and {file.name: file.read_bytes() for file in cached.iterdir()} == before
 
 
+def test_a_shard_is_not_rebuilt_with_other_extras(cached: Path) -> None:
+    class Bare(Pairs):
+        """Has the fingerprint of pairs with extras."""
+
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[:2]
+
+    (cached / "shard-00002.safetensors").unlink()
+    pairs: Any = Bare()
+    with pytest.raises(ValueError, match=r"pairs have different extras, \['edges', .*'text'\] and \[\]"):
+        rebuild_latent_cache(pairs, build("identity"), cached, flip=True)
+    assert not (cached / "shard-00002.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -32,6 +32,8 @@ def runs(tmp_path_factory):
         "two": {"processes": 2},
         "four": {"processes": 4, "steps": 5},
         "sharded": sharded,
+        "one-buckets": {"buckets": True, "steps": 10},
+        "two-buckets": {"buckets": True, "steps": 10, "processes": 2},
         "two-muon": muon | {"processes": 2},
         "sharded-muon": muon | sharded | {"checkpoint_activations": True},
         "resumed-whole": muon | {"resume": str(folder / "sharded-muon" / STEP_10)},
@@ -61,6 +63,11 @@ def test_any_number_of_processes_has_the_same_losses(runs):
     for name in ("two", "four", "sharded"):
         assert losses(runs / name) == pytest.approx(one[: len(losses(runs / name))], rel=1e-5), name
     assert max(difference(runs / "one", runs / "two")) < 1e-5
+
+
+def test_processes_share_the_buckets_of_one(runs):
+    assert losses(runs / "two-buckets") == pytest.approx(losses(runs / "one-buckets"), rel=1e-5)
+    assert max(difference(runs / "one-buckets", runs / "two-buckets")) < 1e-5
 
 
 @pytest.mark.parametrize("optimizer", ["", "-muon"])

@@ -22,6 +22,21 @@ class Toy(torch.utils.data.Dataset):
         return {"data": data, "mask": torch.randint(0, 19, (4, 4), generator=g, dtype=torch.uint8)}
 
 
+class Rectangles(Toy):
+    """Ten examples of three shapes."""
+
+    shapes = ((4, 4), (2, 6), (6, 2))
+
+    def bucket_of(self, index):
+        return (index * 3 + 1) % 4 % 3
+
+    def __getitem__(self, key):
+        g = torch.Generator().manual_seed(derived_seed(*key))
+        shape = self.shapes[self.bucket_of(key[0])]
+        mask = torch.randint(0, 19, shape, generator=g, dtype=torch.uint8)
+        return {"data": torch.randn(3, *shape, generator=g), "mask": mask}
+
+
 def run(folder: Path, *, resume=None, record=None, on_step=None, data=None, **changes):
     torch.manual_seed(0)
     model = build("sisma-debug", dim=24, depth=1, mask_dropout=0.2)

@@ -1,7 +1,7 @@
 """Data sets of image-mask pairs, label sets, paired transforms, and drawn faces that need no download."""
 
 from ssmgen.data.balance import class_weights, loss_weights, repeats
-from ssmgen.data.buckets import aspect_buckets, check_buckets
+from ssmgen.data.buckets import aspect_buckets, check_buckets, frequent_buckets
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
@@ -39,6 +39,7 @@ __all__ = [
     "distinct_colours",
     "draw_face",
     "flip_pair",
+    "frequent_buckets",
     "loss_weights",
     "read_image",
     "rebuild_latent_cache",

@@ -86,6 +86,35 @@ def kept_share(shape: Shape, bucket: Shape) -> float:
     return min(ratio, 1 / ratio)
 
 
+def frequent_buckets(masks: Sequence[Path], buckets: Sequence[Shape], least: int) -> list[Shape]:
+    """The buckets without rare ones, whose few images would fill a batch by repetition.
+
+    While a bucket has fewer than ``least`` images, the rarest is left out, and its images go to another one.
+
+    Args:
+        masks: the files of the masks, such as those of ``PairFolder(root, labels, "whole").mask_files()``.
+        buckets: pairs (height, width).
+        least: fewest images of a bucket, e.g. the batch size.
+
+    Raises:
+        FileNotFoundError: a mask is missing.
+        ValueError: fewer masks than ``least``; a mask is no PNG file; or see `check_buckets`.
+    """
+    check_buckets(buckets)
+    if len(masks) < least:
+        raise ValueError(f"no bucket can have {least} images: there are {len(masks)}")
+    shapes = Counter(mask_shape(file) for file in masks)
+    kept = list(buckets)
+    while True:
+        images = dict.fromkeys(range(len(kept)), 0)
+        for shape, count in shapes.items():
+            images[nearest_bucket(shape, kept)] += count
+        rarest = min(images, key=images.__getitem__)
+        if images[rarest] >= least:
+            return kept
+        del kept[rarest]
+
+
 class Sizing:
     """The size that each pair of a data set is cropped and scaled to.
 
