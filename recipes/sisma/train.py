@@ -179,9 +179,9 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any) -> None:
         FileNotFoundError: no such parser.
         ImportError: the solver needs a missing package; names the extra.
     """
-    multiple, side = autoencoder.factor * model.patch_size, config.image_size
+    multiple, side = autoencoder.factor * model.multiple, config.image_size
     if side % multiple:
-        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {side}")
+        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder x model), got {side}")
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
