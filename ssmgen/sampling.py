@@ -18,7 +18,7 @@ from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
-from ssmgen.values import Value, as_value, batch_of_value, mapped
+from ssmgen.values import Value, mapped, value_for
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
@@ -170,20 +170,16 @@ class Sampler:
         """
         given = {"mask": mask, **others} if mask is not None else others
         check_keywords("Sampler", given, [*_CALL, *self.conditions, *SETTINGS])
-        values = {name: as_value(given[name]) for name in self.conditions if given.get(name) is not None}
+        values = {
+            name: value_for(name, given[name], len(x0)) for name in self.conditions if given.get(name) is not None
+        }
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
-        resolved: Objective = _resolve(objective, "objective")
-        solver: Solver = _resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
+        resolved: Objective = resolve(objective, "objective")
+        solver: Solver = resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
-        for name, value in values.items():
-            if (items := batch_of_value(value)) not in (1, x0.shape[0]):
-                raise ValueError(
-                    f"give one {name}, or one per image: got {items} values for {x0.shape[0]} images (one "
-                    f"alone has a batch dimension too: {name}[None])"
-                )
         x0 = x0.to(self.device)
-        with torch.no_grad(), _evaluation_mode(self.model):
+        with torch.no_grad(), evaluation_mode(self.model):
             task = _Task(x0, values, settings, resolved, solver, ts.cpu())
             return self._solve(task, progress) if not solver.adaptive or len(x0) == 1 else self._one_by_one(task)
 
@@ -345,7 +341,8 @@ def _checked_times(times: Tensor) -> Tensor:
     return times.float()
 
 
-def _resolve(given: Any, kind: str, **offered: Any) -> Any:
+def resolve(given: Any, kind: str, **offered: Any) -> Any:
+    """What is given, or what a name or a spec of it builds, of a kind of the registry and with what it takes."""
     if not isinstance(given, str | Mapping):
         return given
     find(divided(given)[0], kind)
@@ -353,7 +350,8 @@ def _resolve(given: Any, kind: str, **offered: Any) -> Any:
 
 
 @contextmanager
-def _evaluation_mode(model: Model) -> Iterator[None]:
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Evaluation mode inside, and the former mode after it."""
     was_training = model.training
     model.train(False)
     try:

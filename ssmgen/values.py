@@ -51,3 +51,18 @@ def batch_of_value(value: Value) -> int:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(f"the tensors of a value have one item per image each, and here {listed}")
     return next(iter(lengths.values()))
+
+
+def value_for(name: str, given: Any, images: int) -> Value:
+    """The value of the condition ``name`` for this many images, see `as_value`: ``(images, ...)`` or ``(1, ...)``.
+
+    Raises:
+        TypeError, ValueError: see `as_value`; or another number of items.
+    """
+    value = as_value(given)
+    if (items := batch_of_value(value)) not in (1, images):
+        raise ValueError(
+            f"give one {name}, or one per image: got {items} values for {images} images (one alone has a batch "
+            f"dimension too: {name}[None])"
+        )
+    return value

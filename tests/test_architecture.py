@@ -23,6 +23,7 @@ ROOMS = {
     "guidance": {"registry"},
     "noise": set(),
     "sampling": {"guidance", "precision", "registry", "solvers", "values"},
+    "likelihood": {"noise", "registry", "sampling", "solvers", "values"},
     "extras": set(),
     "machine": set(),
     "atomic": {"machine"},
