@@ -179,7 +179,14 @@ def test_the_other_commands_take_the_run_as_it_is(run, data, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def bucketed(data, autoencoder, run):
     """A run of two sizes."""
-    words = [*TINY[1:], "image_size=64x32,48x32", f"data={data}", f"run={run.parent / 'bucketed'}", "steps=3"]
+    words = [
+        *TINY[1:],
+        "image_size=64x32,48x32",
+        "crops=2",
+        f"data={data}",
+        f"run={run.parent / 'bucketed'}",
+        "steps=3",
+    ]
     words += [f"parser={run.parent / 'parser.safetensors'}", f"cache={run.parent / 'cache'}", "sample_every=3"]
     train.main([*words, f"autoencoder_source={autoencoder}", "lr_decay_steps=3"])
     return run.parent / "bucketed"
