@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+
+from benchmarks.timing import RESULTS
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,20 @@ def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[st
     )
 
 
+def measured_paces(experiment: str) -> dict[str, float]:
+    """Steps that each variant takes in the time of one step of the first, as `benchmarks.fidelity.step_time` found."""
+    file = RESULTS / "fidelity" / f"step-time-{experiment}.json"
+    if not file.exists():
+        return {}
+    return {name: 1 / ratio for name, ratio in json.loads(file.read_text())["ratios"].items()}
+
+
+def of_dit(mixer: str, depth: int, *words: str) -> tuple[str, ...]:
+    """Words for a stack of 96 wide tokens to which those of the mask are added, with this mixer in every block."""
+    stack = ("model=dit-s", f"model_args.mixer={mixer}", "model_args.dim=96", f"model_args.depth={depth}")
+    return (*stack, "model_args.gates=false", *words)
+
+
 # A model of sixteen states a channel and with gates, as the larger sizes have.
 SIXTEEN = ("model=sisma-s", "model_args.dim=96", "model_args.depth=3")
 
@@ -51,6 +68,12 @@ SIXTEEN = ("model=sisma-s", "model_args.dim=96", "model_args.depth=3")
 _SMALL = ("model_args.dim=96", "model_args.num_heads=6", "model_args.gates=false")
 ATTENTION = ("model=sisma-attn-s", *_SMALL, "model_args.depth=3", "model_args.ffn_ratio=7.73")
 DIT = ("model=dit-s", *_SMALL, "model_args.depth=5", "model_args.ffn_ratio=4.84")
+
+HEADS = "model_args.num_heads=6"
+SDM = (
+    *("model=sdm-variant", "model_args.channels=32", "model_args.multipliers=[1,2]", "model_args.blocks_per_level=1"),
+    *("model_args.attention_levels=[1]", "model_args.head_dim=16"),
+)
 
 SOLVERS = (
     *(("euler", steps) for steps in (6, 11, 24, 48)),
@@ -129,6 +152,29 @@ EXPERIMENTS = {
             "ratios). They also ran without gates and at the learning rate of SISMA.\n\n"
             "All this is for one small size and about a quarter of the steps of `quick`."
         ),
+    ),
+    "toolkit": Experiment(
+        "Every mixer and every family of the library at equal time: as many steps as the first variant takes in 350.",
+        {
+            "self-mamba": of_dit("self-mamba", 5),
+            "bidirectional-mamba": of_dit("bidirectional-mamba", 5),
+            "cross-scan-mamba": of_dit("cross-scan-mamba", 4),
+            "mamba2": of_dit("mamba2", 5),
+            "gated-delta": of_dit("gated-delta", 5),
+            "self-attention": of_dit("self-attention", 6, HEADS),
+            "rotary-attention": of_dit("rotary-attention", 6, HEADS),
+            "convolution": of_dit("convolution", 5),
+            "hybrid": of_dit("[self-mamba,self-mamba,rotary-attention]", 6, HEADS),
+            "sisma": (*SIXTEEN, "model_args.gates=false"),
+            "sisma-attn": ATTENTION,
+            "zigma": ("model=zigma-b", "model_args.dim=96", "model_args.depth=9"),
+            "usm": ("model=usm-s", "model_args.dim=96", "model_args.depth=7"),
+            "dim": ("model=dim-l", "model_args.dim=112", "model_args.depth=7"),
+            "sdm": SDM,
+        },
+        base=("guidance_scale=1", "evaluate_masks=64"),
+        stages=(350,),
+        paces=measured_paces("toolkit"),
     ),
     "training-time": Experiment(
         "What does longer training gain? Each run has a cosine of its own length.",

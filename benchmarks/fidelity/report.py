@@ -78,6 +78,8 @@ def _section(name: str, folder: Path) -> str:
     columns = {"variant": list(found)} | _measured(experiment, found)
     if times:
         columns["time"] = [f"{times['ratios'][variant]:.2f}" for variant in found]
+    if "milliseconds" in times:
+        columns["ms a step"] = [f"{times['milliseconds'][variant]:.0f}" for variant in found]
     anyone = next(iter(found.values()))[0]
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -145,10 +147,10 @@ def _bounds(stage: Result) -> str:
 def _clock(times: Result) -> str:
     if not times:
         return ""
-    return (
-        f" Time is forward and backward, without the optimizer: `{times['command']}`, commit "
-        f"`{times['commit']}`, {times['hardware']['processor']}."
-    )
+    timed = times.get("timed", "forward and backward, without the optimizer")
+    threads = f", {times['threads']} thread(s)" if "threads" in times else ""
+    place = f"commit `{times['commit']}`, {times['hardware']['processor']}{threads}"
+    return f" Time is {timed}: `{times['command']}`, {place}."
 
 
 def _origin(name: str, found: dict[str, list[Result]]) -> str:

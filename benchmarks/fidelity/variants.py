@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssmgen import register
-from ssmgen.models import TokenModel
+from ssmgen.models import SDM, TokenModel
 from ssmgen.nn import SPADE, SelfMamba, Signal, SPADECondition
 from ssmgen.nn.parts import parts_of
 
@@ -65,6 +65,12 @@ class Normalised(SecondSelfMamba):
         """Self-Mamba of ``SPADE(x, e)``."""
         normed = self.spade(rearrange(x, "b (h w) d -> b d h w", h=size[0]), states)
         return self.mamba(rearrange(normed, "b d h w -> b (h w) d"), size)
+
+
+@register("model", "sdm-variant")
+def sdm_variant(*, patch_size: int, mask_input: str, **settings: Any) -> SDM:
+    """SDM without the settings of the preset that only a stack of tokens has."""
+    return SDM(**settings)
 
 
 SECOND = {

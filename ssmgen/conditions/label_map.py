@@ -66,18 +66,20 @@ class LabelMap(_Mask):
 class OneHotMap(_Mask):
     """A mask as it is, one-hot, for layers that convolve it themselves, such as `ssmgen.nn.SPADE`.
 
-    It takes integer labels ``(b, h, w)`` or one-hot classes ``(b, num_classes, h, w)``; the null is all zero.
+    It takes integer labels ``(b, scale h, scale w)`` or ``(b, h, w)``, or one-hot classes ``(b, num_classes, ...)`` of
+    a floating dtype. The null is all zero.
 
     Args:
         num_classes: classes of the mask.
+        scale: label pixels per latent pixel along a side; a latent pixel gets the share of each class in its labels.
         dropout: see `Condition`.
     """
 
-    scale = 1
-
-    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int, scale: int = 1, dropout: float = 0.0) -> None:
         super().__init__(dropout)
-        self.num_classes = num_classes
+        if scale < 1:
+            raise ValueError(f"scale must be positive, got {scale}")
+        self.num_classes, self.scale = num_classes, scale
 
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
         """One-hot zeros of the size."""
@@ -85,12 +87,14 @@ class OneHotMap(_Mask):
         return zeros.unsqueeze(1).repeat(1, self.num_classes, 1, 1)
 
     def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
-        """One token per pixel, of width ``num_classes``."""
+        """One token per latent pixel, of width ``num_classes``."""
         mask = self.at_full_size(given, size)
-        check_label_map(mask, self.num_classes, 1)
+        check_label_map(mask, self.num_classes, self.scale)
         one_hot = mask
         if mask.dim() == 3:
             one_hot = rearrange(F.one_hot(mask.long(), self.num_classes).float(), "b h w k -> b k h w")
+        if self.scale > 1:
+            one_hot = F.avg_pool2d(one_hot, self.scale)
         if keep is not None:
             one_hot = one_hot * keep.view(-1, 1, 1, 1)
         return Signal(rearrange(one_hot, "b k h w -> b (h w) k"), (one_hot.shape[2], one_hot.shape[3]))

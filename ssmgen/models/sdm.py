@@ -90,7 +90,7 @@ class SDMBlock(nn.Module):
 )
 @register("model", "sdm", num_classes=NUM_CLASSES)
 class SDM(ConditionalModel):
-    """Velocity model in pixels: UNet with SPADE group norms in middle and decoder.
+    """Velocity model in pixels, or of latents: UNet with SPADE group norms in middle and decoder.
 
     ``sdm`` is the paper's size for 256 x 256: attention at 32, 16 and 8 pixels. Its 652,998,403 parameters are the
     653 M that SISMA's paper gives; the head has no variance channels, which flow matching does not need.
@@ -103,6 +103,7 @@ class SDM(ConditionalModel):
         attention_levels: levels with attention, 0 is the finest.
         head_dim: width of an attention head.
         in_channels: channels of the image; the output has as many.
+        mask_scale: label pixels per pixel along a side: 1 for images, 8 for latents of an f8 autoencoder.
         mask_dropout: probability with which training replaces a mask by the null, an all-zero one-hot map.
         time_scale: what t is multiplied by before its sinusoids.
     """
@@ -117,12 +118,13 @@ class SDM(ConditionalModel):
         attention_levels: Sequence[int] = (3, 4, 5),
         head_dim: int = 64,
         in_channels: int = 3,
+        mask_scale: int = 1,
         mask_dropout: float = 0.0,
         time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
         self.in_channels, self.patch_size, self.multiple = in_channels, 1, 2 ** (len(multipliers) - 1)
-        self.set_conditions({"mask": OneHotMap(num_classes, mask_dropout)})
+        self.set_conditions({"mask": OneHotMap(num_classes, mask_scale, mask_dropout)})
         time_dim = 4 * channels
         self.time_embedding = TimeEmbedding(time_dim, frequency_dim=channels, scale=time_scale)
         self.first = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -154,7 +156,7 @@ class SDM(ConditionalModel):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def predict(self, x: Tensor, rows: Sequence[Tensor], conds: list[Conditioning]) -> Tensor:
-        """See `ConditionalModel.predict`; ``x`` in pixels, ``(batch, channels, height, width)``."""
+        """See `ConditionalModel.predict`; ``x`` is ``(batch, channels, height, width)``."""
         h, kept = self.first(x), []
         kept.append(h)
         for i, (block, row, *own) in enumerate(zip(self.blocks, rows, *(c.blocks for c in conds), strict=True)):

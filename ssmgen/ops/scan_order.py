@@ -202,22 +202,12 @@ def _boustrophedon(lines: Tensor) -> Tensor:
 
 @register_order("hilbert")
 def _hilbert(lines: Tensor) -> Tensor:
-    return torch.ops.ssmgen.hilbert(lines)
+    height, width = range(lines.shape[0]).stop, range(lines.shape[1]).stop  # fixed in a graph being compiled
+    return lines.flatten()[_hilbert_places(height, width, lines.device)]
 
 
-def _along_hilbert(lines: Tensor) -> Tensor:
-    return lines.flatten()[torch.tensor(_hilbert_places(*lines.shape), device=lines.device)]
-
-
-# An operator, because the recursion would not fit into a compiled graph.
-_LIBRARY = torch.library.Library("ssmgen", "FRAGMENT")
-_LIBRARY.define("hilbert(Tensor lines) -> Tensor")
-_LIBRARY.impl("hilbert", _along_hilbert, "CompositeExplicitAutograd")
-torch.library.register_fake("ssmgen::hilbert", lambda lines: lines.new_empty(lines.numel()), lib=_LIBRARY)
-
-
-@lru_cache(maxsize=64)
-def _hilbert_places(height: int, width: int) -> list[int]:
+@torch.compiler.assume_constant_result  # the recursion would not fit into a graph
+def _hilbert_places(height: int, width: int, device: torch.device) -> Tensor:
     """Row-major places in the sequence of the curve, which ends at the far end of the first line if it can.
 
     No path of neighbours through all cells ends there where the line is odd and the number of lines even; the curve
@@ -225,7 +215,7 @@ def _hilbert_places(height: int, width: int) -> list[int]:
     """
     across = width % 2 == 1 and height % 2 == 0
     along, away = (1j * height, width + 0j) if across else (width + 0j, 1j * height)
-    return [int(cell.imag) * width + int(cell.real) for cell in _curve(0j, along, away)]
+    return torch.tensor([int(c.imag) * width + int(c.real) for c in _curve(0j, along, away)], device=device)
 
 
 def _curve(start: complex, along: complex, away: complex) -> Iterator[complex]:
