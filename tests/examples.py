@@ -48,6 +48,7 @@ INPUTS: dict[str, Callable[[], Any]] = {
     "tokens": tokens,
     "cond": lambda: tokens(seed=1),
     "c": lambda: tokens(seed=2)[:, 0],
+    "shared": lambda: tokens(seed=2, width=48)[:, 0],
     "t": lambda: torch.tensor([0.1, 0.5, 0.8]),
     "mask": lambda: labels(5, (2 * GRID[0], 2 * GRID[1])),
     "size": lambda: GRID,
@@ -63,7 +64,7 @@ VALUES: dict[str, Callable[[Any, tuple[int, int]], Value]] = {
     "one-hot-map": lambda each, size: labels(each.num_classes, size),
     "class-label": lambda each, size: labels(each.num_labels, ()),
     "dense-map": lambda each, size: maps(each.channels, (size[0] * each.scale, size[1] * each.scale)),
-    "token-sequence": lambda each, size: {"tokens": tokens(width=each.width), "lengths": torch.tensor([4, 15, 1])},
+    "token-sequence": lambda each, size: tokens(width=each.width)[:, :1],  # padded ones: test_token_sequence.py
     "style-image": lambda each, size: {"latents": maps(each.in_channels, (4, 6)), "mask": labels(5, (8, 12))},
 }
 
