@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
+from ssmgen.values import Value, mapped, value_for
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
@@ -168,21 +170,16 @@ class Sampler:
         """
         given = {"mask": mask, **others} if mask is not None else others
         check_keywords("Sampler", given, [*_CALL, *self.conditions, *SETTINGS])
-        values = {name: torch.as_tensor(given[name]) for name in self.conditions if given.get(name) is not None}
-        values = {name: value if value.dim() else value.unsqueeze(0) for name, value in values.items()}
+        values = {
+            name: value_for(name, given[name], len(x0)) for name in self.conditions if given.get(name) is not None
+        }
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
-        resolved: Objective = _resolve(objective, "objective")
-        solver: Solver = _resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
+        resolved: Objective = resolve(objective, "objective")
+        solver: Solver = resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
-        for name, value in values.items():
-            if value.shape[0] not in (1, x0.shape[0]):
-                raise ValueError(
-                    f"give one {name}, or one per image: got {value.shape[0]} values for {x0.shape[0]} images (one "
-                    f"alone has a batch dimension too: {name}[None])"
-                )
         x0 = x0.to(self.device)
-        with torch.no_grad(), _evaluation_mode(self.model):
+        with torch.no_grad(), evaluation_mode(self.model):
             task = _Task(x0, values, settings, resolved, solver, ts.cpu())
             return self._solve(task, progress) if not solver.adaptive or len(x0) == 1 else self._one_by_one(task)
 
@@ -206,13 +203,13 @@ class Sampler:
         """Adaptive steps depend on the error of what is integrated: each image gets its own."""
         images, evaluations = [], 0
         for i in range(len(task.x0)):
-            values = {name: value if len(value) == 1 else value[i : i + 1] for name, value in task.values.items()}
+            values = {name: mapped(partial(_own, i=i), value) for name, value in task.values.items()}
             images.append(self._solve(task._replace(x0=task.x0[i : i + 1], values=values)))
             evaluations += task.solver.evaluations
         task.solver.evaluations = evaluations
         return torch.cat(images)
 
-    def _condition(self, values: Mapping[str, Tensor], x0: Tensor) -> Any:
+    def _condition(self, values: Mapping[str, Value], x0: Tensor) -> Any:
         return self.model.condition(**{**dict.fromkeys(self.conditions), **values}, size=(x0.shape[2], x0.shape[3]))
 
     def _predictor(
@@ -246,7 +243,7 @@ class _Task(NamedTuple):
     """What is integrated: noise, values of the conditions, and how."""
 
     x0: Tensor
-    values: dict[str, Tensor]
+    values: dict[str, Value]
     settings: Sampling
     objective: Objective
     solver: Solver
@@ -283,6 +280,10 @@ class _Rows:
         """``(n, 1 or m, values)``."""
         vector = _vector(cond)
         return self.model.modulation(times).unsqueeze(1) if vector is None else self.model.modulation(times, vector)
+
+
+def _own(tensor: Tensor, i: int) -> Tensor:
+    return tensor if len(tensor) == 1 else tensor[i : i + 1]
 
 
 def _vector(cond: Any) -> Tensor | None:
@@ -340,7 +341,8 @@ def _checked_times(times: Tensor) -> Tensor:
     return times.float()
 
 
-def _resolve(given: Any, kind: str, **offered: Any) -> Any:
+def resolve(given: Any, kind: str, **offered: Any) -> Any:
+    """What is given, or what a name or a spec of it builds, of a kind of the registry and with what it takes."""
     if not isinstance(given, str | Mapping):
         return given
     find(divided(given)[0], kind)
@@ -348,7 +350,8 @@ def _resolve(given: Any, kind: str, **offered: Any) -> Any:
 
 
 @contextmanager
-def _evaluation_mode(model: Model) -> Iterator[None]:
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Evaluation mode inside, and the former mode after it."""
     was_training = model.training
     model.train(False)
     try:

@@ -13,7 +13,7 @@ from ssmgen.guidance import plan
 from ssmgen.precision import Choice
 from ssmgen.solvers import Solver, shifted_grid
 
-FIXED = [name for name in ssmgen.names("solver") if not build(name).adaptive]
+FIXED = [n for n in ssmgen.names("solver") if not (build(n).adaptive or build(n).stochastic)]
 ADAPTIVE = [name for name in ssmgen.names("solver") if build(name).adaptive]
 
 

@@ -12,9 +12,15 @@ from ssmgen import build, extras
 from ssmgen.objectives import LinearPath, Path
 from ssmgen.solvers import RungeKutta, shifted_grid
 
+STOCHASTIC = [name for name in ssmgen.names("solver") if build(name).stochastic]
 FIXED = [name for name in ssmgen.names("solver") if not build(name).adaptive]
 ADAPTIVE = [name for name in ssmgen.names("solver") if build(name).adaptive]
 X0 = torch.tensor([[0.4], [1.1]], dtype=torch.float64)
+
+
+def of_the_ode(name):
+    """The solver, without the noise that a stochastic one adds."""
+    return build(name, diffusion=0) if name in STOCHASTIC else build(name)
 
 
 def f(t, x):
@@ -31,7 +37,7 @@ def grid(steps):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_order_by_slope(name):
-    solver = build(name)
+    solver = of_the_ode(name)
     steps = [64, 128, 256, 512]
     errors = [(solver.solve(f, X0, grid(n)) - EXACT).norm().item() for n in steps]
     slope = torch.tensor([math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]).mean().item()
@@ -49,7 +55,7 @@ def test_evaluations_are_known_ahead(name):
 def test_uneven_grids_and_progress(name):
     seen = []
     ts = torch.tensor([0, 0.1, 0.35, 0.6, 1.0], dtype=torch.float64)
-    out = build(name).solve(f, X0, ts, lambda step, x: seen.append((step, x)))
+    out = of_the_ode(name).solve(f, X0, ts, lambda step, x: seen.append((step, x)))
     assert [step for step, _ in seen] == [1, 2, 3, 4] and torch.equal(seen[-1][1], out)
     assert (out - EXACT).abs().max() < 0.3
 
@@ -197,7 +203,7 @@ def test_a_solver_that_is_not_reversible_rejects_a_falling_grid(name):
 @pytest.mark.parametrize("name", FIXED)
 def test_the_grid_may_stay_on_the_cpu(name):
     """Any device but the CPU will do: meta tensors mix with single CPU times as those of a GPU do."""
-    end = build(name).solve(lambda t, x: t * x, torch.ones(2, 3, device="meta"), torch.linspace(0, 1, 5))
+    end = of_the_ode(name).solve(lambda t, x: t * x, torch.ones(2, 3, device="meta"), torch.linspace(0, 1, 5))
     assert end.device.type == "meta" and end.shape == (2, 3)
 
 
@@ -254,3 +260,58 @@ def test_solvers_say_which_times_they_ask_for(name):
     solver = build(name)
     solver.solve(f, torch.ones(2), ts)
     assert torch.equal(solver.times(ts), torch.stack(asked))
+
+
+MEAN, DEVIATION = 0.7, 0.5
+
+
+class CosinePath(Path):
+    """alpha = sin, sigma = cos of pi t / 2."""
+
+    def alpha(self, t):
+        return torch.sin(math.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.cos(math.pi / 2 * t)
+
+    def alpha_rate(self, t):
+        return math.pi / 2 * self.sigma(t)
+
+    def sigma_rate(self, t):
+        return -math.pi / 2 * self.alpha(t)
+
+
+def velocity_of_a_normal_distribution(path):
+    """The exact velocity where the data are normal with MEAN and DEVIATION."""
+
+    def velocity(t, x):
+        alpha, sigma, alpha_rate, sigma_rate = path.alpha(t), path.sigma(t), path.alpha_rate(t), path.sigma_rate(t)
+        variance = (alpha * DEVIATION) ** 2 + sigma**2
+        slope = (alpha * alpha_rate * DEVIATION**2 + sigma * sigma_rate) / variance
+        return alpha_rate * MEAN + slope * (x - alpha * MEAN)
+
+    return velocity
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath()], ids=["linear", "cosine"])
+@pytest.mark.parametrize("diffusion", [0.0, 1.0, 3.0])
+def test_the_stochastic_solver_keeps_the_distribution(path, diffusion):
+    solver = build("euler-maruyama", path=path, diffusion=diffusion)
+    start = ssmgen.initial_noise(range(4), (5000,)).double()
+    end = solver.solve(velocity_of_a_normal_distribution(path), start, grid(100))
+    assert abs(end.mean() - MEAN) < 0.02 and abs(end.std() - DEVIATION) < 0.02
+    # Noise on the way makes the end depend less on the start, which the ODE maps in order.
+    correlation = torch.corrcoef(torch.stack([start.flatten(), end.flatten()]))[0, 1]
+    assert (correlation > 0.999) == (diffusion == 0)
+
+
+def test_the_noise_of_a_stochastic_solver_belongs_to_the_image():
+    solver, start = build("euler-maruyama"), torch.randn(3, 2, 4, 5)
+    together = solver.solve(f, start, grid(5))
+    assert torch.equal(together, solver.solve(f, start, grid(5)))
+    for i in (2, 0):
+        assert torch.equal(solver.solve(f, start[i : i + 1], grid(5))[0], together[i])
+    still = build("euler-maruyama", diffusion=0).solve(f, start, grid(5))
+    assert torch.equal(still, build("euler").solve(f, start, grid(5))) and not torch.allclose(still, together)
+    with pytest.raises(ValueError, match="diffusion must be a number of at least 0, got -1"):
+        build("euler-maruyama", diffusion=-1)

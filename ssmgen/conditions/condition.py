@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ssmgen.nn.signal import Signal
+from ssmgen.registry import check_keywords
+from ssmgen.values import Value, as_value, batch_of_value, mapped
 
 
 class Condition(nn.Module, ABC):
@@ -17,11 +19,13 @@ class Condition(nn.Module, ABC):
 
     Attributes:
         gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
+        fields: names of the tensors of a value, the main one first; empty if a value is one tensor.
         share: (rank, processes) if the values are every ``processes``-th item of a batch, from the ``rank``-th on.
             Dropout is then drawn for the whole batch, so that it does not depend on the number of processes.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
+    fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -40,7 +44,8 @@ class Condition(nn.Module, ABC):
         """What the condition says.
 
         Args:
-            given: one value per item; None is the null, of batch 1.
+            given: one value per item, a tensor or a mapping of tensors by name (`ssmgen.values`); None is the null, of
+                batch 1.
             size: (height, width) of the latent, where the value does not tell it.
             keep: ``(batch,)`` bool, False makes an item null; drawn in training where None.
             device: device of the signal; that of the weights if None.
@@ -48,21 +53,41 @@ class Condition(nn.Module, ABC):
         device = device or next(self.parameters(), torch.empty(0)).device
         if given is None:
             return self.signal(self.null(size, device), size, torch.zeros(1, dtype=torch.bool, device=device))
-        given = torch.as_tensor(given)
-        given = given.unsqueeze(0) if given.dim() == 0 else given
+        value = self.value_of(given)
         if keep is None and self.training and self.dropout:
             rank, processes = self.share
-            keep = torch.rand(given.shape[0] * processes, device=device)[rank::processes] >= self.dropout
-        return self.signal(given.to(device), size, keep)
+            keep = torch.rand(batch_of_value(value) * processes, device=device)[rank::processes] >= self.dropout
+        return self.signal(mapped(lambda each: each.to(device), value), size, keep)
+
+    def value_of(self, given: Any) -> Value:
+        """What is given as tensors, by name if the condition has several `fields`; a single tensor is the first one.
+
+        Raises:
+            TypeError: a mapping where one tensor is expected, or with a name that is not a field.
+            ValueError: tensors of different batches.
+        """
+        value = as_value(given)
+        if isinstance(value, Tensor):
+            return {self.fields[0]: value} if self.fields else value
+        if not self.fields:
+            raise TypeError(f"the value is one tensor, got a mapping of {', '.join(map(repr, value))}")
+        check_keywords("the value", value, self.fields)
+        return value
 
     def size_of(self, given: Any) -> tuple[int, int] | None:
-        """(height, width) of the latent that a value belongs to; None where it does not tell."""
+        """(height, width) of the latent that a value of `value_of` belongs to; None where it does not tell."""
         return None
 
     @abstractmethod
-    def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
-        """Any valid value of batch 1, ``(1, ...)``; `signal` gets it with ``keep`` False."""
+    def null(self, size: tuple[int, int] | None, device: torch.device) -> Any:
+        """Any valid value of batch 1; `signal` gets it with ``keep`` False."""
 
     @abstractmethod
-    def signal(self, given: Tensor, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
-        """Check a value ``(batch, ...)`` and make a signal of it; items where ``keep`` is False are null."""
+    def signal(self, given: Any, size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
+        """Check a value, whose tensors are ``(batch, ...)``, and make a signal of it.
+
+        Items where ``keep`` is False are null. A condition of several tensors takes them as a mapping.
+
+        Raises:
+            TypeError, ValueError: a value that does not suit the condition.
+        """

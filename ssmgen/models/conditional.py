@@ -4,7 +4,7 @@ Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -166,14 +166,18 @@ class ConditionalModel(nn.Module, ABC):
         """
         given = others if mask is None else {"mask": mask, **others}
         check_keywords("the model", given, self.conditions)
-        given = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        given = {
+            name: _named_in_errors(name, each.value_of, given[name])
+            for name, each in self._named()
+            if given.get(name) is not None
+        }
         if size is not None and (size[0] % self.multiple or size[1] % self.multiple):
             raise ValueError(f"size must be multiples of {self.multiple}, the height and width of x, got {size}")
         if size is None:
             sizes = (each.size_of(given[name]) for name, each in self._named() if given.get(name) is not None)
             size = next((found for found in sizes if found is not None), None)
         device = next(self.time_embedding.parameters()).device
-        signals = {name: _named_in_errors(name, each, given.get(name), size, device) for name, each in self._named()}
+        signals = {name: _signal(name, each, given.get(name), size, device) for name, each in self._named()}
         grids = [signal.grid for signal in signals.values() if signal.grid is not None]
         if size is None and not grids:
             raise ValueError("condition needs size=(height, width) of the latent: no value given here tells it")
@@ -225,10 +229,14 @@ class ConditionalModel(nn.Module, ABC):
             raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
 
 
-def _named_in_errors(name: str, condition: Any, given: Any, size: tuple[int, int] | None, device: Any) -> Signal:
-    """The signal of a condition, whose errors say which one it is."""
+def _signal(name: str, condition: Any, given: Any, size: tuple[int, int] | None, device: Any) -> Signal:
+    return _named_in_errors(name, condition, given, size, device=device)
+
+
+def _named_in_errors(name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    """What ``call`` returns; its errors say which condition they are about."""
     try:
-        return condition(given, size, device=device)
+        return call(*given, **more)
     except (TypeError, ValueError) as error:
         raise error if name in str(error) else type(error)(f"condition {name!r}: {error}") from error
 

@@ -50,6 +50,11 @@ class Path(Protocol):
         t = broadcast_time(t, x_t)
         return (self.sigma(t) * velocity - self.sigma_rate(t) * x_t) / self.determinant(t)
 
+    def noise_of_velocity(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise x_0 that a velocity at x_t comes from."""
+        t = broadcast_time(t, x_t)
+        return (self.alpha_rate(t) * x_t - self.alpha(t) * velocity) / self.determinant(t)
+
     def data_of_noise(self, noise: Tensor, x_t: Tensor, t: Tensor, smallest: float) -> Tensor:
         """The data for a given noise. Alpha is 0 at t = 0; below ``smallest`` it is replaced by that."""
         t = broadcast_time(t, x_t)

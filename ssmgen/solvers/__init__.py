@@ -5,10 +5,12 @@ from ssmgen.solvers.adaptive import Adaptive
 from ssmgen.solvers.base import Solver, shifted_grid
 from ssmgen.solvers.exponential import Exponential
 from ssmgen.solvers.runge_kutta import RungeKutta, euler, heun, midpoint, rk4
+from ssmgen.solvers.stochastic import EulerMaruyama
 
 __all__ = [
     "AdamsBashforth",
     "Adaptive",
+    "EulerMaruyama",
     "Exponential",
     "RungeKutta",
     "Solver",

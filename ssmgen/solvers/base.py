@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,18 +11,34 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, Tensor], None]
 
 
+class Path(Protocol):
+    """What some solvers ask of the objective's path, see `ssmgen.objectives.Path`."""
+
+    linear: bool
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    def data_of_velocity(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+    def noise_of_velocity(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+
 class Solver(ABC):
     """Integrates dx/dt = f(t, x) over one grid, from t = 0 (noise) to t = 1 (data) or back. It knows no model.
 
     Attributes:
         order: order of convergence.
         adaptive: whether it chooses its own steps by an error estimate, using only the ends of the grid.
+        stochastic: whether it adds noise on the way, so that the end does not follow from the ODE.
         reversible: whether it also integrates falling times, from data to noise.
         evaluations: how often the last `solve` called the velocity.
     """
 
     order: int
     adaptive: bool = False
+    stochastic: bool = False
     reversible: bool = True
     evaluations: int = 0
 
@@ -69,7 +86,7 @@ class Solver(ABC):
             asked.append(t)
             return x
 
-        self.solve(note, torch.zeros((), device=ts.device), ts)
+        self.solve(note, torch.zeros(1, device=ts.device), ts)
         return torch.stack(asked)
 
     @abstractmethod

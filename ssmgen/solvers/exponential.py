@@ -1,28 +1,14 @@
 """An exponential multistep method: it extrapolates the predicted data, not the velocity."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from ssmgen.registry import register
-from ssmgen.solvers.base import Progress, Solver, Velocity
+from ssmgen.solvers.base import Path, Progress, Solver, Velocity
 
 # Gauss-Legendre nodes and weights on [-1, 1], exact for polynomials of degree 15.
 _NODES = (0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363)
 _WEIGHTS = (0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763)
-
-
-class Path(Protocol):
-    """What this solver asks of a path, see `ssmgen.objectives.Path`."""
-
-    linear: bool
-
-    def alpha(self, t: Tensor) -> Tensor: ...
-
-    def sigma(self, t: Tensor) -> Tensor: ...
-
-    def data_of_velocity(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
 
 
 @register("solver", "deis2")

@@ -18,6 +18,7 @@ from ssmgen.training.order import derived_seed, order_of
 from ssmgen.training.parallel import check_parallel, host_copy_of, is_sharded, set_rank_slice, shard, whole_model
 from ssmgen.training.processes import end_with_parent
 from ssmgen.training.settings import TrainSettings
+from ssmgen.values import batch_of_value, mapped
 from ssmgen.weights import full_tensor, unwrapped
 
 #: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
@@ -128,7 +129,7 @@ def training_step(
     seeds = seeds_of(step, settings, 0 if draw else rank)
     for index, (seed, part) in enumerate(zip(seeds, split(batch, parts), strict=True)):
         torch.manual_seed(seed)
-        part = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in part.items()}
+        part = {name: _moved(x, device) for name, x in part.items()}
         drawn = draw(part["data"], rank, processes) if draw else {}
         # The gradients are averaged over the processes once, after the last part; sharded ones after each, because
         # whole ones would have to be kept until then.
@@ -184,10 +185,18 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
         )
     count = len(batch["data"])
     for name, x in batch.items():
-        if len(x) != count:
-            raise ValueError(f"{name!r} has {len(x)} items and 'data' {count}: a batch has one of each per example")
+        if (items := batch_of_value(x) if isinstance(x, Mapping) else len(x)) != count:
+            raise ValueError(f"{name!r} has {items} items and 'data' {count}: a batch has one of each per example")
     size = count // parts
-    return [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(parts)]
+    return [{name: _sliced(x, slice(i * size, (i + 1) * size)) for name, x in batch.items()} for i in range(parts)]
+
+
+def _sliced(x: Any, part: slice) -> Any:
+    return mapped(lambda each: each[part], x) if isinstance(x, Mapping) else x[part]
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return mapped(lambda each: each.to(device), x) if isinstance(x, Tensor | Mapping) else x
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

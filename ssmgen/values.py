@@ -1,0 +1,68 @@
+"""Values of conditions: a tensor with one item per image, or a mapping of such tensors by name.
+
+A label map is one tensor ``(b, h, w)``. A sequence of tokens has two, ``{"tokens": (b, m, d), "lengths": (b,)}``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: One item per image in the first dimension of every tensor, or one item for all images.
+Value = Tensor | Mapping[str, Tensor]
+
+
+def as_value(given: Any) -> Value:
+    """A value as tensors, each ``(batch, ...)``; what has no dimension becomes ``(1,)``.
+
+    Raises:
+        TypeError: something that torch cannot make a tensor of.
+        ValueError: an empty mapping, or tensors of different batches.
+    """
+    if isinstance(given, Mapping):
+        value = {name: as_value(each) for name, each in given.items() if each is not None}
+        batch_of_value(value)  # type: ignore[arg-type]
+        return value  # type: ignore[return-value]
+    tensor = torch.as_tensor(given)
+    return tensor if tensor.dim() else tensor.unsqueeze(0)
+
+
+def tensors_of_value(value: Value) -> dict[str, Tensor]:
+    """The tensors ``(batch, ...)`` of a value by name; the name of a plain tensor is empty."""
+    return {"": value} if isinstance(value, Tensor) else dict(value)
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Value) -> Value:
+    """``function`` of each tensor ``(batch, ...)`` of a value."""
+    return function(value) if isinstance(value, Tensor) else {name: function(each) for name, each in value.items()}
+
+
+def batch_of_value(value: Value) -> int:
+    """Items of a value, the length of the first dimension of its tensors ``(batch, ...)``.
+
+    Raises:
+        ValueError: no tensor, or tensors of different batches.
+    """
+    lengths = {name: len(each) for name, each in tensors_of_value(value).items()}
+    if not lengths:
+        raise ValueError("the value is an empty mapping: give its tensors by name")
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"the tensors of a value have one item per image each, and here {listed}")
+    return next(iter(lengths.values()))
+
+
+def value_for(name: str, given: Any, images: int) -> Value:
+    """The value of the condition ``name`` for this many images, see `as_value`: ``(images, ...)`` or ``(1, ...)``.
+
+    Raises:
+        TypeError, ValueError: see `as_value`; or another number of items.
+    """
+    value = as_value(given)
+    if (items := batch_of_value(value)) not in (1, images):
+        raise ValueError(
+            f"give one {name}, or one per image: got {items} values for {images} images (one alone has a batch "
+            f"dimension too: {name}[None])"
+        )
+    return value
