@@ -20,6 +20,7 @@ from recipes.sisma import prepare as prepare_faces
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.evaluation.images import HeldOut, Images, read_held_out
 from recipes.sisma.evaluation.measure import Metrics, NamedParser, measure_images
+from recipes.sisma.evaluation.report import _by_class
 from recipes.sisma.runs import load_config, load_run
 from ssmgen import MaskToImage
 from ssmgen.data import LabelSet, PreparedFolder
@@ -219,24 +220,25 @@ def test_a_run_in_buckets_is_sampled_and_measured_in_each_shape(bucketed, data, 
 
 
 class Exact:
-    """A parser of images that show 100 times their label."""
+    """A parser of images that show 80 times their label."""
 
     def parse(self, images):
-        return ((images[:, 0] + 1) * 127.5 / 100).round().long()
+        return ((images[:, 0] + 1) * 127.5 / 80).round().long()
 
 
 def test_images_of_several_shapes_are_compared_with_those_of_their_own():
-    masks = [torch.full(shape, label) for shape, label in (((4, 2), 0), ((2, 2), 0), ((4, 2), 1), ((4, 2), 2))]
-    images = [(100 * mask).to(torch.uint8).expand(3, -1, -1) for mask in masks]
-    labels = LabelSet("three", ("a", "b", "c"), ((0, 0, 0),) * 3)
+    masks = [torch.full(shape, label) for shape, label in (((4, 2), 0), ((2, 2), 3), ((4, 2), 1), ((4, 2), 2))]
+    images = [(80 * mask).to(torch.uint8).expand(3, -1, -1) for mask in masks]
+    labels = LabelSet("four", ("a", "b", "c", "d"), ((0, 0, 0),) * 4)
     held_out = HeldOut(["0", "1", "2", "3"], masks, images, labels)
-    metrics = Metrics(NamedParser("exact", Exact(), 3), [], None)
+    metrics = Metrics(NamedParser("exact", Exact(), 4), [], None)
     result, parsed = measure_images(Images(held_out, images, {}, "given"), metrics, [], lambda batch: batch)
     for key in ("mask_agreement", "ceiling", "autoencoder_ceiling"):
         assert result[key]["pixel_accuracy"] == 1 and result[key]["n"] == 4
     assert result["floor"]["pixel_accuracy"] == 0 and result["floor"]["n"] == 3, "the only one of its shape is left out"
+    assert [name for name, *_ in _by_class(result)] == ["a", "b", "c"], "the floor knows nothing of d"
     assert all(torch.equal(found, mask) for found, mask in zip(parsed, masks, strict=True)), "in the order of the masks"
-    steps = (100 / 127.5, 100 / 127.5, 200 / 127.5)
+    steps = (80 / 127.5, 80 / 127.5, 160 / 127.5)
     assert result["diversity"]["other_masks"] == pytest.approx(sum(steps) / 3, rel=1e-4)
 
 
