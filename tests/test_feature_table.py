@@ -1,16 +1,20 @@
 """The table of docs/compare.md: every claim has its file or page, and no Mamba peer has what ssmgen lacks."""
 
 import re
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 MAMBA_PEERS = ("ZigMa", "U-Shape Mamba", "Mamba-ST", "DiM", "DiMSUM")
 CELL = re.compile(r"\[(yes|part)\]\((\S+)\)")
 
 
 def rows():
-    lines = [line for line in (ROOT / "docs/compare.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [
+        line
+        for line in Path(__file__).parents[1].joinpath("docs/compare.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     head, *rest = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return [dict(zip(head, row, strict=True)) for row in rest if not row[0].startswith("**")]
 
