@@ -1,6 +1,6 @@
-"""Compile the Triton kernels for a GPU that need not be here: ``python tests/compile_triton.py [CAPABILITY]``.
+"""Compile the Triton kernels for GPUs that need not be here: ``python tests/compile_triton.py [CAPABILITY]``.
 
-The capability is 90 (H100) unless given; 80 is an A100.
+The capability is 90 (H100), and 80 (A100) for the 16-bit kernels of `ssd`, unless one is given for all.
 """
 
 import sys
@@ -15,7 +15,7 @@ from ssmgen.ops.scan import triton_kernels
 from ssmgen.ops.ssd import triton as triton_ssd
 from ssmgen.ops.ssd import triton_kernels as ssd_kernels
 
-CAPABILITY = int(sys.argv[1]) if len(sys.argv) > 1 else 90
+ONLY = int(sys.argv[1]) if len(sys.argv) > 1 else None
 SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"}
 FLOATS = {*("A", "D", "bias", "start", "end", "total", "saved", "first", "last")} | {
     *("dA", "dB", "dC", "dD", "dbias", "dinitial")
@@ -33,7 +33,7 @@ def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
     return f"*{dtype}" if name in sequences else "*fp32" if name in floats else "i32"
 
 
-def compile_kernel(kernel: Any, dtype: str, warps: int, **flags: Any) -> None:
+def compile_kernel(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags: Any) -> None:
     """Compile one kernel and say how large it is."""
     ssd = kernel.__module__ == ssd_kernels.__name__
     sets = (SSD_SEQUENCES, SSD_FLOATS) if ssd else (SEQUENCES, FLOATS)
@@ -41,14 +41,14 @@ def compile_kernel(kernel: Any, dtype: str, warps: int, **flags: Any) -> None:
     signature = {name: "constexpr" if name in constants else kind(name, dtype, *sets) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature=signature, constexprs=places)
-    made = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": warps})
+    made = triton.compile(source, target=GPUTarget("cuda", ONLY or capability, 32), options={"num_warps": warps})
     size, shared = len(made.asm["cubin"]), made.metadata.shared
     print(f"{kernel.__name__} {dtype}: {size} bytes of machine code, {shared} of shared memory")
 
 
-def compile_ssd(dtype: str, width: int, states: int) -> None:
+def compile_ssd(dtype: str, width: int, states: int, capability: int, **flags: Any) -> None:
     """Compile the kernels of `ssd` for one size of a head."""
-    flags = {"HAS_ORDER": True, "PRECISION": "ieee" if dtype == "fp32" else "tf32", "STEPS": triton_ssd._STEPS}
+    flags |= {"capability": capability, "PRECISION": "ieee" if dtype == "fp32" else "tf32", "STEPS": triton_ssd._STEPS}
     flags |= {"WIDTH": width, "STATES": states}
     for backward in (False, True):
         compile_kernel(ssd_kernels.gain_kernel, dtype, triton_ssd._WARPS, **flags, BACKWARD=backward)
@@ -65,8 +65,9 @@ if __name__ == "__main__":
         compile_kernel(triton_kernels.backward_kernel, dtype, triton_scan._BACKWARD_WARPS, **backward, HAS_D=True)
     compile_kernel(triton_kernels.gradient_kernel, "bf16", triton_scan._BACKWARD_WARPS, **backward)
     compile_kernel(triton_kernels.chain_kernel, "fp32", 1, **forward, HAS_FIRST=True, REVERSE=True)
-    compile_ssd("fp32", 32, 32)  # products of float32 make long code: larger heads take minutes to compile
-    compile_ssd("bf16", 64, 64)
+    # Products of float32 make long code: larger heads take minutes to compile.
+    compile_ssd("fp32", 32, 32, 90, HAS_ORDER=False, order=None)
+    compile_ssd("bf16", 64, 64, 80, HAS_ORDER=True)
     for reverse in (False, True):
         passing = {"REVERSE": reverse, "ELEMENTS": triton_ssd._ELEMENTS}
         compile_kernel(ssd_kernels.pass_kernel, "fp32", triton_ssd._WARPS, **passing)

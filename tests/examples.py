@@ -20,7 +20,7 @@ BATCH, GRID = 3, (3, 5)
 #: Arguments of blocks and conditions, by their names.
 ARGUMENTS = {
     **dict(dim=16, num_heads=2, d_state=4, num_classes=5, num_labels=4, patch_size=2, in_channels=3, out_channels=3),
-    **dict(channels=8),
+    **dict(channels=8, width=6),
 }
 #: What single blocks and conditions need beside or instead.
 SPECIAL_ARGUMENTS: dict[str, dict[str, Any]] = {"spade": dict(hidden=6, groups=2), "label-map": dict(scale=4)}
@@ -34,6 +34,10 @@ def image(channels: int) -> Tensor:
     return torch.randn(BATCH, channels, 2 * GRID[0], 2 * GRID[1], generator=torch.Generator().manual_seed(2))
 
 
+def maps(channels: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn(BATCH, channels, *size, generator=torch.Generator().manual_seed(4))
+
+
 def labels(classes: int, size: tuple[int, ...]) -> Tensor:
     return torch.randint(0, classes, (BATCH, *size), generator=torch.Generator().manual_seed(3))
 
@@ -44,6 +48,7 @@ INPUTS: dict[str, Callable[[], Any]] = {
     "tokens": tokens,
     "cond": lambda: tokens(seed=1),
     "c": lambda: tokens(seed=2)[:, 0],
+    "shared": lambda: tokens(seed=2, width=48)[:, 0],
     "t": lambda: torch.tensor([0.1, 0.5, 0.8]),
     "mask": lambda: labels(5, (2 * GRID[0], 2 * GRID[1])),
     "size": lambda: GRID,
@@ -58,6 +63,9 @@ VALUES: dict[str, Callable[[Any, tuple[int, int]], Value]] = {
     "label-map": lambda each, size: labels(each.num_classes, (size[0] * each.scale, size[1] * each.scale)),
     "one-hot-map": lambda each, size: labels(each.num_classes, size),
     "class-label": lambda each, size: labels(each.num_labels, ()),
+    "dense-map": lambda each, size: maps(each.channels, (size[0] * each.scale, size[1] * each.scale)),
+    "token-sequence": lambda each, size: tokens(width=each.width)[:, :1],  # padded ones: test_token_sequence.py
+    "style-image": lambda each, size: {"latents": maps(each.in_channels, (4, 6)), "mask": labels(5, (8, 12))},
 }
 
 

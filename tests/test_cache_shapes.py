@@ -182,6 +182,17 @@ def test_a_cache_of_format_2_is_read_and_mended(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(LatentCache(cached, LABELS)[5]["mask"], pairs[5][1])
 
 
+def test_a_shard_of_format_1_without_latents_is_named(cached: Path) -> None:
+    record = json.loads((cached / "cache.json").read_text())
+    old = {key: record[key] for key in ("autoencoder", "source", "flip")} | {"count": 3}
+    (cached / "cache.json").write_text(json.dumps(old))
+    for file in cached.glob("shard-*"):
+        file.unlink()
+    save_file({"masks": torch.zeros(3, 4, 4, dtype=torch.uint8)}, cached / "shard-00000.safetensors")
+    with pytest.raises(CacheError, match=r"shard-00000.safetensors: holds .*, not 3 rows of .*'latents'"):
+        LatentCache(cached, LABELS)
+
+
 FAULTS: list[tuple[Any, str]] = [
     (lambda i, x: x if i else {**x, "more": 1}, r"pairs have different extras, .*'more'"),
     (lambda i, x: x if i != 9 else {}, "pairs have different extras"),

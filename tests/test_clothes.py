@@ -18,9 +18,12 @@ from recipes.sisma import evaluate, parser, sample
 from recipes.sisma import export as export_faces
 from recipes.sisma import prepare as prepare_faces
 from recipes.sisma.arguments import UsageError
+from recipes.sisma.evaluation.images import HeldOut, Images, read_held_out
+from recipes.sisma.evaluation.measure import Metrics, NamedParser, measure_images
+from recipes.sisma.evaluation.report import _by_class
 from recipes.sisma.runs import load_config, load_run
 from ssmgen import MaskToImage
-from ssmgen.data import PreparedFolder
+from ssmgen.data import LabelSet, PreparedFolder
 from ssmgen.reading import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +182,14 @@ def test_the_other_commands_take_the_run_as_it_is(run, data, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def bucketed(data, autoencoder, run):
     """A run of two sizes."""
-    words = [*TINY[1:], "image_size=64x32,48x32", f"data={data}", f"run={run.parent / 'bucketed'}", "steps=3"]
+    words = [
+        *TINY[1:],
+        "image_size=64x32,48x32",
+        "crops=2",
+        f"data={data}",
+        f"run={run.parent / 'bucketed'}",
+        "steps=3",
+    ]
     words += [f"parser={run.parent / 'parser.safetensors'}", f"cache={run.parent / 'cache'}", "sample_every=3"]
     train.main([*words, f"autoencoder_source={autoencoder}", "lr_decay_steps=3"])
     return run.parent / "bucketed"
@@ -207,6 +217,35 @@ def test_a_run_in_buckets_is_sampled_and_measured_in_each_shape(bucketed, data, 
         sample.main([f"run={bucketed}", f"mask={tmp_path / f'{number}.png'}", f"out={tmp_path / 'out'}"])
         with Image.open(tmp_path / "out" / f"{number}--0.png") as image:
             assert image.size == size
+
+
+class Exact:
+    """A parser of images that show 80 times their label."""
+
+    def parse(self, images):
+        return ((images[:, 0] + 1) * 127.5 / 80).round().long()
+
+
+def test_images_of_several_shapes_are_compared_with_those_of_their_own():
+    masks = [torch.full(shape, label) for shape, label in (((4, 2), 0), ((2, 2), 3), ((4, 2), 1), ((4, 2), 2))]
+    images = [(80 * mask).to(torch.uint8).expand(3, -1, -1) for mask in masks]
+    labels = LabelSet("four", ("a", "b", "c", "d"), ((0, 0, 0),) * 4)
+    held_out = HeldOut(["0", "1", "2", "3"], masks, images, labels)
+    metrics = Metrics(NamedParser("exact", Exact(), 4), [], None)
+    result, parsed = measure_images(Images(held_out, images, {}, "given"), metrics, [], lambda batch: batch)
+    for key in ("mask_agreement", "ceiling", "autoencoder_ceiling"):
+        assert result[key]["pixel_accuracy"] == 1 and result[key]["n"] == 4
+    assert result["floor"]["pixel_accuracy"] == 0 and result["floor"]["n"] == 3, "the only one of its shape is left out"
+    assert [name for name, *_ in _by_class(result)] == ["a", "b", "c"], "the floor knows nothing of d"
+    assert all(torch.equal(found, mask) for found, mask in zip(parsed, masks, strict=True)), "in the order of the masks"
+    steps = (80 / 127.5, 80 / 127.5, 160 / 127.5)
+    assert result["diversity"]["other_masks"] == pytest.approx(sum(steps) / 3, rel=1e-4)
+
+
+def test_masks_that_all_differ_in_shape_are_rejected():
+    pairs = [(torch.zeros(3, size, 2, dtype=torch.uint8), torch.zeros(size, 2)) for size in (2, 3)]
+    with pytest.raises(ValueError, match="no two of the 2 unseen masks have one shape"):
+        read_held_out(pairs, 2, LabelSet("one", ("a",), ((0, 0, 0),)))
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_dim_pads_the_lines_with_tokens_that_matter():
 
 
 @pytest.mark.parametrize("name", ["zigma-debug", "usm-debug", "dim-debug"])
-def test_16_bit_weights_and_activation_checkpoints(name):
+def test_dtypes_autocast_and_activation_checkpoints(name):
     model = randomize(build(name), std=0.1)
     x, t, mask = torch.randn(2, 3, 4, 8), torch.rand(2), torch.randint(0, 19, (2, 4, 8))
     out = model(x, t, mask)
@@ -287,8 +287,12 @@ def test_16_bit_weights_and_activation_checkpoints(name):
     kept = torch.autograd.grad(model(x, t, mask).square().sum(), list(model.parameters()))
     for first, second in zip(plain, kept, strict=True):
         torch.testing.assert_close(first, second)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(x, t, mask)
     low = model.eval().bfloat16()(x.bfloat16(), t, mask)
-    assert low.dtype == torch.bfloat16 and (low.float() - out).norm() / out.norm() < 0.05
+    assert low.dtype == torch.bfloat16
+    for other in (mixed, low):
+        assert (other.float() - out).norm() / out.norm() < 0.05
     double = model.double()(x.double(), t, mask)
     assert double.dtype == torch.float64
 

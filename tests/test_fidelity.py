@@ -67,7 +67,7 @@ def test_one_run_is_sampled_in_each_way(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:width 24 is under twice")
 def test_a_step_is_timed_on_the_shapes_it_is_trained_on():
-    step_time.training_step([*TINY, "precision=auto"])()
+    step_time.whole_step(["quick", *TINY, "precision=auto"])()
 
 
 @pytest.mark.parametrize("second", ["none", "concat", "spade", "cross-attention"])

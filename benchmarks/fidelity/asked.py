@@ -71,6 +71,7 @@ class Settings:
         masks: unseen masks.
         seed: of the noise.
         guidance: scales by condition, such as ``guidance.style=1.5``. Without, the mask has the run's and the others 1.
+        guidance_start: time from which guidance acts; the run's where None. Colours are decided near the noise.
         classifier: file of the classifier of words, which is trained first if it is not there.
         name: of the result; that of the run's folder if empty.
     """
@@ -80,6 +81,7 @@ class Settings:
     masks: int = 128
     seed: int = 0
     guidance: dict[str, Any] = field(default_factory=dict)
+    guidance_start: float | None = None
     classifier: str = "runs/attributes.safetensors"
     name: str = ""
 
@@ -118,6 +120,7 @@ class Asked:
             raise UsageError(f"{run}: was trained on {config.data}; what is asked for is known of drawn faces alone")
         self.seed, count, size = settings.seed, settings.masks, config.image_size
         scale = self.pipe.recipe.sampling.guidance_scale
+        self.guidance_start = settings.guidance_start
         self.guidance = (dict(scale) if isinstance(scale, Mapping) else {"mask": scale}) | settings.guidance
         first = HELD_OUT
         targets = [(first + i, first + i) for i in range(count)]
@@ -137,7 +140,7 @@ class Asked:
     def sample(self, noise: Tensor, values: Mapping[str, Any], what: str) -> Tensor:
         """Images, uint8 ``(n, 3, h, w)``, of noise and values of the same number of items, under the run's guidance."""
         scale = {name: self.guidance[name] for name in values if name in self.guidance}
-        sampling = self.pipe.recipe.sampling.replaced(guidance_scale=scale)
+        sampling = self.pipe.recipe.sampling.replaced(guidance_scale=scale, guidance_start=self.guidance_start)
         return sample_images(self.pipe, noise, values, sampling, what)
 
     def style(self) -> dict[str, Tensor]:
@@ -263,7 +266,7 @@ def measure(settings: Settings, sheets: Path) -> dict[str, Any]:
     result["mask"] = {name: mask_agreement(parser, some, masks) for name, some in images.items()}
     result["mask"]["floor"] = mask_agreement(parser, images["neither"], masks.roll(1, dims=0))
     result["mask"]["ceiling"] = mask_agreement(parser, asked.round_trip(asked.targets.images), masks)
-    return result | {"guidance": asked.guidance, "masks": len(masks), **origin(asked.trained)}
+    return result | {"guidance": asked.guidance, "guidance_start": asked.guidance_start, "masks": len(masks), **origin(asked.trained)}
 
 
 def plain_images(run: Path, asked: Asked) -> Tensor:

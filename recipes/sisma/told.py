@@ -46,7 +46,8 @@ def told_arguments(config: Config) -> dict[str, Any]:
         add.append("style")
         found |= {"style_dropout": 0.1, "style_class_dropout": 0.1}
     if config.words:
-        conditions["words"] = {"name": "token-sequence", "width": _WORD_VECTORS["width"]}
+        # Pooled: what concerns a whole region, such as the background, need not be found by attention first.
+        conditions["words"] = {"name": "token-sequence", "width": _WORD_VECTORS["width"], "pooled": True}
         cross["words"] = {"name": "cross-attention", "num_heads": _heads(given["dim"])}
         found |= {"words_dropout": 0.1}
     return {**found, **config.model_args, "conditions": conditions, "add": add, "cross": cross}

@@ -200,10 +200,10 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
         FileNotFoundError: no such parser.
         ImportError: the solver needs a missing package; names the extra.
     """
-    multiple = autoencoder.factor * model.patch_size
+    multiple = autoencoder.factor * model.multiple
     if any(side % multiple for side in sides_of(config.size)):
         given = config.image_size
-        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder factor x patch size), got {given}")
+        raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder x model), got {given}")
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:

@@ -170,9 +170,9 @@ def upgraded(root: Path, record: dict[str, Any]) -> dict[str, Any]:
     shards = [Shard(file) for file in sorted(root.glob(PATTERN))]
     if sum(shard.count for shard in shards) != record["count"]:
         raise CacheError(f"{root}: holds {sum(s.count for s in shards)} examples, {record['count']} are recorded")
-    ends = list(accumulate(shard.count for shard in shards))
+    ends = accumulate(shard.count for shard in shards)
     entries = [
-        entry_of(shard.file, range(end - shard.count, end), shard.shapes()["latents"][1:])
+        entry_of(shard.file, range(end - shard.count, end), shard.shapes().get("latents", ())[1:])
         for shard, end in zip(shards, ends, strict=True)
     ]
     new = record | {"format": FORMAT, "extras": [], "shards": entries}

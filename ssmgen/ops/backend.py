@@ -74,6 +74,7 @@ class TorchForm:
         return self.detail
 
     def scan(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        """``y (batch, length, heads, width)`` and the last state ``(batch, heads, width, d_state)``."""
         with full_precision(inputs[0].device.type):
             return self.form(inputs)
 

@@ -102,7 +102,7 @@ class Operator(Generic[B]):
 def run_scan(
     operator: Operator[ScanBackend], inputs: Any, sequences: tuple[str, ...], order: ScanOrder | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Run a scan by the backend that is asked for, in an order: ``y`` and the last state.
+    """Run a scan by the backend that is asked for, in an order.
 
     Args:
         operator: the scan.
@@ -110,6 +110,9 @@ def run_scan(
         sequences: the names of those with a row for each token.
         order: the sequence in which the tokens are scanned; as they lie where None.
         backend: its name, or ``"auto"``.
+
+    Returns:
+        ``y``, ``(batch, length, ...)`` like the scanned sequence, and the last state.
 
     Raises:
         ValueError: an order that does not fit the sequence.

@@ -206,7 +206,6 @@ def _hilbert(lines: Tensor) -> Tensor:
     return lines.flatten()[_hilbert_places(height, width, lines.device)]
 
 
-@torch.compiler.assume_constant_result  # the recursion would not fit into a graph
 def _hilbert_places(height: int, width: int, device: torch.device) -> Tensor:
     """Row-major places in the sequence of the curve, which ends at the far end of the first line if it can.
 
@@ -216,6 +215,11 @@ def _hilbert_places(height: int, width: int, device: torch.device) -> Tensor:
     across = width % 2 == 1 and height % 2 == 0
     along, away = (1j * height, width + 0j) if across else (width + 0j, 1j * height)
     return torch.tensor([int(c.imag) * width + int(c.real) for c in _curve(0j, along, away)], device=device)
+
+
+# The recursion would not fit into a compiled graph, so its result is a constant there. torch.compiler's decorator
+# assume_constant_result sets this too, but imports the compiler, which takes longer than all of ssmgen.
+_hilbert_places._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _curve(start: complex, along: complex, away: complex) -> Iterator[complex]:

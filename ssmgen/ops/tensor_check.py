@@ -13,7 +13,7 @@ def check_tensors(
 
     Args:
         expected: each tensor and its shape, by name.
-        x: the scanned sequence.
+        x: the scanned sequence, ``(batch, length, ...)``.
         name: of ``x``.
         beside: what the shapes have to fit, for the message.
         same_dtype: the names of those that must have the dtype of ``x``.

@@ -26,20 +26,25 @@ _MEMORY = 2 * 2**30  # an allocation beyond this is an unexpected MemoryError
 
 
 class ToyPairs:
-    """A few images and masks that are drawn from their index."""
+    """A few images of two shapes, masks and texts that are drawn from their index."""
 
     labels = LABELS
 
     def __len__(self) -> int:
         return 5
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def bucket_of(self, index: int) -> int:
+        return index % 2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         g = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (3, 8, 8), generator=g, dtype=torch.uint8)
-        return image, torch.randint(0, 3, (8, 8), generator=g, dtype=torch.uint8)
+        shape = ((8, 8), (12, 4))[index % 2]
+        image = torch.randint(0, 256, (3, *shape), generator=g, dtype=torch.uint8)
+        mask = torch.randint(0, 3, shape, generator=g, dtype=torch.uint8)
+        return image, mask, {"text": torch.randn(index, 3, generator=g)}
 
     def fingerprint(self) -> str:
-        return "toy-1"
+        return "toy-2"
 
 
 def prepare(shared: Path) -> None:

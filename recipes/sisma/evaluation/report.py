@@ -137,11 +137,14 @@ def _result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """(class, generated, ceiling, floor): intersection over union of every class that occurs."""
+    """(class, generated, ceiling, floor): intersection over union of every class that occurs in all of them.
+
+    The floor has no masks that are the only ones of their shape.
+    """
     if "mask_agreement" not in result:
         return []
     parts = [result[key]["iou"] for key in ("mask_agreement", "ceiling", "floor")]
-    return [(name, *(part[name] for part in parts)) for name in parts[0]]
+    return [(name, *(part[name] for part in parts)) for name in parts[0] if all(name in part for part in parts)]
 
 
 def _extremes(images: Images, parsed: Any) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 Triton compiles these functions to machine code: a subset of Python, with its own arrays and loops. A program works on
 one chunk of one head of one image: STEPS steps, WIDTH channels and STATES states, each padded to a power of two. Dots
-take float32 operands; PRECISION is "ieee" for float32 inputs and "tf32", which keeps all bits of bfloat16 and float16
-inputs, for those.
+take float32 operands. PRECISION is "ieee" for float32 inputs, and "tf32" for 16-bit ones: it keeps all their bits, and
+as many of what is computed from them as float16 has.
 """
 
 import triton
