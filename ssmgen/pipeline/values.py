@@ -180,14 +180,14 @@ def _picture(name: str, condition: Any, given: Mapping[str, Any], context: Conte
 def _pair(picture: Any, mask: Any, name: str, mask_name: str, context: Context) -> tuple[Tensor, Any]:
     pixels = to_pixels(picture, name)
     if mask is None:
-        return _scaled(pixels, context.size), None
+        return scaled_to(pixels, context.size), None
     orders = {"palette": context.orders.get("palette", ""), "order": context.orders.get("remap", "")}
     labels = to_labels(mask, context.labels, name=mask_name, **orders)
     try:
         check_same_shape(pixels, labels)
     except ValueError as error:
         raise ValueError(f"{name} and {mask_name}: {error}") from error
-    return _scaled(pixels, context.size), _scaled(labels, context.size)
+    return scaled_to(pixels, context.size), scaled_to(labels, context.size)
 
 
 def _map(name: str, condition: Any, given: Mapping[str, Any], context: Context) -> Any:
@@ -234,8 +234,8 @@ def to_pixels(image: Any, name: str = "the image") -> Tensor:
     return pixels.cpu()
 
 
-def _scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture ``(3, h, w)`` or labels ``(h, w)`` in another size, uint8."""
+def scaled_to(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture ``(3, h, w)`` or labels ``(h, w)``, uint8, in another size (height, width), without cropping."""
     from PIL import Image
 
     if tuple(pixels.shape[-2:]) == size:
