@@ -59,6 +59,15 @@ def test_sample_reads_masks_as_the_pipeline_does(trained, tmp_path):
     with pytest.raises(ValueError, match="unknown label set 'bisenet'. Did you mean 'bisenet19'"):
         sample.main([*common, f"mask={tmp_path / 'own.png'}", "remap=bisenet"])
     assert not (out / "wide--0.png").exists()
+    sample.main([*common, f"mask={tmp_path / 'wide.png'}", "size=48x96"])
+    assert read_image(out / "wide--0.png").shape == (3, 48, 96)
+    for size, message in (
+        ("48x90", "image_size must be a multiple of 8"),
+        ("48x96,64", "give one size"),
+        ("x", "side"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample.main([*common, f"mask={tmp_path / 'wide.png'}", f"size={size}"])
 
 
 def test_images_of_two_masks_never_have_one_name(trained, tmp_path):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recipes.sisma.arguments import from_file
+from recipes.sisma.arguments import UsageError, from_file
 from recipes.sisma.pairs import load_autoencoder
-from recipes.sisma.presets import Config
+from recipes.sisma.presets import Config, checked_size, size_of
 from recipes.sisma.reading import read_json
 from recipes.sisma.told import text_encoders, told_arguments
 from ssmgen import MaskToImage, Sampling, build
@@ -119,7 +119,7 @@ def as_pipeline(
         model=config.model,
         model_args=model_arguments(config, autoencoder, labels),
         autoencoder=autoencoder.name,
-        image_size=config.size[0] if isinstance(config.size, list) else config.size,
+        image_size=config.size,
         labels=labels,
         sampling=replace(config.sampling, guidance_scale=own_scale(config.sampling.guidance_scale, model)),
         objective=config.objective,
@@ -129,12 +129,18 @@ def as_pipeline(
     return MaskToImage(model, autoencoder, recipe)
 
 
-def in_shape(pipe: MaskToImage, mask: Tensor) -> MaskToImage:
-    """A pipeline with the same model for images of the shape of a mask ``(..., height, width)``."""
-    size = int(mask.shape[-2]), int(mask.shape[-1])
-    if size == pipe.recipe.size:
+def resized(pipe: MaskToImage, size: str) -> MaskToImage:
+    """The pipeline for images of a ``size=`` of the command line, such as ``192x96``; empty keeps its own.
+
+    Raises:
+        UsageError: not one size.
+        ValueError: not a multiple of what the model needs.
+    """
+    if not size:
         return pipe
-    return MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=size), card=pipe.card)
+    if "," in size:
+        raise UsageError(f"size={size}: give one size, such as 192x96")
+    return pipe.resized(size_of(checked_size(size)))
 
 
 @dataclass

@@ -30,7 +30,6 @@ from recipes.sisma.runs import (
     all_processes,
     as_pipeline,
     check_writable,
-    in_shape,
     load_config,
     new_model,
     save_config,
@@ -320,7 +319,7 @@ class _Sheets:
         for places, masks in by_shape(self.masks):
             seeds = [self.seeds[place][column] for place in places for column in range(_SHEET_SAMPLES)]
             given = {"seed": seeds, "num_images": _SHEET_SAMPLES, "output_type": "uint8"}
-            images = in_shape(pipe, masks)(masks.long(), **given).unflatten(0, (-1, _SHEET_SAMPLES))
+            images = pipe(masks.long(), **given).unflatten(0, (-1, _SHEET_SAMPLES))
             for place, group in zip(places, images, strict=True):
                 groups[place] = group
         save_mask_sheet(file, self.masks, groups, self.real, self.labels)

@@ -27,7 +27,7 @@ def check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
         if getattr(conditions.get(name), "takes", "") != "text":
             raise ValueError(f"text_encoders: the model has no condition {name!r} that takes text")
     side = autoencoder.factor * getattr(model, "multiple", 1)
-    if any(each % side for each in recipe.size):
+    if any(each % side for size in recipe.sizes for each in size):
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
 
 
@@ -37,16 +37,23 @@ def crop_to(size: tuple[int, int]) -> str:
     return "crop it to a square" if height == width else f"crop it to the aspect ratio of {height} x {width}"
 
 
-def check_shape(labels: Tensor, size: tuple[int, int], name: str) -> None:
-    """Reject labels ``(..., h, w)`` whose aspect ratio is not that of ``size``, up to a pixel; a square must be one.
+def check_shape(labels: Tensor, size: tuple[int, int], name: str, most: float = 0.02, hint: str = "") -> None:
+    """Reject labels or numbers ``(..., h, w)`` whose aspect ratio is not about that of a size (height, width).
+
+    Args:
+        labels: what is to be resized.
+        size: the size that it gets.
+        name: what messages call it.
+        most: by which part the aspect ratios may differ; of a rectangle also by a pixel.
+        hint: what else can be done about it.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: the aspect ratios differ by more.
     """
     height, width = labels.shape[-2:]
-    tolerance = 0 if size[0] == size[1] else max(size)
-    if abs(height * size[1] - width * size[0]) > tolerance:
-        raise ValueError(f"{name} is {height} x {width} (height x width): {crop_to(size)}")
+    off = abs(height * size[1] - width * size[0])
+    if off > most * height * size[1] and (size[0] == size[1] or off > max(size)):
+        raise ValueError(f"{name} is {height} x {width} (height x width): {crop_to(size)}{hint}")
 
 
 def check_device(device: Any) -> None:
@@ -70,3 +77,32 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
     """Reject noise that is not ``(images, channels, height, width)`` of this shape, by a `ValueError`."""
     if tuple(noise.shape) != shape:
         raise ValueError(f"noise must be {shape}, one per image, got {tuple(noise.shape)}")
+
+
+def check_counts(output_type: str, num_images: int, batch_size: int) -> None:
+    """Reject an unknown ``output_type`` and counts below 1, by a `ValueError`."""
+    check_output_type(output_type)
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
+
+
+def check_same_size(maps: Sequence[Tensor]) -> None:
+    """Reject label maps ``(h, w)`` of one call that got different sizes, by a `ValueError`."""
+    for i, each in enumerate(maps, 1):
+        if each.shape != maps[0].shape:
+            one, first = (f"{height} x {width}" for height, width in (each.shape, maps[0].shape))
+            raise ValueError(
+                f"mask 1 gets the size {first} and mask {i} {one}: call the pipeline once for each shape, or give size="
+            )
+
+
+def as_size(size: int | Sequence[int]) -> int | tuple[int, int]:
+    """A side, or ``(height, width)``; a square is a side.
+
+    Raises:
+        ValueError: neither.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be a side or (height, width), got {size!r}")
+    return sides[0] if sides[0] == sides[1] else sides

@@ -41,10 +41,11 @@ def edit(
 
     Args:
         pipe: the pipeline that redraws.
-        image: a path, a PIL image, or uint8 ``(3, size, size)``, of the model's size.
+        image: a path, a PIL image, or uint8 ``(3, height, width)``, of the model's size, or of the one of several sizes
+            that suits the mask. For another one: ``edit(pipe.resized(size), ...)``.
         mask: the mask of the image, see `MaskToImage`.
         new_mask: the mask of the edited image.
-        region: bool ``(size, size)``, where the image may change; where the masks differ if None.
+        region: bool ``(height, width)``, where the image may change; where the masks differ if None.
         margin: pixels by which the region is widened.
         start: ``"noise"`` or ``"inversion"``, which samples without guidance.
         seed: seed of the new noise.
@@ -62,7 +63,8 @@ def edit(
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
     check_output_type(options.get("output_type", "pil"), ("pil", "np", "pt"))
-    given = _Options(pipe, edit, options)
+    given = _Options(pipe, edit, options, mask)
+    pipe = given.pipe
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     old = pipe.labels_of(mask, **given.orders)
     new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
@@ -104,7 +106,8 @@ def variations(
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    given = _Options(pipe, variations, options, num_images)
+    given = _Options(pipe, variations, options, mask, num_images)
+    pipe = given.pipe
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, **given.orders)
     grid = shifted_grid(given.sampling.steps, given.sampling.shift)
@@ -134,6 +137,8 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
         raise ValueError(f"count must be at least 2, got {count}")
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or checked_seed(seeds[0]) == checked_seed(seeds[1]):
         raise ValueError(f"seeds must be two different ones, got {seeds}")
+    orders = {name: settings.get(name, "") for name in ("palette", "remap")}
+    pipe = pipe.resized(settings.pop("size", None)).fitted(mask, **orders)
     first, last = initial_noise(list(seeds), pipe.latent_size)
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))
     parts = [torch.sin((1 - s) * angle) * first + torch.sin(s * angle) * last for s in torch.linspace(0, 1, count)]
@@ -144,20 +149,21 @@ class _Options:
     """The options of a `MaskToImage` call that `edit` and `variations` share, and sampling with them."""
 
     def __init__(
-        self, pipe: MaskToImage, call: Callable[..., Any], options: Mapping[str, Any], images: int = 1
+        self, pipe: MaskToImage, call: Callable[..., Any], options: Mapping[str, Any], mask: Any, images: int = 1
     ) -> None:
         known = [*keywords(call), *_OPTIONS, *SETTINGS]
         settings, told = divided_keywords(call.__name__, options, known, pipe.sampler.conditions)
         own = {name: settings.pop(name) for name in _OPTIONS if name in settings}
-        self.pipe, self.output_type, self.callback = pipe, own.get("output_type", "pil"), own.get("callback")
+        self.output_type, self.callback = own.get("output_type", "pil"), own.get("callback")
         check_output_type(self.output_type)
         self.orders: dict[str, Any] = {name: own.get(name, "") for name in ("palette", "remap")}
         self.sampling = (own.get("sampling") or pipe.recipe.sampling).replaced(**settings)
         plan(self.sampling.guidance_scale, ["mask", *(told.keys() & pipe.sampler.conditions)], pipe.sampler.conditions)
-        self.values: dict[str, Any] = pipe.values_of(told, images, **self.orders)
+        self.pipe = pipe.fitted(mask, **self.orders)
+        self.values: dict[str, Any] = self.pipe.values_of(told, images, **self.orders)
 
     def sample(self, x: Tensor, labels: Tensor, objective: Any = None, **options: Any) -> Tensor:
-        """Latents of one mask ``(size, size)``."""
+        """Latents of one mask ``(height, width)``."""
         how = {"objective": objective or self.pipe.objective, "progress": self.callback, **options}
         return self.pipe.sampler(x, labels[None], self.sampling, **self.values, **how)
 

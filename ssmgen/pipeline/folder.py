@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssmgen.atomic import whole_folder, written_for
+from ssmgen.data.buckets import check_buckets
 from ssmgen.data.labels import LabelSet
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.reading import read_json
@@ -23,7 +24,7 @@ from ssmgen.solvers import Solver
 from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
 
 _LARGEST_SIDE = 2**14
-_FORMAT = 2  # 1 had no objective, which was flow matching
+_FORMAT = 3  # 1 had no objective, which was flow matching; 2 had one size, and no text encoders
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parents[1] / "pretrained"
 #: The dtypes of saved weights by name, as `MaskToImage.save_pretrained` takes them.
@@ -38,7 +39,8 @@ class Recipe:
         model: registered name of the model.
         model_args: keyword arguments to build it with.
         autoencoder: registered name of its autoencoder.
-        image_size: side of the square images in pixels, or ``(height, width)``.
+        image_size: side of the square images in pixels, ``(height, width)``, or a list of several of these, the buckets
+            that it was trained in.
         labels: classes of its masks.
         sampling: settings of sampling where a call gives none; a mapping of some of them will do.
         about: one line on what the model was trained on and can do.
@@ -54,7 +56,7 @@ class Recipe:
     model: str
     model_args: dict[str, Any]
     autoencoder: str
-    image_size: int | tuple[int, int]
+    image_size: int | tuple[int, int] | list[tuple[int, int]]
     labels: LabelSet
     sampling: Sampling = Sampling()
     about: str = ""
@@ -78,16 +80,27 @@ class Recipe:
     @property
     def title(self) -> str:
         """The model and its image size, such as ``sisma-s, 128 x 128``."""
-        return f"{self.model}, {self.size[0]} x {self.size[1]}"
+        return f"{self.model}, {' or '.join(f'{height} x {width}' for height, width in self.sizes)}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        """(height, width) of the images in pixels; of several sizes, the first."""
+        return self.sizes[0]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """All sizes (height, width) in pixels that it was trained in."""
+        if isinstance(self.image_size, list):
+            return self.image_size
+        return [self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)]
 
 
-def _checked_size(size: Any) -> int | tuple[int, int]:
-    """The side of a square, or another ``(height, width)``; JSON has it as a list."""
+def _checked_size(size: Any) -> int | tuple[int, int] | list[tuple[int, int]]:
+    """The side of a square, another ``(height, width)``, or several of these; JSON has all of them as lists."""
+    if isinstance(size, list | tuple) and size and all(isinstance(each, list | tuple) for each in size):
+        several = [(each, each) if isinstance(each, int) else each for each in map(_checked_size, size)]
+        check_buckets(several)  # type: ignore[arg-type]
+        return several if len(several) > 1 else _checked_size(several[0])  # type: ignore[return-value]
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST_SIDE for side in sides):
         raise ValueError(f"image_size must be 1 to {_LARGEST_SIDE} pixels, got {size!r}")
@@ -171,8 +184,9 @@ def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
         autoencoder.save(folder / _AUTOENCODER)
     folder.joinpath(_CARD).write_text(card, encoding="utf-8")
     content = {"format": _FORMAT, **asdict(recipe)}
-    if not recipe.text_encoders:  # earlier versions do not know them
+    if not recipe.text_encoders:
         del content["text_encoders"]
+        content["format"] = _FORMAT if len(recipe.sizes) > 1 else 2  # what earlier versions can read, they should
     if plugins := _plugins_of(recipe):
         content["plugins"] = plugins
     folder.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

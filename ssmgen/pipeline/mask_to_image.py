@@ -1,12 +1,15 @@
 """Images from masks: a trained model with its autoencoder, labels and settings as one object."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ssmgen.data.buckets import nearest_bucket
 from ssmgen.data.images import to_pil
 from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
@@ -14,7 +17,16 @@ from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID, hub_library
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
-from ssmgen.pipeline.checks import check_device, check_fit, check_noise, check_output_type, check_shape, crop_to
+from ssmgen.pipeline.checks import (
+    as_size,
+    check_counts,
+    check_device,
+    check_fit,
+    check_noise,
+    check_same_size,
+    check_shape,
+    crop_to,
+)
 from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
 from ssmgen.pipeline.values import Context, divided_keywords, part_of, prepared_values, text_encoder_of, to_pixels
 from ssmgen.precision import sampling_dtype
@@ -166,6 +178,7 @@ class MaskToImage:
         *,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
+        size: int | tuple[int, int] | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
         palette: str | LabelSet = "",
@@ -182,6 +195,7 @@ class MaskToImage:
                 `label_maps`; resized by nearest neighbour.
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
+            size: side or (height, width) of the images if not the recipe's, see `resized`.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
             output_type: ``"pil"`` for a list; ``"np"`` ``(n, H, W, 3)`` and ``"pt"`` ``(n, 3, H, W)`` for float32 in
                 [0, 1]; ``"uint8"`` ``(n, 3, H, W)``; ``"latent"`` for latents ``(n, c, h, w)``.
@@ -201,18 +215,17 @@ class MaskToImage:
         Warns:
             UserWarning: the ids of a mask look like another order of the same classes, see ``remap``.
         """
-        check_output_type(output_type)
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
+        check_counts(output_type, num_images, batch_size)
         settings, told = divided_keywords("MaskToImage", settings, [*_KEYWORDS, *SETTINGS], self.sampler.conditions)
         sampling = (sampling or self.recipe.sampling).replaced(**settings)
         plan(sampling.guidance_scale, ["mask", *(told.keys() & self.sampler.conditions)], self.sampler.conditions)
-        masks = self.label_maps(mask, palette=palette, remap=remap)
+        masks = self.resized(size).label_maps(mask, palette=palette, remap=remap)
+        pipe = self.resized(masks.shape[-2:])
         count = len(masks) * num_images
-        x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
-        check_noise(x0, (count, *self.latent_size))
+        x0 = initial_noise(image_seeds(seed, count), pipe.latent_size) if noise is None else noise
+        check_noise(x0, (count, *pipe.latent_size))
         values: dict[str, Any] = {"mask": masks.repeat_interleave(num_images, dim=0) if len(masks) > 1 else masks}
-        values |= self.values_of(told, count, palette=palette, remap=remap)
+        values |= pipe.values_of(told, count, palette=palette, remap=remap)
         how = {"sampling": sampling, "objective": self.objective, "progress": callback}
         return self._images(x0, values, how, batch_size, output_type)
 
@@ -228,9 +241,33 @@ class MaskToImage:
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
+    def resized(self, size: int | Sequence[int] | None) -> Self:
+        """This pipeline for images of another size, which shares the model.
+
+        A model is best at the sizes it was trained in. It can make others, if their number of pixels is similar.
+
+        Args:
+            size: side or (height, width) in pixels; None keeps the recipe's size or sizes.
+
+        Raises:
+            ValueError: a size that is not a multiple of the autoencoder's factor times the patch size.
+        """
+        if size is None or self.recipe.image_size == as_size(size):
+            return self
+        other = copy.copy(self)
+        other.recipe = replace(self.recipe, image_size=as_size(size))
+        check_fit(self.model, self.autoencoder, other.recipe)
+        return other
+
+    def fitted(self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Self:
+        """This pipeline for the size that a mask gets, if the recipe has several; arguments as of `labels_of`."""
+        if len(self.recipe.sizes) == 1:
+            return self
+        return self.resized(self.labels_of(mask, palette=palette, remap=remap).shape)
+
     @property
     def latent_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a latent."""
+        """(channels, height, width) of a latent; of a recipe with several sizes, of the first."""
         height, width = (side // self.autoencoder.factor for side in self.recipe.size)
         return self.autoencoder.channels, height, width
 
@@ -296,11 +333,16 @@ class MaskToImage:
         if not len(masks):
             raise ValueError("the list of masks is empty: give at least one mask")
         listed = [(f"mask {i} of {len(masks)}", one) for i, one in enumerate(masks, 1)]
-        return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
+        maps = [self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed]
+        check_same_size(maps)
+        return torch.stack(maps)
 
     def _resized(self, labels: Tensor, name: str) -> Tensor:
-        size = self.recipe.size
-        check_shape(labels, size, name)
+        """Labels ``(n, h, w)`` in the recipe's size, or in the one of several that has the nearest aspect ratio."""
+        sizes, own = self.recipe.sizes, (int(labels.shape[-2]), int(labels.shape[-1]))
+        size = own if own in sizes else sizes[nearest_bucket(own, sizes)]
+        several = {"most": 0.1} if len(sizes) > 1 else {}
+        check_shape(labels, size, name, hint=", or give size= of its shape", **several)
         return nn.functional.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
 
     def encode(self, image: Any) -> Tensor:
