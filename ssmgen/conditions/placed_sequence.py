@@ -56,7 +56,6 @@ class PlacedSequence(Placed, TokenSequence):
         self.classes, self.placed_by, self.patch_size = num_classes, placed_by, patch_size
         self.embedding = nn.Parameter(0.02 * torch.randn(num_classes, dim))
         self.attention = CrossAttention(dim, _heads(dim) if num_heads is None else num_heads)
-        self.outside = nn.Parameter(torch.zeros(dim))
 
     def signal(self, given: Mapping[str, Tensor], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
         """Tokens on the grid of the new image, and the pooled vector if asked for; see `TokenSequence.signal`.
@@ -72,8 +71,8 @@ class PlacedSequence(Placed, TokenSequence):
         answers = self.attention(asking, [self.attention.condition(said, (self.classes, 1))], (self.classes, 1))
         codes = asking + answers
         if keep is not None:
-            codes = torch.where(keep.view(-1, 1, 1), codes, self.outside.to(codes.dtype))
-        return Signal(self.placed_codes(codes, self.outside, given.get("target"), grid), grid, said.vector)
+            codes = torch.where(keep.view(-1, 1, 1), codes, self.nothing.to(codes.dtype))
+        return Signal(self.placed_codes(codes, self.nothing, given.get("target"), grid), grid, said.vector)
 
 
 def _heads(dim: int) -> int:
