@@ -58,12 +58,15 @@ class PlacedSequence(Placed, TokenSequence):
         self.attention = CrossAttention(dim, _heads(dim) if num_heads is None else num_heads)
 
     def signal(self, given: Mapping[str, Tensor], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
-        """Tokens on the grid of the new image, and the pooled vector if asked for; see `TokenSequence.signal`.
+        """Tokens ``(b, h w, d)`` on the grid of the new image, and the pooled vector if asked for.
 
         Args:
             given: ``tokens`` and ``lengths``, and ``target``: the mask of the new image, see `Placed.placed_codes`.
             size: (height, width) of the latent of the new image.
             keep: see `Condition`.
+
+        Raises:
+            TypeError, ValueError: see `TokenSequence.signal` and `Placed.placed_codes`.
         """
         grid = self.grid_of(size)
         said = super().signal({name: given[name] for name in given if name != "target"}, size, keep)
