@@ -65,6 +65,10 @@ VALUES: dict[str, Callable[[Any, tuple[int, int]], Value]] = {
     "class-label": lambda each, size: labels(each.num_labels, ()),
     "dense-map": lambda each, size: maps(each.channels, (size[0] * each.scale, size[1] * each.scale)),
     "token-sequence": lambda each, size: tokens(width=each.width)[:, :1],  # padded ones: test_token_sequence.py
+    "placed-sequence": lambda each, size: {
+        **{"tokens": tokens(width=each.width), "lengths": torch.tensor([4, 15, 1])},
+        "target": labels(5, (2 * size[0], 2 * size[1])),
+    },
     "style-image": lambda each, size: {"latents": maps(each.in_channels, (4, 6)), "mask": labels(5, (8, 12))},
 }
 

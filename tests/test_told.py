@@ -29,7 +29,7 @@ def test_a_model_keeps_what_it_had(name):
     model, before = new_model(config, autoencoder), model_arguments(plain, autoencoder)
     assert list(model.conditions) == ["mask", "style", "words"] and "cross" not in before
     assert ("cross_mamba" in model.blocks[0].condition_of) == (name == "sisma-mini")
-    assert set(model.add) == {"mask", "style"}
+    assert set(model.add) == {"mask", "style", "words"}
     assert model.conditions["style"].dropout == 0.1 and model.conditions["style"].classes == 19
 
 

@@ -266,7 +266,8 @@ def measure(settings: Settings, sheets: Path) -> dict[str, Any]:
     result["mask"] = {name: mask_agreement(parser, some, masks) for name, some in images.items()}
     result["mask"]["floor"] = mask_agreement(parser, images["neither"], masks.roll(1, dims=0))
     result["mask"]["ceiling"] = mask_agreement(parser, asked.round_trip(asked.targets.images), masks)
-    return result | {"guidance": asked.guidance, "guidance_start": asked.guidance_start, "masks": len(masks), **origin(asked.trained)}
+    guided = {"guidance": asked.guidance, "guidance_start": asked.guidance_start}
+    return result | guided | {"masks": len(masks), **origin(asked.trained)}
 
 
 def plain_images(run: Path, asked: Asked) -> Tensor:

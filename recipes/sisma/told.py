@@ -23,7 +23,6 @@ from ssmgen.training import derived_seed
 
 # The frozen encoder of words: a fixed vector for each.
 _WORD_VECTORS = {"name": "word-vectors", "width": 64, "max_length": 20}
-_HEAD = 32  # width of an attention head
 _BATCH = 16
 
 
@@ -34,23 +33,23 @@ def check_told(config: Config) -> None:
 
 
 def told_arguments(config: Config) -> dict[str, Any]:
-    """Arguments of the model that make it read a style, added at the input, and words, by cross-attention."""
+    """Arguments of the model that make it read a style, and words, both added at the input where the mask says."""
     if not (config.style or config.words):
         return {}
     given = find(config.model, "model").defaults | config.model_args
     conditions = dict(given.get("conditions") or {"mask": "label-map"})
-    add, cross = list(given.get("add", ())), dict(given.get("cross") or {})
+    add = list(given.get("add", ()))
     found: dict[str, Any] = {}
     if config.style:
         conditions["style"] = {"name": "style-image", "placed_by": "mask"}
         add.append("style")
         found |= {"style_dropout": 0.1, "style_class_dropout": 0.1}
     if config.words:
-        # Pooled: what concerns a whole region, such as the background, need not be found by attention first.
-        conditions["words"] = {"name": "token-sequence", "width": _WORD_VECTORS["width"], "pooled": True}
-        cross["words"] = {"name": "cross-attention", "num_heads": _heads(given["dim"])}
+        # Placed: which words concern a region need not be found again in every block, at every step.
+        conditions["words"] = {"name": "placed-sequence", "width": _WORD_VECTORS["width"], "placed_by": "mask"}
+        add.append("words")
         found |= {"words_dropout": 0.1}
-    return {**found, **config.model_args, "conditions": conditions, "add": add, "cross": cross}
+    return {**found, **config.model_args, "conditions": conditions, "add": add}
 
 
 def text_encoders(config: Config) -> dict[str, Spec]:
@@ -86,7 +85,3 @@ def training_words(attributes: Mapping[str, int], seed: int, index: int, draw: i
     part = rng.random() < 0.5
     told = {name: value for name, value in attributes.items() if not part or rng.random() < 0.5}
     return {name: each[0] for name, each in words_of_sentences([sentence(told)]).items()}
-
-
-def _heads(dim: int) -> int:
-    return next(heads for heads in range(max(1, dim // _HEAD), 0, -1) if dim % heads == 0)

@@ -5,6 +5,7 @@ from ssmgen.conditions.condition import Condition
 from ssmgen.conditions.dense_map import DenseMap
 from ssmgen.conditions.label_map import LabelMap, OneHotMap
 from ssmgen.conditions.maps import MapCondition
+from ssmgen.conditions.placed_sequence import PlacedSequence
 from ssmgen.conditions.style_image import StyleImage
 from ssmgen.conditions.token_sequence import TokenSequence
 from ssmgen.nn.signal import Signal
@@ -16,6 +17,7 @@ __all__ = [
     "LabelMap",
     "MapCondition",
     "OneHotMap",
+    "PlacedSequence",
     "Signal",
     "StyleImage",
     "TokenSequence",

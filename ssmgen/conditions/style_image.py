@@ -4,7 +4,7 @@ Letters: b batch, c channels, h x w latent of the style picture, H x W its mask,
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssmgen.conditions.condition import Condition
+from ssmgen.conditions.placing import Placed, class_shares
 from ssmgen.nn.mask_encoder import check_label_map
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
 
 @register("condition", "style-image")
-class StyleImage(Condition):
+class StyleImage(Placed, Condition):
     """The style of another picture, from its latents and its own mask (after SEAN, arXiv 1911.12861, section 3.1).
 
     A value is ``{"latents": (b, c, h, w), "mask": (b, H, W)}`` of any size, whose mask has a whole number of label
@@ -103,37 +104,9 @@ class StyleImage(Condition):
         if self.placed_by is None:
             some = present.any(1, keepdim=True)  # a sequence without a valid token would leave attention undefined
             return Signal(codes, None, vector, valid=present | ~some)
-        if size is None:
-            raise ValueError("placed style codes need size=(height, width) of the latent")
-        grid = size[0] // self.patch_size, size[1] // self.patch_size
-        return Signal(self._placed(codes, given.get("target"), grid), grid, vector)
-
-    def placed(self, value: Mapping[str, Tensor], target: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        """A value with the mask of the new image, all of one batch. Where ``keep`` is False, the mask has no class.
-
-        Args:
-            value: see `signal`.
-            target: labels ``(b, H', W')`` or one-hot ``(b, k, H', W')``.
-            keep: ``(b,)`` bool of the target; None keeps all.
-
-        Raises:
-            ValueError: one style per item and another number of masks.
-        """
-        if keep is not None:
-            kept = keep.view(-1, *[1] * (target.dim() - 1))
-            target = target.to(keep.device)
-            target = torch.where(kept, target.long(), self.classes) if target.dim() == 3 else target * kept
-        whole = {**value, "target": target}
-        batch = max(len(each) for each in whole.values())
-        return {name: each.expand(batch, *each.shape[1:]) if len(each) == 1 else each for name, each in whole.items()}
-
-    def check_placing(self, other: Any) -> None:
-        """Reject a label map of other classes, by a `ValueError`."""
-        if other.num_classes != self.classes:
-            raise ValueError(
-                f"a style of {self.classes} classes cannot be placed by {self.placed_by!r}, which has "
-                f"{other.num_classes}"
-            )
+        grid = self.grid_of(size)
+        tokens = self.placed_codes(codes, self.nothing, given.get("target"), grid)
+        return Signal(tokens, grid, vector)
 
     def _checked(self, given: Mapping[str, Tensor]) -> Tensor:
         """The latents; everything given is checked."""
@@ -185,39 +158,6 @@ class StyleImage(Condition):
             drawn = torch.rand(len(present) * processes, present.shape[1], device=present.device)[rank::processes]
             present = present & (drawn >= self.class_dropout)
         return torch.where(present.unsqueeze(2), codes, self.nothing.to(codes.dtype)), present
-
-    def _placed(self, codes: Tensor, target: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """The codes on a grid ``(b, tokens, d)``; null where the target has no class."""
-        nothing = self.nothing.to(codes.dtype)
-        if target is None:
-            return nothing.expand(codes.shape[0], grid[0] * grid[1], -1)
-        check_label_map(target, self.classes + (target.dim() == 3), 1)
-        if target.shape[-2] % grid[0] or target.shape[-1] % grid[1]:
-            raise ValueError(
-                f"the mask that places a style has sides of {target.shape[-2]} x {target.shape[-1]}, which a grid of "
-                f"{grid[0]} x {grid[1]} tokens does not divide"
-            )
-        return nothing + class_shares(target, grid, self.classes).to(codes.dtype) @ (codes - nothing)
-
-
-def class_shares(mask: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """The share of each class in each cell of a grid.
-
-    Args:
-        mask: integer labels ``(b, H, W)``, where the label ``num_classes`` belongs to no class, or one-hot classes
-            ``(b, num_classes, H, W)``.
-        grid: (height, width) in cells, which divide the mask's.
-        num_classes: classes.
-
-    Returns:
-        ``(b, cells, num_classes)`` float32, row-major.
-    """
-    if mask.dim() == 4:
-        return rearrange(F.adaptive_avg_pool2d(mask.float(), grid), "b k h w -> b (h w) k")
-    cells = rearrange(mask.long(), "b (h p) (w q) -> b (h w) (p q)", h=grid[0], w=grid[1])
-    counts = torch.zeros(*cells.shape[:2], num_classes + 1, device=mask.device)
-    counts = counts.scatter_add(2, cells, torch.ones_like(cells, dtype=counts.dtype))
-    return counts[..., :num_classes] / cells.shape[2]
 
 
 def _moments(latents: Tensor, shares: Tensor) -> Tensor:
