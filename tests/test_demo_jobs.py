@@ -112,6 +112,7 @@ def test_words_and_a_style_are_the_pipelines_own_and_the_zip_repeats_them(told, 
     assert (told.texts, told.styles, told.scaled) == (["words"], ["style"], ["words", "style"])
     _, plain = finished(told.generate(mask, told.checked(*CONTROLS, "", None, *SCALES)))
     assert plain.settings["guidance_scale"] == {"mask": 1.0}, "what is not given is not guided"
+    assert told.checked(*CONTROLS, "  ", None, *SCALES).told == {}, "blanks are no text"
     request = told.checked(*CONTROLS, " black  hair ", style, *SCALES)
     _, pictures = finished(told.generate(mask, request))
     assert not torch.equal(pictures.images, plain.images)

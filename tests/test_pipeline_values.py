@@ -151,6 +151,12 @@ class NoSampling:
         raise AssertionError("sampling began")
 
 
+def test_the_card_shows_how_each_condition_is_given(pipe):
+    said = 'words="...", style="style.png", style_mask="style-mask.png", kind=0, edges=array, seed=0)'
+    assert f'pipe("mask.png", {said}' in pipe.card
+    assert 'pipe("mask.png", seed=0)' in random_pipe().card
+
+
 def test_a_model_of_masks_alone_takes_no_words():
     with pytest.raises(TypeError, match="MaskToImage takes no 'words'"):
         random_pipe()(torch.zeros(32, 32, dtype=torch.long), words="a hat")

@@ -56,6 +56,14 @@ def check_shape(labels: Tensor, size: tuple[int, int], name: str, most: float = 
         raise ValueError(f"{name} is {height} x {width} (height x width): {crop_to(size)}{hint}")
 
 
+def is_stack(masks: Any) -> bool:
+    """Whether these are ids of several masks in one tensor ``(n, h, w)``, and not the colours of one mask."""
+    if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
+        return False
+    ids = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
+    return ids and not (masks.dtype == torch.uint8 and 3 in (masks.shape[0], masks.shape[-1]))
+
+
 def check_device(device: Any) -> None:
     """Raise a ValueError with torch's reason if it cannot use a device here, before any part of a model is moved."""
     try:

@@ -16,7 +16,7 @@ from torch import nn
 from ssmgen.atomic import whole_folder, written_for
 from ssmgen.data.buckets import check_buckets
 from ssmgen.data.labels import LabelSet
-from ssmgen.hub import HUB_ID, download_folder
+from ssmgen.hub import HUB_ID, download_folder, hub_library
 from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names, plugin_of
 from ssmgen.sampling import Sampling
@@ -176,6 +176,20 @@ def write_folder(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
         for part in (_WEIGHTS, _AUTOENCODER, _CARD, _CONFIG):
             if partial.joinpath(part).exists():
                 os.replace(partial / part, folder / part)
+
+
+def upload(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder to a repository on the hub, which is created if it does not exist; the address of the commit.
+
+    Raises:
+        OSError: it failed.
+    """
+    try:
+        huggingface_hub = hub_library()
+        huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=str(folder)))
+    except Exception as error:  # the hub, the HTTP library and the file system each raise their own
+        raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
 
 
 def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:

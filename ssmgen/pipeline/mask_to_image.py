@@ -14,7 +14,7 @@ from ssmgen.data.images import to_pil
 from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
 from ssmgen.guidance import plan
-from ssmgen.hub import HUB_ID, hub_library
+from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.pipeline.checks import (
@@ -26,9 +26,18 @@ from ssmgen.pipeline.checks import (
     check_same_size,
     check_shape,
     crop_to,
+    is_stack,
 )
-from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
-from ssmgen.pipeline.values import Context, divided_keywords, part_of, prepared_values, text_encoder_of, to_pixels
+from ssmgen.pipeline.folder import Recipe, locate, read_folder, upload, write_folder
+from ssmgen.pipeline.values import (
+    Context,
+    divided_keywords,
+    examples_of,
+    part_of,
+    prepared_values,
+    text_encoder_of,
+    to_pixels,
+)
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import explained, keywords, make
 from ssmgen.sampling import SETTINGS, Sampler, Sampling, in_dtype
@@ -62,9 +71,10 @@ class MaskToImage:
         self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self.card = card or model_card(recipe.title, recipe.about, recipe.labels)
         self.objective = make(recipe.objective)
         self.sampler = Sampler(self.model)
+        told = examples_of(self.sampler.conditions)
+        self.card = card or model_card(recipe.title, recipe.about, recipe.labels, told=told)
         self._text_encoders: dict[str, TextEncoder] = {}
 
     def __repr__(self) -> str:
@@ -131,12 +141,7 @@ class MaskToImage:
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
             Path(name, "README.md").write_text((card or self.card).replace(NAME, repository), encoding="utf-8")
-            try:
-                huggingface_hub = hub_library()
-                huggingface_hub.create_repo(repository, private=private, exist_ok=True)
-                return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
-            except Exception as error:  # the hub, the HTTP library and the file system each raise their own
-                raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
+            return upload(Path(name), repository, private)
 
     @property
     def device(self) -> torch.device:
@@ -325,10 +330,10 @@ class MaskToImage:
                 uint8 tensor whose first or last size is 3 is one mask of colours: convert ids to int64.
             palette, remap: see `__call__`.
         """
-        if _is_stack(masks) and not palette and not remap:
+        if is_stack(masks) and not palette and not remap:
             check_labels(masks, len(self.recipe.labels), where="the masks")
             return self._resized(masks.cpu().to(torch.uint8), "each mask")
-        if not isinstance(masks, list | tuple) and not _is_stack(masks):
+        if not isinstance(masks, list | tuple) and not is_stack(masks):
             return self.labels_of(masks, palette=palette, remap=remap)[None]
         if not len(masks):
             raise ValueError("the list of masks is empty: give at least one mask")
@@ -371,14 +376,6 @@ class MaskToImage:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``(n, c, h, w)`` to images ``(n, 3, height, width)`` in [0, 1]."""
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
-
-
-def _is_stack(masks: Any) -> bool:
-    """Whether these are ids of several masks in one tensor, and not the colours of one mask."""
-    if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
-        return False
-    ids = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
-    return ids and not (masks.dtype == torch.uint8 and 3 in (masks.shape[0], masks.shape[-1]))
 
 
 #: What a call takes by name besides settings of sampling and values of conditions.

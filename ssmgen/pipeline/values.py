@@ -52,6 +52,18 @@ def keywords_of(conditions: Mapping[str, Any]) -> list[str]:
     return names + [name + _MASK for name in names if _by_regions(conditions[name])]
 
 
+def examples_of(conditions: Mapping[str, Any]) -> list[str]:
+    """An example of each keyword of `keywords_of`, for a model card."""
+    given = {"text": '"..."', "picture": '"style.png"', "label": "0", "map": "array"}
+    found = []
+    for name, condition in conditions.items():
+        if getattr(condition, "takes", "value") in given:
+            found.append(f"{name}={given[condition.takes]}")
+        if _by_regions(condition):
+            found.append(f'{name}{_MASK}="style-mask.png"')
+    return found
+
+
 def divided_keywords(
     call: str, given: Mapping[str, Any], known: Sequence[str], conditions: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -185,12 +185,9 @@ class JobRunner:
         """What the controls of texts and styles hold, without the empty ones."""
         found: dict[str, str | StylePicture] = {}
         for name, what in zip([*self.texts, *self.styles], told, strict=False):
-            if not what:
-                continue
-            if name in self.texts:
-                found[name] = _text(name, what)
-            else:
-                found[name] = self._style(name, what)
+            given = (_text if name in self.texts else self._style)(name, what) if what else None
+            if given:
+                found[name] = given
         return found
 
     def _style(self, name: str, given: Any) -> StylePicture:
