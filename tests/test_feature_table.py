@@ -1,4 +1,4 @@
-"""The table of docs/compare.md: every claim has its file or page, and what a Mamba peer has and ssmgen lacks is known."""
+"""The table of docs/compare.md: every claim has its file or page; what a Mamba peer has and ssmgen lacks is listed."""
 
 import re
 from pathlib import Path
