@@ -229,7 +229,7 @@ def request(number: int, last: dict[str, Any]) -> tuple[str, list[Any]]:
         ("between", [mask, *controls, number + 1]),
         ("upload", [base64.b64encode(encode_png(face, CELEBAMASK19)).decode(), "celebamask19"]),
         ("upload", [base64.b64encode(b"no picture").decode(), "celebamask19"]),
-        ("generate", ["32 99x1024", *controls]),
+        ("generate", ["32x32 99x1024", *controls]),
         ("generate", [mask, number, 10_000, "euler", 1.0, 2]),
     ]
     return kinds[number % len(kinds)]

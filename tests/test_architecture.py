@@ -39,8 +39,8 @@ ROOMS = {
     "metrics": {"atomic", "data", "extras", "ops", "weights"},
     "training": {"atomic", "extras", "machine", "precision", "registry", "signals", "values", "weights"},
     "pipeline": {
-        *("atomic", "data", "hub", "noise", "objectives", "precision", "reading", "registry", "sampling", "solvers"),
-        "weights",
+        *("atomic", "data", "guidance", "hub", "noise", "objectives", "precision", "reading", "registry", "sampling"),
+        *("solvers", "text", "values", "weights"),
     },
     "bench": {"models", "ops", "registry"},
     "planning": {"bench", "nn", "ops", "registry", "training"},

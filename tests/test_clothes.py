@@ -14,7 +14,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.clothes import export, prepare, train
 from recipes.clothes.presets import PRESETS
-from recipes.sisma import evaluate, parser, sample
+from recipes.sisma import compare, evaluate, parser, sample
 from recipes.sisma import export as export_faces
 from recipes.sisma import prepare as prepare_faces
 from recipes.sisma.arguments import UsageError
@@ -217,6 +217,16 @@ def test_a_run_in_buckets_is_sampled_and_measured_in_each_shape(bucketed, data, 
         sample.main([f"run={bucketed}", f"mask={tmp_path / f'{number}.png'}", f"out={tmp_path / 'out'}"])
         with Image.open(tmp_path / "out" / f"{number}--0.png") as image:
             assert image.size == size
+
+
+def test_a_run_in_buckets_is_exported_and_compared(bucketed, tmp_path):
+    export.main([f"run={bucketed}", f"out={tmp_path / 'exported'}"])
+    pipe = MaskToImage.from_pretrained(tmp_path / "exported")
+    assert pipe.recipe.sizes == [(64, 32), (48, 32)]
+    assert pipe(torch.zeros(96, 64, dtype=torch.long), output_type="uint8").shape[-2:] == (48, 32)
+    compare.main([f"run={bucketed}", f"pipe={tmp_path / 'exported'}"])
+    with Image.open(bucketed / "compare.png") as sheet:
+        assert sheet.width == 6 * 36 + 4 and sheet.height > 3 * 64
 
 
 class Exact:

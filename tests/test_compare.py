@@ -41,6 +41,6 @@ def test_the_picture_names_both_and_shows_what_each_draws(run, tmp_path, capsys)
 
 def test_models_of_another_size_are_refused_before_anything_is_written(run, tmp_path):
     other(64).save_pretrained(tmp_path / "other")
-    with pytest.raises(UsageError, match="makes images of 64 pixels .* the run of 32"):
+    with pytest.raises(UsageError, match="makes images of 64 x 64 pixels .* the run of 32 x 32"):
         compare.main([f"run={run}", f"pipe={tmp_path / 'other'}"])
     assert not (run / "compare.png").exists()

@@ -14,6 +14,8 @@ import torch
 pytest.importorskip("gradio", reason="the page needs ssmgen[demo]")
 pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
 
+from pipelines import told_pipe
+
 from benchmarks.demo_soak import Client, attempts, files_in, soak, untrained_pipe
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.demo import __main__ as command
@@ -107,6 +109,41 @@ def test_handlers_address_components_by_name(runner, face):
     assert handlers.upload(base64.b64encode(encode_png(face)).decode(), "celebamask19")["painter"] == to_text(face)
 
 
+def test_a_page_has_controls_for_what_its_model_is_told():
+    def ids(pipe):
+        return {getattr(block, "elem_id", None) for block in build_page(JobRunner(pipe)).blocks.values()}
+
+    told = {"words", "style", "style-upload", "guidance-words", "guidance-style"}
+    assert told <= ids(told_pipe()) and not told & ids(untrained_pipe(SIDE))
+
+
+def test_an_uploaded_style_is_checked_and_scaled(face):
+    names = ("painter", "upload", "progress", "results", "mask_message", "settings_message", "edit_message")
+    style = SimpleNamespace(control="control", upload="upload", message="message")
+    runner = JobRunner(told_pipe((32, 48)))
+    handlers = Handlers(runner, SimpleNamespace(**{name: name for name in names}, styles={"style": style}))
+    picture, mask = draw_face(3, 64)
+    files = {"picture": encoded(encode_png(picture)), "mask": encoded(encode_png(mask))}
+    taken = handlers.upload_style("style", files, "celebamask19")
+    assert image_from_url(taken["control"]["png"], (32, 48)).shape == (3, 32, 48) and taken["upload"] is None
+    assert from_text(taken["control"]["mask"], CELEBAMASK19).shape == (32, 48) and "now that" in taken["message"]
+    for wrong, message in (
+        (None, "The picture cannot be read"),
+        ({"picture": "", "mask": files["mask"]}, "The picture cannot be read: choose a PNG, JPEG or WebP file"),
+        ({"picture": files["picture"], "mask": ""}, "choose a PNG file"),
+        ({"picture": files["picture"], "mask": files["picture"]}, "looks like a photograph"),
+        (files | {"mask": encoded(encode_png(mask[:32]))}, "The picture is 64 x 64 and its mask 64 x 32"),
+        (files | {"picture": encoded(b"GIF89a")}, "not a PNG file"),
+    ):
+        refused = handlers.upload_style("style", wrong, "celebamask19")
+        assert message in refused["message"] and "control" not in refused, "the style chosen before stays"
+    assert "class order" in handlers.upload_style("style", files, "other")["message"]
+
+
+def encoded(png):
+    return base64.b64encode(png).decode()
+
+
 def words(answer):
     return [each for each in answer[2:] if isinstance(each, str) and each]
 
@@ -117,7 +154,7 @@ def test_the_page_generates_what_was_asked(client, runner, face):
     shown = answer[1]
     expected = runner.pipe(face, seed=3, num_images=2, steps=2, solver="euler", output_type="pt")
     for image, wanted in zip(shown["images"], expected, strict=True):
-        assert torch.equal(image_from_url(image["png"], SIDE), (wanted * 255).round().to(torch.uint8))
+        assert torch.equal(image_from_url(image["png"], (SIDE, SIDE)), (wanted * 255).round().to(torch.uint8))
     assert torch.equal(from_text(shown["mask"], CELEBAMASK19), face)
 
 
@@ -158,7 +195,7 @@ def test_twenty_clients_at_once_get_their_own_pictures(client, runner, face):
         pictures = list(clients.map(picture, range(20)))
     expected = runner.pipe(face, seed=0, num_images=20, steps=1, solver="euler", output_type="pt", batch_size=1)
     for png, wanted in zip(pictures, expected, strict=True):
-        assert torch.equal(image_from_url(png, SIDE), (wanted * 255).round().to(torch.uint8))
+        assert torch.equal(image_from_url(png, (SIDE, SIDE)), (wanted * 255).round().to(torch.uint8))
 
 
 def test_the_queue_is_bounded(client, runner, face):

@@ -14,11 +14,13 @@ pytest.importorskip("omegaconf", reason="the commands need ssmgen[train]")
 pytest.importorskip("selenium", reason="drives the browser")
 
 from PIL import Image
+from pipelines import told_pipe
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.demo_soak import files_in, untrained_pipe
@@ -100,12 +102,12 @@ class Page:
         self.one(selector).click()
 
     def paint(self, label, points):
-        """Drag a brush of a class over the mask, along points in shares of its side."""
+        """Drag a brush of a class over the mask, along points in shares of its sides."""
         self.click(f'#painter [data-brush="{label}"]')
         canvas = self.one("#painter .board canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        width = canvas.size["width"]
-        spots = [(round((x - 0.5) * width), round((y - 0.5) * width)) for x, y in points]
+        width, height = canvas.size["width"], canvas.size["height"]
+        spots = [(round((x - 0.5) * width), round((y - 0.5) * height)) for x, y in points]
         chain = ActionChains(self.driver, duration=20).move_to_element_with_offset(canvas, *spots[0]).click_and_hold()
         for (x0, y0), (x1, y1) in zip(spots, spots[1:], strict=False):
             chain.move_by_offset(x1 - x0, y1 - y0)
@@ -118,7 +120,7 @@ class Page:
             io.BytesIO(base64.b64decode(self.driver.execute_script(script, self.one("#painter canvas"))))
         )
         colours = list(image.convert("RGB").getdata())
-        return torch.tensor([CELEBAMASK19.palette.index(colour) for colour in colours]).view(SIDE, SIDE)
+        return torch.tensor([CELEBAMASK19.palette.index(colour) for colour in colours]).view(SIDE, -1)
 
     def picture(self, which=".second"):
         return self.one(f"#results {which} img").get_attribute("src") or ""
@@ -152,9 +154,23 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def page(driver, address):
+    yield from opened(driver, address)
+
+
+def opened(driver, address):
     driver.get_log("performance"), driver.get_log("browser")
     yield Page(driver, address).open()
     driver.execute_script("localStorage.clear(); sessionStorage.clear()")
+
+
+@pytest.fixture
+def told_page(driver, temporary):
+    """The page of a model that is told words and a style, and makes rectangles of 32 x 48."""
+    page = build_page(runner := JobRunner(told_pipe((SIDE, 48))))
+    try:
+        yield from opened(driver, serve(page, runner, host="127.0.0.1", port=0))
+    finally:
+        page.close()
 
 
 def requested(driver):
@@ -280,3 +296,53 @@ def test_it_fits_the_screen_in_light_and_dark(page, width):
         script = "return getComputedStyle(document.querySelector('gradio-app')).backgroundColor"
         shades.append(page.driver.execute_script(script))
     assert shades[0] != shades[1]
+
+
+def test_words_and_a_style_are_asked_for_from_the_keyboard(told_page, driver, tmp_path):
+    page = told_page
+    assert "It knows black / brown" in page.text("#words")
+    assert not page.one('#style [data-from="result"]').is_enabled()
+    page.results_after("#generate")
+    plain = page.picture()
+    page.one("#words input, #words textarea").send_keys("a hat")
+    page.results_after("#generate")
+    assert page.text("#results .caption").endswith("; words: a hat") and page.picture() != plain
+    with_words = page.picture()
+    page.one('#style [data-example="1"]').send_keys(Keys.ENTER)
+    assert page.text("#style .now") == "Colours and textures of example 2."
+    assert page.one('#style [data-example="1"]').get_attribute("aria-pressed") == "true"
+    page.results_after("#generate")
+    assert page.text("#results .caption").endswith("; style: example 2") and page.picture() != with_words
+
+    page.one('#style [data-from="result"]').send_keys(Keys.SPACE)
+    assert page.text("#style .now") == "Colours and textures of seed 0."
+    picture, mask = draw_face(3, 200)
+    to_pil(picture).save(tmp_path / "style.jpg")
+    to_pil(mask[:150]).save(tmp_path / "other.png")
+    to_pil(mask).save(tmp_path / "mask.png")
+    files = '#style-upload [data-file="{}"]'
+    page.one(files.format("picture")).send_keys(str(tmp_path / "style.jpg"))
+    page.one(files.format("mask")).send_keys(str(tmp_path / "other.png"))
+    page.wait.until(lambda _: "its mask 200 x 150: they must have the same shape" in page.message("style-message"))
+    assert page.text("#style .now") == "Colours and textures of seed 0."
+    page.wait.until(lambda _: "Upload a picture" in page.text("#style-upload"))
+    page.one(files.format("picture")).send_keys(str(tmp_path / "style.jpg"))
+    page.one(files.format("mask")).send_keys(str(tmp_path / "mask.png"))
+    page.wait.until(lambda _: page.text("#style .now") == "Colours and textures of your picture.")
+    page.one('#style [data-from="none"]').send_keys(Keys.ENTER)
+    page.results_after("#generate")
+    assert page.picture() == with_words, "without the style it is as before"
+    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_rectangle_is_painted_and_shown_in_its_shape(told_page):
+    page = told_page
+    assert "48 x 32 pixels" in page.text("#painter .count")
+    board = page.one("#painter canvas").size
+    assert board["width"] / board["height"] == pytest.approx(1.5, abs=0.02)
+    page.paint(14, [(0.02, 0.03), (0.98, 0.03)])
+    painted = page.mask()
+    assert painted.shape == (SIDE, 48) and (painted[0] == 14).all() and not (painted[4:] == 14).all(dim=1).any()
+    page.results_after("#generate")
+    shown = page.one("#results .second img").size
+    assert shown["width"] / shown["height"] == pytest.approx(1.5, abs=0.05)

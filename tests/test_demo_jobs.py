@@ -9,13 +9,15 @@ import zipfile
 import pytest
 import torch
 from PIL import Image
+from pipelines import told_pipe
 
 from benchmarks.demo_soak import untrained_pipe
-from recipes.sisma.demo.exchange import InvalidRequest
+from recipes.sisma.demo.exchange import InvalidRequest, data_url, encode_png, to_text
 from recipes.sisma.demo.jobs import JobResult, JobRunner, JobStopped, Preview
 from recipes.sisma.demo.results import show_result
 from ssmgen import MaskToImage
 from ssmgen.data import draw_face
+from ssmgen.data.transforms import center_crop_resize
 
 SIDE = 32
 CONTROLS = [3, 2, "euler", 1.0, 2]  # seed, steps, solver, guidance, number of images
@@ -86,6 +88,81 @@ def test_variations_and_the_way_between(runner, face):
     assert between.names == ("seed 3", "50 %", "seed 4")
     assert (between.images[0].int() - pictures.images[0].int()).abs().max() <= 1
     assert (between.images[2].int() - pictures.images[1].int()).abs().max() <= 1
+
+
+SIZE = (32, 48)
+SCALES = [3.0, 1.0]  # guidance of words and of style
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A runner whose model is told words and a style, and makes rectangles."""
+    return JobRunner(told_pipe(SIZE))
+
+
+@pytest.fixture(scope="module")
+def style():
+    """A style as the page sends it."""
+    image, mask = center_crop_resize(*draw_face(5, 64), SIZE)
+    return {"png": data_url(encode_png(image)), "mask": to_text(mask), "name": "example 1"}
+
+
+def test_words_and_a_style_are_the_pipelines_own_and_the_zip_repeats_them(told, style, tmp_path):
+    mask = center_crop_resize(*draw_face(2, 64), SIZE)[1]
+    assert (told.texts, told.styles, told.scaled) == (["words"], ["style"], ["words", "style"])
+    _, plain = finished(told.generate(mask, told.checked(*CONTROLS, "", None, *SCALES)))
+    assert plain.settings["guidance_scale"] == {"mask": 1.0}, "what is not given is not guided"
+    assert told.checked(*CONTROLS, "  ", None, *SCALES).told == {}, "blanks are no text"
+    request = told.checked(*CONTROLS, " black  hair ", style, *SCALES)
+    _, pictures = finished(told.generate(mask, request))
+    assert not torch.equal(pictures.images, plain.images)
+    shown = show_result(pictures, told.pipe.recipe)
+    assert "guidance mask 1, words 3, style 1" in shown["caption"]
+    assert shown["caption"].endswith("; words: black hair; style: example 1")
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(shown["zip"]))) as zipped:
+        zipped.extractall(tmp_path)
+    call = json.loads((tmp_path / "settings.json").read_text())["call"]
+    for name in ("mask", "style", "style-mask"):
+        call = call.replace(f"'{name}.png'", repr(str(tmp_path / f"{name}.png")))
+    again = eval(call, {"pipe": told.pipe})
+    for number, image in enumerate(again):
+        assert image.tobytes() == Image.open(tmp_path / f"image-{number}.png").tobytes()
+
+
+def test_edits_keep_words_and_style(told, style):
+    mask = center_crop_resize(*draw_face(2, 64), SIZE)[1]
+    changed = mask.clone()
+    changed[:8, :8] = 14
+    plain, given = (told.checked(*CONTROLS, *more, *SCALES) for more in (("", None), ("black hair", style)))
+    image = finished(told.generate(mask, plain))[1].images[0]
+    for start in (
+        lambda request: told.redraw(image, mask, changed, request),
+        lambda request: told.vary(image, mask, 0.5, request),
+        lambda request: told.between(mask, 4, request),
+    ):
+        one, other = (finished(start(request))[1] for request in (plain, given))
+        assert not torch.equal(one.images, other.images) and list(other.told) == ["words", "style"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((3, None, *SCALES), "The words must be a text of at most 500 letters"),
+        (("a" * 501, None, *SCALES), "at most 500 letters"),
+        (("", "/etc/passwd", *SCALES), "The style arrived incomplete"),
+        (("", {"png": "", "mask": ""}, *SCALES), "no picture"),
+        (("", {"png": "PNG", "mask": "32x32 0x1024"}, *SCALES), "another size than its picture"),
+        (("", {"png": "PNG", "mask": "32x48 99x1536"}, *SCALES), "label 99"),
+        (("hat", None, 11, 1), "The guidance of words must be a number from 0 to 10"),
+        (("hat", None, None, 1), "The guidance of words must be"),
+    ],
+)
+def test_words_or_a_style_out_of_range_are_refused(told, style, more, message):
+    text, picture, *scales = more
+    if isinstance(picture, dict) and picture["png"]:
+        picture = picture | {"png": style["png"]}
+    with pytest.raises(InvalidRequest, match=message):
+        told.checked(*CONTROLS, text, picture, *scales)
 
 
 BAD_CONTROLS = [

@@ -63,14 +63,14 @@ BAD_TEXTS = [
     (None, "paint one"),
     ({"a": 1}, "arrived incomplete"),
     ("/etc/passwd", "arrived incomplete"),
-    ("2 0x4,", "arrived incomplete"),
-    ("2 0x5", "square of at most 1024"),
-    ("0 0x0", "square of at most 1024"),
-    ("9999 0x99980001", "arrived incomplete"),
-    ("1025 0x1050625", "square of at most 1024"),
-    ("2 0x3,19x1", "label 19"),
-    ("2 " + "0x1," * 300_000 + "0x1", "square of at most 1024"),
-    ("2 " + "0x1," * 3_000_000 + "0x1", "arrived incomplete"),
+    ("2x2 0x4,", "arrived incomplete"),
+    ("2x2 0x5", "all its pixels, and at most 1024 a side"),
+    ("0x2 0x0", "at most 1024 a side"),
+    ("9999x9999 0x99980001", "arrived incomplete"),
+    ("1025x8 0x8200", "at most 1024 a side"),
+    ("2x2 0x3,19x1", "label 19"),
+    ("2x2 " + "0x1," * 300_000 + "0x1", "at most 1024 a side"),
+    ("2x2 " + "0x1," * 3_000_000 + "0x1", "arrived incomplete"),
 ]
 
 
@@ -100,14 +100,14 @@ def test_each_kind_of_file_gives_the_same_mask(face):
         (png_of(to_pil(BISENET19.colorize(theirs))), "bisenet19"),
         (png_of(palette_image(theirs, BISENET19)), "celebamask19"),  # colours say which class, whatever the index
     ]:
-        upload = from_upload(file, CELEBAMASK19, SIDE, order)
+        upload = from_upload(file, CELEBAMASK19, (SIDE, SIDE), order)
         assert torch.equal(upload.mask, face), order
         assert upload.notes == ()
 
 
 def test_ids_of_the_other_order_are_told(face):
     theirs = png_of(to_pil(remap(face, CELEBAMASK19, BISENET19)))
-    assert "look like the order bisenet19" in from_upload(theirs, CELEBAMASK19, SIDE).notes[0]
+    assert "look like the order bisenet19" in from_upload(theirs, CELEBAMASK19, (SIDE, SIDE)).notes[0]
 
 
 def test_edges_between_two_colours_go_to_the_nearest(face):
@@ -118,13 +118,13 @@ def test_edges_between_two_colours_go_to_the_nearest(face):
     expected = face.clone()
     expected[5, 7], expected[6, 7] = 1, 0
     assert torch.equal(mask, expected) and moved == 2
-    note = from_upload(png_of(to_pil(colours)), CELEBAMASK19, SIDE).notes[0]
+    note = from_upload(png_of(to_pil(colours)), CELEBAMASK19, (SIDE, SIDE)).notes[0]
     assert note.startswith("2 of 1,024 pixels (0.2 %)")
 
 
 def test_what_is_not_square_is_cut_and_told(face):
     wide = torch.cat([torch.zeros(SIDE, 8, dtype=torch.uint8), face, torch.zeros(SIDE, 8, dtype=torch.uint8)], dim=1)
-    upload = from_upload(png_of(to_pil(wide)), CELEBAMASK19, SIDE)
+    upload = from_upload(png_of(to_pil(wide)), CELEBAMASK19, (SIDE, SIDE))
     assert torch.equal(upload.mask, face)
     assert upload.notes == ("It was 48 x 32: only the central square was kept.",)
 
@@ -172,18 +172,18 @@ BAD_FILES = {
 def test_a_bad_file_is_refused_in_words(face, kind):
     make, message = BAD_FILES[kind]
     with pytest.raises(InvalidRequest, match=message):
-        from_upload(make(face), CELEBAMASK19, SIDE)
+        from_upload(make(face), CELEBAMASK19, (SIDE, SIDE))
 
 
 def test_what_is_too_large_is_refused_by_its_header(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(InvalidRequest, match="60,000 x 60,000"):
-        from_upload(encoded(header(60_000, 60_000)), CELEBAMASK19, SIDE)
+        from_upload(encoded(header(60_000, 60_000)), CELEBAMASK19, (SIDE, SIDE))
     with pytest.raises(InvalidRequest, match="5 MB"):
-        from_upload("A" * 7_000_000, CELEBAMASK19, SIDE)
+        from_upload("A" * 7_000_000, CELEBAMASK19, (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("given", [None, 3, "", "/etc/passwd", "http://127.0.0.1/x.png", {"url": "x"}])
 def test_an_image_to_change_is_one_the_page_made(given):
     with pytest.raises(InvalidRequest, match="no picture to change yet"):
-        image_from_url(given, SIDE)
+        image_from_url(given, (SIDE, SIDE))

@@ -1,12 +1,16 @@
 """Edits keep what they must keep and change what they are asked to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pipelines import random_pipe
 
 import ssmgen
+from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, draw_face
-from ssmgen.pipeline import edit, editing, interpolate, variations
+from ssmgen.data.transforms import center_crop_resize
+from ssmgen.pipeline import MaskToImagePipeline, edit, editing, interpolate, variations
 
 SIZE = 32
 
@@ -189,3 +193,25 @@ def test_the_rest_of_the_latents_arrives_at_the_images_own(pipe, face, hat, monk
     edit(pipe, image, mask, hat, margin=0, start="noise")
     off = (drawn[0] - pipe.encode(image)).abs().amax(1)[0]
     assert off[mask == hat].max() < 1e-4 and off[mask != hat].mean() > 0.05
+
+
+def test_pictures_of_a_model_of_several_sizes_are_edited_in_their_own(pipe):
+    several = MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=[(SIZE, SIZE), (48, 24)]))
+    image, mask = center_crop_resize(*draw_face(1, 64), (48, 24))
+    changed = mask.clone()
+    changed[:8] = CELEBAMASK19.classes.index("hat")
+    for call in (
+        lambda p: edit(p, image, mask, changed, output_type="pt"),
+        lambda p: variations(p, image, mask, output_type="pt"),
+        lambda p: interpolate(p, mask, (0, 1), 2, output_type="pt"),
+        lambda p: MaskToImagePipeline(p)(mask, num_inference_steps=2, output_type="pt").images,
+    ):
+        found = call(several)
+        assert found.shape[-2:] == (48, 24) and torch.equal(found, call(pipe.resized((48, 24))))
+    between = interpolate(pipe, mask, (0, 1), 2, size=(48, 24), output_type="pt")
+    assert torch.equal(between, interpolate(several, mask, (0, 1), 2, output_type="pt"))
+    theirs = MaskToImagePipeline(pipe)
+    sized = theirs(mask, height=48, width=24, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert sized.shape[-2:] == (48, 24)
+    with pytest.raises(ValueError, match="give both height and width, or neither: got height=48 and width=None"):
+        theirs(mask, height=48)

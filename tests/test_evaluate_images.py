@@ -21,6 +21,7 @@ from ssmgen.data import CELEBAMASK19
 from ssmgen.data.drawn_faces import DrawnFaces
 from ssmgen.data.folder import write_pair, write_records
 from ssmgen.data.images import read_image, write_png
+from ssmgen.data.transforms import center_crop_resize
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,8 @@ def empty(folder):
     [
         (extra, [], "images without a mask, 1: stranger.png"),
         (missing, [], "masks without an image, 1 of 6: face3"),
-        (smaller, [], "face2.png: is 32 x 32 pixels, face0.png is 48 x 48; all must have one size"),
-        (oblong, [], "face1.png: is 48 x 48 pixels, face0.png is 32 x 48; all must have one size"),
+        (smaller, [], "face2.png: is 32 x 32 pixels, and 48 x 48 suits its mask; all must have one size"),
+        (oblong, [], "face0.png: is 32 x 48 pixels, and 48 x 48 suits its mask; all must have one size"),
         (grey, [], "face4.png: is of mode L, not RGB"),
         (alpha, [], "face5.png: is of mode RGBA, not RGB"),
         (damaged, [], "face5.png: cannot be read as an image"),
@@ -170,6 +171,13 @@ def test_images_that_cannot_be_measured_are_refused_before_anything_is_written(p
     with pytest.raises((ValueError, OSError), match=message):
         evaluate.main([f"images={faces}", f"data={prepared}", f"weights={faces.parent / 'none'}", *words])
     assert not faces.with_name("faces-evaluation").exists()
+
+
+def test_images_of_drawn_faces_have_one_size(tmp_path):
+    for index, side in enumerate((32, 32, 48)):
+        write_png(tmp_path / f"{index:05d}.png", torch.zeros(3, side, side, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="00002.png: has another size than 00000.png"):
+        evaluate.main([f"images={tmp_path}", "data=drawn", "masks=3"])
 
 
 def test_images_need_to_know_their_masks(faces):
@@ -216,3 +224,31 @@ def test_a_parser_that_sees_nothing_is_said_not_divided_by(prepared, faces):
     )
     assert result["floor_to_ceiling"] is None and "the parser fails on real images" in summary(result)
     assert "it cannot judge these" in (faces.parent / "out" / "report.html").read_text()
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A prepared folder whose masks have two shapes, wide and tall, and its images as if somebody had made them."""
+    folder, hashes, faces = tmp_path / "prepared", {}, DrawnFaces(8, size=64)
+    ids = [f"face{index}" for index in range(8)]
+    folder.mkdir()
+    (tmp_path / "made").mkdir()
+    for index, id in enumerate(ids):
+        size = (48, 32) if index % 3 else (32, 64)
+        image, mask = center_crop_resize(*faces[index], size)
+        hashes |= write_pair(folder, id, image, mask)
+        if index < 6:
+            write_png(tmp_path / "made" / f"{id}.png", image)
+    write_records(folder, CELEBAMASK19, {"train": ids[6:], "test": ids[:6]}, hashes, {})
+    return folder
+
+
+def test_images_of_several_shapes_are_measured_with_their_masks(shapes):
+    made = shapes.with_name("made")
+    evaluate.main([f"images={made}", f"data={shapes}", "parser=drawn"])
+    result = json.loads((shapes.with_name("made-evaluation") / "result.json").read_text())
+    assert result["mask_agreement"] == result["ceiling"] and result["floor"]["miou"] < result["ceiling"]["miou"]
+    assert result["image_size"] == "32x64,48x32" and result["diversity"]["other_masks"] > 0
+    write_png(made / "face4.png", torch.zeros(3, 32, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="face4.png: is 64 x 32 pixels, and 32 x 48 suits its mask"):
+        evaluate.main([f"images={made}", f"data={shapes}"])

@@ -1,6 +1,7 @@
 """MaskToImage: what goes in and what comes out."""
 
 import itertools
+import json
 import warnings
 from dataclasses import replace
 
@@ -258,3 +259,62 @@ def test_rectangles_are_made_from_masks_of_their_shape(pipe, tmp_path):
     assert again.recipe == wide.recipe and again.recipe.size == (16, 32)
     assert torch.equal(again(mask, output_type="uint8"), image)
     assert replace(pipe.recipe, image_size=[32, 32]).image_size == 32, "a square is written as before"
+
+
+def test_other_sizes_than_trained_are_made_when_asked(pipe, face):
+    mask = face[:32]
+    tall = pipe(mask.T.contiguous(), size=(48, 24), output_type="uint8")
+    assert tuple(tall.shape) == (1, 3, 48, 24) and pipe.recipe.size == (32, 32)
+    other = MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=(48, 24)))
+    assert torch.equal(other(mask.T.contiguous(), output_type="uint8"), tall)
+    assert pipe(face, size=64, output_type="latent").shape[-2:] == (64, 64)
+    half = pipe.to(torch.bfloat16).resized((48, 24))
+    assert half.sampler.dtype == torch.bfloat16 and pipe.to(torch.float32).sampler.dtype is None
+    for size, message in (
+        ((48, 26), r"image_size must be a multiple of 4 .* got \(48, 26\)"),
+        ((48, 24, 3), r"size must be a side or \(height, width\)"),
+        ((48, 48), "the mask is 64 x 32 .height x width.: crop it to a square"),
+        ((0, 0), "image_size must be 1 to 16384 pixels, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(mask.T.contiguous(), size=size)
+
+
+def test_masks_of_nearly_the_same_shape_are_resized(pipe, face):
+    assert tuple(pipe.labels_of(face[:, :63]).shape) == (32, 32)
+    with pytest.raises(ValueError, match="64 x 60 .height x width.: crop it to a square, or give size= of its shape"):
+        pipe.labels_of(face[:, :60])
+
+
+@pytest.fixture(scope="module")
+def bucketed(pipe):
+    return MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=[(32, 32), (48, 24), (24, 48)]))
+
+
+def test_a_model_of_several_sizes_takes_the_one_that_suits_the_mask(bucketed, pipe, face, tmp_path):
+    for mask, size in ((face, (32, 32)), (face[:, :30], (48, 24)), (face[:31], (24, 48))):
+        image = bucketed(mask, output_type="uint8")
+        assert tuple(image.shape[-2:]) == size
+        assert torch.equal(pipe.resized(size)(image_mask(mask, size), output_type="uint8"), image)
+    with pytest.raises(ValueError, match="mask 1 gets the size 32 x 32 and mask 2 48 x 24: call the pipeline once for"):
+        bucketed([face, face[:, :32]])
+    with pytest.raises(ValueError, match="64 x 45 .height x width.: crop it to the aspect ratio of 48 x 24, or give"):
+        bucketed(face[:, :45])
+    bucketed.save_pretrained(tmp_path / "buckets")
+    again = MaskToImage.from_pretrained(tmp_path / "buckets")
+    assert again.recipe == bucketed.recipe and again.recipe.title == "sisma-debug, 32 x 32 or 48 x 24 or 24 x 48"
+    assert json.loads((tmp_path / "buckets/config.json").read_text())["format"] == 3
+    pipe.save_pretrained(tmp_path / "square")
+    assert json.loads((tmp_path / "square/config.json").read_text())["format"] == 2, "earlier versions read it"
+    for sizes, message in (
+        ([(32, 32), (32, 32)], "every bucket must be given once"),
+        ([(32, 32), (30, 32)], "image_size must be a multiple of 4"),
+        ([(32, 32), (30,)], "image_size must be 1 to"),
+        ([], "image_size must be 1 to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=sizes))
+
+
+def image_mask(mask, size):
+    return torch.nn.functional.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]

@@ -167,7 +167,7 @@ def damage_config(folder):
 
 
 def newer_format(folder):
-    content = json.loads(folder.joinpath("config.json").read_text()) | {"format": 3}
+    content = json.loads(folder.joinpath("config.json").read_text()) | {"format": 4}
     folder.joinpath("config.json").write_text(json.dumps(content))
 
 

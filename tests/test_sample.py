@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 
-from recipes.sisma import sample
+from recipe_runs import words as words_of_run
+
+from recipes.sisma import sample, train
 from recipes.sisma.evaluation.image_folder import find_images
 from recipes.sisma.image_names import check_mask_names
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
@@ -57,6 +59,15 @@ def test_sample_reads_masks_as_the_pipeline_does(trained, tmp_path):
     with pytest.raises(ValueError, match="unknown label set 'bisenet'. Did you mean 'bisenet19'"):
         sample.main([*common, f"mask={tmp_path / 'own.png'}", "remap=bisenet"])
     assert not (out / "wide--0.png").exists()
+    sample.main([*common, f"mask={tmp_path / 'wide.png'}", "size=48x96"])
+    assert read_image(out / "wide--0.png").shape == (3, 48, 96)
+    for size, message in (
+        ("48x90", "image_size must be a multiple of 8"),
+        ("48x96,64", "give one size"),
+        ("x", "side"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample.main([*common, f"mask={tmp_path / 'wide.png'}", f"size={size}"])
 
 
 def test_images_of_two_masks_never_have_one_name(trained, tmp_path):
@@ -136,3 +147,44 @@ def test_a_full_disk_names_the_image_and_leaves_no_part_of_it(trained, tmp_path,
     with pytest.raises(OSError, match=r"m--0.png: writing failed \(.*No space left"):
         sample.main(words)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A run that is told words and a style."""
+    folder = tmp_path_factory.mktemp("told")
+    more = ("style=true", "words=true", "model_args.mask_dropout=0.1", "evaluate=false", "drawn_count=8", "steps=6")
+    train.main(["quick", *words_of_run(folder, *more)])
+    return folder / "run"
+
+
+def test_sample_tells_words_and_a_style(told, trained, tmp_path):
+    face, mask = draw_face(3, size=80)
+    write_png(tmp_path / "m.png", draw_face(0, size=96)[1])
+    write_png(tmp_path / "style.png", face)
+    write_png(tmp_path / "style-mask.png", mask)
+    common = [f"mask={tmp_path / 'm.png'}", "steps=2", "solver=euler"]
+    style = [f"style={tmp_path / 'style.png'}", f"style_mask={tmp_path / 'style-mask.png'}"]
+    images = []
+    for i, more in enumerate(([], ["words=black hair"], style, [*style, "words=black hair", "guidance_scale.words=3"])):
+        sample.main([f"run={told}", f"out={tmp_path / str(i)}", *common, *more])
+        images.append(read_image(tmp_path / str(i) / "m--0.png"))
+        assert not any(torch.equal(images[-1], other) for other in images[:-1]), more
+    pipe, _ = sample.load_run(told)
+    assert pipe.recipe.sampling.guidance_scale == {"mask": 2.0}, "neither words nor style are guided unless asked"
+    given = {"words": "black hair", "style": face, "style_mask": mask, "guidance_scale": {"mask": 2, "words": 3}}
+    expected = pipe(tmp_path / "m.png", steps=2, solver="euler", output_type="uint8", **given)
+    assert torch.equal(images[3], expected[0])
+    for run, more, message in (
+        (trained, ["words=x"], "words= is for a run that was trained with words=true, and .* takes mask only"),
+        (trained, style, "style= is for a run that was trained with style=true"),
+        (told, style[:1], "a style image without its mask: .* Give style_mask= too"),
+        (told, style[1:], "style_mask= is the mask of a picture that is not given: give style= too"),
+        (told, [style[0], "style_mask=no.png"], "no.png: no such file"),
+        (told, ["guidance_scale.words=3"], "needs a value for the guided condition"),
+        (told, ["guidance_scale.wrods=3"], "names no condition 'wrods'. Did you mean 'words'"),
+        (told, ["guidance_scale=high"], "guidance_scale must be a number at least 0"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            sample.main([f"run={run}", f"out={tmp_path / 'bad'}", *common, *more])
+    assert not (tmp_path / "bad").exists()

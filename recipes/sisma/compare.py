@@ -10,8 +10,9 @@ import torch
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.pairs import first_held_out
 from recipes.sisma.runs import check_writable, find_run, load_run
-from recipes.sisma.sheets import save_mask_sheet
+from recipes.sisma.sheets import samples_of, save_mask_sheet
 from ssmgen import MaskToImage
+from ssmgen.pipeline import Recipe
 
 _MASKS, _SAMPLES = 6, 2
 
@@ -38,16 +39,20 @@ def main(argv: list[str]) -> None:
     ours, theirs = pipe.recipe, other.recipe
     if (theirs.image_size, theirs.labels) != (ours.image_size, ours.labels):
         raise UsageError(
-            f"{name} makes images of {theirs.image_size} pixels from masks of {theirs.labels.name}, the run of "
-            f"{ours.image_size} from {ours.labels.name}: give pipe= another model"
+            f"{name} makes images of {_sizes(theirs)} pixels from masks of {theirs.labels.name}, the run of "
+            f"{_sizes(ours)} from {ours.labels.name}: give pipe= another model"
         )
-    real, masks = map(torch.stack, first_held_out(trained.config, _MASKS))
-    seeds = list(range(len(masks) * _SAMPLES))
-    drawn = [one(masks.long(), seed=seeds, num_images=_SAMPLES, output_type="uint8") for one in (pipe, other)]
-    groups = torch.cat([images.unflatten(0, (-1, _SAMPLES)) for images in drawn], dim=1)
+    real, masks = first_held_out(trained.config, _MASKS)
+    seeds = [[row * _SAMPLES + column for column in range(_SAMPLES)] for row in range(len(masks))]
+    drawn = [samples_of(one, masks, seeds) for one in (pipe, other)]
+    groups = [torch.cat(both) for both in zip(*drawn, strict=True)]
     file = run / "compare.png"
     save_mask_sheet(file, masks, groups, real, ours.labels, ["this run"] * _SAMPLES + [name] * _SAMPLES)
     print(f"picture: {file}, this run after {trained.step} steps beside {name} ({theirs.about})")
+
+
+def _sizes(recipe: Recipe) -> str:
+    return " or ".join(f"{height} x {width}" for height, width in recipe.sizes)
 
 
 if __name__ == "__main__":

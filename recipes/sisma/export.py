@@ -23,6 +23,7 @@ from ssmgen.atomic import check_space
 from ssmgen.data import CELEBAMASK19
 from ssmgen.pipeline import SAVED_DTYPES
 from ssmgen.pipeline.card import NAME, model_card
+from ssmgen.pipeline.values import examples_of
 from ssmgen.training import schedule_changes
 
 # The license lines of a card's metadata, and its section on the data.
@@ -112,7 +113,8 @@ def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any], preset
     training = [f"`{command}`: {trained.step} steps in {trained.seconds:.0f} s, weights averaged."]
     training += [f"{change.capitalize()}." for change in schedule_changes(trained.schedule)]
     sections = {"Data": data, "Training": " ".join(training), "Evaluation": _evaluation(result)}
-    return model_card(recipe.title, recipe.about, recipe.labels, license=license, sections=sections)
+    more = {"license": license, "sections": sections, "told": examples_of(pipe.sampler.conditions)}
+    return model_card(recipe.title, recipe.about, recipe.labels, **more)
 
 
 def training_command(config: Config, presets: Presets = PRESETS) -> str:

@@ -3,18 +3,19 @@
 import json
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recipes.sisma.arguments import from_file
+from recipes.sisma.arguments import UsageError, from_file
 from recipes.sisma.pairs import load_autoencoder
-from recipes.sisma.presets import Config
+from recipes.sisma.presets import Config, checked_size, size_of
 from recipes.sisma.reading import read_json
-from recipes.sisma.told import told_arguments
+from recipes.sisma.told import text_encoders, told_arguments
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
 from ssmgen.data import CELEBAMASK19, LabelSet
@@ -118,21 +119,28 @@ def as_pipeline(
         model=config.model,
         model_args=model_arguments(config, autoencoder, labels),
         autoencoder=autoencoder.name,
-        image_size=config.size[0] if isinstance(config.size, list) else config.size,
+        image_size=config.size,
         labels=labels,
-        sampling=config.sampling,
+        sampling=replace(config.sampling, guidance_scale=own_scale(config.sampling.guidance_scale, model)),
         objective=config.objective,
         about=about,
+        text_encoders=text_encoders(config),
     )
     return MaskToImage(model, autoencoder, recipe)
 
 
-def in_shape(pipe: MaskToImage, mask: Tensor) -> MaskToImage:
-    """A pipeline with the same model for images of the shape of a mask ``(..., height, width)``."""
-    size = int(mask.shape[-2]), int(mask.shape[-1])
-    if size == pipe.recipe.size:
+def resized(pipe: MaskToImage, size: str) -> MaskToImage:
+    """The pipeline for images of a ``size=`` of the command line, such as ``192x96``; empty keeps its own.
+
+    Raises:
+        UsageError: not one size.
+        ValueError: not a multiple of what the model needs.
+    """
+    if not size:
         return pipe
-    return MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, image_size=size), card=pipe.card)
+    if "," in size:
+        raise UsageError(f"size={size}: give one size, such as 192x96")
+    return pipe.resized(size_of(checked_size(size)))
 
 
 @dataclass
@@ -140,25 +148,47 @@ class SamplingKeys:
     """Keys of a command that samples a run.
 
     Attributes:
-        solver, steps, shift, guidance_scale, guidance_start: of `ssmgen.Sampling`; the run's own where None.
+        solver, steps, shift, guidance_start: of `ssmgen.Sampling`; the run's own where None.
+        guidance_scale: the scale of the mask, or by condition, such as ``guidance_scale.words=3``; the run's own where
+            none is given.
     """
 
     solver: str | None = None
     steps: int | None = None
     shift: float | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Any = None
     guidance_start: float | None = None
 
 
-def sampling_of(pipe: MaskToImage, keys: SamplingKeys) -> Sampling:
+def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("mask",)) -> Sampling:
     """The sampling settings of a run, replaced by those of ``keys`` that are not None.
 
+    Args:
+        pipe: the run.
+        keys: the settings given.
+        given: names of the conditions that have a value.
+
     Raises:
-        ValueError: a value out of range, an unknown solver, or guidance without mask dropout.
+        ValueError: a value out of range, an unknown solver, or guidance of a condition without dropout or value.
     """
+    own = pipe.recipe.sampling.guidance_scale
     sampling = pipe.recipe.sampling.replaced(**{name: getattr(keys, name) for name in SETTINGS})
-    plan(sampling.guidance_scale, ["mask"], pipe.model.conditions)
+    scale = own_scale(sampling.guidance_scale, pipe.model)
+    if isinstance(own, Mapping) and isinstance(keys.guidance_scale, Mapping):
+        scale = own | scale
+    sampling = replace(sampling, guidance_scale=scale)
+    plan(sampling.guidance_scale, list(given), pipe.model.conditions)
     return sampling
+
+
+def own_scale(scale: Any, model: Any) -> Any:
+    """A scale for a model that is told more than the mask: a number is then that of the mask alone.
+
+    A style is not to be exaggerated beyond the colours asked for.
+    """
+    scale = float(scale) if type(scale) is int else scale
+    alone = isinstance(scale, Mapping) or len(getattr(model, "conditions", "1")) == 1
+    return scale if alone else {"mask": scale}
 
 
 def check_writable(folder: Path) -> None:

@@ -3,9 +3,10 @@
     python -m recipes.sisma.sample run=runs/quick mask=face.png num_images=4 seed=7
     python -m recipes.sisma.sample run=runs/quick mask=masks/ out=faces/ solver=euler steps=50
     python -m recipes.sisma.sample run=runs/quick mask=parsed.png remap=bisenet19
+    python -m recipes.sisma.sample run=runs/asked mask=face.png words="black hair" style=other.png style_mask=mask.png
 
-Masks are read as `ssmgen.MaskToImage` reads them: they must have the aspect ratio of the run's images, or of one of its
-sizes, and a mask that seems to use the other order of classes causes a warning.
+Masks are read as `ssmgen.MaskToImage` reads them: they must have about the aspect ratio of the run's images, or of one
+of its sizes, and a mask that seems to use the other order of classes causes a warning.
 
 Several processes share the work: ``torchrun --nproc-per-node 4 -m recipes.sisma.sample ...`` writes the same images.
 """
@@ -15,16 +16,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
-from recipes.sisma.presets import Config
-from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, in_shape, load_run, sampling_of
+from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, load_run, resized, sampling_of
 from ssmgen import MaskToImage
-from ssmgen.data.buckets import nearest_bucket
 from ssmgen.data.files import files_with, stem_of, unreadable
-from ssmgen.data.images import mask_shape, write_png
+from ssmgen.data.images import write_png
 from ssmgen.noise import image_seeds
 
 # Images of a mask per call of the model.
@@ -43,6 +40,11 @@ class Settings(SamplingKeys):
         remap: the label set of a mask's ids if it is not the run's: ``bisenet19``.
         seed: of the first image of each mask, from 0 to 2**64 - 1; the next ones count up.
         num_images: images per mask.
+        size: a side or height x width in pixels, such as ``192x96``, if the images are to have another size than the
+            run's.
+        words: for a run with ``words=true``: what all images are told.
+        style: for a run with ``style=true``: the picture whose colours all images get; PNG, JPEG, WebP or BMP.
+        style_mask: its mask, a label PNG as for ``mask``.
     """
 
     run: str = "runs/quick"
@@ -52,6 +54,10 @@ class Settings(SamplingKeys):
     remap: str = ""
     seed: int = 0
     num_images: int = 1
+    size: str = ""
+    words: str = ""
+    style: str = ""
+    style_mask: str = ""
 
 
 def main(argv: list[str]) -> None:
@@ -65,14 +71,15 @@ def main(argv: list[str]) -> None:
     processes = all_processes()
     with processes.main_process_first():
         run = find_run(settings.run)
-    pipe, trained = load_run(run)
-    sampling = sampling_of(pipe, settings)
+    pipe = resized(load_run(run)[0], settings.size)
+    told = _told(pipe, settings)
+    sampling = sampling_of(pipe, settings, ["mask", *(name for name in told if name in pipe.sampler.conditions)])
     with warnings.catch_warnings():
         if not processes.is_main_process:
             warnings.simplefilter("ignore")  # the first one has said it
-        pipes = [_for_shape(pipe, trained.config, file) for file in files]
         names = {"palette": settings.palette, "remap": settings.remap}
-        masks = [one.label_maps(file, **names) for one, file in zip(pipes, files, strict=True)]
+        masks = [pipe.label_maps(file, **names) for file in files]
+        values = pipe.values_of(told, 1, **names)
     out = Path(settings.out)
     check_writable(out)
     if processes.is_main_process:
@@ -83,7 +90,7 @@ def main(argv: list[str]) -> None:
     batches = [(file, mask, part) for file, mask in zip(files, masks, strict=True) for part in parts]
     for file, mask, part in batches[processes.process_index :: processes.num_processes]:
         settled = {"seed": part, "num_images": len(part), "output_type": "uint8", "sampling": sampling}
-        images = in_shape(pipe, mask)(mask, **settled)
+        images = pipe(mask, **settled, **values)
         for seed, image in zip(part, images, strict=True):
             target = out / f"{image_name(stem_of(file), seed)}.png"
             write_png(target, image)
@@ -91,12 +98,17 @@ def main(argv: list[str]) -> None:
     processes.wait_for_everyone()
 
 
-def _for_shape(pipe: MaskToImage, config: Config, file: Path) -> MaskToImage:
-    """The pipeline for the bucket that suits a mask, if the run has several."""
-    if not isinstance(config.size, list):
-        return pipe
-    bucket = config.size[nearest_bucket(mask_shape(file), config.size)]
-    return in_shape(pipe, torch.empty(bucket))
+def _told(pipe: MaskToImage, settings: Settings) -> dict[str, str]:
+    """What the model is told besides masks, by name; a `UsageError` for what it cannot be told."""
+    told = {name: getattr(settings, name) for name in ("words", "style", "style_mask") if getattr(settings, name)}
+    for name in told:
+        owner = name.removesuffix("_mask")
+        if owner not in pipe.sampler.conditions:
+            raise UsageError(
+                f"{name}= is for a run that was trained with {owner}=true, and {settings.run} takes "
+                f"{' and '.join(pipe.sampler.conditions)} only"
+            )
+    return told
 
 
 def report_replaced(images: list[Path]) -> None:

@@ -5,11 +5,29 @@ from pathlib import Path
 
 from torch import Tensor
 
+from recipes.sisma.evaluation.images import by_shape
+from ssmgen import MaskToImage
 from ssmgen.atomic import whole_file
 from ssmgen.data import LabelSet
 from ssmgen.data.images import to_pil
 
 _GAP, _HEADER = 4, 22
+
+
+def samples_of(pipe: MaskToImage, masks: Sequence[Tensor], seeds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Images of each mask, uint8 ``(samples, 3, h, w)``, in the shape of the mask.
+
+    Args:
+        pipe: the model.
+        masks: labels ``(h, w)``; their shapes may differ.
+        seeds: of the images of each mask, as many of each.
+    """
+    groups: dict[int, Tensor] = {}
+    for places, group in by_shape(masks):
+        given = {"seed": [seed for place in places for seed in seeds[place]], "num_images": len(seeds[places[0]])}
+        images = pipe(group.long(), output_type="uint8", **given)
+        groups |= zip(places, images.unflatten(0, (len(places), -1)), strict=True)
+    return [groups[place] for place in range(len(masks))]
 
 
 def save_mask_sheet(

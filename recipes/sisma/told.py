@@ -5,8 +5,7 @@ words are attributes that a face was drawn with. To sample, give any picture wit
 words:
 
     pipe, _ = load_run(run)
-    values = {"style": style_of(pipe.autoencoder, images, masks), "words": words_of_sentences(["a face, black hair"])}
-    pipe.sampler(noise, mask=masks, objective=pipe.objective, **values)
+    pipe("mask.png", style="other.png", style_mask="other-mask.png", words="a face, black hair")
 """
 
 import random
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.presets import Config
-from ssmgen import build
 from ssmgen.data.drawn_faces import sentence
-from ssmgen.registry import find
+from ssmgen.registry import Spec, find, make
 from ssmgen.training import derived_seed
 
-#: The frozen encoder of words: a fixed vector for each.
-_WORD_VECTORS = {"width": 64, "max_length": 20}
+# The frozen encoder of words: a fixed vector for each.
+_WORD_VECTORS = {"name": "word-vectors", "width": 64, "max_length": 20}
 _BATCH = 16
 
 
@@ -54,6 +52,11 @@ def told_arguments(config: Config) -> dict[str, Any]:
     return {**found, **config.model_args, "conditions": conditions, "add": add}
 
 
+def text_encoders(config: Config) -> dict[str, Spec]:
+    """The encoder of each condition that takes text, for `ssmgen.pipeline.Recipe`."""
+    return {"words": _WORD_VECTORS} if config.words else {}
+
+
 def style_of(autoencoder: Any, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The value of the condition ``style``: latents ``(n, c, h, w)`` and masks.
 
@@ -71,7 +74,7 @@ def style_of(autoencoder: Any, images: Tensor, masks: Tensor) -> dict[str, Tenso
 
 def words_of_sentences(sentences: Sequence[str]) -> dict[str, Tensor]:
     """The value of the condition ``words``: vectors ``(n, m, width)``, m the same for all, and lengths ``(n,)``."""
-    found = build("word-vectors", **_WORD_VECTORS).encode(sentences)
+    found = make(_WORD_VECTORS).encode(sentences)
     missing = _WORD_VECTORS["max_length"] - found["tokens"].shape[1]
     return {"tokens": torch.nn.functional.pad(found["tokens"], (0, 0, 0, missing)), "lengths": found["lengths"]}
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
-from recipes.sisma.evaluation.images import by_shape
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
@@ -30,13 +29,12 @@ from recipes.sisma.runs import (
     all_processes,
     as_pipeline,
     check_writable,
-    in_shape,
     load_config,
     new_model,
     save_config,
     save_labels,
 )
-from recipes.sisma.sheets import save_mask_sheet
+from recipes.sisma.sheets import samples_of, save_mask_sheet
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.guidance import plan
@@ -316,13 +314,7 @@ class _Sheets:
         if file.exists():
             return file
         pipe = as_pipeline(self.config, model, self.autoencoder.to(next(model.parameters()).device), self.labels)
-        groups: list[Any] = [None] * len(self.masks)
-        for places, masks in by_shape(self.masks):
-            seeds = [self.seeds[place][column] for place in places for column in range(_SHEET_SAMPLES)]
-            given = {"seed": seeds, "num_images": _SHEET_SAMPLES, "output_type": "uint8"}
-            images = in_shape(pipe, masks)(masks.long(), **given).unflatten(0, (-1, _SHEET_SAMPLES))
-            for place, group in zip(places, images, strict=True):
-                groups[place] = group
+        groups = samples_of(pipe, self.masks, self.seeds)
         save_mask_sheet(file, self.masks, groups, self.real, self.labels)
         return file
 

@@ -21,6 +21,7 @@ class ClassLabel(Condition):
     """
 
     gives: ClassVar[tuple[str, ...]] = ("vector",)
+    takes: ClassVar[str] = "label"
 
     def __init__(self, dim: int, num_labels: int, dropout: float = 0.0) -> None:
         super().__init__(dropout)

@@ -19,6 +19,8 @@ class Condition(nn.Module, ABC):
 
     Attributes:
         gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
+        takes: what users have for it, which `ssmgen.pipeline` makes a value of: ``"text"``, ``"picture"``, ``"map"``,
+            ``"label"`` or the ``"value"`` itself.
         fields: names of the tensors of a value, the main one first; empty if a value is one tensor.
         on_grid: whether its tokens lie on the image's token grid.
         share: (rank, processes) if the values are every ``processes``-th item of a batch, from the ``rank``-th on.
@@ -26,6 +28,7 @@ class Condition(nn.Module, ABC):
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
+    takes: ClassVar[str] = "value"
     fields: ClassVar[tuple[str, ...]] = ()
     on_grid: ClassVar[bool] = True
 

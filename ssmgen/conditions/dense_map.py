@@ -27,6 +27,7 @@ class DenseMap(MapCondition):
         dropout: see `Condition`.
     """
 
+    takes: ClassVar[str] = "map"
     noun: ClassVar[str] = "map"
     resizing: ClassVar[str] = "resize the map"
 

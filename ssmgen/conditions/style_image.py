@@ -44,6 +44,7 @@ class StyleImage(Placed, Condition):
     """
 
     gives: ClassVar[tuple[str, ...]] = ("tokens", "vector")
+    takes: ClassVar[str] = "picture"
     fields: ClassVar[tuple[str, ...]] = ("latents", "mask", "target")
 
     def __init__(

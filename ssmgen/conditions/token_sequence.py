@@ -29,6 +29,7 @@ class TokenSequence(Condition):
         dropout: see `Condition`.
     """
 
+    takes: ClassVar[str] = "text"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "lengths")
     on_grid: ClassVar[bool] = False
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssmgen.data.labels import LabelSet
 from ssmgen.pipeline.mask_to_image import MaskToImage
-from ssmgen.registry import explained
+from ssmgen.pipeline.values import divided_keywords
+from ssmgen.registry import keywords
 from ssmgen.solvers.base import Progress, Solver, Velocity
 
 AfterStep = Callable[[int, Tensor, Tensor], Tensor]
@@ -177,13 +178,14 @@ class MaskToImagePipeline:
         self.pipe.to(*where, **named)
         return self
 
-    @explained()
     def __call__(
         self,
         mask: Any,
         *,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
         guidance_start: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -193,13 +195,15 @@ class MaskToImagePipeline:
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         palette: str | LabelSet = "",
         remap: str | LabelSet = "",
+        **values: Any,
     ) -> ImageOutput | tuple[Any]:
         """Generate images of a mask or a list of masks, all in one batch.
 
         Args:
             mask, palette, remap: see `MaskToImage`.
+            height, width: of the images in pixels, both or neither; see `MaskToImage.resized`.
             num_inference_steps: steps of the scheduler; the recipe's if None.
-            guidance_scale: 1 disables guidance; the recipe's if None.
+            guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
             guidance_start: t in [0, 1] at which guidance begins; the recipe's if None.
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
@@ -208,39 +212,53 @@ class MaskToImagePipeline:
             return_dict: return an `ImageOutput`; a tuple if False.
             callback_on_step_end: called with (self, step, timestep, {"latents": x}) after each step; sampling
                 continues with the latents it returns.
+            **values: of the model's other conditions, see `MaskToImage.values_of`.
 
         Raises:
             TypeError, ValueError: see `SchedulerSolver` and `MaskToImage`; or not a generator.
         """
-
-        def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-            changed = callback_on_step_end(self, step, timestep, {"latents": x}) if callback_on_step_end else None
-            return (changed or {}).get("latents", x)
-
+        known = keywords(MaskToImagePipeline.__call__)
+        divided_keywords("MaskToImagePipeline", values, known, self.pipe.sampler.conditions)
         count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
-        images = self.pipe(
+        pipe = self._fitted(mask, height, width, {"palette": palette, "remap": remap})
+        images = pipe(
             mask,
             steps=num_inference_steps,
-            solver=self._solver(after_step),
+            solver=self._solver(callback_on_step_end, pipe.latent_size),
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
             shift=1.0,  # the scheduler applies its own
             num_images=num_images_per_prompt,
-            noise=self._drawn(count, generator) if latents is None else latents,
+            noise=self._drawn((count, *pipe.latent_size), generator) if latents is None else latents,
             output_type=output_type,
             palette=palette,
             remap=remap,
             batch_size=max(count, 1),
+            **values,
         )
         return ImageOutput(images) if return_dict else (images,)
 
-    def _solver(self, after_step: AfterStep) -> SchedulerSolver:
-        _, height, width = self.pipe.latent_size
+    def _fitted(self, mask: Any, height: int | None, width: int | None, orders: dict[str, Any]) -> MaskToImage:
+        if (height is None) != (width is None):
+            raise ValueError(f"give both height and width, or neither: got height={height} and width={width}")
+        if height is not None and width is not None:
+            return self.pipe.resized((height, width))
+        first = mask[0] if isinstance(mask, list | tuple) and mask else mask
+        return self.pipe.fitted(first, **orders)
+
+    def _solver(self, callback: Any, latent_size: tuple[int, int, int]) -> SchedulerSolver:
+        def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+            changed = callback(self, step, timestep, {"latents": x}) if callback else None
+            return (changed or {}).get("latents", x)
+
+        _, height, width = latent_size
         tokens = height * width // getattr(self.pipe.model, "patch_size", 1) ** 2
         mu = dynamic_shift(self.scheduler, tokens) if _is_dynamic(self.scheduler) else None
         return SchedulerSolver(self.scheduler, after_step, mu)
 
-    def _drawn(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor | None:
+    def _drawn(
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor | None:
         if generator is None:
             return None
         from diffusers.utils.torch_utils import randn_tensor
@@ -249,6 +267,6 @@ class MaskToImagePipeline:
             if not isinstance(one, torch.Generator):
                 wanted = "a torch.Generator, such as torch.Generator().manual_seed(0), or a list of them"
                 raise TypeError(f"generator must be {wanted}, got {one!r}")
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"give one generator or one per image: got {len(generator)} for {count} image(s)")
-        return randn_tensor((count, *self.pipe.latent_size), generator=generator, device=self.device)
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"give one generator or one per image: got {len(generator)} for {shape[0]} image(s)")
+        return randn_tensor(shape, generator=generator, device=self.device)

@@ -1,25 +1,25 @@
 """Edit images with a `MaskToImage`: change a part of the mask, vary the details, interpolate between seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmgen.data.labels import LabelSet
+from ssmgen.guidance import plan
 from ssmgen.noise import checked_seed, image_seeds, initial_noise
-from ssmgen.pipeline.mask_to_image import MaskToImage, check_output_type, to_output
-from ssmgen.registry import explained, keywords, make
+from ssmgen.pipeline.checks import check_output_type
+from ssmgen.pipeline.mask_to_image import MaskToImage, to_output
+from ssmgen.pipeline.values import divided_keywords
+from ssmgen.registry import keywords, make
 from ssmgen.sampling import SETTINGS, Sampling
 from ssmgen.solvers import shifted_grid
-from ssmgen.solvers.base import Progress
 
 STARTS = ("inversion", "noise")
-_OPTIONS = ("output_type", "palette", "remap", "callback", "sampling", *SETTINGS)  # of `_Options`
+_OPTIONS = ("output_type", "palette", "remap", "callback", "sampling")
 
 
-@explained(*_OPTIONS)
 def edit(
     pipe: MaskToImage,
     image: Any,
@@ -41,15 +41,17 @@ def edit(
 
     Args:
         pipe: the pipeline that redraws.
-        image: a path, a PIL image, or uint8 ``(3, size, size)``, of the model's size.
+        image: a path, a PIL image, or uint8 ``(3, height, width)``, of the model's size, or of the one of several sizes
+            that suits the mask. For another one: ``edit(pipe.resized(size), ...)``.
         mask: the mask of the image, see `MaskToImage`.
         new_mask: the mask of the edited image.
-        region: bool ``(size, size)``, where the image may change; where the masks differ if None.
+        region: bool ``(height, width)``, where the image may change; where the masks differ if None.
         margin: pixels by which the region is widened.
         start: ``"noise"`` or ``"inversion"``, which samples without guidance.
         seed: seed of the new noise.
         **options: ``output_type`` (``"pil"``, ``"np"`` or ``"pt"``), ``palette`` and ``remap`` (of both masks),
-            ``callback`` (also called in an inversion), ``sampling`` or single settings, see `MaskToImage`.
+            ``callback`` (also called in an inversion), ``sampling`` or single settings, and values of the model's other
+            conditions, see `MaskToImage`.
 
     Returns:
         One image of the requested ``output_type``.
@@ -61,7 +63,8 @@ def edit(
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
     check_output_type(options.get("output_type", "pil"), ("pil", "np", "pt"))
-    given = _Options(pipe, **options)
+    given = _Options(pipe, edit, options, mask)
+    pipe = given.pipe
     noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     old = pipe.labels_of(mask, **given.orders)
     new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
@@ -77,7 +80,6 @@ def edit(
     return _paste(pipe, latents, image, widened, given.output_type)
 
 
-@explained(*_OPTIONS)
 def variations(
     pipe: MaskToImage,
     image: Any,
@@ -104,7 +106,8 @@ def variations(
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    given = _Options(pipe, **options)
+    given = _Options(pipe, variations, options, mask, num_images)
+    pipe = given.pipe
     noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, **given.orders)
     grid = shifted_grid(given.sampling.steps, given.sampling.shift)
@@ -115,7 +118,6 @@ def variations(
     return to_output(latents if given.output_type == "latent" else pipe.decode(latents), given.output_type)
 
 
-@explained(*keywords(MaskToImage.__call__), *SETTINGS)
 def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int = 8, **settings: Any) -> Any:
     """Generate ``count`` images between those of two seeds by spherical interpolation (Shoemake 1985) of their noise.
 
@@ -124,15 +126,19 @@ def interpolate(pipe: MaskToImage, mask: Any, seeds: tuple[int, int], count: int
         mask: one mask, see `MaskToImage`.
         seeds: seeds of the first and the last image.
         count: number of images, at least 2.
-        **settings: those of a `MaskToImage` call.
+        **settings: those of a `MaskToImage` call, values of conditions too.
 
     Raises:
         ValueError: ``count`` below 2, or ``seeds`` that are not two different seeds.
     """
+    known = [*keywords(interpolate), *keywords(MaskToImage.__call__), *SETTINGS]
+    divided_keywords("interpolate", settings, known, pipe.sampler.conditions)
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or checked_seed(seeds[0]) == checked_seed(seeds[1]):
         raise ValueError(f"seeds must be two different ones, got {seeds}")
+    orders = {name: settings.get(name, "") for name in ("palette", "remap")}
+    pipe = pipe.resized(settings.pop("size", None)).fitted(mask, **orders)
     first, last = initial_noise(list(seeds), pipe.latent_size)
     angle = torch.acos(F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1))
     parts = [torch.sin((1 - s) * angle) * first + torch.sin(s * angle) * last for s in torch.linspace(0, 1, count)]
@@ -143,24 +149,23 @@ class _Options:
     """The options of a `MaskToImage` call that `edit` and `variations` share, and sampling with them."""
 
     def __init__(
-        self,
-        pipe: MaskToImage,
-        output_type: str = "pil",
-        palette: str | LabelSet = "",
-        remap: str | LabelSet = "",
-        callback: Progress | None = None,
-        sampling: Sampling | None = None,
-        **settings: Any,
+        self, pipe: MaskToImage, call: Callable[..., Any], options: Mapping[str, Any], mask: Any, images: int = 1
     ) -> None:
-        check_output_type(output_type)
-        self.pipe, self.output_type, self.callback = pipe, output_type, callback
-        self.orders: dict[str, Any] = {"palette": palette, "remap": remap}
-        self.sampling = (sampling or pipe.recipe.sampling).replaced(**settings)
+        known = [*keywords(call), *_OPTIONS, *SETTINGS]
+        settings, told = divided_keywords(call.__name__, options, known, pipe.sampler.conditions)
+        own = {name: settings.pop(name) for name in _OPTIONS if name in settings}
+        self.output_type, self.callback = own.get("output_type", "pil"), own.get("callback")
+        check_output_type(self.output_type)
+        self.orders: dict[str, Any] = {name: own.get(name, "") for name in ("palette", "remap")}
+        self.sampling = (own.get("sampling") or pipe.recipe.sampling).replaced(**settings)
+        plan(self.sampling.guidance_scale, ["mask", *(told.keys() & pipe.sampler.conditions)], pipe.sampler.conditions)
+        self.pipe = pipe.fitted(mask, **self.orders)
+        self.values: dict[str, Any] = self.pipe.values_of(told, images, **self.orders)
 
     def sample(self, x: Tensor, labels: Tensor, objective: Any = None, **options: Any) -> Tensor:
-        """Latents of one mask ``(size, size)``."""
-        labels, objective = labels[None].to(self.pipe.device), objective or self.pipe.objective
-        return self.pipe.sampler(x, labels, self.sampling, objective=objective, progress=self.callback, **options)
+        """Latents of one mask ``(height, width)``."""
+        how = {"objective": objective or self.pipe.objective, "progress": self.callback, **options}
+        return self.pipe.sampler(x, labels[None], self.sampling, **self.values, **how)
 
 
 def _check_reversible(sampling: Sampling) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ssmgen.atomic import whole_folder, written_for
+from ssmgen.data.buckets import check_buckets
 from ssmgen.data.labels import LabelSet
-from ssmgen.hub import HUB_ID, download_folder
+from ssmgen.hub import HUB_ID, download_folder, hub_library
 from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names, plugin_of
 from ssmgen.sampling import Sampling
@@ -23,7 +24,7 @@ from ssmgen.solvers import Solver
 from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
 
 _LARGEST_SIDE = 2**14
-_FORMAT = 2  # 1 had no objective, which was flow matching
+_FORMAT = 3  # 1 had no objective, which was flow matching; 2 had one size, and no text encoders
 _CONFIG, _WEIGHTS, _AUTOENCODER, _CARD = "config.json", "model.safetensors", "autoencoder", "README.md"
 _PACKAGED = Path(__file__).parents[1] / "pretrained"
 #: The dtypes of saved weights by name, as `MaskToImage.save_pretrained` takes them.
@@ -38,11 +39,15 @@ class Recipe:
         model: registered name of the model.
         model_args: keyword arguments to build it with.
         autoencoder: registered name of its autoencoder.
-        image_size: side of the square images in pixels, or ``(height, width)``.
+        image_size: side of the square images in pixels, ``(height, width)``, or a list of several of these, the buckets
+            that it was trained in.
         labels: classes of its masks.
         sampling: settings of sampling where a call gives none; a mapping of some of them will do.
         about: one line on what the model was trained on and can do.
         objective: registered name of the objective it was trained with, or a spec.
+        text_encoders: for each condition that takes text, the spec of its text encoder, or what its ``describe()``
+            returned, whose weights are then compared. Encoders are not saved with the model: a hub id or a folder names
+            their weights.
 
     Raises:
         TypeError, ValueError: an invalid field or an unregistered name.
@@ -51,16 +56,19 @@ class Recipe:
     model: str
     model_args: dict[str, Any]
     autoencoder: str
-    image_size: int | tuple[int, int]
+    image_size: int | tuple[int, int] | list[tuple[int, int]]
     labels: LabelSet
     sampling: Sampling = Sampling()
     about: str = ""
     objective: Spec = "flow-matching"
+    text_encoders: dict[str, Spec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("model", "autoencoder"):
             _check_registered(getattr(self, kind), kind)
         _check_registered(divided(self.objective)[0], "objective")
+        for spec in self.text_encoders.values():
+            _check_registered(divided(spec)[0], "text-encoder")
         object.__setattr__(self, "image_size", _checked_size(self.image_size))
         if not isinstance(self.model_args, dict):
             raise TypeError(f"model_args must be a dict, got {self.model_args!r}")
@@ -72,16 +80,27 @@ class Recipe:
     @property
     def title(self) -> str:
         """The model and its image size, such as ``sisma-s, 128 x 128``."""
-        return f"{self.model}, {self.size[0]} x {self.size[1]}"
+        return f"{self.model}, {' or '.join(f'{height} x {width}' for height, width in self.sizes)}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        """(height, width) of the images in pixels; of several sizes, the first."""
+        return self.sizes[0]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """All sizes (height, width) in pixels that it was trained in."""
+        if isinstance(self.image_size, list):
+            return self.image_size
+        return [self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)]
 
 
-def _checked_size(size: Any) -> int | tuple[int, int]:
-    """The side of a square, or another ``(height, width)``; JSON has it as a list."""
+def _checked_size(size: Any) -> int | tuple[int, int] | list[tuple[int, int]]:
+    """The side of a square, another ``(height, width)``, or several of these; JSON has all of them as lists."""
+    if isinstance(size, list | tuple) and size and all(isinstance(each, list | tuple) for each in size):
+        several = [(each, each) if isinstance(each, int) else each for each in map(_checked_size, size)]
+        check_buckets(several)  # type: ignore[arg-type]
+        return several if len(several) > 1 else _checked_size(several[0])  # type: ignore[return-value]
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST_SIDE for side in sides):
         raise ValueError(f"image_size must be 1 to {_LARGEST_SIDE} pixels, got {size!r}")
@@ -159,12 +178,29 @@ def write_folder(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
                 os.replace(partial / part, folder / part)
 
 
+def upload(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder to a repository on the hub, which is created if it does not exist; the address of the commit.
+
+    Raises:
+        OSError: it failed.
+    """
+    try:
+        huggingface_hub = hub_library()
+        huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=str(folder)))
+    except Exception as error:  # the hub, the HTTP library and the file system each raise their own
+        raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
+
+
 def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
     write_weights(folder / _WEIGHTS, tensors_of(model))
     if recipe.autoencoder != "identity":
         autoencoder.save(folder / _AUTOENCODER)
     folder.joinpath(_CARD).write_text(card, encoding="utf-8")
     content = {"format": _FORMAT, **asdict(recipe)}
+    if not recipe.text_encoders:
+        del content["text_encoders"]
+        content["format"] = _FORMAT if len(recipe.sizes) > 1 else 2  # what earlier versions can read, they should
     if plugins := _plugins_of(recipe):
         content["plugins"] = plugins
     folder.joinpath(_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -192,7 +228,8 @@ def _plugins_of(recipe: Recipe) -> dict[str, str]:
             for item in value.values() if isinstance(value, Mapping) else value:
                 yield from found(item)
 
-    used = found([recipe.model, recipe.model_args, recipe.autoencoder, recipe.objective, recipe.sampling.solver])
+    parts = (recipe.model, recipe.model_args, recipe.autoencoder, recipe.objective, recipe.text_encoders)
+    used = found([*parts, recipe.sampling.solver])
     return {name: plugin.package for name in sorted(set(used)) if (plugin := plugin_of(name))}
 
 

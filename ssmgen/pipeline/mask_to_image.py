@@ -1,25 +1,49 @@
 """Images from masks: a trained model with its autoencoder, labels and settings as one object."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ssmgen.data.images import from_pil, read_image, to_pil
+from ssmgen.data.buckets import nearest_bucket
+from ssmgen.data.images import to_pil
 from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
-from ssmgen.hub import HUB_ID, hub_library
+from ssmgen.guidance import plan
+from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
-from ssmgen.pipeline.folder import Recipe, locate, read_folder, write_folder
+from ssmgen.pipeline.checks import (
+    as_size,
+    check_counts,
+    check_device,
+    check_fit,
+    check_noise,
+    check_same_size,
+    check_shape,
+    crop_to,
+    is_stack,
+)
+from ssmgen.pipeline.folder import Recipe, locate, read_folder, upload, write_folder
+from ssmgen.pipeline.values import (
+    Context,
+    divided_keywords,
+    examples_of,
+    part_of,
+    prepared_values,
+    text_encoder_of,
+    to_pixels,
+)
 from ssmgen.precision import sampling_dtype
-from ssmgen.registry import explained, make
+from ssmgen.registry import explained, keywords, make
 from ssmgen.sampling import SETTINGS, Sampler, Sampling, in_dtype
 from ssmgen.solvers.base import Progress
-
-_OUTPUTS = ("pil", "np", "pt", "uint8", "latent")
+from ssmgen.text import TextEncoder
+from ssmgen.values import Value
 
 
 class MaskToImage:
@@ -27,6 +51,10 @@ class MaskToImage:
 
         pipe = MaskToImage.from_pretrained("folder")
         pipe("mask.png", seed=0)[0].save("face.png")
+
+    A model with more conditions than the mask takes their values by name, from what a user has:
+
+        pipe("mask.png", words="black hair", style="other.png", style_mask="other-mask.png")
 
     Args:
         model: a mask-conditioned model, such as `ssmgen.models.TokenModel`, with trained weights.
@@ -39,13 +67,15 @@ class MaskToImage:
     """
 
     def __init__(self, model: Any, autoencoder: Any, recipe: Recipe, *, card: str = "") -> None:
-        _check_fit(model, autoencoder, recipe)
+        check_fit(model, autoencoder, recipe)
         self.model = model.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self.card = card or model_card(recipe.title, recipe.about, recipe.labels)
         self.objective = make(recipe.objective)
         self.sampler = Sampler(self.model)
+        told = examples_of(self.sampler.conditions)
+        self.card = card or model_card(recipe.title, recipe.about, recipe.labels, told=told)
+        self._text_encoders: dict[str, TextEncoder] = {}
 
     def __repr__(self) -> str:
         return f"MaskToImage({self.recipe.title}, {len(self.recipe.labels)} classes, {self.device})"
@@ -111,12 +141,7 @@ class MaskToImage:
         with TemporaryDirectory() as name:
             self.save_pretrained(name, dtype=dtype)
             Path(name, "README.md").write_text((card or self.card).replace(NAME, repository), encoding="utf-8")
-            try:
-                huggingface_hub = hub_library()
-                huggingface_hub.create_repo(repository, private=private, exist_ok=True)
-                return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=name))
-            except Exception as error:  # the hub, the HTTP library and the file system each raise their own
-                raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
+            return upload(Path(name), repository, private)
 
     @property
     def device(self) -> torch.device:
@@ -152,13 +177,13 @@ class MaskToImage:
         self.sampler = Sampler(self.model, dtype=None if dtype == torch.float32 else dtype)
         return self
 
-    @explained(*SETTINGS)
     def __call__(
         self,
         mask: Any,
         *,
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
+        size: int | tuple[int, int] | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
         palette: str | LabelSet = "",
@@ -175,6 +200,7 @@ class MaskToImage:
                 `label_maps`; resized by nearest neighbour.
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
+            size: side or (height, width) of the images if not the recipe's, see `resized`.
             noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
             output_type: ``"pil"`` for a list; ``"np"`` ``(n, H, W, 3)`` and ``"pt"`` ``(n, 3, H, W)`` for float32 in
                 [0, 1]; ``"uint8"`` ``(n, 3, H, W)``; ``"latent"`` for latents ``(n, c, h, w)``.
@@ -184,38 +210,109 @@ class MaskToImage:
             callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
                 adaptive solvers do not call it.
             sampling: settings of sampling; the recipe's if None.
-            **settings: single ones instead: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``.
+            **settings: single settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; and
+                values of the model's other conditions, see `values_of`.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`) or setting.
+            FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`), setting or value, or a
+                condition that the model does not have.
 
         Warns:
             UserWarning: the ids of a mask look like another order of the same classes, see ``remap``.
         """
-        check_output_type(output_type)
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}")
-        masks = self.label_maps(mask, palette=palette, remap=remap)
-        count = len(masks) * num_images
-        x0 = initial_noise(image_seeds(seed, count), self.latent_size) if noise is None else noise
-        if tuple(x0.shape) != (count, *self.latent_size):
-            raise ValueError(f"noise must be {(count, *self.latent_size)}, one per image, got {tuple(x0.shape)}")
+        check_counts(output_type, num_images, batch_size)
+        settings, told = divided_keywords("MaskToImage", settings, [*_KEYWORDS, *SETTINGS], self.sampler.conditions)
         sampling = (sampling or self.recipe.sampling).replaced(**settings)
-        every = masks.repeat_interleave(num_images, dim=0)
+        plan(sampling.guidance_scale, ["mask", *(told.keys() & self.sampler.conditions)], self.sampler.conditions)
+        masks = self.resized(size).label_maps(mask, palette=palette, remap=remap)
+        pipe = self.resized(masks.shape[-2:])
+        count = len(masks) * num_images
+        x0 = initial_noise(image_seeds(seed, count), pipe.latent_size) if noise is None else noise
+        check_noise(x0, (count, *pipe.latent_size))
+        values: dict[str, Any] = {"mask": masks.repeat_interleave(num_images, dim=0) if len(masks) > 1 else masks}
+        values |= pipe.values_of(told, count, palette=palette, remap=remap)
+        how = {"sampling": sampling, "objective": self.objective, "progress": callback}
+        return self._images(x0, values, how, batch_size, output_type)
+
+    def _images(
+        self, x0: Tensor, values: Mapping[str, Value], how: Mapping[str, Any], batch_size: int, output_type: str
+    ) -> Any:
+        """Images of noise ``(n, c, h, w)``, in batches."""
         parts = []
-        for start in range(0, count, batch_size):
+        for start in range(0, len(x0), batch_size):
             part = slice(start, start + batch_size)
-            labels = every[part] if len(masks) > 1 else every[:1]
-            given = {"objective": self.objective, "progress": callback}
-            latents = self.sampler(x0[part], labels.to(self.device), sampling, **given)
+            given: dict[str, Any] = {name: part_of(value, part) for name, value in values.items()}
+            latents = self.sampler(x0[part], **given, **how)
             parts.append(latents if output_type == "latent" else self.decode(latents))
         return to_output(torch.cat(parts), output_type)
 
+    def resized(self, size: int | Sequence[int] | None) -> Self:
+        """This pipeline for images of another size, which shares the model.
+
+        A model is best at the sizes it was trained in. It can make others, if their number of pixels is similar.
+
+        Args:
+            size: side or (height, width) in pixels; None keeps the recipe's size or sizes.
+
+        Raises:
+            ValueError: a size that is not a multiple of the autoencoder's factor times the patch size.
+        """
+        if size is None or self.recipe.image_size == as_size(size):
+            return self
+        other = copy.copy(self)
+        other.recipe = replace(self.recipe, image_size=as_size(size))
+        check_fit(self.model, self.autoencoder, other.recipe)
+        return other
+
+    def fitted(self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "") -> Self:
+        """This pipeline for the size that a mask gets, if the recipe has several; arguments as of `labels_of`."""
+        if len(self.recipe.sizes) == 1:
+            return self
+        return self.resized(self.labels_of(mask, palette=palette, remap=remap).shape)
+
     @property
     def latent_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a latent."""
+        """(channels, height, width) of a latent; of a recipe with several sizes, of the first."""
         height, width = (side // self.autoencoder.factor for side in self.recipe.size)
         return self.autoencoder.channels, height, width
+
+    def values_of(
+        self, given: Mapping[str, Any], images: int, *, palette: str | LabelSet = "", remap: str | LabelSet = ""
+    ) -> dict[str, Value]:
+        """Values of conditions besides the mask, for `Sampler`: each one for all images, or one per image.
+
+        Args:
+            given: by the name of the condition. For a ``token-sequence``: a text, or a list of them, which the recipe's
+                text encoder encodes. For a ``style-image``: a picture, see `to_pixels`, or several, and by regions
+                their masks as ``NAME_mask``; of any size. For a ``class-label``: whole numbers. For a ``dense-map``: a
+                tensor or array ``(channels, height, width)``, or ``(images, ...)``, which is scaled to the images'
+                size. Or any value of the condition itself.
+            images: the number of images.
+            palette, remap: of the masks of pictures, see `__call__`.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: what does not suit its condition; names it.
+        """
+        context = Context(
+            *(self.sampler.conditions, self.recipe.size, self.autoencoder, self.recipe.labels, self.text_encoder),
+            {"palette": palette, "remap": remap},
+        )
+        return prepared_values(given, images, context)
+
+    def text_encoder(self, name: str) -> TextEncoder:
+        """The text encoder of a condition, which the recipe names; loaded at the first call.
+
+        Raises:
+            ValueError: the recipe names none.
+        """
+        if name not in self.recipe.text_encoders:
+            raise ValueError(
+                f"{name}: this model's folder records no text encoder for it: give the vectors themselves, or a recipe "
+                f"with text_encoders={{{name!r}: ...}}"
+            )
+        if name not in self._text_encoders:
+            self._text_encoders[name] = text_encoder_of(self.recipe.text_encoders[name])
+        return self._text_encoders[name]
 
     def labels_of(
         self, mask: Any, *, palette: str | LabelSet = "", remap: str | LabelSet = "", name: str = "the mask"
@@ -233,19 +330,24 @@ class MaskToImage:
                 uint8 tensor whose first or last size is 3 is one mask of colours: convert ids to int64.
             palette, remap: see `__call__`.
         """
-        if _is_stack(masks) and not palette and not remap:
+        if is_stack(masks) and not palette and not remap:
             check_labels(masks, len(self.recipe.labels), where="the masks")
             return self._resized(masks.cpu().to(torch.uint8), "each mask")
-        if not isinstance(masks, list | tuple) and not _is_stack(masks):
+        if not isinstance(masks, list | tuple) and not is_stack(masks):
             return self.labels_of(masks, palette=palette, remap=remap)[None]
         if not len(masks):
             raise ValueError("the list of masks is empty: give at least one mask")
         listed = [(f"mask {i} of {len(masks)}", one) for i, one in enumerate(masks, 1)]
-        return torch.stack([self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed])
+        maps = [self.labels_of(one, palette=palette, remap=remap, name=name) for name, one in listed]
+        check_same_size(maps)
+        return torch.stack(maps)
 
     def _resized(self, labels: Tensor, name: str) -> Tensor:
-        size = self.recipe.size
-        _check_shape(labels, size, name)
+        """Labels ``(n, h, w)`` in the recipe's size, or in the one of several that has the nearest aspect ratio."""
+        sizes, own = self.recipe.sizes, (int(labels.shape[-2]), int(labels.shape[-1]))
+        size = own if own in sizes else sizes[nearest_bucket(own, sizes)]
+        several = {"most": 0.1} if len(sizes) > 1 else {}
+        check_shape(labels, size, name, hint=", or give size= of its shape", **several)
         return nn.functional.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
 
     def encode(self, image: Any) -> Tensor:
@@ -262,20 +364,12 @@ class MaskToImage:
 
     def pixels_of(self, image: Any) -> Tensor:
         """An image, see `encode`, as a uint8 tensor ``(1, 3, height, width)``."""
-        pixels: Any = read_image(image) if isinstance(image, str | Path) else image
-        if hasattr(pixels, "convert"):
-            pixels = from_pil(pixels.convert("RGB"))
-        elif hasattr(pixels, "__array_interface__"):
-            pixels = torch.from_numpy(pixels.copy())
-        if not isinstance(pixels, Tensor):
-            raise TypeError(f"an image is a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+        pixels = to_pixels(image)
         height, width = size = self.recipe.size
-        if tuple(pixels.shape) == (*size, 3) != (3, *size):
-            pixels = pixels.movedim(-1, 0)
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (3, *size):
+        if tuple(pixels.shape) != (3, *size):
             raise ValueError(
                 f"the image must be uint8 (3, {height}, {width}), got {pixels.dtype} {tuple(pixels.shape)}: "
-                f"{_crop_to(size)} and resize it to {height} x {width} pixels, with its mask"
+                f"{crop_to(size)} and resize it to {height} x {width} pixels, with its mask"
             )
         return pixels[None]
 
@@ -284,59 +378,8 @@ class MaskToImage:
         return (self.autoencoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
 
 
-def _is_stack(masks: Any) -> bool:
-    """Whether these are ids of several masks in one tensor, and not the colours of one mask."""
-    if not isinstance(masks, Tensor) or masks.dim() != 3 or not masks.numel():
-        return False
-    ids = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
-    return ids and not (masks.dtype == torch.uint8 and 3 in (masks.shape[0], masks.shape[-1]))
-
-
-def _check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
-    """Reject parts that do not fit together; an attribute that a model lacks is not checked."""
-    for name, value, unit in (
-        ("in_channels", autoencoder.channels, "channels of the autoencoder's latents"),
-        ("mask_scale", autoencoder.factor, "image pixels per latent pixel of the autoencoder"),
-        ("num_classes", len(recipe.labels), f"classes of {recipe.labels.name}"),
-    ):
-        if getattr(model, name, value) != value:
-            raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {unit}")
-    scale, conditions = recipe.sampling.guidance_scale, getattr(model, "conditions", {"mask": None})
-    if isinstance(scale, Mapping) and not scale.keys() <= conditions.keys():
-        raise ValueError(f"guidance_scale={scale!r} names a condition that the model does not have")
-    side = autoencoder.factor * getattr(model, "multiple", 1)
-    if any(each % side for each in recipe.size):
-        raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
-
-
-def _crop_to(size: tuple[int, int]) -> str:
-    height, width = size
-    return "crop it to a square" if height == width else f"crop it to the aspect ratio of {height} x {width}"
-
-
-def _check_shape(labels: Tensor, size: tuple[int, int], name: str) -> None:
-    """Reject labels ``(..., h, w)`` whose aspect ratio is not that of ``size``, up to a pixel; a square must be one."""
-    height, width = labels.shape[-2:]
-    tolerance = 0 if size[0] == size[1] else max(size)
-    if abs(height * size[1] - width * size[0]) > tolerance:
-        raise ValueError(f"{name} is {height} x {width} (height x width): {_crop_to(size)}")
-
-
-def check_device(device: Any) -> None:
-    """Raise a ValueError with torch's reason if it cannot use a device here, before any part of a model is moved."""
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, TypeError) as error:  # depends on how torch was built
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0].partition(". ")[0]
-        raise ValueError(
-            f"device {str(device)!r}: torch cannot use it here ({reason}); 'ssmgen doctor' lists the devices it sees"
-        ) from error
-
-
-def check_output_type(output_type: str, outputs: Sequence[str] = _OUTPUTS) -> None:
-    """Reject an unknown ``output_type``."""
-    if output_type not in outputs:
-        raise ValueError(f"output_type must be one of {', '.join(outputs)}, got {output_type!r}")
+#: What a call takes by name besides settings of sampling and values of conditions.
+_KEYWORDS = tuple(keywords(MaskToImage.__call__))
 
 
 def to_output(images: Tensor, output_type: str) -> Any:

@@ -28,6 +28,8 @@ class Settings:
     Attributes:
         pipe: a folder that recipes.sisma.export wrote, a hub id OWNER/NAME, or the name of a packaged model.
         run: the folder of a training run, used instead of ``pipe``; loads its newest checkpoint.
+        size: a side or height x width in pixels, such as ``192x96``, if the canvas is to have another size than the
+            model's. Of a model with several, the first is taken.
         device: where the model runs; empty means CUDA if available, else the CPU.
         host: address to serve at. 0.0.0.0 serves anyone who can reach this machine, without a password.
         port: port to serve at; 0 picks a free one.
@@ -37,6 +39,7 @@ class Settings:
 
     pipe: str = "drawn-faces"
     run: str = ""
+    size: str = ""
     device: str = ""
     host: str = "127.0.0.1"
     port: int = 7860
@@ -72,6 +75,10 @@ def load_pipe(settings: Settings) -> MaskToImage:
         pipe, _ = load_run(find_run(settings.run))
     else:
         pipe = MaskToImage.from_pretrained(settings.pipe)
+    if settings.size or len(pipe.recipe.sizes) > 1:
+        from recipes.sisma.runs import resized
+
+        pipe = resized(pipe, settings.size or "x".join(map(str, pipe.recipe.size)))
     return pipe.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -1,6 +1,6 @@
 """What browser and server exchange: PNG files, and masks as run-length text; all input is checked before use.
 
-A mask as text, ``"64 0x128,13x20,..."``, is the side of the square, then ``LABELxCOUNT`` for each run of equal labels
+A mask as text, ``"64x48 0x128,13x20,..."``, is its height and width, then ``LABELxCOUNT`` for each run of equal labels
 in row order.
 """
 
@@ -27,7 +27,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Mean RGB distance to the nearest class colour (at most 441) above which an image is considered a photograph.
 MAX_COLOUR_DISTANCE = 40.0
 _MAX_TEXT = 6 * MAX_SIDE**2  # every pixel a run of its own
-_RUNS = re.compile(r"\d{1,4} \d{1,3}x\d{1,7}(,\d{1,3}x\d{1,7})*")
+_RUNS = re.compile(r"\d{1,4}x\d{1,4} \d{1,3}x\d{1,7}(,\d{1,3}x\d{1,7})*")
 
 
 class InvalidRequest(ValueError):
@@ -49,13 +49,14 @@ def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def image_from_url(url: Any, side: int) -> Tensor:
-    """Image ``(3, side, side)`` uint8 of a data URL that the page made; raises an InvalidRequest for anything else."""
+def image_from_url(url: Any, size: tuple[int, int]) -> Tensor:
+    """Image ``(3, height, width)`` uint8 of a data URL that the page made; an InvalidRequest for anything else."""
     if not isinstance(url, str) or not url.startswith("data:image/png;base64,"):
         raise InvalidRequest("There is no picture to change yet: generate one, or choose one of the results.")
     image = decode_png(url.partition(",")[2])
-    if image.mode != "RGB" or image.size != (side, side):
-        raise InvalidRequest(f"The picture to change must be {side} x {side} pixels; this one is not. Reload the page.")
+    height, width = size
+    if image.mode != "RGB" or image.size != (width, height):
+        raise InvalidRequest(f"The picture must be {width} x {height} pixels; this one is not. Reload the page.")
     return from_pil(image)
 
 
@@ -119,14 +120,14 @@ def _opaque(image: Any) -> Any:
 
 
 def to_text(mask: Tensor) -> str:
-    """A square mask ``(side, side)`` as text."""
+    """A mask ``(height, width)`` as text."""
     labels, counts = torch.unique_consecutive(mask.flatten(), return_counts=True)
     runs = (f"{label}x{count}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True))
-    return f"{mask.shape[0]} {','.join(runs)}"
+    return f"{mask.shape[0]}x{mask.shape[1]} {','.join(runs)}"
 
 
 def from_text(text: Any, labels: LabelSet) -> Tensor:
-    """The inverse of `to_text`, ``(side, side)`` uint8.
+    """The inverse of `to_text`, ``(height, width)`` uint8.
 
     Raises:
         InvalidRequest: malformed text, a side above `MAX_SIDE`, or a label outside the set.
@@ -136,35 +137,54 @@ def from_text(text: Any, labels: LabelSet) -> Tensor:
     if not isinstance(text, str) or len(text) > _MAX_TEXT or not _RUNS.fullmatch(text):
         raise InvalidRequest("The mask arrived incomplete: reload the page.")
     first, _, runs = text.partition(" ")
-    side, area = int(first), int(first) ** 2
-    fits = 1 <= side <= MAX_SIDE and runs.count(",") < area
+    height, width = (int(side) for side in first.split("x"))
+    area = height * width
+    fits = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and runs.count(",") < area
     pairs = np.fromstring(runs.replace("x", ","), dtype=np.int64, sep=",").reshape(-1, 2) if fits else np.zeros((1, 2))
     values, counts = torch.from_numpy(pairs).T
     if not fits or int(counts.sum()) != area:
-        raise InvalidRequest(f"The mask must be a square of at most {MAX_SIDE} pixels; this one is not.")
+        raise InvalidRequest(f"The mask must have all its pixels, and at most {MAX_SIDE} a side; this one does not.")
     if int(values.max()) >= len(labels):
         raise InvalidRequest(f"The mask has label {int(values.max())}; the model's classes are 0 to {len(labels) - 1}.")
-    return torch.repeat_interleave(values.to(torch.uint8), counts).view(side, side)
+    return torch.repeat_interleave(values.to(torch.uint8), counts).view(height, width)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded mask: labels ``(side, side)`` uint8, and notes on how the file was changed to fit."""
+    """An uploaded mask: labels ``(height, width)`` uint8, and notes on how the file was changed to fit."""
 
     mask: Tensor
     notes: tuple[str, ...] = ()
 
 
-def from_upload(encoded: Any, labels: LabelSet, side: int, order: str = "") -> Upload:
-    """Mask of a PNG file: class ids as grey values or palette indices, or class colours.
+def from_upload(encoded: Any, labels: LabelSet, size: tuple[int, int], order: str = "") -> Upload:
+    """Mask of a PNG file, brought to the model's size: see `ids_of_upload`.
 
-    Colours in between, such as those of antialiased edges, become the nearest class. A mask that is not square is cut
-    to its central square, and nearest-neighbour resizing brings it to the model's side.
+    A mask of another aspect ratio is cut to its central part, and nearest-neighbour resizing does the rest.
+
+    Args:
+        encoded, labels, order: see `ids_of_upload`.
+        size: (height, width) of the result in pixels.
+
+    Raises:
+        InvalidRequest: see `ids_of_upload`.
+    """
+    upload = ids_of_upload(encoded, labels, order)
+    notes, (height, width) = list(upload.notes), upload.mask.shape
+    if height * size[1] != width * size[0]:
+        part = "square" if size[0] == size[1] else f"part of the shape {size[1]} x {size[0]}"
+        notes.append(f"It was {width} x {height}: only the central {part} was kept.")
+    return Upload(center_crop_resize_mask(upload.mask, size), tuple(notes))
+
+
+def ids_of_upload(encoded: Any, labels: LabelSet, order: str = "") -> Upload:
+    """Mask of a PNG file in its own size: class ids as grey values or palette indices, or class colours.
+
+    Colours in between, such as those of antialiased edges, become the nearest class.
 
     Args:
         encoded: the file in base64.
         labels: label set of the result.
-        side: side of the result in pixels.
         order: label set of the file, a name in `ssmgen.data.LABEL_SETS`; ``labels`` if empty.
 
     Raises:
@@ -185,10 +205,7 @@ def from_upload(encoded: Any, labels: LabelSet, side: int, order: str = "") -> U
     other = likelier_order(mask, labels)
     if other is not None:
         notes.append(f"Its regions look like the order {other.name}: if the mask looks wrong, upload it in that order.")
-    height, width = mask.shape
-    if height != width:
-        notes.append(f"It was {width} x {height}: only the central square was kept.")
-    return Upload(center_crop_resize_mask(mask, side), tuple(notes))
+    return Upload(mask, tuple(notes))
 
 
 def _label_ids(image: Any, labels: LabelSet) -> tuple[Tensor, int]:

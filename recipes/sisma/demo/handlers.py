@@ -6,12 +6,26 @@ from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from recipes.sisma.demo.exchange import InvalidRequest, from_text, from_upload, image_from_url, to_text
+from recipes.sisma.demo.exchange import (
+    InvalidRequest,
+    data_url,
+    decode_png,
+    encode_png,
+    from_text,
+    from_upload,
+    ids_of_upload,
+    image_from_url,
+    to_text,
+)
 from recipes.sisma.demo.jobs import GenerationRequest, Job, JobRunner, JobStopped, Preview
 from recipes.sisma.demo.results import show_progress, show_result
 from ssmgen.data import LABEL_SETS
+from ssmgen.data.images import from_pil
+from ssmgen.data.transforms import check_same_shape
+from ssmgen.pipeline.values import scaled_to
 
 Updates = dict[Any, Any]
 StartJob = Callable[[Tensor, GenerationRequest], Job]
@@ -23,7 +37,8 @@ class Handlers:
     Args:
         runner: runs the jobs.
         parts: the page's components by name: ``painter``, ``upload``, ``progress``, ``results``, ``mask_message``,
-            ``settings_message`` and ``edit_message``.
+            ``settings_message`` and ``edit_message``; and ``styles``, for each style of the model its ``control``,
+            ``upload`` and ``message``.
     """
 
     def __init__(self, runner: JobRunner, parts: SimpleNamespace) -> None:
@@ -51,14 +66,42 @@ class Handlers:
     def upload(self, encoded: Any, order: Any) -> Updates:
         parts, labels = self.parts, self.recipe.labels
         try:
-            if order not in (*LABEL_SETS, labels.name):
-                raise InvalidRequest(f"The class order must be one of {', '.join(LABEL_SETS)}.")
+            self._check_order(order)
             upload = from_upload(encoded, labels, self.runner.size, order)
         except InvalidRequest as error:
             return {parts.upload: "", parts.mask_message: message_html(str(error), error=True)}
         count = len(upload.mask.unique())
         text = " ".join((f"Uploaded: {count} of {len(labels)} classes.", *upload.notes))
         return {parts.painter: to_text(upload.mask), parts.upload: "", parts.mask_message: message_html(text)}
+
+    def upload_style(self, name: str, files: Any, order: Any) -> Updates:
+        """Take a picture and its mask as the style ``name``; if they are none, the present one stays."""
+        styles, labels = self.parts.styles[name], self.recipe.labels
+        try:
+            self._check_order(order)
+            if not isinstance(files, dict) or not files.get("picture"):
+                raise InvalidRequest("The picture cannot be read: choose a PNG, JPEG or WebP file.")
+            image = from_pil(decode_png(files["picture"]).convert("RGB"))
+            notes: tuple[str, ...] = ()
+            mask = torch.zeros(image.shape[1:], dtype=torch.uint8)
+            if self.runner.regional(name):
+                upload = ids_of_upload(files.get("mask"), labels, order)
+                mask, notes = upload.mask, upload.notes
+            check_same_shape(image, mask)
+        except InvalidRequest as error:
+            return {styles.upload: None, styles.message: message_html(str(error), error=True)}
+        except ValueError:
+            said = f"The picture is {image.shape[2]} x {image.shape[1]} and its mask {mask.shape[1]} x {mask.shape[0]}"
+            text = f"{said}: they must have the same shape and show the same part."
+            return {styles.upload: None, styles.message: message_html(text, error=True)}
+        image, mask = (scaled_to(each, self.runner.size) for each in (image, mask))
+        value = {"png": data_url(encode_png(image)), "mask": to_text(mask), "name": "your picture"}
+        text = " ".join(("The style is now that of your picture.", *notes))
+        return {styles.control: value, styles.upload: None, styles.message: message_html(text)}
+
+    def _check_order(self, order: Any) -> None:
+        if order not in (*LABEL_SETS, self.recipe.labels.name):
+            raise InvalidRequest(f"The class order must be one of {', '.join(LABEL_SETS)}.")
 
     def _run(self, mask: Any, settings: Any, start: StartJob, job_message: Any = None) -> Iterator[Updates]:
         """Run a job. An error appears below the control that caused it, and the results shown so far stay."""

@@ -2,26 +2,34 @@
 
 import json
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from recipes.sisma.demo.exchange import MAX_BYTES, to_text
+from torch import Tensor
+
+from recipes.sisma.demo.exchange import MAX_BYTES, data_url, encode_png, to_text
 from recipes.sisma.demo.handlers import Handlers, message_html
 from recipes.sisma.demo.jobs import DEVICE, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, JobRunner
 from ssmgen.data import CELEBAMASK19, LABEL_SETS, LabelSet, draw_face
+from ssmgen.data.drawn_faces import ATTRIBUTES, sentence
+from ssmgen.data.transforms import center_crop_resize
 from ssmgen.extras import require
+from ssmgen.registry import divided
 
 #: Jobs that may wait for their turn.
 QUEUE = 16
 _EXAMPLES = (2, 9, 19, 35, 14, 5)  # seeds of drawn faces
+_LONGEST = 512  # pixels of an uploaded style picture's longer side
 _ASSETS = Path(__file__).parent / "assets"
 
-LIMITS = (
-    "**It can** draw pictures like its training images for any mask of its classes, vary them, and redraw what you "
-    "change while keeping the rest. **It cannot** follow text or a photograph, keep a person's identity, or draw what "
-    "was not in its training images. Masks unlike the training masks give poor pictures, and regions of a few pixels "
-    "most often come out wrong."
+_LIMITS = (
+    "**It can** draw pictures like its training images for any mask of its classes{able}, vary them, and redraw what "
+    "you change while keeping the rest. **It cannot** {unable}keep a person's identity, or draw what was not in its "
+    "training images. Masks unlike the training masks give poor pictures, and regions of a few pixels most often come "
+    "out wrong."
 )
 #: Readable names of the 19 face classes whose short names need one. Left and right are the person's own.
 READABLE = {
@@ -42,7 +50,7 @@ def build_page(runner: JobRunner) -> Any:
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     gr = require("gradio", extra="demo")
     with gr.Blocks(analytics_enabled=False, title="ssmgen: paint a mask", elem_classes="ssmgen-page") as page:
-        about = f"{runner.pipe.recipe.about} {LIMITS}\n\n<small>{runner.about()}</small>"
+        about = f"{runner.pipe.recipe.about} {limits(runner)}\n\n<small>{runner.about()}</small>"
         gr.Markdown(f"# Paint a mask, get a picture\n{about}")
         parts = SimpleNamespace()
         with gr.Row():
@@ -59,6 +67,14 @@ def build_page(runner: JobRunner) -> Any:
                 _add_edits(gr, parts)
         _connect(parts, Handlers(runner, parts))
     return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+
+
+def limits(runner: JobRunner) -> str:
+    """What the page says that the model can and cannot do."""
+    able = [*(["the words"] if runner.texts else []), *(["the colours of another picture"] if runner.styles else [])]
+    unable = [*([] if runner.texts else ["text"]), *([] if runner.styles else ["a photograph"])]
+    given = f", with {' and '.join(able)} that you give it" if able else ""
+    return _LIMITS.format(able=given, unable=f"follow {' or '.join(unable)}, " if unable else "")
 
 
 def brushes(labels: LabelSet) -> list[dict[str, Any]]:
@@ -78,8 +94,8 @@ def _add_painter(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
         "painter",
         value="",
         brushes=brushes(labels),
-        side=runner.size,
-        examples=[to_text(draw_face(seed, runner.size)[1]) for seed in seeds],
+        size=list(runner.size),
+        examples=[to_text(_face(seed, runner)[1]) for seed in seeds],
         store=_storage_key(runner),
     )
     orders = list(LABEL_SETS) if labels in LABEL_SETS.values() else [labels.name]
@@ -89,6 +105,11 @@ def _add_painter(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
         )
         parts.upload = _custom_html(gr, "upload", value="", max_bytes=MAX_BYTES, min_width=180)
     parts.mask_message = _message(gr, "mask-message")
+
+
+def _face(seed: int, runner: JobRunner) -> tuple[Tensor, Tensor]:
+    """A drawn face and its mask in the shape of the model's images."""
+    return center_crop_resize(*draw_face(seed, max(runner.size)), runner.size)
 
 
 def _add_settings(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
@@ -101,11 +122,59 @@ def _add_settings(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
         steps = gr.Slider(1, MAX_STEPS, value=min(defaults.steps, MAX_STEPS), step=1, label="Steps", min_width=150)
         name = defaults.solver if defaults.solver in runner.solvers else runner.solvers[0]
         solver = gr.Dropdown(runner.solvers, value=name, label="Solver", min_width=110)
-    scale = min(defaults.guidance_scale, MAX_GUIDANCE)
     info = "above 1, pictures follow the mask more closely" if runner.guided else "not available for this model"
-    given = {"value": scale, "step": 0.1, "label": "Guidance", "info": info, "interactive": runner.guided}
-    guidance = gr.Slider(0, MAX_GUIDANCE, **given)
+    told = runner.texts or runner.styles
+    guidance = _guidance(gr, runner, "mask", "Guidance of the mask" if told else "Guidance", info, runner.guided)
     parts.settings = [seed, steps, solver, guidance, count]
+    _add_told(gr, runner, parts)
+
+
+def _guidance(gr: Any, runner: JobRunner, name: str, label: str, info: str, interactive: bool = True) -> Any:
+    """The slider of a condition's scale, at the model's default."""
+    scale = runner.pipe.recipe.sampling.guidance_scale
+    own = scale.get(name, 1.0) if isinstance(scale, Mapping) else scale
+    given = {"value": min(own, MAX_GUIDANCE), "step": 0.1, "label": label, "info": info, "interactive": interactive}
+    return gr.Slider(0, MAX_GUIDANCE, elem_id=f"guidance-{name}", **given)
+
+
+def _add_told(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
+    """What the model is told besides the mask: a field for each text, a choice for each style, and their guidance."""
+    controls, scales, parts.styles = [], [], {}
+    for name in runner.texts:
+        given = {"label": name.replace("_", " ").capitalize(), "info": vocabulary(runner, name), "elem_id": name}
+        controls.append(gr.Textbox("", lines=1, max_lines=1, placeholder="leave empty for none", **given))
+        if name in runner.scaled:
+            scales.append(
+                _guidance(gr, runner, name, f"Guidance of {name}", "above 1, pictures follow the text more closely")
+            )
+    seeds = _EXAMPLES[:4] if runner.pipe.recipe.labels == CELEBAMASK19 else ()
+    faces = [(f"example {i}", *_face(seed, runner)) for i, seed in enumerate(seeds, 1)]
+    examples = [{"png": data_url(encode_png(image)), "mask": to_text(mask), "name": n} for n, image, mask in faces]
+    for name in runner.styles:
+        heading = f"{name.replace('_', ' ').capitalize()} from"
+        control = _custom_html(gr, "style", name, value=None, heading=heading, examples=examples)
+        limits = {"regional": runner.regional(name), "max_bytes": MAX_BYTES, "longest": _LONGEST}
+        upload = _custom_html(gr, "style_upload", f"{name}-upload", value=None, **limits)
+        message = _message(gr, f"{name}-message")
+        parts.styles[name] = SimpleNamespace(control=control, upload=upload, message=message)
+        controls.append(control)
+        if name in runner.scaled:
+            info = "above 1, colours are exaggerated"
+            scales.append(_guidance(gr, runner, name, f"Guidance of {name}", info))
+    parts.settings += [*controls, *scales]
+
+
+def vocabulary(runner: JobRunner, name: str) -> str:
+    """A hint at the texts that a model knows: the words of drawn faces, where it reads fixed word vectors."""
+    recipe = runner.pipe.recipe
+    if divided(recipe.text_encoders[name])[0] != "word-vectors" or recipe.labels != CELEBAMASK19:
+        return "A text like those of its training."
+    said = []
+    for attribute, values in ATTRIBUTES.items():
+        noun = {"length": " hair", "glasses": "", "hat": ""}.get(attribute, f" {attribute}")
+        said.append(" / ".join(value for value in values if value != "none") + noun)
+    example = sentence({"hair": "black", "skin": "tan", "background": "blue"})
+    return f"For example: {example}. It knows {'; '.join(said)}."
 
 
 def _add_edits(gr: Any, parts: SimpleNamespace) -> None:
@@ -150,6 +219,10 @@ def _connect(parts: SimpleNamespace, handlers: Handlers) -> None:
     _in_browser(parts.stop.click, stopped, cancels=jobs)
     inputs, outputs = [parts.upload, parts.order], [parts.painter, parts.upload, parts.mask_message]
     parts.upload.upload(handlers.upload, inputs, outputs, concurrency_limit=2, api_name="upload")
+    for name, style in parts.styles.items():
+        outputs = [style.control, style.upload, style.message]
+        read = partial(handlers.upload_style, name)
+        style.upload.upload(read, [style.upload, parts.order], outputs, concurrency_limit=2, api_name=f"upload_{name}")
 
 
 def _in_browser(event: Any, updates: dict[Any, str], **settings: Any) -> None:
@@ -158,13 +231,13 @@ def _in_browser(event: Any, updates: dict[Any, str], **settings: Any) -> None:
     event(None, None, list(updates), js=script, api_visibility="private", **settings)
 
 
-def _custom_html(gr: Any, name: str, **props: Any) -> Any:
+def _custom_html(gr: Any, name: str, elem_id: str = "", **props: Any) -> Any:
     """A component with its own markup and script from ``assets/``."""
     return gr.HTML(
         html_template=(_ASSETS / f"{name}.html").read_text(),
         js_on_load=(_ASSETS / f"{name}.js").read_text(),
         apply_default_css=False,
-        elem_id=name,
+        elem_id=elem_id or name,
         **props,
     )
 
@@ -175,4 +248,4 @@ def _message(gr: Any, name: str) -> Any:
 
 def _storage_key(runner: JobRunner) -> str:
     """Where the browser keeps masks and results; models of other classes or sizes have another key."""
-    return f"{runner.pipe.recipe.labels.name}-{runner.size}"
+    return f"{runner.pipe.recipe.labels.name}-{runner.size[0]}x{runner.size[1]}"

@@ -85,10 +85,16 @@ def serve(page: Any, runner: JobRunner, *, host: str, port: int, open_browser: b
         state_session_capacity=SESSIONS,
         app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
         theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo"),
-        css=(Path(__file__).parent / "assets" / "page.css").read_text(),
+        css=_styles(runner.size),
         prevent_thread_lock=True,
     )
     return str(address)
+
+
+def _styles(size: tuple[int, int]) -> str:
+    """The page's style sheet for images of a size (height, width)."""
+    sheet = (Path(__file__).parent / "assets" / "page.css").read_text()
+    return f"{sheet}:root {{ --aspect: {size[1]} / {size[0]}; --share: {size[1] / size[0]:.4f}; }}\n"
 
 
 def _free_port(host: str, port: int) -> int:

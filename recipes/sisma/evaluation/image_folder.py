@@ -31,7 +31,8 @@ def evaluate_images(
         folder: holds ``<id>.png`` for every test mask, or several ``<id>--<number>.png``, which count for the
             diversity.
         settings: ``data``, ``out``, ``masks`` (0 means all, and 128 drawn ones), ``parser`` (empty means none), and the
-            distances. Real images are cropped and resized to the size of the generated ones.
+            distances. Real images are cropped and resized to the size of the generated ones. Images of several sizes
+            are buckets: each has the one of them that suits its mask.
         command: recorded as the command.
         parser: used instead of ``settings.parser``.
 
@@ -40,8 +41,8 @@ def evaluate_images(
 
     Raises:
         FileNotFoundError: no such folder, data, parser or weights of a distance.
-        ValueError: images and masks that do not match; images that are grey, have alpha or differ in size; LPIPS
-            without several images a mask; or what `load_metrics` rejects.
+        ValueError: images and masks that do not match; images that are grey, have alpha or differ in size in another
+            way than their masks; LPIPS without several images a mask; or what `load_metrics` rejects.
     """
     if not settings.data:
         raise UsageError("images= needs data=PREPARED, the folder whose masks they were made from, or data=drawn")
@@ -50,7 +51,11 @@ def evaluate_images(
     ids = pair_ids(pairs := held_out_pairs(config, limit))
     count = available(pairs, settings.masks or len(ids))
     files, samples = find_images(folder, ids, count)
-    config.image_size = common_size([*files, *(file for group in samples.values() for file in group)])
+    by_id = {id: [file, *samples.get(id, ())] for id, file in zip(ids, files, strict=False)}
+    sizes = {file: size_of_file(file) for of_mask in by_id.values() for file in of_mask}
+    config.image_size = checked_size(",".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes.values())))
+    if isinstance(config.size, list):
+        _check_buckets(config, by_id, sizes)
     pairs = held_out_pairs(config, limit)
     parser = parser or load_named_parser(settings.parser or "none", pairs.labels)
     metrics = load_metrics(parser, settings, pairs.labels, count, config.size)
@@ -92,28 +97,38 @@ def find_images(folder: Path, ids: Sequence[str], count: int) -> tuple[list[Path
     return files, groups
 
 
-def common_size(files: Sequence[Path]) -> int | str:
-    """The ``image_size`` that all images share.
+def size_of_file(file: Path) -> tuple[int, int]:
+    """(height, width) of an image.
 
     Raises:
-        ValueError: an image that cannot be read, is not RGB, or differs in size; names the file.
+        ValueError: an image that cannot be read, or is not RGB; names the file.
     """
     from PIL import Image
 
-    found = None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                mode, (width, height) = image.mode, image.size
-        except OSError as error:
-            raise ValueError(f"{file}: cannot be read as an image ({error})") from error
-        if mode != "RGB":
-            raise ValueError(f"{file}: is of mode {mode}, not RGB; save grey images and those with alpha as 8-bit RGB")
-        found = found or (width, height)
-        if found != (width, height):
-            one, first = (f"{size[0]} x {size[1]}" for size in ((width, height), found))
-            raise ValueError(f"{file}: is {one} pixels, {files[0].name} is {first}; all must have one size")
-    return checked_size(f"{found[1]}x{found[0]}")
+    try:
+        with Image.open(file) as image:
+            mode, (width, height) = image.mode, image.size
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read as an image ({error})") from error
+    if mode != "RGB":
+        raise ValueError(f"{file}: is of mode {mode}, not RGB; save grey images and those with alpha as 8-bit RGB")
+    return height, width
+
+
+def _check_buckets(config: Config, by_id: dict[str, list[Path]], sizes: dict[Path, tuple[int, int]]) -> None:
+    """Reject images of several sizes (height, width) unless each has the one that suits its mask best."""
+    one_size = "all must have one size, or each the one of them that suits its mask"
+    if config.data == "drawn":
+        first, *others = sizes
+        odd = next(file for file in others if sizes[file] != sizes[first])
+        raise ValueError(f"{odd}: has another size than {first.name}; all images of drawn faces must have one size")
+    pairs = held_out_pairs(config, len(by_id))
+    for index, files in enumerate(by_id.values()):
+        height, width = pairs.size[pairs.bucket_of(index)]  # type: ignore[attr-defined]
+        for file in files:
+            if sizes[file] != (height, width):
+                found = f"{sizes[file][1]} x {sizes[file][0]} pixels, and {width} x {height} suits its mask"
+                raise ValueError(f"{file}: is {found}; {one_size}")
 
 
 def _files_by_id(folder: Path, known: set[str]) -> tuple[dict[str, Path], dict[str, dict[int, Path]], list[str]]:

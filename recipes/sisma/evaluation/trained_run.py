@@ -23,7 +23,7 @@ from recipes.sisma.evaluation.results import description, write_result
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.pairs import held_out_pairs, training_pairs
-from recipes.sisma.runs import Trained, check_writable, in_shape, load_run, sampling_of
+from recipes.sisma.runs import Trained, check_writable, load_run, sampling_of
 from ssmgen import MaskToImage, Sampling
 from ssmgen.atomic import write_text
 from ssmgen.data.images import write_png
@@ -116,11 +116,7 @@ def _generate(
         shared = f", {ranks} processes" if ranks > 1 else ""
         print(f"sampling {len(single)} unseen masks, and {several}, into {folder}{shared}", file=sys.stderr)
     batch_size = settings.micro_batch or settings.batch_size
-
-    def draw(masks: Tensor, **settings: Any) -> Tensor:
-        return in_shape(pipe, masks)(masks, **settings)
-
-    draw_missing(draw, specs, folder, sampling, batch_size=batch_size, process=rank, processes=ranks)
+    draw_missing(pipe, specs, folder, sampling, batch_size=batch_size, process=rank, processes=ranks)
     if processes:
         processes.wait_for_everyone()
     if rank:

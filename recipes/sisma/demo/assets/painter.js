@@ -1,24 +1,25 @@
 // The mask painter. The board holds class ids, not colours: a brush sets whole pixels, so edges are never blended.
-const side = props.side, classes = props.brushes, storage = "ssmgen-mask-" + props.store;
+const [rows, columns] = props.size, classes = props.brushes, storage = "ssmgen-mask-" + props.store;
 const find = (what) => element.querySelector(what);
 const canvas = find("canvas"), context = canvas.getContext("2d"), width = find("input"), widthLabel = find("output");
-const image = context.createImageData(side, side);
-let labels = new Uint8Array(side * side), brush = classes.length > 1 ? 1 : 0, tool = "brush";
+const image = context.createImageData(columns, rows);
+let labels = new Uint8Array(rows * columns), brush = classes.length > 1 ? 1 : 0, tool = "brush";
 let past = [], future = [], last = null;
-canvas.width = canvas.height = side;
+canvas.width = columns;
+canvas.height = rows;
 
 function toText(ids) {
   const runs = [];
   for (let start = 0, i = 1; i <= ids.length; i++) {
     if (i === ids.length || ids[i] !== ids[start]) { runs.push(ids[start] + "x" + (i - start)); start = i; }
   }
-  return side + " " + runs.join(",");
+  return rows + "x" + columns + " " + runs.join(",");
 }
 
 function fromText(text) {
   const [size, runs] = (text || "").split(" ");
-  if (Number(size) !== side || !runs) return null;
-  const ids = new Uint8Array(side * side);
+  if (size !== rows + "x" + columns || !runs) return null;
+  const ids = new Uint8Array(rows * columns);
   let at = 0;
   for (const run of runs.split(",")) {
     const [label, count] = run.split("x").map(Number);
@@ -41,7 +42,7 @@ function show() {
   const counts = new Array(classes.length).fill(0);
   labels.forEach((label) => counts[label]++);
   const used = counts.filter((count) => count > 0).length;
-  find(".count").textContent = used + " of " + classes.length + " classes on the mask, " + side + " x " + side + " pixels";
+  find(".count").textContent = used + " of " + classes.length + " classes on the mask, " + columns + " x " + rows + " pixels";
   element.querySelectorAll(".brushes button").forEach((button, i) => {
     button.classList.toggle("chosen", i === brush);
     button.setAttribute("aria-pressed", i === brush);
@@ -79,8 +80,8 @@ function replace(ids) {
 
 function pixelAt(event) {
   const box = canvas.getBoundingClientRect();
-  const scale = (value) => Math.floor(value * side);
-  return [scale((event.clientX - box.left) / box.width), scale((event.clientY - box.top) / box.height)];
+  const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+  return [Math.floor(x * columns), Math.floor(y * rows)];
 }
 
 function stamp(x, y) {
@@ -88,8 +89,8 @@ function stamp(x, y) {
   for (let row = y - from; row < y - from + diameter; row++) {
     for (let column = x - from; column < x - from + diameter; column++) {
       const dx = column - (x - from) + 0.5 - radius, dy = row - (y - from) + 0.5 - radius;
-      const inside = row >= 0 && row < side && column >= 0 && column < side;
-      if (inside && dx * dx + dy * dy <= radius * radius) labels[row * side + column] = brush;
+      const inside = row >= 0 && row < rows && column >= 0 && column < columns;
+      if (inside && dx * dx + dy * dy <= radius * radius) labels[row * columns + column] = brush;
     }
   }
 }
@@ -100,16 +101,16 @@ function line([x0, y0], [x1, y1]) {
 }
 
 function fill([x, y]) {
-  const old = labels[y * side + x], waiting = [y * side + x];
+  const old = labels[y * columns + x], waiting = [y * columns + x];
   if (old === brush) return;
   while (waiting.length) {
     const at = waiting.pop();
     if (labels[at] !== old) continue;
     labels[at] = brush;
-    if (at % side > 0) waiting.push(at - 1);
-    if (at % side < side - 1) waiting.push(at + 1);
-    if (at >= side) waiting.push(at - side);
-    if (at < side * (side - 1)) waiting.push(at + side);
+    if (at % columns > 0) waiting.push(at - 1);
+    if (at % columns < columns - 1) waiting.push(at + 1);
+    if (at >= columns) waiting.push(at - columns);
+    if (at < columns * (rows - 1)) waiting.push(at + columns);
   }
 }
 
@@ -118,7 +119,7 @@ canvas.addEventListener("pointerdown", (event) => {
   const at = pixelAt(event);
   event.preventDefault();
   canvas.focus({ preventScroll: true });
-  if (tool === "pick") { brush = labels[at[1] * side + at[0]]; tool = "brush"; return show(); }
+  if (tool === "pick") { brush = labels[at[1] * columns + at[0]]; tool = "brush"; return show(); }
   remember();
   if (tool === "fill") { fill(at); return publish(); }
   canvas.setPointerCapture(event.pointerId);
@@ -145,7 +146,7 @@ element.addEventListener("keydown", (event) => {
 });
 
 function act(name) {
-  if (name === "clear") return replace(new Uint8Array(side * side));
+  if (name === "clear") return replace(new Uint8Array(rows * columns));
   const [from, to] = name === "undo" ? [past, future] : [future, past];
   if (from.length === 0) return;
   to.push(labels.slice());
@@ -161,8 +162,8 @@ element.addEventListener("click", (event) => {
   if (button.dataset.brush) { brush = Number(button.dataset.brush); if (tool === "pick") tool = "brush"; show(); }
   if (button.dataset.example) replace(fromText(props.examples[Number(button.dataset.example)]));
 });
-width.max = Math.max(8, Math.round(side / 5));
-width.value = Math.max(2, Math.round(side / 16));
+width.max = Math.max(8, Math.round(Math.min(rows, columns) / 5));
+width.value = Math.max(2, Math.round(Math.min(rows, columns) / 16));
 width.addEventListener("input", show);
 
 for (const each of classes) {
@@ -185,8 +186,9 @@ props.examples.forEach((text, i) => {
   button.dataset.example = i;
   button.title = "Start from example " + (i + 1);
   button.setAttribute("aria-label", button.title);
-  small.width = small.height = side;
-  drawOn(small.getContext("2d"), fromText(text), new ImageData(side, side));
+  small.width = columns;
+  small.height = rows;
+  drawOn(small.getContext("2d"), fromText(text), new ImageData(columns, rows));
   button.append(small);
   find(".examples").append(button);
 });
