@@ -5,8 +5,9 @@
     python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
-The run's folder receives ``config.yaml``, ``labels.json``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``,
-``result.json`` and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
+The run's folder receives ``config.yaml``, ``labels.json``, ``source.json``, ``log.jsonl``, ``samples/*.png``,
+``checkpoints/step-*/``, ``result.json`` and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows
+it in a browser.
 """
 
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from recipes.sisma.runs import (
     new_model,
     save_config,
     save_labels,
+    save_source,
 )
 from recipes.sisma.sheets import save_mask_sheet
 from ssmgen import build
@@ -109,6 +111,7 @@ def _train_and_evaluate(argv: list[str], presets: Presets, owned: ExitStack) -> 
             _report_new_start(config, run)
         save_config(config, run / "config.yaml")
         save_labels(labels, run)
+        save_source(config, run)
         _announce(config, model, len(data), processes.num_processes)
     draw = _Sheets(run, config, autoencoder, labels) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)

@@ -16,7 +16,8 @@ from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
 from ssmgen.reading import read_json
 from ssmgen.registry import closest
 
-_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
+#: Orders of the 19 classes of CelebAMask-HQ by name.
+FACE_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
 
 Mask = Path | dict[str, Path]
 
@@ -147,11 +148,11 @@ def reader_of(settings: Settings) -> Reader:
         UsageError: ``labels`` is neither a known order nor a file.
         FileNotFoundError, ValueError: what `label_names` and `read_merge_table` reject.
     """
-    if settings.labels in _ORDERS:
-        return merged(FaceMasks(_ORDERS[settings.labels]), settings.merge)
+    if settings.labels in FACE_ORDERS:
+        return merged(FaceMasks(FACE_ORDERS[settings.labels]), settings.merge)
     if not settings.labels.endswith(".json"):
-        expected = f"expected one of {', '.join(_ORDERS)}, or a .json file of names"
-        raise UsageError(f"labels={settings.labels}: {expected}{closest(settings.labels, _ORDERS)}")
+        expected = f"expected one of {', '.join(FACE_ORDERS)}, or a .json file of names"
+        raise UsageError(f"labels={settings.labels}: {expected}{closest(settings.labels, FACE_ORDERS)}")
     return merged(LabelMasks(label_names(Path(settings.labels))), settings.merge)
 
 
