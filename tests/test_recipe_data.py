@@ -7,7 +7,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.clothes.presets import PRESETS
 from recipes.sisma import train
-from recipes.sisma.pairs import _pairs_to_encode, check_pairs, training_pairs
+from recipes.sisma.pairs import _pairs_to_encode, check_pairs, encoded_pairs, load_autoencoder, training_pairs
 from ssmgen.data import LabelSet
 from ssmgen.data.folder import write_pair, write_records
 
@@ -34,6 +34,22 @@ def shapes(tmp_path):
         return folder
 
     return write
+
+
+def test_the_examples_of_each_size_are_announced_and_rare_sizes_warned_of(shapes, tmp_path, capsys):
+    data = shapes(train=[(64, 32)] * 5 + [(32, 64)], test=[(64, 32)])
+    words = [f"data={data}", f"cache={tmp_path / 'cache'}", "autoencoder=identity", "crops=2", "balance=0"]
+    config = parsed([*words, "image_size=64x32,32x64,32x32"])
+    pairs = encoded_pairs(config, load_autoencoder(config))
+    assert pairs.sizes() == {(64, 32): 10, (32, 64): 2}
+    config.train.batch_size = 4
+    train._announce(config, torch.nn.Identity(), pairs, 1)
+    printed = capsys.readouterr().err
+    assert "\nexamples by size: 64x32: 10, 32x64: 2, 32x32: 0\n" in printed
+    assert "warning: 32x64: fewer examples than a batch of 4" in printed and "frequent_buckets" in printed
+    config.train.batch_size = 2
+    train._announce(config, torch.nn.Identity(), pairs, 1)
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -161,6 +162,12 @@ class EncodedPairs(Dataset[dict[str, Any]]):
     def bucket_of(self, position: int) -> int:
         """The bucket of an example, see `ssmgen.data.LatentCache.bucket_of`."""
         return self.cache.bucket_of(self.examples[position][0])
+
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """The number of examples of each size (height, width), repeated ones included."""
+        counts = Counter(map(self.bucket_of, range(len(self))))
+        of_bucket = {self.cache.bucket_of(index): index for index in range(len(self.cache))}
+        return {tuple(self.cache.mask(of_bucket[bucket]).shape): count for bucket, count in counts.items()}
 
     def _masks(self) -> Iterator[Tensor]:
         return (self.cache.mask(index) for index in range(len(self.cache)))

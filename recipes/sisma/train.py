@@ -25,7 +25,14 @@ from recipes.sisma.evaluation.images import by_shape
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
-from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
+from recipes.sisma.pairs import (
+    EncodedPairs,
+    check_pairs,
+    encoded_pairs,
+    first_held_out,
+    load_autoencoder,
+    training_pairs,
+)
 from recipes.sisma.presets import PRESETS, Config, Presets, preset, sides_of
 from recipes.sisma.runs import (
     all_processes,
@@ -112,7 +119,7 @@ def _train_and_evaluate(argv: list[str], presets: Presets, owned: ExitStack) -> 
         save_config(config, run / "config.yaml")
         save_labels(labels, run)
         save_source(config, run)
-        _announce(config, model, len(data), processes.num_processes)
+        _announce(config, model, data, processes.num_processes)
     draw = _Sheets(run, config, autoencoder, labels) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
@@ -276,7 +283,7 @@ def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
     return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 
-def _announce(config: Config, model: nn.Module, examples: int, processes: int) -> None:
+def _announce(config: Config, model: nn.Module, data: EncodedPairs, processes: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -284,7 +291,7 @@ def _announce(config: Config, model: nn.Module, examples: int, processes: int) -
     repeated = " (rare classes repeated)" if config.balance else ""
     say(
         f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
-        f"{examples} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
+        f"{len(data)} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
         f"run {config.run}\n"
         f"scan backend on {device}: {scan}"
     )
@@ -293,6 +300,21 @@ def _announce(config: Config, model: nn.Module, examples: int, processes: int) -
         say(f"{processes} processes, each with {each} and {config.train.batch_size // processes} examples of a step")
     elif config.train.shard:
         say("shard=true has no effect in a single process")
+    if isinstance(config.size, list):
+        _announce_sizes(config.size, data.sizes(), config.train.batch_size)
+
+
+def _announce_sizes(buckets: list[tuple[int, int]], found: dict[tuple[int, int], int], batch_size: int) -> None:
+    """Say how many examples each size has, and warn of sizes with fewer than a batch."""
+    counts = {f"{height}x{width}": found.get((height, width), 0) for height, width in buckets}
+    say("examples by size: " + ", ".join(f"{size}: {count}" for size, count in counts.items()))
+    rare = [size for size, count in counts.items() if 0 < count < batch_size]
+    if rare:
+        say(
+            f"warning: {', '.join(rare)}: fewer examples than a batch of {batch_size}, so every batch of such a size "
+            "shows some of them more than once. Leave the size out of image_size=; ssmgen.data.frequent_buckets finds "
+            "those that fill a batch"
+        )
 
 
 def _unusual(result: TrainResult) -> str:

@@ -129,10 +129,8 @@ def _write_if_good(
     image = attempt(pair.image, read_image, pair.image)
     mask, shares = None, None
     if (found := attempt(part_files[0], reader.read, pair.mask)) is not None:
-        mask, shares = (
-            reader.merge(found),
-            torch.bincount(found.flatten(), minlength=len(reader.source)) / found.numel(),
-        )
+        mask = reader.merge(found)
+        shares = torch.bincount(found.flatten(), minlength=len(reader.source)) / found.numel()
         if reader.empty.issuperset(shares.nonzero().flatten().tolist()):
             only = ", ".join(reader.labels.classes[id] for id in mask.unique().tolist())
             problems.append(Problem(source.relative_name(part_files[0]), f"the mask is empty: {only} only", pair.id))
