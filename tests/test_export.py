@@ -166,6 +166,13 @@ def test_the_origin_of_merged_classes_is_that_of_their_source(source, origin):
     assert export.origin_of(source, LabelSet("few", ("background", "face"), ((0, 0, 0), (9, 9, 9)))) == origin
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"merged": ["skin"]}', '{"merged": {"all": 3}}'])
+def test_a_damaged_record_of_the_source_is_named(tmp_path, content):
+    (tmp_path / "source.json").write_text(content)
+    with pytest.raises(ValueError, match="source.json: "):
+        load_source(tmp_path, preset("faces"))
+
+
 def test_the_terms_of_merged_faces_outlive_their_data(tmp_path):
     """Faces merged into two classes, whose folder is deleted before the export, and whose record is lost after it."""
     prepare.main(["source=drawn", f"target={tmp_path / 'official'}", "layout=official", "count=6", "size=32"])

@@ -120,8 +120,9 @@ def origin_of(source: dict[str, Any], labels: LabelSet) -> str:
     """
     if source.get("layout") == "drawn":
         return "drawn"
-    before = [name for names in source.get("merged", {}).values() for name in names] or labels.classes
-    faces = set(before) == set(CELEBAMASK19.classes) or source.get("label_order") in FACE_ORDERS
+    merged = source.get("merged") or {}
+    before = {name for names in merged.values() for name in names} or set(labels.classes)
+    faces = before == set(CELEBAMASK19.classes) or source.get("label_order") in FACE_ORDERS
     if faces or source.get("layout") == "official":
         return "CelebAMask-HQ"
     return "own" if "label_order" in source else "unknown"

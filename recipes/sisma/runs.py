@@ -198,15 +198,25 @@ def load_source(run: Path, config: Config) -> dict[str, Any]:
         ValueError: a record is damaged; names the file.
     """
     file = run / _SOURCE
-    return read_json(file) if file.is_file() else _prepared_source(config)
+    return _checked_source(read_json(file), file) if file.is_file() else _prepared_source(config)
 
 
 def _prepared_source(config: Config) -> dict[str, Any]:
+    """The part of the record of a run's prepared folder that a run keeps; empty if the folder is not there."""
     if config.data == "drawn":
         return {"layout": "drawn"}
     file = Path(config.data) / "prepared.json"
-    source = read_json(file).get("source") if file.is_file() else {}
-    return {key: source[key] for key in _RECORDED if key in source} if isinstance(source, dict) else {}
+    if not config.data or not file.is_file():
+        return {}
+    return _checked_source(read_json(file).get("source"), file)
+
+
+def _checked_source(source: Any, file: Path) -> dict[str, Any]:
+    found = {key: source[key] for key in _RECORDED if key in source} if isinstance(source, dict) else None
+    merged = {} if found is None else found.get("merged", {})
+    if found is None or not isinstance(merged, dict) or not all(isinstance(names, list) for names in merged.values()):
+        raise ValueError(f"{file}: is not the record of how data were prepared")
+    return found
 
 
 def load_labels(run: Path) -> LabelSet:
