@@ -16,11 +16,11 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.sisma import watch
 from recipes.sisma.arguments import UsageError, flat, from_command_line
 from recipes.sisma.curves import read_log
-from recipes.sisma.export import _result, is_drawn
+from recipes.sisma.export import _result
 from recipes.sisma.parser import load_parser
 from recipes.sisma.presets import Config, preset
 from recipes.sisma.reading import read_json
-from recipes.sisma.runs import _machine_memory, load_config, save_config
+from recipes.sisma.runs import _machine_memory, load_config, load_source, save_config
 from ssmgen import MaskToImage
 from ssmgen.training.log import _forget_after
 from ssmgen.weights import write_weights
@@ -184,7 +184,7 @@ def test_broken_records_are_named(tmp_path, content):
     with pytest.raises(ValueError, match="result.json: "):
         _result(tmp_path, 3)
     with pytest.raises(ValueError, match="prepared.json: "):
-        is_drawn(Config(data=str(tmp_path)))
+        load_source(tmp_path, Config(data=str(tmp_path)))
     assert read_log(tmp_path) == [] and _forget_after(tmp_path / "log.jsonl", 3) == 0
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match="config.json: "):

@@ -11,13 +11,14 @@ import torch
 
 pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
+import recipe_runs
 
 from recipes.sisma import export, prepare, train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.presets import preset
-from recipes.sisma.runs import find_run, load_config, load_run
+from recipes.sisma.runs import find_run, load_config, load_run, load_source
 from ssmgen import MaskToImage
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import write_pair, write_records
 from ssmgen.training import CheckpointError, checkpoints
@@ -87,7 +88,7 @@ def test_a_run_on_the_hub_is_fetched_only_when_asked_for(trained, tmp_path, monk
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     folder = find_run("hf://someone/faces", tmp_path)
-    assert {p.name for p in folder.iterdir()} == {"config.yaml", "labels.json", "checkpoints"}
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "labels.json", "source.json", "checkpoints"}
     assert load_run(folder)[1].weights == load_run(trained)[1].weights
     assert find_run("someone/faces", tmp_path) == Path("someone/faces")  # a mistyped folder asks no network
     with pytest.raises(FileNotFoundError, match="no/one: .*could not be fetched from the hub: no network"):
@@ -134,15 +135,69 @@ def test_the_cards_command_makes_the_same_settings(trained):
 
 
 def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):
+    def origin(config):
+        return export.origin_of(load_source(tmp_path / "old", config), CELEBAMASK19)
+
     config = preset("faces")
-    assert export.is_drawn(preset("quick")) and not export.is_drawn(config)
+    assert origin(preset("quick")) == "drawn" and origin(config) == "CelebAMask-HQ"
     prepare.main(["source=drawn", f"target={tmp_path / 'drawn'}", "count=3", "size=32"])
-    assert export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "drawn")))
+    assert origin(dataclasses.replace(config, data=str(tmp_path / "drawn"))) == "drawn"
     image, mask = draw_face(0, size=32)
     (tmp_path / "own").mkdir()
     hashes = write_pair(tmp_path / "own", "a", image, mask)
     write_records(tmp_path / "own", CELEBAMASK19, {"train": ["a"], "test": []}, hashes, {"layout": "folder"})
-    assert not export.is_drawn(dataclasses.replace(config, data=str(tmp_path / "own")))
+    assert origin(dataclasses.replace(config, data=str(tmp_path / "own"))) == "CelebAMask-HQ"
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [
+        ({"layout": "official", "label_order": "celebamask19", "merged": {"all": ["skin"]}}, "CelebAMask-HQ"),
+        ({"layout": "folder", "label_order": "bisenet19", "merged": {"all": ["skin"]}}, "CelebAMask-HQ"),
+        ({"layout": "folder", "label_order": "names", "merged": {"all": [*CELEBAMASK19.classes]}}, "CelebAMask-HQ"),
+        ({"layout": "folder", "label_order": "names", "merged": {"all": ["road", "sky"]}}, "own"),
+        ({"layout": "folder", "label_order": "names"}, "own"),
+        ({"layout": "drawn"}, "drawn"),
+        ({"layout": "folder"}, "unknown"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_origin_of_merged_classes_is_that_of_their_source(source, origin):
+    assert export.origin_of(source, LabelSet("few", ("background", "face"), ((0, 0, 0), (9, 9, 9)))) == origin
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"merged": ["skin"]}', '{"merged": {"all": 3}}'])
+def test_a_damaged_record_of_the_source_is_named(tmp_path, content):
+    (tmp_path / "source.json").write_text(content)
+    with pytest.raises(ValueError, match="source.json: "):
+        load_source(tmp_path, preset("faces"))
+
+
+def test_the_terms_of_merged_faces_outlive_their_data(tmp_path):
+    """Faces merged into two classes, whose folder is deleted before the export, and whose record is lost after it."""
+    prepare.main(["source=drawn", f"target={tmp_path / 'official'}", "layout=official", "count=6", "size=32"])
+    (tmp_path / "few.txt").write_text(f"background: background\nface: {', '.join(CELEBAMASK19.classes[1:])}\n")
+    words = [f"source={tmp_path / 'official'}", f"target={tmp_path / 'data'}", "split=by-name", "test_share=0.5"]
+    prepare.main([*words, f"merge={tmp_path / 'few.txt'}"])
+    small = recipe_runs.words(tmp_path, f"data={tmp_path / 'data'}", "image_size=32", "steps=1", "batch_size=2")
+    train.main(["quick", *small, "evaluate=false"])
+    shutil.rmtree(tmp_path / "data")
+    for name, expected in (("known", "celebamask-hq-non-commercial"), ("lost", "Unknown: neither the run nor a")):
+        export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / name}"])
+        assert expected in (tmp_path / name / "README.md").read_text()
+        (tmp_path / "run" / "source.json").unlink(missing_ok=True)
+
+
+def test_a_run_of_another_recipe_is_not_exported_as_ones_own(trained, tmp_path):
+    """Presets of two recipes may have one name."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("recipe: recipes.sisma\n", "recipe: recipes.streets\n"))
+    with pytest.raises(UsageError, match="is a run of recipes.streets: export it with python -m recipes.streets.exp"):
+        export.main([f"run={run}", f"out={tmp_path / 'out'}"])
+    with pytest.raises(UsageError, match="is a run of recipes.sisma: export it with python -m recipes.sisma.export"):
+        export.main([f"run={trained}", f"out={tmp_path / 'out'}"], recipe="recipes.streets")
+    export.main([f"run={run}", f"out={tmp_path / 'out'}"], recipe="recipes.streets")
 
 
 def test_an_export_looks_for_space_first(trained, tmp_path, monkeypatch):

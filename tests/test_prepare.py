@@ -170,6 +170,22 @@ def test_the_other_class_order_is_remapped_and_a_wrong_one_is_suspected(tmp_path
     assert "prepare them with labels=bisenet19" in printed
 
 
+def test_a_merge_keeps_the_suspicion_and_reports_absent_classes_of_both_layouts(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    rest = ", ".join(name for name in CELEBAMASK19.classes if name not in ("hat", "hair", "neck"))
+    (tmp_path / "few.txt").write_text(f"rest: {rest}\nabove: hat\nhead: hair, neck\n")
+    source = make_folder(tmp_path / "src")
+    for file in source.glob("masks/*"):
+        write_png(file, remap(face_mask(), CELEBAMASK19, BISENET19))
+    run(source, tmp_path / "wrong", f"merge={tmp_path / 'few.txt'}")
+    printed = capsys.readouterr().out
+    assert "WARNING: neck covers 75% of the masks and hair 0%" in printed and "no mask has the class above" in printed
+    run(make_official(tmp_path / "official"), tmp_path / "out", f"merge={tmp_path / 'few.txt'}")
+    printed = capsys.readouterr().out
+    assert "no mask has the class above" in printed and "WARNING" not in printed
+
+
 def test_drawn_faces_take_both_ways_to_the_same_masks(tmp_path: Path) -> None:
     run("drawn", tmp_path / "a", "count=3", "size=32")
     run("drawn", tmp_path / "official", "count=3", "size=32", "layout=official")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from prepare_sources import IMAGES, PARTS, ROOT, Capture, face_mask, make_folder, make_official, run, splits_of
 
-from recipes.sisma.prepare import checks, command, main
+from recipes.clothes import prepare as clothes
+from recipes.sisma.prepare import Settings, checks, command, main
+from recipes.sisma.prepare.settings import check_settings
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import to_pil, write_png
 
@@ -141,6 +144,64 @@ def test_sources_without_pairs_say_what_was_expected(tmp_path: Path) -> None:
 def test_mistaken_settings_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(words)
+
+
+def test_the_keys_of_another_data_set_are_compared_with_its_own_defaults() -> None:
+    for words, message in (
+        (["source=drawn", "target=y"], "source=drawn: this recipe prepares folders alone"),
+        (["target=y"], r"source= is missing: write source=DIR target=DIR$"),
+        (
+            ["source=nowhere", "target=y"],
+            "labels=labels.json: no such file, neither in nowhere nor in the working dire",
+        ),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            clothes.main(words)
+    defaults = Settings(merge="few.txt", test_share=0.3, seed=3)
+    drawing = Settings(source="drawn", target="y", merge="few.txt", test_share=0.3, layout="official")
+    check_settings(drawing, defaults, drawn_faces=True)
+    with pytest.raises(ValueError, match="merge= has no effect with source=drawn: leave it out"):
+        check_settings(replace(drawing, merge="other.txt"), defaults, drawn_faces=True)
+
+
+def test_classes_and_tables_are_files_of_the_source_or_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folder(tmp_path / "src")
+    monkeypatch.chdir(tmp_path)
+    names = [f"class {id}" for id in range(19)]
+    for place, name in ((tmp_path, "here"), (source, "there")):
+        (place / f"{name}.json").write_text(json.dumps(names))
+        (place / f"{name}.txt").write_text(f"{name}: {', '.join(names)}\n")
+        run(source, tmp_path / name, f"labels={name}.json", f"merge={name}.txt")
+        assert PreparedFolder(tmp_path / name, "train").labels.classes == (name,)
+    (tmp_path / "there.txt").write_text("none of this is read")
+    run(source, tmp_path / "again", "labels=there.json", "merge=there.txt")
+    assert PreparedFolder(tmp_path / "again", "train").labels.classes == ("there",)
+
+
+@pytest.mark.parametrize(
+    ("names", "table", "empty"),
+    [
+        (["sky", "road", "tree"], "", set()),
+        (["sky", "Background", "none"], "", {"b", "c", "bc"}),
+        (["sky", "road", "tree"], "background: tree\nrest: sky, road\n", {"c"}),
+        (["sky", "null", "tree"], "rest: sky, null\ntree: tree\n", {"b"}),
+    ],
+)
+def test_only_a_mask_of_classes_that_show_nothing_is_empty(
+    tmp_path: Path, capsys: Capture, names: list[str], table: str, empty: set[str]
+) -> None:
+    source = make_folder(tmp_path / "src", ("a", "b", "c", "bc", "abc"))
+    for file in source.glob("masks/*.png"):
+        rows = torch.tensor(["abc".index(letter) for letter in file.stem], dtype=torch.uint8).repeat(16)[:16]
+        write_png(file, rows[:, None].expand(16, 16))
+    (source / "names.json").write_text(json.dumps(names))
+    (source / "few.txt").write_text(table)
+    merge = ["merge=few.txt"] if table else []
+    run(source, tmp_path / "out", "labels=names.json", "on_bad=skip", *merge)
+    assert {"a", "b", "c", "bc", "abc"} - {id for ids in splits_of(tmp_path / "out").values() for id in ids} == empty
+    assert (" only" in capsys.readouterr().err) == bool(empty)
 
 
 def test_a_target_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from ssmgen.training import checkpoints, verify_checkpoint
 
 def test_a_run_folder_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
-        *("config.yaml", "labels.json", "log.jsonl", "samples", "checkpoints", "evaluation", "tensorboard"),
-        *("result.json", "result.png", "report.html"),
+        *("config.yaml", "labels.json", "source.json", "log.jsonl", "samples", "checkpoints", "evaluation"),
+        *("tensorboard", "result.json", "result.png", "report.html"),
     }
     assert [p.name for p in sorted((trained / "samples").iterdir())] == ["step-000003.png", "step-000006.png"]
     result = json.loads((trained / "result.json").read_text())
@@ -99,8 +99,13 @@ def test_a_run_records_the_classes_of_its_data(tmp_path, four_pairs):
     (tmp_path / "run" / "labels.json").write_text('{"name": "halves"}')
     with pytest.raises(ValueError, match="labels.json: is not the record of a label set"):
         load_run(tmp_path / "run")
-    (tmp_path / "run" / "labels.json").unlink()  # as in runs that began before classes were recorded
-    assert load_labels(tmp_path / "run") == CELEBAMASK19
+    (tmp_path / "run" / "labels.json").unlink()
+    with pytest.raises(FileNotFoundError, match="labels.json: not found, so the classes of the run's masks are not kn"):
+        load_run(tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "recipe: recipes.sisma\n" in config
+    (tmp_path / "run" / "config.yaml").write_text(config.replace("recipe: recipes.sisma\n", ""))
+    assert load_labels(tmp_path / "run") == CELEBAMASK19, "as in runs that began before classes were recorded"
 
 
 def test_a_parser_of_other_classes_is_rejected_before_training(tmp_path, four_pairs):

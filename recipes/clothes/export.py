@@ -9,8 +9,8 @@ from recipes.sisma.arguments import run_command
 
 
 def main(argv: list[str]) -> None:
-    """`recipes.sisma.export.main` with the presets of this recipe."""
-    export.main(argv, PRESETS)
+    """`recipes.sisma.export.main` with the presets and the name of this recipe."""
+    export.main(argv, PRESETS, "recipes.clothes")
 
 
 if __name__ == "__main__":

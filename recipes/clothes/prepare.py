@@ -9,13 +9,13 @@ from pathlib import Path
 
 from recipes.sisma import prepare
 from recipes.sisma.arguments import run_command
-from recipes.sisma.prepare import DataSet, LabelMasks, Settings, label_names, merged
+from recipes.sisma.prepare import DataSet, Settings, label_masks, merged
 from recipes.sisma.prepare.readers import Reader
 
 
 def read_masks(settings: Settings) -> Reader:
-    """The reader of masks whose labels ``labels=``, a file of the source, names."""
-    return merged(LabelMasks(label_names(Path(settings.source) / settings.labels)), settings.merge)
+    """The reader of masks of the labels that a file names, merged by a table."""
+    return merged(label_masks(settings), settings)
 
 
 CLOTHES = DataSet(

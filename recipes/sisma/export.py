@@ -15,12 +15,13 @@ import torch
 
 from recipes.sisma.arguments import UsageError, command_line, flat, from_command_line, run_command
 from recipes.sisma.evaluation.results import summary
+from recipes.sisma.prepare.readers import FACE_ORDERS
 from recipes.sisma.presets import PRESETS, Config, Presets, preset
 from recipes.sisma.reading import read_json
-from recipes.sisma.runs import Trained, check_writable, find_run, load_run
+from recipes.sisma.runs import Trained, check_writable, find_run, load_run, load_source
 from ssmgen import MaskToImage
 from ssmgen.atomic import check_space
-from ssmgen.data import CELEBAMASK19
+from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.pipeline import SAVED_DTYPES
 from ssmgen.pipeline.card import NAME, model_card
 from ssmgen.pipeline.values import examples_of
@@ -36,11 +37,17 @@ _TERMS = {
         "it fall under the same terms.",
     ),
     "own": ("other", "Pictures of its author's own choice: the weights fall under the terms of these."),
+    "unknown": (
+        "other",
+        "Unknown: neither the run nor a prepared folder tells what it was trained on. The weights fall under the terms "
+        "of those pictures; those of CelebAMask-HQ are for non-commercial research only.",
+    ),
 }
 _ABOUT = {
     "drawn": "faces drawn by a program, not photographs",
     "CelebAMask-HQ": "CelebAMask-HQ or a folder like it",
     "own": "pictures with classes of their own",
+    "unknown": "pictures of an unrecorded source",
 }
 
 
@@ -65,8 +72,14 @@ class Settings:
     about: str = ""
 
 
-def main(argv: list[str], presets: Presets = PRESETS) -> None:
-    """Load the run, upload it if requested, write the folder; ``presets`` are those of the run's recipe."""
+def main(argv: list[str], presets: Presets = PRESETS, recipe: str = "recipes.sisma") -> None:
+    """Load the run, upload it if requested, write the folder.
+
+    Args:
+        argv: the command line, see `Settings`.
+        presets: those of the recipe by name.
+        recipe: the recipe's package; runs of others are rejected.
+    """
     settings = from_command_line(Settings(), argv)
     out, run = Path(settings.out), find_run(settings.run)
     if out.exists():
@@ -74,16 +87,16 @@ def main(argv: list[str], presets: Presets = PRESETS) -> None:
     if settings.dtype not in SAVED_DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(SAVED_DTYPES)}, got {settings.dtype}")
     pipe, trained = load_run(run)
-    recipe = trained.config.recipe
-    if trained.config.preset not in presets and recipe != "recipes.sisma":
-        raise UsageError(f"{run}: is a run of {recipe}: export it with python -m {recipe}.export")
+    if (its := trained.config.recipe) != recipe:
+        raise UsageError(f"{run}: is a run of {its}: export it with python -m {its}.export")
     check_writable(out.parent)
     dtype = SAVED_DTYPES[settings.dtype]
     check_space(out, weights_size(pipe, dtype or torch.float32))
-    what = _ABOUT[_origin(pipe, trained)]
+    origin = origin_of(load_source(run, trained.config), pipe.recipe.labels)
+    what = _ABOUT[origin]
     about = f"Trained on {what}, {trained.config.image_size} pixels, for {trained.step} steps."
     pipe.recipe = replace(pipe.recipe, about=settings.about or about)
-    card = run_card(pipe, trained, _result(run, trained.step), presets)
+    card = run_card(pipe, trained, origin, _result(run, trained.step), presets)
     pipe.card = card.replace(NAME, settings.name or settings.hub or NAME)
     # Upload first: if it fails, no folder is in the way of the next attempt.
     address = pipe.push_to_hub(settings.hub, dtype=dtype) if settings.hub else ""
@@ -99,16 +112,28 @@ def weights_size(pipe: MaskToImage, dtype: torch.dtype) -> int:
     return own + sum(parameter.numel() for parameter in pipe.model.parameters()) * dtype.itemsize
 
 
-def _origin(pipe: MaskToImage, trained: Trained) -> str:
-    """A key of `_TERMS`."""
-    if is_drawn(trained.config):
+def origin_of(source: dict[str, Any], labels: LabelSet) -> str:
+    """Which data a run was trained on, a key of the terms on its card: drawn, CelebAMask-HQ, own or unknown.
+
+    Args:
+        source: how the data were prepared, see `recipes.sisma.runs.load_source`; empty if that is not known.
+        labels: the classes of the run's masks. Those of CelebAMask-HQ may have been merged into them.
+    """
+    if source.get("layout") == "drawn":
         return "drawn"
-    return "CelebAMask-HQ" if pipe.recipe.labels.classes == CELEBAMASK19.classes else "own"
+    merged = source.get("merged") or {}
+    before = {name for names in merged.values() for name in names} or set(labels.classes)
+    faces = before == set(CELEBAMASK19.classes) or source.get("label_order") in FACE_ORDERS
+    if faces or source.get("layout") == "official":
+        return "CelebAMask-HQ"
+    return "own" if "label_order" in source else "unknown"
 
 
-def run_card(pipe: MaskToImage, trained: Trained, result: dict[str, Any], presets: Presets = PRESETS) -> str:
-    """README.md of the folder: what the model is, how to use it, its evaluation, and its license."""
-    license, data = _TERMS[_origin(pipe, trained)]
+def run_card(
+    pipe: MaskToImage, trained: Trained, origin: str, result: dict[str, Any], presets: Presets = PRESETS
+) -> str:
+    """README.md of the folder: what the model is, how to use it, its evaluation, and its license by `origin_of`."""
+    license, data = _TERMS[origin]
     recipe, command = pipe.recipe, training_command(trained.config, presets)
     training = [f"`{command}`: {trained.step} steps in {trained.seconds:.0f} s, weights averaged."]
     training += [f"{change.capitalize()}." for change in schedule_changes(trained.schedule)]
@@ -158,15 +183,6 @@ def _result(run: Path, step: int) -> dict[str, Any]:
     file = run / "result.json"
     result = read_json(file) if file.is_file() else {}
     return result if result.get("steps") == step else {}
-
-
-def is_drawn(config: Config) -> bool:
-    """Whether a run was trained on drawn faces, or on a folder prepared from them that still exists."""
-    if config.data == "drawn":
-        return True
-    file = Path(config.data) / "prepared.json"
-    source = read_json(file).get("source") if file.is_file() else {}
-    return isinstance(source, dict) and source.get("layout") == "drawn"
 
 
 if __name__ == "__main__":

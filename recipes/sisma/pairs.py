@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -78,7 +79,7 @@ def check_pairs(config: Config) -> LabelSet:
     """The classes of a run's data, after a check that it can be trained on, and evaluated and sampled afterwards.
 
     Raises:
-        ValueError: too few test pairs; says what to change.
+        ValueError: too few test pairs, or buckets that do not fit the pairs of either split; says what to change.
         OSError: no prepared folder, or files missing from it.
     """
     check_told(config)
@@ -91,7 +92,22 @@ def check_pairs(config: Config) -> LabelSet:
         instead = "evaluate=false" + ("" if found else " sample_every=0")
         advice = remedy(splits, pairs.record["source"].get("split", ""))
         raise ValueError(f"{config.data}: there is {shortfall(splits)}. {advice} Or train without: {instead}.")
+    if config.evaluate or config.sample_every != 0:
+        _check_held_out(config)
     return pairs.labels
+
+
+def _check_held_out(config: Config) -> None:
+    """Reject buckets that do not fit the unseen pairs, as those would be noticed only after training."""
+    pairs = prepared_pairs(config, "test", config.size)  # checks every shape, from the headers of the files
+    count = min(config.evaluate_masks, len(pairs))
+    shapes = {pairs.bucket_of(index) for index in range(count)}
+    if config.evaluate and len(shapes) == count > 1:
+        raise ValueError(
+            f"{config.data}: no two of the first {count} test pairs get the same size of image_size="
+            f"{config.image_size}, and an evaluation compares images of one size: name fewer sizes, give a larger "
+            "evaluate_masks=, or train without: evaluate=false"
+        )
 
 
 def load_autoencoder(config: Config) -> Any:
@@ -147,6 +163,12 @@ class EncodedPairs(Dataset[dict[str, Any]]):
         """The bucket of an example, see `ssmgen.data.LatentCache.bucket_of`."""
         return self.cache.bucket_of(self.examples[position][0])
 
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """The number of examples of each size (height, width), repeated ones included."""
+        counts = Counter(map(self.bucket_of, range(len(self))))
+        of_bucket = {self.cache.bucket_of(index): index for index in range(len(self.cache))}
+        return {tuple(self.cache.mask(of_bucket[bucket]).shape): count for bucket, count in counts.items()}
+
     def _masks(self) -> Iterator[Tensor]:
         return (self.cache.mask(index) for index in range(len(self.cache)))
 
@@ -183,8 +205,8 @@ def _pairs_to_encode(config: Config) -> Pairs:
         return training_pairs(config)
     if config.data == "drawn":
         raise UsageError("crops= is for a prepared folder; drawn faces are unlimited: set drawn_count= instead")
-    whole = "whole" if isinstance(config.size, list) else None
-    return Crops(prepared_pairs(config, "train", whole), config.size, config.crops, seed=config.train.seed)
+    source = None if isinstance(config.size, int) else "whole"  # None: the largest square of each picture
+    return Crops(prepared_pairs(config, "train", source), config.size, config.crops, seed=config.train.seed)
 
 
 def _check_files(pairs: Pairs, cache: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from recipes.sisma.arguments import UsageError, from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config, checked_size, size_of
-from recipes.sisma.reading import read_json
+from recipes.sisma.reading import read_json, read_yaml
 from recipes.sisma.told import text_encoders, told_arguments
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
@@ -29,7 +29,9 @@ from ssmgen.training.launch import PATIENCE, check_launch, on_cpu
 from ssmgen.training.watchdog import watch_ranks
 from ssmgen.weights import count_values, limit_parameters, load_weights
 
-_LABELS = "labels.json"
+_LABELS, _SOURCE = "labels.json", "source.json"
+#: What a run records of how its data were prepared: not the names of their files.
+_RECORDED = ("layout", "label_order", "merged")
 _BYTES_TO_TRAIN = 16  # float32: weight, gradient, and AdamW's two moments
 
 
@@ -212,14 +214,55 @@ def save_labels(labels: LabelSet, run: Path) -> None:
     write_text(run / _LABELS, json.dumps(asdict(labels), indent=1, ensure_ascii=False) + "\n")
 
 
+def save_source(config: Config, run: Path) -> None:
+    """Record how a run's data were prepared, which tells their terms when they are no longer there."""
+    write_text(run / _SOURCE, json.dumps(_prepared_source(config), indent=1, ensure_ascii=False) + "\n")
+
+
+def load_source(run: Path, config: Config) -> dict[str, Any]:
+    """How a run's data were prepared: ``layout``, ``label_order`` and ``merged``, each if known.
+
+    A run that began before this was recorded takes it from its prepared folder if that still exists.
+
+    Raises:
+        ValueError: a record is damaged; names the file.
+    """
+    file = run / _SOURCE
+    return _checked_source(read_json(file), file) if file.is_file() else _prepared_source(config)
+
+
+def _prepared_source(config: Config) -> dict[str, Any]:
+    """The part of the record of a run's prepared folder that a run keeps; empty if the folder is not there."""
+    if config.data == "drawn":
+        return {"layout": "drawn"}
+    file = Path(config.data) / "prepared.json"
+    if not config.data or not file.is_file():
+        return {}
+    return _checked_source(read_json(file).get("source"), file)
+
+
+def _checked_source(source: Any, file: Path) -> dict[str, Any]:
+    found = {key: source[key] for key in _RECORDED if key in source} if isinstance(source, dict) else None
+    merged = {} if found is None else found.get("merged", {})
+    if found is None or not isinstance(merged, dict) or not all(isinstance(names, list) for names in merged.values()):
+        raise ValueError(f"{file}: is not the record of how data were prepared")
+    return found
+
+
 def load_labels(run: Path) -> LabelSet:
     """The classes of a run's masks; those of celebamask19 for a run that began before they were recorded.
 
     Raises:
+        FileNotFoundError: a later run has lost the file.
         ValueError: the file is damaged; names it.
     """
     file = run / _LABELS
     if not file.is_file():
+        if "recipe" in read_yaml(run / "config.yaml")[0]:  # recorded since the classes are
+            raise FileNotFoundError(
+                f"{file}: not found, so the classes of the run's masks are not known: restore it, or continue the "
+                "training, which writes it again"
+            )
         return CELEBAMASK19
     try:
         return LabelSet.from_stored(read_json(file))
@@ -248,7 +291,7 @@ def find_run(name: str, copies: Path = Path("runs/hub")) -> Path:
     if not HUB_ID.fullmatch(repository):
         raise ValueError(f"{name}: expected hf://OWNER/NAME")
     return download_folder(
-        repository, ["config.yaml", _LABELS, "checkpoints/*"], folder=copies / repository.replace("/", "--")
+        repository, ["config.yaml", _LABELS, _SOURCE, "checkpoints/*"], folder=copies / repository.replace("/", "--")
     )
 
 

@@ -5,8 +5,9 @@
     python -m recipes.sisma.train quick run=runs/mine steps=3000 seed=1
     python -m recipes.sisma.train quick run=runs/mine resume=auto
 
-The run's folder receives ``config.yaml``, ``labels.json``, ``log.jsonl``, ``samples/*.png``, ``checkpoints/step-*/``,
-``result.json`` and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows it in a browser.
+The run's folder receives ``config.yaml``, ``labels.json``, ``source.json``, ``log.jsonl``, ``samples/*.png``,
+``checkpoints/step-*/``, ``result.json`` and the files of ``tracker=``. ``python -m recipes.sisma.watch run=RUN`` shows
+it in a browser.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,14 @@ from recipes.sisma.arguments import UsageError, command_line, flat, from_command
 from recipes.sisma.evaluation.measure import load_named_parser
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.evaluation.trained_run import evaluate_run
-from recipes.sisma.pairs import check_pairs, encoded_pairs, first_held_out, load_autoencoder, training_pairs
+from recipes.sisma.pairs import (
+    EncodedPairs,
+    check_pairs,
+    encoded_pairs,
+    first_held_out,
+    load_autoencoder,
+    training_pairs,
+)
 from recipes.sisma.presets import PRESETS, Config, Presets, preset, sides_of
 from recipes.sisma.runs import (
     all_processes,
@@ -33,6 +41,7 @@ from recipes.sisma.runs import (
     new_model,
     save_config,
     save_labels,
+    save_source,
 )
 from recipes.sisma.sheets import samples_of, save_mask_sheet
 from ssmgen import build
@@ -107,7 +116,8 @@ def _train_and_evaluate(argv: list[str], presets: Presets, owned: ExitStack) -> 
             _report_new_start(config, run)
         save_config(config, run / "config.yaml")
         save_labels(labels, run)
-        _announce(config, model, len(data), processes.num_processes)
+        save_source(config, run)
+        _announce(config, model, data, processes.num_processes)
     draw = _Sheets(run, config, autoencoder, labels) if config.sample_every else None
     result = train(model, objective, data, settings, run, record=record, resume=resume, on_step=draw)
     if result.interrupted:
@@ -271,7 +281,7 @@ def _record(config: Config, autoencoder: Any) -> dict[str, Any]:
     return settings | {"autoencoder": autoencoder.describe(), "source": training_pairs(config).fingerprint()}
 
 
-def _announce(config: Config, model: nn.Module, examples: int, processes: int) -> None:
+def _announce(config: Config, model: nn.Module, data: EncodedPairs, processes: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scan = next(f"{name} ({status.detail})" for name, status in backends().items() if device in status.auto_for)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -279,7 +289,7 @@ def _announce(config: Config, model: nn.Module, examples: int, processes: int) -
     repeated = " (rare classes repeated)" if config.balance else ""
     say(
         f"preset {config.preset}: {config.model}{changed}, {millions:.2f} M parameters, "
-        f"{examples} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
+        f"{len(data)} examples an epoch{repeated}, {config.train.steps} steps of {config.train.batch_size}, "
         f"run {config.run}\n"
         f"scan backend on {device}: {scan}"
     )
@@ -288,6 +298,21 @@ def _announce(config: Config, model: nn.Module, examples: int, processes: int) -
         say(f"{processes} processes, each with {each} and {config.train.batch_size // processes} examples of a step")
     elif config.train.shard:
         say("shard=true has no effect in a single process")
+    if isinstance(config.size, list):
+        _announce_sizes(config.size, data.sizes(), config.train.batch_size)
+
+
+def _announce_sizes(buckets: list[tuple[int, int]], found: dict[tuple[int, int], int], batch_size: int) -> None:
+    """Say how many examples each size has, and warn of sizes with fewer than a batch."""
+    counts = {f"{height}x{width}": found.get((height, width), 0) for height, width in buckets}
+    say("examples by size: " + ", ".join(f"{size}: {count}" for size, count in counts.items()))
+    rare = [size for size, count in counts.items() if 0 < count < batch_size]
+    if rare:
+        say(
+            f"warning: {', '.join(rare)}: fewer examples than a batch of {batch_size}, so every batch of such a size "
+            "shows some of them more than once. Leave the size out of image_size=; ssmgen.data.frequent_buckets finds "
+            "those that fill a batch"
+        )
 
 
 def _unusual(result: TrainResult) -> str:

@@ -38,7 +38,7 @@ KNOWN_FAULTS |= {id: f"the same photo as {id + 1}" for id in _TWINS}
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A pair that was read: its problems, or the hashes of its files and the share of each class ``(classes,)``."""
+    """A pair that was read: its problems, or the hashes of its files and the shares of the reader's source classes."""
 
     id: str
     problems: list[Problem]
@@ -127,16 +127,19 @@ def _write_if_good(
             return None
 
     image = attempt(pair.image, read_image, pair.image)
-    mask = attempt(part_files[0], reader.read, pair.mask)
-    if mask is not None and not bool(mask.any()):
-        problems.append(Problem(source.relative_name(part_files[0]), "the mask is empty: background only", pair.id))
+    mask, shares = None, None
+    if (found := attempt(part_files[0], reader.read, pair.mask)) is not None:
+        mask = reader.merge(found)
+        shares = torch.bincount(found.flatten(), minlength=len(reader.source)) / found.numel()
+        if reader.empty.issuperset(shares.nonzero().flatten().tolist()):
+            only = ", ".join(reader.labels.classes[id] for id in mask.unique().tolist())
+            problems.append(Problem(source.relative_name(part_files[0]), f"the mask is empty: {only} only", pair.id))
     if image is not None and mask is not None:
         attempt(pair.image, check_same_shape, image, mask)
     if problems and settings.on_bad == "stop":
         stopping.set()
     if problems or stopping.is_set():
         return CheckedPair(pair.id, problems, {}, None)
-    shares = torch.bincount(mask.flatten(), minlength=len(reader.labels)) / mask.numel()
     content = (pair.image, mask) if settings.size is None else center_crop_resize(image, mask, settings.size)
     return CheckedPair(pair.id, [], write_pair(folder, pair.id, *content), shares)
 
@@ -148,8 +151,8 @@ def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[s
         known = sorted({int(pair.id) for pair in good} & KNOWN_FAULTS.keys())
         faults = ", ".join(f"{id} ({KNOWN_FAULTS[id]})" for id in known)
         notes += [f"faults of the dataset that its users reported, kept: {faults}"] if known else []
-    else:
-        notes += reader.notes(torch.stack([pair.shares for pair in good if pair.shares is not None]).mean(0))
+    shares = torch.stack([pair.shares for pair in good if pair.shares is not None]).mean(0)
+    notes += reader.notes(shares, source.layout)
     notes += _identical_images(good, splits)
     notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
     return notes

@@ -25,7 +25,7 @@ from ssmgen.data.folder import check_target, write_pair, write_records
 from ssmgen.data.labels import CELEBAMASK19
 from ssmgen.signals import status_of
 
-FACES = DataSet("recipes.sisma", ("faces",), Settings(), reader_of)
+FACES = DataSet("recipes.sisma", ("faces",), Settings(), reader_of, drawn_faces=True)
 
 
 def main(argv: list[str], data_set: DataSet = FACES) -> int | None:
@@ -39,7 +39,7 @@ def main(argv: list[str], data_set: DataSet = FACES) -> int | None:
         ValueError, OSError: one message with all that the user has to fix.
     """
     settings = from_command_line(data_set.settings, argv)
-    check_settings(settings)
+    check_settings(settings, data_set.settings, data_set.drawn_faces)
     target = Path(settings.target).resolve()
     check_target(target)
     try:
@@ -58,7 +58,7 @@ def _prepare_files(settings: Settings, target: Path, data_set: DataSet) -> None:
     source = find_source(Path(settings.source), settings.layout)
     requested, settings.split = settings.split, choose_method(settings.split, source)
     if settings.split != "by-name":
-        check_test_share(settings, f"split={settings.split}")
+        check_test_share(settings, data_set.settings, f"split={settings.split}")
     splits = split_pairs(settings.split, source, settings.test_share)
     check_splits(requested, splits)
     in_a_split = {id for ids in splits.values() for id in ids}

@@ -16,7 +16,11 @@ from ssmgen.data.labels import BISENET19, CELEBAMASK19, LabelSet, remap
 from ssmgen.reading import read_json
 from ssmgen.registry import closest
 
-_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
+#: Orders of the 19 classes of CelebAMask-HQ by name.
+FACE_ORDERS = {labels.name: labels for labels in (CELEBAMASK19, BISENET19)}
+
+# Names of classes that show nothing, in lower case.
+_NOTHING = {"background", "none", "null"}
 
 Mask = Path | dict[str, Path]
 
@@ -25,20 +29,32 @@ class Reader(Protocol):
     """Reads the masks of a data set.
 
     Attributes:
-        labels: the classes of the masks that it returns.
+        source: the classes of the masks that `read` returns.
+        labels: the classes of the masks that `merge` returns, which are written.
+        empty: ids of ``source`` that show nothing, such as a background: a mask of these alone is a fault.
     """
 
+    source: LabelSet
     labels: LabelSet
+    empty: frozenset[int]
 
     def read(self, mask: Mask) -> Tensor:
-        """Labels ``(height, width)`` uint8 of a file, or of part files by class name.
+        """Labels ``(height, width)`` uint8 of a file, or of part files by class name, in the classes of ``source``.
 
         Raises:
             ValueError, OSError: a file cannot be read or has a label outside the set; the message begins with its name.
         """
 
-    def notes(self, shares: Tensor) -> list[str]:
-        """What a user should know, given the mean share of each class ``(classes,)`` in all masks."""
+    def merge(self, mask: Tensor) -> Tensor:
+        """Labels ``(height, width)`` of ``source``, as uint8 ids of ``labels``."""
+
+    def notes(self, shares: Tensor, layout: str) -> list[str]:
+        """What a user should know.
+
+        Args:
+            shares: the mean share of each class of ``source`` in all masks, ``(classes,)``.
+            layout: of the source's folder, ``official`` or ``folder``.
+        """
 
     def record(self) -> dict[str, Any]:
         """What ``prepared.json`` keeps of how the masks were read."""
@@ -53,18 +69,21 @@ class DataSet:
         train: the words after ``recipe.train`` that train on it, besides ``data=``.
         settings: the defaults of ``prepare``.
         reader: reads its masks, given the settings.
+        drawn_faces: whether ``source=drawn`` draws faces instead.
     """
 
     recipe: str
     train: tuple[str, ...]
     settings: Settings
     reader: Callable[[Settings], Reader]
+    drawn_faces: bool = False
 
 
 class FaceMasks:
     """Masks of CelebAMask-HQ, as parts or in either order of the 19 classes; the result is in celebamask19."""
 
-    labels = CELEBAMASK19
+    source = labels = CELEBAMASK19
+    empty = frozenset({0})
 
     def __init__(self, order: LabelSet) -> None:
         self.order = order
@@ -75,8 +94,14 @@ class FaceMasks:
             paint_parts(mask) if isinstance(mask, dict) else remap(read_mask(mask, self.order), self.order, self.labels)
         )
 
-    def notes(self, shares: Tensor) -> list[str]:
+    def merge(self, mask: Tensor) -> Tensor:
+        """The mask itself."""
+        return mask
+
+    def notes(self, shares: Tensor, layout: str) -> list[str]:
         """Hair covers much of any face picture; the class that has the other order's hair id in this one is small."""
+        if layout == "official":  # parts have names and no order
+            return []
         order, classes = self.order, self.labels.classes
         other = BISENET19 if order is CELEBAMASK19 else CELEBAMASK19
         # Shares are in the target's order: look up the class that the other order's hair id became.
@@ -98,7 +123,8 @@ class LabelMasks:
     """Masks of any classes: files of 8-bit ids or of the classes' colours."""
 
     def __init__(self, labels: LabelSet) -> None:
-        self.labels = labels
+        self.source = self.labels = labels
+        self.empty = frozenset(id for id, name in enumerate(labels.classes) if name.lower() in _NOTHING)
 
     def read(self, mask: Mask) -> Tensor:
         """See `Reader`."""
@@ -106,7 +132,11 @@ class LabelMasks:
             raise ValueError(f"{next(iter(mask.values()))}: is a part of CelebAMask-HQ; expected a file of labels")
         return read_mask(mask, self.labels)
 
-    def notes(self, shares: Tensor) -> list[str]:
+    def merge(self, mask: Tensor) -> Tensor:
+        """The mask itself."""
+        return mask
+
+    def notes(self, shares: Tensor, layout: str) -> list[str]:
         """None: nothing is known of the classes."""
         return []
 
@@ -119,16 +149,25 @@ class MergedMasks:
     """Masks of another reader, whose labels become the classes of a table."""
 
     def __init__(self, reader: Reader, table: MergeTable) -> None:
-        self.reader, self.table, self.labels = reader, table, table.labels
+        self.reader, self.table, self.source, self.labels = reader, table, reader.source, table.labels
+        self.became = self.merge(torch.arange(len(self.source), dtype=torch.uint8)).tolist()
+        named = {id for id, new in enumerate(self.became) if self.labels.classes[new].lower() in _NOTHING}
+        self.empty = reader.empty | named
 
     def read(self, mask: Mask) -> Tensor:
         """See `Reader`."""
-        return self.table.merge(self.reader.read(mask))
+        return self.reader.read(mask)
 
-    def notes(self, shares: Tensor) -> list[str]:
-        """The classes that no mask has."""
-        absent = [name for name, share in zip(self.labels.classes, shares.tolist(), strict=True) if not share]
-        return [f"no mask has the class {', '.join(absent)}"] if absent else []
+    def merge(self, mask: Tensor) -> Tensor:
+        """See `Reader`."""
+        return self.table.merge(self.reader.merge(mask))
+
+    def notes(self, shares: Tensor, layout: str) -> list[str]:
+        """Those of the other reader, and the classes that no mask has."""
+        present = {new for new, share in zip(self.became, shares.tolist(), strict=True) if share}
+        absent = [name for id, name in enumerate(self.labels.classes) if id not in present]
+        notes = [f"no mask has the class {', '.join(absent)}"] if absent else []
+        return [*self.reader.notes(shares, layout), *notes]
 
     def record(self) -> dict[str, Any]:
         """See `Reader`."""
@@ -145,19 +184,34 @@ def reader_of(settings: Settings) -> Reader:
 
     Raises:
         UsageError: ``labels`` is neither a known order nor a file.
-        FileNotFoundError, ValueError: what `label_names` and `read_merge_table` reject.
+        FileNotFoundError, ValueError: what `label_masks` and `merged` reject.
     """
-    if settings.labels in _ORDERS:
-        return merged(FaceMasks(_ORDERS[settings.labels]), settings.merge)
+    if settings.labels in FACE_ORDERS:
+        return merged(FaceMasks(FACE_ORDERS[settings.labels]), settings)
     if not settings.labels.endswith(".json"):
-        expected = f"expected one of {', '.join(_ORDERS)}, or a .json file of names"
-        raise UsageError(f"labels={settings.labels}: {expected}{closest(settings.labels, _ORDERS)}")
-    return merged(LabelMasks(label_names(Path(settings.labels))), settings.merge)
+        expected = f"expected one of {', '.join(FACE_ORDERS)}, or a .json file of names"
+        raise UsageError(f"labels={settings.labels}: {expected}{closest(settings.labels, FACE_ORDERS)}")
+    return merged(label_masks(settings), settings)
 
 
-def merged(reader: Reader, table: str) -> Reader:
-    """The reader, or one that merges its labels by the file ``table`` if that is not empty."""
-    return MergedMasks(reader, read_merge_table(table, reader.labels)) if table else reader
+def label_masks(settings: Settings) -> LabelMasks:
+    """The reader of masks whose classes a file lists, ``labels=``.
+
+    Raises:
+        FileNotFoundError, ValueError: what `Settings.find_file` and `label_names` reject.
+    """
+    return LabelMasks(label_names(settings.find_file("labels")))
+
+
+def merged(reader: Reader, settings: Settings) -> Reader:
+    """The reader, or one that merges its labels by the table that ``merge=`` names.
+
+    Raises:
+        FileNotFoundError, ValueError: what `Settings.find_file` and `ssmgen.data.read_merge_table` reject.
+    """
+    if not settings.merge:
+        return reader
+    return MergedMasks(reader, read_merge_table(settings.find_file("merge"), reader.labels))
 
 
 def label_names(file: Path) -> LabelSet:
