@@ -177,8 +177,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         image, mask = whole[:2]
         if len(whole) > 2 and whole[2]:
             raise ValueError(
-                f"pair {pair} has the extras {', '.join(whole[2])}, and Crops cuts only images and masks: add extras to "
-                "the crops, such as WithTexts(Crops(pairs, ...), ...)"
+                f"pair {pair} has the extras {', '.join(whole[2])}, and Crops cuts only images and masks: add extras "
+                "to the crops, such as WithTexts(Crops(pairs, ...), ...)"
             )
         if crop == 0:
             return crop_resize(image, mask, self._sizing.of(pair))
