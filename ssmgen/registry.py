@@ -14,10 +14,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
-from ssmgen.plugins import Plugin, installed, owner, top
+from ssmgen.plugins import Plugin, importing, installed, owner, top
 
 KINDS = ("model", "block", "condition", "objective", "solver", "autoencoder", "text-encoder")
 
@@ -36,19 +37,24 @@ class Entry:
     """What a name stands for: a builder, and the keyword arguments the name fixes for it.
 
     Attributes:
-        module: the module that registered it.
         place: file and line of the registration.
+        modules: the module that registered it, then those that were importing it, the innermost first.
     """
 
     kind: str
     name: str
     builder: Callable[..., Any]
     defaults: dict[str, Any]
-    module: str = ""
     place: str = ""
+    modules: tuple[str, ...] = ("",)
+
+    @property
+    def module(self) -> str:
+        """The module that registered it."""
+        return self.modules[0]
 
     def __str__(self) -> str:
-        plugin = owner(self.module, installed())
+        plugin = owner(self.modules, installed())
         return f"{self.builder.__qualname__} ({self.place}{f', of {plugin.package}' if plugin else ''})"
 
 
@@ -71,6 +77,7 @@ _ENTRIES: dict[str, Entry] = {}
 _CLASHES: dict[str, str] = {}  # names that two plug-ins claim
 _PLUGINS: tuple[Plugin, ...] | None = None
 _THREAD = threading.local()
+_LOADING = threading.Lock()
 
 
 def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Builder]:
@@ -88,10 +95,11 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[Builder], Build
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
     caller = sys._getframe(1)
-    module, place = caller.f_globals.get("__name__", ""), f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    modules = tuple(dict.fromkeys([caller.f_globals.get("__name__", ""), *importing()]))
 
     def decorate(builder: Builder) -> Builder:
-        entry, taken = Entry(kind, name, builder, defaults, module, place), _ENTRIES.get(name)
+        entry, taken = Entry(kind, name, builder, defaults, place, modules), _ENTRIES.get(name)
         if taken is not None and _identity(taken) != _identity(entry):
             raise NameTaken(taken, entry)
         _check_arguments(name, builder, defaults)
@@ -170,7 +178,10 @@ def find(name: str, kind: str | None = None) -> Entry:
     """
     if not isinstance(name, str):
         raise TypeError(f"a registered name is text, got {name!r}")
-    broken = [] if name in _ENTRIES else [plugin.error for plugin in plugins() if plugin.error]
+    entry = _ENTRIES.get(name)
+    # While another thread imports plug-ins, a second one may still claim the name, or the import of the first may fail.
+    unsure = entry is None or (_LOADING.locked() and top(entry.module) != "ssmgen")
+    broken = [plugin.error for plugin in plugins() if plugin.error] if unsure else []
     if name in _CLASHES:
         raise ValueError(_CLASHES[name])
     entry = _ENTRIES.get(name)
@@ -191,7 +202,7 @@ def names(kind: str | None = None, pattern: str = "*") -> list[str]:
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}{closest(kind, KINDS)}")
     plugins()
-    found = (entry.name for entry in _ENTRIES.values() if kind in (None, entry.kind))
+    found = [entry.name for entry in list(_ENTRIES.values()) if kind in (None, entry.kind)]
     return sorted(fnmatch.filter(found, pattern))
 
 
@@ -203,26 +214,34 @@ def list_models(pattern: str = "*") -> list[str]:
 def plugins() -> tuple[Plugin, ...]:
     """The installed plug-ins, ordered by distribution and entry point; the first call imports them.
 
-    A failing import does not stop the others: it leaves its reason in ``error`` and gives a warning. Two threads that
-    call this at once both go through all plug-ins, and Python's import system runs each module once.
+    A failing import does not stop the others: it leaves its reason in ``error`` and gives a warning. Of threads that
+    call this at once, one imports them, and the others wait for it.
     """
-    global _PLUGINS
     if _PLUGINS is not None or getattr(_THREAD, "loading", False):  # a plug-in may ask for names itself
         return _PLUGINS or ()
+    # A thread that is importing a module does not wait: the thread that holds the lock may need that module. Both then
+    # go through all plug-ins, and Python's import system runs each module once.
+    alone = any(name != "__main__" for name in importing())
+    with nullcontext() if alone else _LOADING:
+        return _loaded() if _PLUGINS is None else _PLUGINS
+
+
+def _loaded() -> tuple[Plugin, ...]:
+    global _PLUGINS
     _THREAD.loading = True
     try:
-        _PLUGINS = tuple(_imported(plugin) for plugin in installed())
+        _PLUGINS = found = tuple(_imported(plugin) for plugin in installed())
     finally:
         _THREAD.loading = False
-    for plugin in _PLUGINS:
+    for plugin in found:
         if plugin.error:
-            warnings.warn(plugin.error, RuntimeWarning, stacklevel=3)
-    return _PLUGINS
+            warnings.warn(plugin.error, RuntimeWarning, stacklevel=4)
+    return found
 
 
 def plugin_of(name: str) -> Plugin | None:
     """The plug-in that registered ``name``; None if it comes from elsewhere."""
-    return owner(find(name).module, plugins())
+    return owner(find(name).modules, plugins())
 
 
 def source(name: str) -> str:
@@ -232,23 +251,44 @@ def source(name: str) -> str:
 
 
 def _imported(plugin: Plugin) -> Plugin:
-    """Import a plug-in's module. If that fails, take back the names that the failing modules registered."""
+    """Import a plug-in's module. If that fails, take back the names that were registered by it or for it."""
     try:
         importlib.import_module(plugin.module)
     except (Exception, SystemExit) as error:
-        for name, entry in list(_ENTRIES.items()):
-            if top(entry.module) == top(plugin.module) and entry.module not in sys.modules:
-                del _ENTRIES[name]
+        _take_back(plugin)
         package = plugin.package.partition(" ")[0]
         reason = (
             f"The plug-in {plugin.name} = {plugin.module} of {plugin.package} cannot be imported "
             f"({type(error).__name__}: {error}): update it (pip install --upgrade {package}), or remove it "
             f"(pip uninstall {package})."
         )
-        if isinstance(error, NameTaken) and owner(error.entry.module, installed()):
+        if isinstance(error, NameTaken) and owner(error.entry.modules, installed()):
             _CLASHES[error.entry.name] = reason
         return replace(plugin, error=reason)
     return plugin
+
+
+def _take_back(plugin: Plugin) -> None:
+    """Remove the names that were registered while the module of a plug-in was imported, which failed.
+
+    The modules that registered them are forgotten, so that another plug-in that imports one registers its names again.
+    """
+    known = installed()
+    for name, entry in list(_ENTRIES.items()):
+        found = owner(entry.modules, known)
+        if found and found.module == plugin.module and plugin.module in entry.modules:
+            for module in entry.modules[: entry.modules.index(plugin.module) + 1]:
+                _forget(module)
+        elif top(entry.module) != top(plugin.module) or entry.module in sys.modules:
+            continue
+        del _ENTRIES[name]
+
+
+def _forget(module: str) -> None:
+    sys.modules.pop(module, None)
+    package, _, last = module.rpartition(".")
+    if package in sys.modules:
+        vars(sys.modules[package]).pop(last, None)  # where `from package import last` would find it
 
 
 def closest(name: str, candidates: Any) -> str:

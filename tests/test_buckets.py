@@ -120,6 +120,9 @@ def test_sizes_are_read_from_lists_as_well() -> None:
     for wrong in ("large", 1.5, [1, 2, 3], [(1, 2, 3)], [(1, 2), 3]):
         with pytest.raises(ValueError, match="size must be a side"):
             parse_size(wrong)  # type: ignore[arg-type]
+    for small in (0, -3, (0, 5), [5, -1]):
+        with pytest.raises(ValueError, match="size must be at least 1 pixel"):
+            parse_size(small)
 
 
 def test_the_nearest_bucket_is_that_which_keeps_most() -> None:
@@ -138,6 +141,27 @@ def test_rare_buckets_are_left_out_one_by_one(folder: Path) -> None:
     assert frequent_buckets(masks, BUCKETS, 5) in ([bucket] for bucket in BUCKETS)
     with pytest.raises(ValueError, match="no bucket can have 6 images: there are 5"):
         frequent_buckets(masks, BUCKETS, 6)
+
+
+@pytest.mark.parametrize("size", [0, -3, (0, 5)])
+def test_folders_and_crops_of_no_pixels_do_not_open(folder: Path, prepared: Path, size: Any) -> None:
+    whole = PairFolder(folder, LABELS, "whole")
+    for opened in (
+        lambda: PairFolder(folder, LABELS, size), lambda: PreparedFolder(prepared, "train", size),
+        lambda: Crops(whole, size, 2),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="size must be at least 1 pixel"):
+            opened()
+
+
+@pytest.mark.parametrize("base", [PairFolder, PreparedFolder])
+def test_a_subclass_groups_pairs_its_own_way(folder: Path, prepared: Path, base: Any) -> None:
+    class Own(base):
+        def bucket_of(self, index: int) -> int:
+            return 10 + super().bucket_of(index)
+
+    pairs = Own(folder, LABELS, BUCKETS) if base is PairFolder else Own(prepared, "train", BUCKETS)
+    assert [pairs.bucket_of(index) for index in range(5)] == [10 + bucket for bucket in EXPECTED]
 
 
 @pytest.mark.parametrize("kind", ["plain", "prepared"])

@@ -15,6 +15,7 @@ from ssmgen import build
 from ssmgen.data import CacheError, LabelSet, latent_cache
 from ssmgen.data.cache_files import examples_of, runs_of, write_record
 from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
+from ssmgen.data.shards import DTYPES
 
 LABELS = LabelSet("toy", ("a", "l", "r"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((1, 2),))
 SHAPES = ((16, 16), (24, 8), (8, 24))
@@ -202,6 +203,18 @@ FAULTS: list[tuple[Any, str]] = [
     (lambda i, x: {**x, "text": torch.full((2, 5), float("nan"))}, "extra 'text': has values that are not finite"),
     (lambda i, x: {**x, "text": torch.zeros(2, 5 + i)}, r"extra 'text': pairs .*\(2, 5\) and torch.float32 \(2, 8\)"),
     (lambda i, x: {**x, "kind": i if i else 0.5}, r"extra 'kind': .*one dtype.*found torch.float32 \(\)"),
+    (lambda i, x: {**x, "text": torch.zeros(2, 0)}, r"extra 'text': .*without empty ones.*\(2, 0\)"),
+]
+# Each of these can be written to a shard, but not read from it.
+UNREADABLE: list[tuple[Any, str]] = [
+    ({"ends": torch.zeros(3)}, "an extra cannot be called 'ends': expected an identifier other than data, mask and"),
+    ({"ends": 1, "ends.mirrored": 2}, "an extra cannot be called 'ends'"),
+    *(
+        ({"x": torch.zeros(2).to(dtype)}, rf"extra 'x': has the dtype {dtype}; convert it to .* of float32, float16")
+        for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.float8_e4m3fn)
+    ),
+    ({"x": torch.eye(3).to_sparse()}, "extra 'x': has the dtype torch.float32 and the layout torch.sparse_coo"),
+    ({"x": "words"}, "extra 'x': cannot become a tensor .*: give numbers"),
 ]
 
 
@@ -216,6 +229,71 @@ def test_extras_that_do_not_agree_are_named(tmp_path: Path, change: Any, message
     with pytest.raises(ValueError, match=message):
         write_latent_cache(pairs, build("identity"), tmp_path / "cache", batch_size=1)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("extras", "message"), UNREADABLE)
+def test_extras_that_could_not_be_read_again_are_refused_at_the_first_batch(
+    tmp_path: Path, extras: dict[str, Any], message: str
+) -> None:
+    done: list[int] = []
+
+    class Changed(Pairs):
+        def __getitem__(self, index: int) -> Any:
+            return *super().__getitem__(index)[:2], extras
+
+    pairs: Any = Changed()
+    with pytest.raises(ValueError, match=message):
+        write_latent_cache(pairs, build("identity"), tmp_path / "cache", batch_size=1, progress=done.append)
+    assert not done and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_extras_of_every_dtype_that_is_accepted_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    class Changed(Pairs):
+        def __getitem__(self, index: int) -> Any:
+            value = torch.arange(index * 2).to(dtype)
+            return *super().__getitem__(index)[:2], {"ragged": value, "one": value.new_ones(2)}
+
+    pairs: Any = Changed()
+    write_latent_cache(pairs, build("identity"), tmp_path / "cache")
+    cache = LatentCache(tmp_path / "cache", LABELS)
+    for index in range(10):
+        assert cache[index]["ragged"].dtype == dtype and torch.equal(cache[index]["ragged"], pairs[index][2]["ragged"])
+        assert torch.equal(cache[index]["one"], torch.ones(2, dtype=dtype))
+
+
+def test_masks_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
+    def pairs(shape: tuple[int, int], dtype: torch.dtype) -> Any:
+        class Changed(Pairs):
+            def __getitem__(self, index: int) -> Any:
+                return Pairs()[0][0], torch.zeros(shape, dtype=dtype)
+
+        return Changed()
+
+    for shape, dtype, message in (
+        ((4, 4), torch.uint16, "masks: has the dtype torch.uint16"),
+        ((0, 4), torch.uint8, r"a pair has the shape \(0, 4\): expected at least one pixel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_latent_cache(pairs(shape, dtype), build("identity"), tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+
+
+def test_a_pair_that_does_not_fit_is_found_when_it_is_read(tmp_path: Path) -> None:
+    """Not after the other pairs of its shard were encoded."""
+    done: list[int] = []
+
+    class Changed(Pairs):
+        def bucket_of(self, index: int) -> int:
+            return 0
+
+        def __getitem__(self, index: int) -> Any:
+            return *super().__getitem__(0)[:2], {"x": torch.zeros(2, 4 if index == 2 else 3)}
+
+    pairs: Any = Changed()
+    with pytest.raises(ValueError, match=r"extra 'x': .*\(2, 3\) and torch.float32 \(2, 4\)"):
+        write_latent_cache(pairs, build("identity"), tmp_path / "cache", batch_size=1, progress=done.append)
+    assert len(done) <= 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from test_images import label_maps, photo
 from test_prepared_folder import make_prepared
 from torch import Tensor
 
-from ssmgen.data import Crops, DrawnFaces, LabelSet, PairFolder, Pairs, write_png
+from ssmgen import build
+from ssmgen.data import Crops, DrawnFaces, LabelSet, PairFolder, Pairs, WithTexts, write_png
 from ssmgen.data.balance import class_weights, repeats
 from ssmgen.data.folder import PreparedFolder
-from ssmgen.data.labels import CELEBAMASK19
+from ssmgen.data.labels import BISENET19, CELEBAMASK19
 from ssmgen.data.transforms import (
     center_crop_resize,
     center_crop_resize_mask,
@@ -101,6 +105,60 @@ def test_impossible_crops_are_refused() -> None:
         crop_resize(*Squares()[0], 30, share=1.5)
     with pytest.raises(IndexError, match="crop 12 of 12"):
         Crops(Squares(), 30, 4)[12]
+    for size in ("whole", None):
+        with pytest.raises(ValueError, match=rf"size of crops must be a side, .*, got {size!r}"):
+            Crops(Squares(), size, 2)  # type: ignore[arg-type]
+
+
+def test_crops_of_pairs_with_extras_are_refused_and_extras_of_crops_are_not() -> None:
+    class Told(Squares):
+        def __getitem__(self, index: int) -> Any:
+            return *super().__getitem__(index), {"text": torch.zeros(2, 4)}
+
+    with pytest.raises(ValueError, match=r"pair 1 has the extras text, and Crops cuts only images and masks: add"):
+        Crops(Told(), 30, 2)[2]
+    texts = WithTexts(Crops(Squares(), 30, 2), ["word"] * 6, build("word-vectors", width=4))
+    assert texts[5][0].shape == (3, 30, 30) and texts[5][2]["text"].shape[1] == 4
+
+
+TWO: dict[str, Any] = {
+    "name": "two", "classes": ["a", "b"], "palette": [[0, 0, 0], [255, 0, 9]], "mirrored": [[0, 1]]
+}  # fmt: skip
+
+
+def test_a_label_set_is_read_from_its_record() -> None:
+    assert LabelSet.from_stored(TWO) == LabelSet("two", ("a", "b"), ((0, 0, 0), (255, 0, 9)), ((0, 1),))
+    for labels in (CELEBAMASK19, BISENET19):
+        assert LabelSet.from_stored(json.loads(json.dumps(asdict(labels)))) == labels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": "ab"}, "classes, palette and mirrored must be lists"),
+        ({"palette": {"a": 1, "b": 2}}, "classes, palette and mirrored must be lists"),
+        ({"classes": ["a", 2]}, r"two: classes must be a sequence of names, got \('a', 2\)"),
+        ({"classes": ["a", "b", "c"]}, "two: 3 classes but 2 palette colours"),
+        *(
+            ({"palette": [[0, 0, 0], colour]}, "two: a colour is a triple of integers from 0 to 255")
+            for colour in ([999, 0, 0], [0, 0, -1], [0, 0], [0, 0, 0, 0], [0.5, 0, 0], "123")
+        ),
+        *(
+            ({"mirrored": [pair]}, "two: mirrored holds pairs of class ids from 0 to 1, got")
+            for pair in ([0, 7], [-1, 0], [0], [0, 1, 1], ["0", "1"])
+        ),
+        ({"mirrored": [[0, 1], [1, 0]]}, "two: an id is mirrored to one other id; more than once occurs 0"),
+        ({"mirrored": [[1, 1]]}, "more than once occurs 1"),
+    ],
+)
+def test_a_record_that_is_no_label_set_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelSet.from_stored(TWO | change)
+
+
+def test_a_label_set_of_one_word_is_refused() -> None:
+    with pytest.raises(ValueError, match="x: classes must be a sequence of names, got 'abc'"):
+        LabelSet("x", "abc", ((0, 0, 0),) * 3)  # type: ignore[arg-type]
 
 
 def test_a_size_below_one_pixel_is_refused() -> None:

@@ -54,6 +54,8 @@ FAULTS = [
     (GOOD.replace("skin: 4", "skin: 4, 3"), r"line 6: label 'heels' \(3\) is also in line 5"),
     (GOOD.replace("skin: 4", "skin: 4, boot"), "line 6: unknown label 'boot'. Did you mean 'boots'"),
     (GOOD.replace("skin: 4", "skin: 4, 7"), r"line 6: unknown label '7'\. street has the ids 0 to 6"),
+    (GOOD.replace("skin: 4", "skin: 4, " + "9" * 5000), "line 6: unknown label '9999"),
+    (GOOD.replace("skin: 4", "skin: " + "0" * 5000 + "4"), "line 6: unknown label '0000"),
     (GOOD.replace("skin: 4", "skin: 4, -1"), "line 6: unknown label '-1'"),
     (GOOD + "more:\n", "line 7: class 'more' has no labels"),
     (GOOD + "more: ,\n", "line 7: class 'more' has no labels"),

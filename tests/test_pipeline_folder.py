@@ -162,6 +162,12 @@ def test_weights_saved_in_16_bits_are_half_as_large_and_nearly_the_same(pipe, fa
     assert 0 < (again(face, output_type="pt") - pipe(face, output_type="pt")).abs().max() < 0.02
 
 
+def damage_labels(folder):
+    content = json.loads(folder.joinpath("config.json").read_text())
+    content["labels"]["mirrored"] = [[2, 70]]
+    folder.joinpath("config.json").write_text(json.dumps(content))
+
+
 def damage_config(folder):
     folder.joinpath("config.json").write_text("{}")
 
@@ -183,6 +189,7 @@ def other_model(folder):
         (lambda f: f.joinpath("config.json").unlink(), FileNotFoundError, "config.json: not found"),
         (lambda f: f.joinpath("model.safetensors").unlink(), FileNotFoundError, "model.safetensors: not found"),
         (lambda f: f.joinpath("model.safetensors").write_bytes(b"123"), ValueError, "model.safetensors: is no safet"),
+        (damage_labels, ValueError, r"config.json: not a MaskToImage configuration .*mirrored.*got \(2, 70\)"),
         (damage_config, ValueError, "config.json: not a MaskToImage configuration"),
         (newer_format, ValueError, "config.json.*newer ssmgen"),
         (other_model, ValueError, r"model.safetensors: \d+ tensor.* do not fit"),

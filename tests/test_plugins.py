@@ -1,11 +1,13 @@
 """Plug-ins: packages that add names by an entry point of the group ``ssmgen``."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from ssmgen import MaskToImage, registry
 from ssmgen.cli import main
 from ssmgen.data import LabelSet
 from ssmgen.pipeline import Recipe
+from ssmgen.plugins import Plugin, owner
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/plugin"
@@ -190,6 +193,69 @@ def test_plugins_of_one_namespace_are_told_apart(install):
     assert registry.source("plug-two") == "two 1.0" and registry.source("plug-one") == "one 1.0"
 
 
+@pytest.fixture
+def parts(tmp_path):
+    """A package that registers a block, and is not itself the module of an entry point."""
+    (tmp_path / "plug_real").mkdir()
+    (tmp_path / "plug_real/__init__.py").write_text("")
+    (tmp_path / "plug_real/parts.py").write_text(BLOCK.format(name="plug-part", cls="Part"))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_names_that_another_package_registers_for_a_plugin_are_its_own(install, parts, first):
+    install("real", "import plug_real.parts", module="plug_entry")
+    if first:  # by a script of the user, before any name is asked for
+        importlib.import_module("plug_entry")
+    assert registry.source("plug-part") == "real 1.0" and str(registry.find("plug-part")).endswith("of real 1.0)")
+    assert registry.plugin_of("plug-part").module == "plug_entry" and registry.plugin_of("euler") is None
+
+
+def test_a_folder_records_a_plugin_whose_names_another_package_registers(install, tmp_path):
+    line = "register('model', 'plug-size', **(size.defaults | {'num_classes': 3}))(size.builder)"
+    code = f"from ssmgen import register\nfrom ssmgen.registry import find\nsize = find('sisma-debug')\n{line}\n"
+    (tmp_path / "plug_models.py").write_text(code)
+    install("sizes", "import plug_models", module="plug_entry")
+    labels = LabelSet("three", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
+    recipe = Recipe("plug-size", {}, "identity", 8, labels)
+    MaskToImage(ssmgen.build("plug-size"), ssmgen.build("identity"), recipe).save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["plugins"] == {"plug-size": "sizes 1.0"}
+
+
+def test_a_plugin_that_fails_takes_back_what_other_packages_registered_for_it(install, parts):
+    install("real", "import plug_real.parts\nraise OSError", module="plug_entry")
+    with pytest.warns(RuntimeWarning, match="real 1.0 cannot be imported"):
+        assert "plug-part" not in ssmgen.names("block")
+
+
+@pytest.mark.parametrize("line", ["import plug_real.parts", "from plug_real import parts"])
+def test_a_package_that_a_failing_plugin_shares_registers_again_for_the_next(install, parts, line):
+    install("alpha", f"{line}\nraise OSError")
+    install("beta", line)
+    with pytest.warns(RuntimeWarning, match="alpha 1.0 cannot be imported"):
+        assert registry.source("plug-part") == "beta 1.0"
+
+
+def test_a_plugin_keeps_its_names_where_one_that_imports_it_fails(install):
+    install("alpha", "import plug_beta\nraise OSError")
+    install("beta", BLOCK.format(name="plug-kept", cls="Kept"))
+    with pytest.warns(RuntimeWarning, match="alpha 1.0 cannot be imported"):
+        assert registry.source("plug-kept") == "beta 1.0"
+
+
+def test_of_one_package_the_entry_point_being_imported_has_the_names(install, tmp_path):
+    install("one", BLOCK.format(name="plug-one", cls="One"), module="plug_company.one")
+    install("two", "import plug_company.shared\nraise OSError", module="plug_company.two")
+    (tmp_path / "plug_company/shared.py").write_text(BLOCK.format(name="plug-shared", cls="Shared"))
+    with pytest.warns(RuntimeWarning, match="two 1.0 cannot be imported"):
+        assert ssmgen.names("block", "plug-*") == ["plug-one"]
+
+
+def test_a_plugin_that_imports_ssmgen_first_does_not_own_its_names():
+    plugin = Plugin("x 1.0", "x", "plug_x")
+    assert owner(("ssmgen.nn.mamba", "ssmgen.nn", "ssmgen", "plug_x"), [plugin]) is None
+    assert owner(("plug_x", "__main__"), [plugin]) == owner(("real", "plug_x"), [plugin]) == plugin
+
+
 def test_a_plugin_may_ask_for_names_while_it_is_imported(install, tmp_path):
     install("asking", "import ssmgen\nassert 'euler' in ssmgen.names()\n" + BLOCK.format(name="plug-late", cls="Late"))
     install("before", BLOCK.format(name="plug-before", cls="Before"))
@@ -213,6 +279,75 @@ def test_threads_that_ask_at_once_see_every_name(install):
     [thread.join() for thread in threads]
     assert seen == [["plug-slow"]] * 4
     assert Path(sys.modules["plug_slow"].__file__ + ".runs").read_text() == "x", "the module runs once"
+
+
+def in_threads(*calls):
+    """The result or the error of each call, all made at once; fails if one does not return."""
+    found, barrier = [None] * len(calls), threading.Barrier(len(calls))
+
+    def run(place, call):
+        barrier.wait()
+        try:
+            found[place] = call()
+        except Exception as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=run, args=each, daemon=True) for each in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+    return found
+
+
+def when(name, call):
+    """Call as soon as a name is registered."""
+    while name not in registry._ENTRIES:
+        time.sleep(0.001)
+    return call()
+
+
+def test_two_threads_that_build_at_once_import_each_plugin_once(install, tmp_path):
+    """Also one that fails; nobody sees the names that it had until then."""
+    slow = "import time\ntime.sleep(0.1)\nopen(__file__ + '.runs', 'a').write('x')\n"
+    install("able", slow + BLOCK.format(name="plug-able", cls="Able"))
+    install("half", slow + BLOCK.format(name="plug-half", cls="Half") + "time.sleep(0.2)\nraise OSError")
+    with pytest.warns(RuntimeWarning, match="half 1.0 cannot be imported") as warned:
+        first, second, early = in_threads(
+            lambda: ssmgen.build("plug-able"),
+            lambda: ssmgen.build("plug-able"),
+            lambda: when("plug-half", lambda: ssmgen.build("plug-half")),
+        )
+    assert type(first) is type(second) and type(first).__name__ == "Able"
+    assert isinstance(early, ValueError) and "unknown name 'plug-half'" in str(early)
+    assert [(tmp_path / f"plug_{name}.py.runs").read_text() for name in ("able", "half")] == ["x", "x"]
+    assert len([w for w in warned if "half 1.0" in str(w.message)]) == 1 and "plug-half" not in ssmgen.names()
+
+
+def test_a_thread_does_not_get_a_name_before_a_second_claim_is_known(install):
+    install("alpha", BLOCK.format(name="plug-mixer", cls="First"))
+    install("beta", "import time\ntime.sleep(0.2)\n" + BLOCK.format(name="plug-mixer", cls="Second"))
+
+    def build():
+        return ssmgen.build("plug-mixer")
+
+    with pytest.warns(RuntimeWarning, match="taken twice"):
+        found = in_threads(build, lambda: when("plug-mixer", build))
+    assert all("'plug-mixer' is taken twice" in str(each) for each in found)
+
+
+def test_a_thread_that_imports_a_plugin_itself_does_not_wait_for_one_that_imports_all(install):
+    install(
+        "asking", "import time\ntime.sleep(0.3)\nimport ssmgen\nssmgen.names()\n" + BLOCK.format(name="plug-a", cls="A")
+    )
+
+    def later():
+        time.sleep(0.1)
+        return ssmgen.names("block", "plug-*")
+
+    module, names = in_threads(lambda: importlib.import_module("plug_asking"), later)
+    assert module.A and names == ["plug-a"]
 
 
 def test_a_folder_says_which_package_its_model_needs(site, monkeypatch, tmp_path):

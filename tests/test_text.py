@@ -164,6 +164,21 @@ def test_features_lie_in_the_cache_and_each_text_is_encoded_once(tmp_path):
     assert batch["text"]["tokens"].shape == (2, 11, 16) and batch["data"].shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_each_text_is_encoded_once_also_where_buckets_take_turns(tmp_path, batch_size):
+    class InTurns(DrawnFaces):
+        def bucket_of(self, index):
+            return index % 4
+
+    faces, encoder = InTurns(36, size=16), Counting()
+    pairs = WithTexts(faces, faces.words, encoder)
+    write_latent_cache(pairs, build("identity"), tmp_path / "cache", batch_size=batch_size)
+    assert sorted(encoder.texts) == sorted(faces.words(i) for i in range(36))
+    cache = LatentCache(tmp_path / "cache", faces.labels)
+    for index in (0, 7, 35):
+        assert torch.equal(cache[index]["text"], pairs[index][2]["text"])
+
+
 def test_the_fingerprint_covers_texts_and_encoder():
     faces = DrawnFaces(3, size=16)
     prints = {

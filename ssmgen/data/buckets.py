@@ -125,8 +125,8 @@ class Sizing:
 
     Raises:
         FileNotFoundError: a mask is missing.
-        ValueError: see `check_buckets`; a mask is no PNG file; or more than half of an image would be cut off in its
-            bucket: says of how many, and which loses most.
+        ValueError: see `parse_size` and `check_buckets`; a mask is no PNG file; or more than half of an image would be
+            cut off in its bucket: says of how many, and which loses most.
     """
 
     def __init__(self, size: Size, masks: Sequence[Path]) -> None:
@@ -162,8 +162,16 @@ def parse_size(size: Size) -> int | Shape | list[Shape] | Literal["whole"] | Non
     """A size in one form: tuples for pairs, and a list for several, also where lists were read from a file.
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or a side below 1.
     """
+    found = _parsed(size)
+    sides = (found,) if isinstance(found, int) else found if isinstance(found, tuple) else ()
+    if any(side < 1 for side in sides):
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    return found
+
+
+def _parsed(size: Size) -> int | Shape | list[Shape] | Literal["whole"] | None:
     if size is None or size == "whole" or type(size) is int:
         return size  # type: ignore[return-value]
     try:

@@ -13,14 +13,15 @@ from torch.utils.data import DataLoader, Subset
 
 from ssmgen.atomic import check_space
 from ssmgen.data.cache_files import entry_of
-from ssmgen.data.shards import ENDS, EXTRA
+from ssmgen.data.shards import DTYPES, ENDS, EXTRA
 from ssmgen.signals import ignore_stop_requests
 from ssmgen.weights import write_weights
 
 #: Suffix of an extra that replaces the one without it in a mirrored example.
 MIRRORED = ".mirrored"
 _EXTRA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.mirrored)?")
-_TAKEN = {"data", "mask"}
+# Keys of an example, and the suffix of the tensor that says where the parts of an extra end.
+_TAKEN = {"data", "mask", ENDS.removeprefix(".")}
 
 #: What the cache keeps of some pairs: tensors with one row per pair, and for each extra a list of one tensor per pair.
 Encoded = dict[str, Any]
@@ -46,12 +47,12 @@ class Encoding:
         with closing(_encoded(Subset(self.pairs, part), self)) as found:
             for batch in found:
                 if not batches:
+                    self.extras = self.extras if self.extras is not None else extras_of(batch)
+                    _check_names(self.extras, extras_of(batch))
                     size = sum(_bytes(value) for value in batch.values()) // len(batch["masks"])
                     check_space(target, size * images)
+                _check_alike(batches[0] if batches else batch, batch)
                 batches.append(batch)
-        if self.extras is None:
-            self.extras = extras_of(batches[0])
-        _check_names(self.extras, extras_of(batches[0]))
         write_weights(file, packed(batches))
         return entry_of(file, part, batches[0]["latents"].shape[1:])
 
@@ -81,7 +82,8 @@ def collated(pairs: list[Any]) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]
     """Images ``(n, 3, h, w)``, masks ``(n, h, w)`` and extras, lists of n tensors, of n pairs with or without extras.
 
     Raises:
-        ValueError: images of several shapes, extras with other names in some pairs, or a name that cannot be used.
+        ValueError: images of several shapes or without pixels, extras with other names in some pairs, a name that
+            cannot be used, or a value or a dtype that a cache cannot hold.
     """
     images, masks, *extras = zip(*pairs, strict=True)
     _check_shapes(images)
@@ -93,10 +95,34 @@ def collated(pairs: list[Any]) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]
     for name in names:
         if _EXTRA_NAME.fullmatch(name) is None or name in _TAKEN or name.removesuffix(MIRRORED) not in names:
             raise ValueError(
-                f"an extra cannot be called {name!r}: expected an identifier other than data and mask, or the name of "
-                f"another extra followed by {MIRRORED}"
+                f"an extra cannot be called {name!r}: expected an identifier other than data, mask and ends, or the "
+                f"name of another extra followed by {MIRRORED}"
             )
-    return torch.stack(images), torch.stack(masks), {name: [torch.as_tensor(e[name]) for e in given] for name in names}
+    kept = {name: [_tensor(name, each[name]) for each in given] for name in names}
+    return torch.stack(images), torch.stack([_kept("masks", mask) for mask in masks]), kept
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """An extra as a tensor that can be read from a shard.
+
+    Raises:
+        ValueError: it cannot become one; names the extra.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"extra {name!r}: cannot become a tensor ({error}): give numbers, arrays or tensors"
+        ) from error
+    return _kept(f"extra {name!r}", tensor)
+
+
+def _kept(what: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
+        sparse = "" if tensor.layout is torch.strided else f" and the layout {tensor.layout}"
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
+        raise ValueError(f"{what}: has the dtype {tensor.dtype}{sparse}; convert it to a dense tensor of {known}")
+    return tensor
 
 
 def _check_shapes(tensors: Sequence[Tensor]) -> None:
@@ -106,6 +132,8 @@ def _check_shapes(tensors: Sequence[Tensor]) -> None:
             f"the pairs of one bucket have the shapes {shapes[0]} and {shapes[1]}: scale them to one size, or give "
             "each shape its own bucket with a method bucket_of(index), see ssmgen.data.Pairs"
         )
+    if 0 in shapes[0]:
+        raise ValueError(f"a pair has the shape {shapes[0]}: expected at least one pixel")
 
 
 def _check_names(first: list[str], other: list[str]) -> None:
@@ -114,22 +142,16 @@ def _check_names(first: list[str], other: list[str]) -> None:
 
 
 def packed(batches: Sequence[Encoded]) -> dict[str, Tensor]:
-    """The tensors of a shard: one row per pair.
+    """The tensors of a shard: one row per pair of batches that agree, see `_check_alike`.
 
     An extra whose shape differs between pairs in the first dimension only is concatenated along it, and a tensor
     ``NAME.ends`` int64 ``(rows,)`` says where each pair's part ends.
-
-    Raises:
-        ValueError: an extra differs in another dimension, or in its dtype.
     """
-    for batch in batches:
-        _check_names(extras_of(batches[0]), extras_of(batch))
     tensors: dict[str, Tensor] = {}
     for key in batches[0]:
         if key.startswith(EXTRA):
             tensors |= _rows(key, [value for batch in batches for value in batch[key]])
         else:
-            _check_shapes([batch[key][0] for batch in batches])
             tensors[key] = torch.cat([batch[key] for batch in batches])
     return tensors
 
@@ -139,16 +161,30 @@ def extras_of(batch: Mapping[str, Any]) -> list[str]:
     return sorted(key.removeprefix(EXTRA) for key in batch if key.startswith(EXTRA))
 
 
+def _check_alike(first: Encoded, other: Encoded) -> None:
+    """Check each batch of a shard as it comes, so that a pair that does not fit costs no further encoding.
+
+    Raises:
+        ValueError: a batch has other extras or shapes than the first, or an extra that differs in more than its first
+            dimension.
+    """
+    _check_names(extras_of(first), extras_of(other))
+    for key, values in other.items():
+        if not key.startswith(EXTRA):
+            _check_shapes([first[key][0], values[0]])
+            continue
+        unlike = [value for value in values if _kind(value) != _kind(first[key][0])]
+        if unlike or 0 in first[key][0].shape[1:]:
+            found = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (first[key][0], *unlike[:1]))
+            raise ValueError(
+                f"extra {key.removeprefix(EXTRA)!r}: pairs of one bucket need one dtype, and one shape except for the "
+                f"first dimension, without empty ones after it; found {found}"
+            )
+
+
 def _rows(key: str, values: list[Tensor]) -> dict[str, Tensor]:
-    if len({(value.dtype, value.shape) for value in values}) == 1 and 0 not in values[0].shape:
+    if len({value.shape for value in values}) == 1 and 0 not in values[0].shape:
         return {key: torch.stack(values)}
-    unlike = [x for x in values if _kind(x) != _kind(values[0])]
-    if unlike or 0 in values[0].shape[1:] or not values[0].dim():
-        found = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (values[0], *unlike[:1]))
-        raise ValueError(
-            f"extra {key.removeprefix(EXTRA)!r}: pairs of one bucket need one dtype, and one shape except for the "
-            f"first dimension; found {found}"
-        )
     ends = torch.tensor([len(value) for value in values]).cumsum(0)
     return {key: torch.cat(values), key + ENDS: ends}
 

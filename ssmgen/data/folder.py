@@ -66,7 +66,6 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         self._files = self._find_files()
         self._sizing = Sizing(size, self.mask_files())
         self.size = self._sizing.size
-        self.bucket_of = self._sizing.bucket_of
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +82,10 @@ class PreparedFolder(Dataset[tuple[Tensor, Tensor]]):
         pixels = decode_image(self._files[image], self._prepared(image))
         labels = decode_mask(self._files[mask], self._prepared(mask), self.labels)
         return self._sizing.fitted(index, pixels, labels)
+
+    def bucket_of(self, index: int) -> int:
+        """Index of a pair's bucket, 0 if there is one size."""
+        return self._sizing.bucket_of(index)
 
     def mask_files(self) -> list[Path]:
         """The files of the masks, one per pair."""

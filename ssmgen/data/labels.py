@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,10 @@ class LabelSet:
         classes: class names; the position is the class id.
         palette: one RGB triple (0..255) per class.
         mirrored: pairs of ids that a horizontal flip swaps, because they mean the person's left and right.
+
+    Raises:
+        ValueError: classes that are not a sequence of names, a colour outside 0..255 or none for a class, or
+            ``mirrored`` with ids that are not classes or that occur twice.
     """
 
     name: str
@@ -29,6 +34,19 @@ class LabelSet:
     mirrored: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str) or not all(isinstance(each, str) for each in self.classes):
+            raise ValueError(f"{self.name}: classes must be a sequence of names, got {self.classes!r}")
+        for colour in self.palette:
+            if not _are_ids(colour, 3, 256):
+                raise ValueError(f"{self.name}: a colour is a triple of integers from 0 to 255, got {colour!r}")
+        for pair in self.mirrored:
+            if not _are_ids(pair, 2, len(self.classes)):
+                raise ValueError(
+                    f"{self.name}: mirrored holds pairs of class ids from 0 to {len(self.classes) - 1}, got {pair!r}"
+                )
+        ids = [id for pair in self.mirrored for id in pair]
+        if twice := sorted({id for id in ids if ids.count(id) > 1}):
+            raise ValueError(f"{self.name}: an id is mirrored to one other id; more than once occurs {twice[0]}")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} palette colours")
 
@@ -39,9 +57,10 @@ class LabelSet:
         Raises:
             KeyError, TypeError, ValueError: it is not the record of a label set.
         """
-        palette = tuple((int(r), int(g), int(b)) for r, g, b in stored["palette"])
-        mirrored = tuple((int(left), int(right)) for left, right in stored["mirrored"])
-        return cls(str(stored["name"]), tuple(map(str, stored["classes"])), palette, mirrored)
+        if not all(isinstance(stored[key], list | tuple) for key in ("classes", "palette", "mirrored")):
+            raise ValueError("classes, palette and mirrored must be lists")
+        palette, mirrored = (tuple(map(tuple, stored[key])) for key in ("palette", "mirrored"))
+        return cls(str(stored["name"]), tuple(stored["classes"]), palette, mirrored)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -57,6 +76,12 @@ class LabelSet:
         """RGB ``(..., 3, height, width)`` uint8 of labels ``(..., height, width)``."""
         colours = torch.tensor(self.palette, dtype=torch.uint8)
         return colours[mask.long()].movedim(-1, -3)
+
+
+def _are_ids(values: Any, count: int, end: int) -> bool:
+    """Whether these are ``count`` integers from 0 to below ``end``."""
+    sized = hasattr(values, "__len__") and len(values) == count
+    return sized and all(isinstance(value, Integral) and 0 <= int(value) < end for value in values)
 
 
 # Name, colour, and mean share of the pixels of 808 CelebAMask-HQ masks (only the ratios of the large classes matter).

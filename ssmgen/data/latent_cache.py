@@ -59,8 +59,9 @@ def write_latent_cache(
     Args:
         pairs: images and masks. With a method ``bucket_of``, pairs of different buckets may have different shapes. A
             pair may have a third part, a mapping of named tensors (extras) to be kept beside latent and mask, such as
-            the features of a text. Every pair needs the same names. An extra may differ between pairs in its first
-            dimension. A mirrored example has the same extras, unless there is one called ``NAME.mirrored`` for it.
+            the features of a text. Every pair needs the same names: identifiers other than data, mask and ends. An
+            extra may differ between pairs in its first dimension. A mirrored example has the same extras, unless there
+            is one called ``NAME.mirrored`` for it.
         autoencoder: one of `ssmgen.latents`.
         target: folder to create; must not exist.
         flip: also encode every image mirrored, for training with horizontal flips.
@@ -75,7 +76,7 @@ def write_latent_cache(
         FileExistsError: ``target`` exists.
         OSError: the disk is full, or will be by the size of the first batch, or cannot be written; names ``target``.
         ValueError: the autoencoder returns latents that are not finite, pairs of one bucket have several shapes, or
-            extras do not agree.
+            extras do not agree or cannot be kept. A fault of the first pairs is found before anything is written.
     """
     if target.exists():
         raise FileExistsError(f"{target}: exists already; a cache is written once")

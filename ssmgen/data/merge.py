@@ -24,6 +24,7 @@ from ssmgen.registry import closest
 
 Colour = tuple[int, int, int]
 _MOST = 256  # ids of an 8-bit mask
+_ID = re.compile(r"[0-9]{1,9}")  # Python converts no text of thousands of digits to an integer
 _CLASS = re.compile(r"(?P<name>[^:#]*?)\s*(#(?P<colour>[0-9a-fA-F]{6}))?\s*")
 
 
@@ -145,7 +146,7 @@ class _Reader:
 
     def _add(self, number: int, new: int, label: str) -> None:
         id = self.by_name.get(label)
-        if id is None and label.isascii() and label.isdecimal() and int(label) < len(self.source):
+        if id is None and _ID.fullmatch(label) and int(label) < len(self.source):
             id = int(label)
         if id is None:
             known = f"{closest(label, self.by_name)} {self.source.name} has the ids 0 to {len(self.source) - 1}."

@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -59,7 +59,7 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no pairs, files without a partner (all are listed), or buckets that do not fit, see
+        ValueError: no pairs, files without a partner (all are listed), or a size or buckets that do not fit, see
             `ssmgen.data.buckets.Sizing`.
     """
 
@@ -88,7 +88,6 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
         self.ids = list(self._files)
         self._sizing = Sizing(size, self.mask_files())
         self.size = self._sizing.size
-        self.bucket_of = self._sizing.bucket_of
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +105,10 @@ class PairFolder(Dataset[tuple[Tensor, Tensor]]):
             return self._sizing.fitted(index, pixels, ids)
         except ValueError as error:
             raise ValueError(f"{image} and {mask}: {error}") from error
+
+    def bucket_of(self, index: int) -> int:
+        """Index of a pair's bucket, 0 if there is one size."""
+        return self._sizing.bucket_of(index)
 
     def mask_files(self) -> list[Path]:
         """The files of the masks, one per pair."""
@@ -137,8 +140,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         seed: of the random crops.
 
     Raises:
-        ValueError: ``count`` below 1, ``smallest`` outside (0, 1], or buckets for other pairs, or that do not fit, see
-            `ssmgen.data.buckets.Sizing`.
+        ValueError: ``count`` below 1, ``smallest`` outside (0, 1], no size in pixels, or buckets for other pairs, or
+            that do not fit, see `ssmgen.data.buckets.Sizing`.
     """
 
     def __init__(
@@ -150,6 +153,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(f"smallest must be in (0, 1], got {smallest}")
         self.pairs, self.count, self.smallest, self.seed = pairs, count, smallest, seed
         self.labels = pairs.labels
+        if size is None or size == "whole":
+            raise ValueError(f"size of crops must be a side, (height, width) or a list of those, got {size!r}")
         several = isinstance(parse_size(size), list)
         if several and getattr(pairs, "size", None) != "whole":
             raise ValueError('crops to several buckets are cut from a PairFolder or PreparedFolder of size="whole"')
@@ -160,11 +165,21 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs) * self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image ``(3, height, width)`` and mask ``(height, width)`` of the given size, uint8."""
+        """Image ``(3, height, width)`` and mask ``(height, width)`` of the given size, uint8.
+
+        Raises:
+            ValueError: the pair has extras, which are not cropped.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"crop {index} of {len(self)}")
         pair, crop = divmod(index, self.count)
-        image, mask = self.pairs[pair]
+        whole: tuple[Any, ...] = self.pairs[pair]
+        image, mask = whole[:2]
+        if len(whole) > 2 and whole[2]:
+            raise ValueError(
+                f"pair {pair} has the extras {', '.join(whole[2])}, and Crops cuts only images and masks: add extras "
+                "to the crops, such as WithTexts(Crops(pairs, ...), ...)"
+            )
         if crop == 0:
             return crop_resize(image, mask, self._sizing.of(pair))
         rng = random.Random(f"crop {self.seed} {pair} {crop}")

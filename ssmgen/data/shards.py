@@ -17,7 +17,8 @@ from ssmgen.reading import open_regular, sha256_of
 
 #: Prefix of the tensors beside latents and masks, and suffix of the tensor that says where the parts of another end.
 EXTRA, ENDS = "extra.", ".ends"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64} | {
+#: What a shard can hold, by its name in safetensors.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64} | {
     **{"U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     "BOOL": torch.bool,
 }
@@ -180,7 +181,7 @@ def _header(file: Path, stream: BinaryIO, size: int) -> tuple[int, dict[str, tup
 
 
 def _tensor(entry: Any, size: int) -> tuple[torch.dtype, tuple[int, ...], int]:
-    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     # No rows at all are the parts of an extra that is empty in every example.
     if not shape or not all(type(n) is int and n >= (place > 0) for place, n in enumerate(shape)):
         raise ValueError(f"shape {shape}")

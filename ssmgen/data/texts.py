@@ -12,7 +12,7 @@ from ssmgen.data.labels import LabelSet
 from ssmgen.data.pairs import Pairs
 from ssmgen.values import pad_sequences
 
-# Texts encoded at a time: as many as the images of a batch by default, so that loader processes share the work.
+# Texts encoded at a time where pairs are asked for one by one.
 _AT_ONCE = 16
 
 
@@ -47,20 +47,33 @@ class WithTexts(Dataset[tuple[Tensor, Tensor, dict[str, Tensor]]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        pair: tuple[Any, ...] = self.pairs[index]
-        image, mask = pair[:2]
-        extras = pair[2] if len(pair) > 2 else {}
-        return image, mask, {**extras, self.name: self.features(index % len(self))}
+        return self._with(self.pairs[index], self.features(index % len(self)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """The pairs of a batch, whose texts are encoded together and, in whatever order batches come, once.
+
+        A data loader calls this instead of ``[index]``, also through a subset.
+        """
+        pairs = [self.pairs[index] for index in indices]  # first: an index that is too large ends here
+        features = self._encode([self.texts[index] for index in indices])
+        return [self._with(pair, each.clone()) for pair, each in zip(pairs, features, strict=True)]
 
     def features(self, index: int) -> Tensor:
         """Features ``(m, width)`` of a pair's text. Those of neighbours are encoded with it."""
         block, place = divmod(index, _AT_ONCE)
         if block != self._block:
-            value = self.encoder.encode(self.texts[block * _AT_ONCE : (block + 1) * _AT_ONCE])
-            lengths = value["lengths"].tolist()
-            self._encoded = [each[:length] for each, length in zip(value["tokens"], lengths, strict=True)]
+            self._encoded = self._encode(self.texts[block * _AT_ONCE : (block + 1) * _AT_ONCE])
             self._block = block
         return self._encoded[place].clone()
+
+    def _encode(self, texts: list[str]) -> list[Tensor]:
+        value = self.encoder.encode(texts)
+        return [each[:length] for each, length in zip(value["tokens"], value["lengths"].tolist(), strict=True)]
+
+    def _with(self, pair: tuple[Any, ...], features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        image, mask = pair[:2]
+        extras = pair[2] if len(pair) > 2 else {}
+        return image, mask, {**extras, self.name: features}
 
     def bucket_of(self, index: int) -> int:
         """Number of a pair's shape, see `Pairs`."""

@@ -259,9 +259,6 @@ def _read_recipe(file: Path) -> Recipe:
         if content.pop("format") > _FORMAT:
             raise ValueError("it was written by a newer ssmgen: pip install --upgrade ssmgen")
         _check_plugins(content.pop("plugins", {}))
-        labels = content.pop("labels")
-        for key in ("classes", "palette", "mirrored"):
-            labels[key] = tuple(tuple(item) if isinstance(item, list) else item for item in labels[key])
-        return Recipe(labels=LabelSet(**labels), **content)
+        return Recipe(labels=LabelSet.from_stored(content.pop("labels")), **content)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a MaskToImage configuration ({error})") from error
