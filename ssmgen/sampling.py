@@ -331,6 +331,17 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return changed
 
 
+def weights_dtype(model: Any) -> torch.dtype:
+    """The dtype of a model's weights, that of its inputs: float32 where it has no floating-point ones.
+
+    Parameters that a module names ``keep_float32`` do not count.
+    """
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    kept = {id(m.get_parameter(name)) for m in modules for name in getattr(m, "keep_float32", ())}
+    found = (p.dtype for p in model.parameters() if p.is_floating_point() and id(p) not in kept)
+    return next(found, torch.float32)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
