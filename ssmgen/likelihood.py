@@ -1,5 +1,6 @@
 """The log-likelihood that a model gives to images, by the change of variables along its ODE."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.registry import check_keywords
-from ssmgen.sampling import Sampling, evaluation_mode, resolve
+from ssmgen.sampling import Sampling, evaluation_mode, resolve, weights_dtype
 from ssmgen.solvers import shifted_grid
 from ssmgen.values import value_for
 
@@ -35,6 +36,8 @@ def log_likelihood(
 
     For images of n values, ``-result / (n log 2)`` are bits per dimension. The density is that of the model's own
     space: of latents, where the model works on them. Guidance changes the density in an unknown way and is not used.
+    The data move to the model's device. The model gets inputs of its weights' dtype; images and density are integrated
+    in that of the data, at least float32.
 
     Args:
         model: a conditional model; it runs in evaluation mode, and its mode is restored.
@@ -43,8 +46,12 @@ def log_likelihood(
         solver: a name, a spec or a reversible solver of fixed steps.
         steps, shift: of the time grid, see `ssmgen.Sampling`.
         probes: random vectors per image; each costs a backward pass per evaluation.
-        seed: of the first image's vectors; later images count up. Or one per image.
+        seed: of the first image's vectors; later images count up. Or one per image. They are independent of the noise
+            that `ssmgen.initial_noise` draws from the same seed.
         **conditions: values of the model's conditions by name, such as ``mask``.
+
+    Returns:
+        ``(batch,)`` on the model's device, float64 for float64 data, else float32.
 
     Raises:
         ValueError: bad settings, an adaptive, stochastic or irreversible solver, or a value that does not fit.
@@ -60,6 +67,8 @@ def log_likelihood(
     if method.adaptive or not method.reversible:
         raise ValueError(f"log_likelihood needs a reversible solver of fixed steps, such as 'ab3', got {solver!r}")
     values = {name: value_for(name, value, len(data)) for name, value in conditions.items() if value is not None}
+    device = next(iter(model.parameters())).device
+    data = data.to(device, torch.promote_types(data.dtype, torch.float32))
     signs = _signs(image_seeds(seed, len(data)), (probes, *data.shape[1:])).to(data)
     with torch.no_grad(), evaluation_mode(model):
         cond = model.condition(**values, size=(data.shape[2], data.shape[3]))
@@ -76,13 +85,15 @@ class _Flow:
     def __init__(self, model: Any, objective: Any, cond: Any, signs: Tensor, shape: torch.Size) -> None:
         self.model, self.objective, self.cond, self.signs, self.shape = model, objective, cond, signs, shape
         self.shown = getattr(objective, "inputs", lambda x, t: (x, t))
+        self.dtype = weights_dtype(model)
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
         """The derivative of ``state (batch, values + 1)`` at time t ``()``."""
         with torch.enable_grad():
             x = state[:, :-1].view(self.shape).requires_grad_()
             given, own_t = self.shown(x, t.to(x.device))
-            velocity = self.objective.velocity(self.model(given, own_t.view(1).to(x), cond=self.cond), x, t)
+            prediction = self.model(given.to(self.dtype), own_t.view(1), cond=self.cond)
+            velocity = self.objective.velocity(prediction.to(x.dtype), x, t)
             products = [
                 (torch.autograd.grad(velocity, x, probe, retain_graph=True)[0] * probe).flatten(1).sum(1, keepdim=True)
                 for probe in self.signs.unbind(1)
@@ -91,5 +102,9 @@ class _Flow:
 
 
 def _signs(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Random -1 and 1, ``(len(seeds), *shape)``."""
-    return torch.where(initial_noise(seeds, shape) < 0, -1.0, 1.0)
+    """Random -1 and 1, ``(len(seeds), *shape)``.
+
+    The seeds are hashed: the estimate is biased where the signs are those of the noise that an image was made from.
+    """
+    hashed = [hashlib.sha256(b"ssmgen log_likelihood" + seed.to_bytes(8, "little")).digest()[:8] for seed in seeds]
+    return torch.where(initial_noise([int.from_bytes(each, "little") for each in hashed], shape) < 0, -1.0, 1.0)

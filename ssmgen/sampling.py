@@ -18,7 +18,7 @@ from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
-from ssmgen.values import Value, mapped, value_for
+from ssmgen.values import Value, mapped, padded_sequence, value_for
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
@@ -127,7 +127,9 @@ class Sampler:
             are faster on this machine (`ssmgen.precision`).
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
             The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
-            steps without guidance; needs a C++ compiler on a CPU.
+            steps without guidance; needs a C++ compiler on a CPU. Sequences such as texts are padded to the next
+            power of two from 16 on, so that few lengths compile. torch keeps 8 compiled shapes and then raises; set
+            ``torch.compiler.config.recompile_limit`` for more.
     """
 
     def __init__(self, model: Model, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
@@ -166,6 +168,7 @@ class Sampler:
 
         Raises:
             ValueError: bad settings, a value that does not fit, or guidance on a model trained without dropout.
+            RuntimeError: more shapes than torch compiles.
             TypeError: neither a condition nor a setting; names the closest.
         """
         given = {"mask": mask, **others} if mask is not None else others
@@ -173,6 +176,8 @@ class Sampler:
         values = {
             name: value_for(name, given[name], len(x0)) for name in self.conditions if given.get(name) is not None
         }
+        if self.compiled:
+            values = {name: self._of_few_lengths(name, value) for name, value in values.items()}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).replaced(**chosen)
         resolved: Objective = resolve(objective, "objective")
@@ -209,6 +214,9 @@ class Sampler:
         task.solver.evaluations = evaluations
         return torch.cat(images)
 
+    def _of_few_lengths(self, name: str, value: Value) -> Value:
+        return padded_sequence(value) if "lengths" in getattr(self.conditions[name], "fields", ()) else value
+
     def _condition(self, values: Mapping[str, Value], x0: Tensor) -> Any:
         return self.model.condition(**{**dict.fromkeys(self.conditions), **values}, size=(x0.shape[2], x0.shape[3]))
 
@@ -234,7 +242,16 @@ class Sampler:
         return predict
 
     def _step(self, x: Tensor, t: Tensor | None, **given: Any) -> Tensor:
-        out = self.step(x, t, **given)
+        try:
+            out = self.step(x, t, **given)
+        except Exception as error:
+            if type(error).__name__ != "FailOnRecompileLimitHit":  # of a private module of torch
+                raise
+            raise RuntimeError(
+                f"the model was compiled for as many shapes as torch keeps, and {tuple(x.shape)} is another: use fewer "
+                "image and batch sizes, or raise torch.compiler.config.recompile_limit above "
+                f"{torch.compiler.config.recompile_limit}"
+            ) from error
         # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
         return out.clone() if self.compiled and out.is_cuda else out
 
@@ -329,6 +346,17 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
         if parameter.is_floating_point() and id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)
     return changed
+
+
+def weights_dtype(model: Any) -> torch.dtype:
+    """The dtype of a model's weights, that of its inputs: float32 where it has no floating-point ones.
+
+    Parameters that a module names ``keep_float32`` do not count.
+    """
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    kept = {id(m.get_parameter(name)) for m in modules for name in getattr(m, "keep_float32", ())}
+    found = (p.dtype for p in model.parameters() if p.is_floating_point() and id(p) not in kept)
+    return next(found, torch.float32)
 
 
 def _is_number(value: Any) -> bool:

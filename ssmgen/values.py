@@ -62,6 +62,24 @@ def pad_sequences(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"tokens": tokens, "lengths": torch.tensor([len(each) for each in sequences])}
 
 
+def padded_sequence(value: Value, least: int = 16) -> Value:
+    """A sequence, ``(b, m, d)`` or with its ``lengths``, at the next power of two from ``least`` on; zeros at the end.
+
+    Results do not depend on padding, so sequences of many lengths take a few shapes. What does not fit is returned as
+    it is, for the condition to explain.
+    """
+    given = {"tokens": value} if isinstance(value, Tensor) else dict(value)
+    tokens = given.get("tokens")
+    if tokens is None or tokens.dim() != 3:
+        return value
+    batch, length = tokens.shape[:2]
+    lengths = given.get("lengths", torch.full((batch,), length))
+    if bool((lengths > length).any()):
+        return value
+    missing = max(least, 1 << (length - 1).bit_length()) - length
+    return {**given, "tokens": torch.nn.functional.pad(tokens, (0, 0, 0, missing)), "lengths": lengths}
+
+
 def value_for(name: str, given: Any, images: int) -> Value:
     """The value of the condition ``name`` for this many images, see `as_value`: ``(images, ...)`` or ``(1, ...)``.
 

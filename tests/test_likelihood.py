@@ -8,6 +8,7 @@ from torch import nn
 
 import ssmgen
 from ssmgen.noise import initial_noise
+from ssmgen.sampling import in_dtype
 
 MEAN, DEVIATION = 0.7, 0.5
 
@@ -72,6 +73,47 @@ def test_the_estimate_of_a_network_is_unbiased():
     rough = [ssmgen.log_likelihood(model, x, mask=mask, solver="euler", steps=steps, seed=s).item() for s in range(3)]
     assert len(set(rough)) > 1  # of one probe each: the test would see a divergence that is left out
     assert rough[0] == ssmgen.log_likelihood(model, x, mask=mask, solver="euler", steps=steps).item()
+
+
+class Coupled(nn.Module):
+    """A velocity whose Jacobian ``c (|x|_1 I + x sign(x)') / n`` couples all values with the signs of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def condition(self, mask=None, size=None):
+        return None
+
+    def forward(self, x, t, *, cond=None):
+        return 0.5 * x * x.abs().mean((1, 2, 3), keepdim=True)
+
+
+def test_images_sampled_with_the_same_seeds_are_estimated_without_bias():
+    """The probes are independent of the noise that an image was made from."""
+    model, seeds, settings = Coupled(), list(range(64)), {"solver": "rk4", "steps": 5}
+    images = ssmgen.sample(model, initial_noise(seeds, (1, 4, 8)), **settings)
+    found = ssmgen.log_likelihood(model, images, seed=0, **settings)
+    exact = ssmgen.log_likelihood(model, images, seed=10**6, probes=400, **settings)
+    spread = (found - exact).std() / 64**0.5
+    assert abs((found - exact).mean()) < 3 * spread, ((found - exact).mean(), spread)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_in_sixteen_bits_is_integrated_in_float32(dtype):
+    torch.manual_seed(0)
+    model = ssmgen.build("dit-debug", in_channels=1, num_classes=3)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    x, mask = torch.randn(2, 1, 4, 6).bfloat16(), torch.randint(0, 3, (2, 4, 6))
+    exact = ssmgen.log_likelihood(model, x.float(), mask=mask, steps=8)
+    found = ssmgen.log_likelihood(in_dtype(model, torch.bfloat16), x.to(dtype), mask=mask, steps=8)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=2e-3, atol=0.02)
+
+
+def test_data_move_to_the_device_of_the_model():
+    assert ssmgen.log_likelihood(Normal().to("meta"), torch.zeros(2, 2, 3, 4), steps=2).device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,26 @@ def test_ssd_agrees_with_the_float64_reference_at_odd_sizes(batch, length, heads
     assert max(found.values()) < 1e-5, found
 
 
+def test_ssd_takes_exponents_of_both_signs():
+    """A of both signs and step sizes as they are: within a chunk some decays lie above 1, some below."""
+    args = ssd_arguments(length=70, heads=4)
+    args |= {
+        "A": torch.tensor([-0.8, 0.5, 0.1, -0.1]).double(),
+        "delta": args["delta"] * 0.3,
+        "delta_bias": args["delta_bias"] * 0,
+    }
+    args = {name: x.float().requires_grad_() for name, x in args.items()}
+
+    def results(given, backend):
+        y, state = ssd(**given, return_last_state=True, backend=backend)
+        gradients = torch.autograd.grad(y.double().sum() + state.double().sum(), list(given.values()))
+        return {"y": y.detach(), "state": state.detach(), **dict(zip(given, gradients, strict=True))}
+
+    exact = results({name: x.detach().double().requires_grad_() for name, x in args.items()}, "reference")
+    found = errors({k: v.cpu() for k, v in results(on_device(args), "triton").items()}, exact, least=1.0)
+    assert max(found.values()) < 1e-5, found
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_ssd_reads_any_order_in_place(each):
     order = scan_order("column-boustrophedon", 5, 7)

@@ -202,6 +202,35 @@ def test_a_compiled_sampler_gives_the_same_images():
         torch.testing.assert_close(sampler(x0, mask, steps=4, **settings), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_texts_of_any_length_are_compiled_for_few_and_too_many_shapes_are_explained(monkeypatch):
+    torch.manual_seed(0)
+    words = {"name": "token-sequence", "width": 8}
+    kinds = {"conditions": {"mask": "label-map", "text": words}, "cross": {"text": "cross-attention"}}
+    model = randomize(build("dit-debug", **kinds, add=("mask",), depth=1), std=0.05)
+    x0, mask, compiled, shapes = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (2, 8, 8)), torch.compile, []
+
+    def backend(graph, inputs):
+        shapes.append(len(inputs))
+        return graph
+
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **given: compiled(f, fullgraph=True, dynamic=False, backend=backend)
+    )
+    torch.compiler.reset()
+    sampler, settings = Sampler(model, compile=True), {"solver": "euler", "steps": 1}
+    with torch.compiler.config.patch(recompile_limit=2):
+        for length in (1, 3, 16, 17, 30):
+            text = {"tokens": torch.randn(2, length, 8), "lengths": torch.tensor([length, 1])}
+            for given in (text, text["tokens"]):
+                out = sampler(x0, mask, text=given, **settings)
+                torch.testing.assert_close(out, sample(model, x0, mask, text=given, **settings), rtol=1e-4, atol=1e-5)
+        assert len(shapes) == 2
+        with pytest.raises(ValueError, match="item 0 has length 12 of 10 tokens"):
+            sampler(x0, mask, text={"tokens": torch.randn(2, 10, 8), "lengths": torch.tensor([12, 1])}, **settings)
+        with pytest.raises(RuntimeError, match=r"\(2, 3, 8, 12\) is another: .*recompile_limit above 2"):
+            sampler(torch.randn(2, 3, 8, 12), torch.randint(0, 19, (2, 8, 12)), text=torch.randn(2, 4, 8), **settings)
+
+
 def test_the_grid_is_shifted():
     model, times = Known(), []
     model.register_forward_pre_hook(lambda _, args: times.append(args[1].item()))

@@ -281,13 +281,13 @@ class CosinePath(Path):
         return -math.pi / 2 * self.alpha(t)
 
 
-def velocity_of_a_normal_distribution(path):
-    """The exact velocity where the data are normal with MEAN and DEVIATION."""
+def velocity_of_a_normal_distribution(path, deviation=DEVIATION):
+    """The exact velocity where the data are normal with MEAN and a deviation."""
 
     def velocity(t, x):
         alpha, sigma, alpha_rate, sigma_rate = path.alpha(t), path.sigma(t), path.alpha_rate(t), path.sigma_rate(t)
-        variance = (alpha * DEVIATION) ** 2 + sigma**2
-        slope = (alpha * alpha_rate * DEVIATION**2 + sigma * sigma_rate) / variance
+        variance = (alpha * deviation) ** 2 + sigma**2
+        slope = (alpha * alpha_rate * deviation**2 + sigma * sigma_rate) / variance
         return alpha_rate * MEAN + slope * (x - alpha * MEAN)
 
     return velocity
@@ -303,6 +303,33 @@ def test_the_stochastic_solver_keeps_the_distribution(path, diffusion):
     # Noise on the way makes the end depend less on the start, which the ODE maps in order.
     correlation = torch.corrcoef(torch.stack([start.flatten(), end.flatten()]))[0, 1]
     assert (correlation > 0.999) == (diffusion == 0)
+
+
+@pytest.mark.parametrize("path", [None, CosinePath()], ids=["linear", "cosine"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_stochastic_solver_leaves_no_noise_at_few_steps(path, shift):
+    deviation, start = 0.05, ssmgen.initial_noise(range(4), (5000,)).double()
+    for steps in (10, 25):
+        solver = build("euler-maruyama", path=path)
+        velocity = velocity_of_a_normal_distribution(path or LinearPath(), deviation)
+        end = solver.solve(velocity, start, shifted_grid(steps, shift).double())
+        assert abs(end.mean() - MEAN) < 0.1 and end.std() < 1.2 * deviation, (steps, end.mean(), end.std())
+
+
+def test_a_large_diffusion_does_not_blow_up():
+    start = ssmgen.initial_noise(range(4), (5000,)).double()
+    for diffusion in (10, 1e6):
+        solver = build("euler-maruyama", diffusion=diffusion)
+        end = solver.solve(velocity_of_a_normal_distribution(LinearPath()), start, grid(10))
+        assert abs(end.mean() - MEAN) < 0.1 and end.std() < 2 * DEVIATION, (diffusion, end.mean(), end.std())
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_fixed_steps_keep_the_dtype_of_the_start(name, dtype):
+    start = torch.linspace(0, 1, 6).view(2, 3).to(dtype)
+    end = build(name).solve(lambda t, x: -x, start, shifted_grid(5))
+    assert end.dtype == dtype and bool(end.isfinite().all())
 
 
 def test_the_noise_of_a_stochastic_solver_belongs_to_the_image():

@@ -47,13 +47,13 @@ class Solver(ABC):
 
         Args:
             f: velocity ``f(t, x)`` with a scalar t and x of the shape of ``x0``.
-            x0: start, any shape.
+            x0: start, any shape and floating-point dtype, bfloat16 too; the steps keep the dtype.
             ts: ``(n + 1,)`` rising times for n intervals, or falling ones, from data to noise, if the solver is
                 ``reversible``. They may stay on the CPU: single times mix with tensors of any device.
             progress: called as ``progress(step, x)`` after each interval (fixed steps only).
 
         Returns:
-            x at ``ts[-1]``, the shape of ``x0``.
+            x at ``ts[-1]``, the shape and dtype of ``x0``.
 
         Raises:
             ValueError: a grid that has no interval, is not monotonic, or falls though the solver is not reversible.

@@ -3,6 +3,7 @@
 import hashlib
 import math
 
+import torch
 from torch import Tensor
 
 from ssmgen.noise import initial_noise
@@ -17,14 +18,18 @@ class EulerMaruyama(Solver):
     This is the reverse SDE of SiT (arXiv 2401.08740, eq. 5 and section 2.4) in our time. Its states have the same
     distribution at each t as those of the ODE. Fresh noise corrects errors of earlier steps, at the price of smaller
     steps. The score is ``-x_0 / sigma`` for the noise x_0 that the velocity points to, so the drift is
-    ``v - diffusion/2 x_0`` and finite at all t. The last step adds no noise.
+    ``v - diffusion/2 x_0`` and finite at all t.
+
+    A step of length h to t' uses at most ``diffusion = 2 sigma(t') / h``, which removes all the noise that is left at
+    t'; more would overshoot. So a step that ends in the data is one of the ODE. A diffusion above 2 is limited in the
+    step before it too on a uniform grid, and a large one in many of the last steps.
 
     The noise of an image is drawn on the CPU from a hash of its start, so it depends neither on the batch nor on the
     device, and equal starts give equal images.
 
     Args:
         path: the objective's path; None is the linear one.
-        diffusion: strength of the noise, at least 0; 0 is Euler's method for the ODE.
+        diffusion: strength of the noise, at least 0; 0 is Euler's method for the ODE, to the bit.
 
     Raises:
         ValueError: ``diffusion`` is negative or not finite.
@@ -51,13 +56,18 @@ class EulerMaruyama(Solver):
         for step in range(len(ts) - 1):
             t, h = ts[step], ts[step + 1] - ts[step]
             velocity = f(t, x)
-            x = x + h * velocity
-            if self.diffusion:
-                x = x - h * self.diffusion / 2 * self._noise(velocity, x - h * velocity, t)
-                if step < len(ts) - 2:
-                    x = x + (self.diffusion * h * self._sigma(t)).sqrt() * _drawn(starts, step, x)
+            moved = x + h * velocity
+            diffusion = self._diffusion(ts[step + 1], h)
+            if diffusion > 0:
+                moved = moved - h * diffusion / 2 * self._noise(velocity, x, t)
+                moved = moved + (diffusion * h * self._sigma(t)).sqrt() * _drawn(starts, step, x)
+            x = moved
             progress(step + 1, x)
         return x
+
+    def _diffusion(self, end: Tensor, h: Tensor) -> float:
+        """The diffusion of a step of length h that ends at a time."""
+        return min(self.diffusion, 2 * float(self._sigma(end) / h)) if self.diffusion else 0.0
 
     def _noise(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return x - t * velocity if self.path is None else self.path.noise_of_velocity(velocity, x, t)
@@ -68,7 +78,8 @@ class EulerMaruyama(Solver):
 
 def _digests(x: Tensor) -> list[bytes]:
     """A hash of each item of ``(batch, ...)``."""
-    return [hashlib.sha256(item.cpu().contiguous().view(-1).numpy().tobytes()).digest() for item in x.detach()]
+    items = (item.cpu().contiguous().view(-1).view(torch.uint8) for item in x.detach())  # numpy has no bfloat16
+    return [hashlib.sha256(item.numpy().tobytes()).digest() for item in items]
 
 
 def _drawn(starts: list[bytes], step: int, x: Tensor) -> Tensor:

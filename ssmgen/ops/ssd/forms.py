@@ -51,7 +51,7 @@ def chunked(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     """The same by products of matrices (Mamba-2, section 6): y ``(b, l, h, p)`` and the last state.
 
     Inside every chunk at once, then from chunk to chunk.
-    Every exponent is a sum of ``delta A`` over later steps, at most 0, so none overflows. Decays and states keep the
+    Every exponent is a sum of ``delta A`` over later steps, so none overflows where A <= 0. Decays and states keep the
     state's precision, products take x's.
     """
     length, precision, dtype = inputs.x.shape[1], inputs.state.dtype, inputs.x.dtype

@@ -57,9 +57,9 @@ def _put_rows(at, value, token, step, i, count, live):
 
 @triton.jit
 def _decays(total, STEPS: tl.constexpr):
-    """``exp(total_i - total_j)`` for i >= j, else 0."""
+    """``exp(total_i - total_j)`` for i >= j, else 0. An exponent may be positive, as ``delta A`` may."""
     k = tl.arange(0, STEPS)
-    return tl.where(k[:, None] >= k[None, :], tl.exp(tl.minimum(total[:, None] - total[None, :], 0.0)), 0.0)
+    return tl.exp(tl.where(k[:, None] >= k[None, :], total[:, None] - total[None, :], float("-inf")))
 
 
 @triton.jit
