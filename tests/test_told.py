@@ -30,7 +30,7 @@ def test_a_model_keeps_what_it_had(name):
     assert list(model.conditions) == ["mask", "style", "words"] and "cross" not in before
     assert ("cross_mamba" in model.blocks[0].condition_of) == (name == "sisma-mini")
     assert set(model.add) == {"mask", "style", "words"}
-    assert model.conditions["style"].dropout == 0.1 and model.conditions["style"].classes == 19
+    assert model.conditions["style"].dropout == 0.5 and model.conditions["style"].classes == 19
 
 
 def test_an_example_has_its_own_style_and_words(tmp_path):

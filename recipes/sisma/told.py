@@ -43,7 +43,8 @@ def told_arguments(config: Config) -> dict[str, Any]:
     if config.style:
         conditions["style"] = {"name": "style-image", "placed_by": "mask"}
         add.append("style")
-        found |= {"style_dropout": 0.1, "style_class_dropout": 0.1}
+        # The image's own style tells all that its words tell: where it is always there, words are hardly learned.
+        found |= {"style_dropout": 0.5 if config.words else 0.1, "style_class_dropout": 0.1}
     if config.words:
         # Placed: which words concern a region need not be found again in every block, at every step.
         conditions["words"] = {"name": "placed-sequence", "width": _WORD_VECTORS["width"], "placed_by": "mask"}
