@@ -3,7 +3,8 @@
 Each condition has its own scale, as in InstructPix2Pix (arXiv 2211.09800, equation 3): conditions are added one after
 the other, ``v = v_0 + sum_k s_k (v_k - v_(k-1))``, where v_k knows the first k of them and v_0 none. Neighbours of
 equal scale are added together, and those of scale 1 come first, so that one scale for all costs two evaluations and
-scale 1 costs one.
+scale 1 costs one. A condition that is placed by a label map is never added before it, because its tokens are null
+there: with a scale for the label map alone, it comes last and costs one evaluation more.
 """
 
 import math
@@ -51,11 +52,12 @@ def plan(scale: Scale, given: Sequence[str], conditions: Mapping[str, Any]) -> G
     Args:
         scale: see `Scale`.
         given: names of the conditions that have a value, in the model's order.
-        conditions: the model's, by name; those that an evaluation leaves out need ``dropout``.
+        conditions: the model's, by name; those that an evaluation leaves out need ``dropout``. One with ``placed_by``
+            has an effect only in evaluations that know the label map of that name.
 
     Raises:
-        ValueError: a scale for a condition that is not there or has no value, or one whose model was trained without
-            dropout of it.
+        ValueError: a scale for a condition that is not there or has no value, or whose label map has none; or an
+            evaluation without a condition that the model was trained without dropout of.
     """
     by_name = dict(scale) if isinstance(scale, Mapping) else dict.fromkeys(given, scale)
     for name in by_name:
@@ -67,16 +69,39 @@ def plan(scale: Scale, given: Sequence[str], conditions: Mapping[str, Any]) -> G
             f"guidance_scale={scale!r} needs a value for the guided condition: pass it, or set its scale to 1"
         )
     scales = {name: by_name.get(name, 1.0) for name in given}
-    for name, value in scales.items():
-        dropout = getattr(conditions[name], "dropout", 0)
-        if value != 1 and not dropout:
+    placed_by = _placing(scale, scales, conditions)
+    known, steps = [list[str]()], []
+    for value, names in groupby(_in_order(scales, placed_by), key=scales.__getitem__):
+        known.append([*known[-1], *names])
+        steps.append(value)
+    planned = Guidance(known[1:], steps[1:]) if steps and steps[0] == 1 else Guidance(known, steps)
+    for name in given:
+        if name not in planned.known[0] and not getattr(conditions[name], "dropout", 0):
             raise ValueError(
                 f"guidance_scale={scale!r} needs a model trained with dropout of {name!r}, and this one has "
                 f"{name}_dropout=0: use guidance_scale=1, or train with {name}_dropout of about 0.1"
             )
-    ordered = sorted(scales, key=lambda name: scales[name] != 1)
-    known, steps = [list[str]()], []
-    for value, names in groupby(ordered, key=scales.__getitem__):
-        known.append([*known[-1], *names])
-        steps.append(value)
-    return Guidance(known[1:], steps[1:]) if steps and steps[0] == 1 else Guidance(known, steps)
+    return planned
+
+
+def _placing(scale: Scale, scales: Mapping[str, float], conditions: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the given conditions is placed by which other."""
+    named = {name: getattr(conditions[name], "placed_by", None) for name in scales}
+    found = {name: other for name, other in named.items() if other is not None}
+    for name, other in found.items():
+        if other not in scales and scales[name] != 1:
+            raise ValueError(
+                f"guidance_scale={scale!r} guides {name!r}, which has no place without a value for {other!r}: pass one"
+            )
+    return {name: other for name, other in found.items() if other in scales}
+
+
+def _in_order(scales: Mapping[str, float], placed_by: Mapping[str, str]) -> list[str]:
+    """The names in the order in which they are added: those of scale 1 first, but none before what places it."""
+    wanted = sorted(scales, key=lambda name: scales[name] != 1)
+    late = [name for name in placed_by if wanted.index(name) < wanted.index(placed_by[name])]
+    ordered = [name for name in wanted if name not in late]
+    for name in sorted(late, key=wanted.index):
+        alike = scales[name] == scales[placed_by[name]]
+        ordered.insert(ordered.index(placed_by[name]) + 1 if alike else len(ordered), name)
+    return ordered

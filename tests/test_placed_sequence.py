@@ -69,8 +69,31 @@ def test_a_model_places_words_by_its_mask_and_guides_each(model):
     assert not torch.allclose(images, ssmgen.sample(model, x0, mask, words=words(), **settings), atol=1e-3)
     alone = ssmgen.sample(model, x0[1:], mask[1:], words={n: each[1:] for n, each in said.items()}, **settings)
     torch.testing.assert_close(images[1:], alone, rtol=1e-3, atol=1e-3)
-    # Without a mask the words have no place: only the null remains.
-    torch.testing.assert_close(ssmgen.sample(model, x0, words=said, steps=2), ssmgen.sample(model, x0, steps=2))
+
+
+@pytest.mark.parametrize("names", [("mask", "words"), ("words", "mask")])
+def test_guidance_of_placed_words_is_its_formula(names):
+    """Words without their mask are null, so no evaluation has them: a scale would multiply nothing."""
+    kinds = {"mask": "label-map", "words": {"name": "placed-sequence", "width": WIDTH, "dropout": 0.1}}
+    named = {name: kinds[name] for name in names}
+    model = ssmgen.build("sisma-debug", conditions=named, add=["words"], mask_dropout=0.1, num_classes=K)
+    randomize(model).eval()
+    x0, mask, said, t = torch.randn(2, 3, 8, 12), torch.randint(0, K, (2, 8, 12)), words(), torch.zeros(1)
+    v0, vm, v = (model(x0, t, **each) for each in ({}, {"mask": mask}, {"mask": mask, "words": said}))
+    assert not torch.allclose(vm, v, atol=1e-2)
+    for m, w in ((1, 4), (2, 1), (2, 4), (2, 2), (0, 1)):
+        scales = {"mask": m, "words": w}
+        found = ssmgen.sample(model, x0, mask, words=said, steps=1, solver="euler", guidance_scale=scales)
+        torch.testing.assert_close(found, x0 + v0 + m * (vm - v0) + w * (v - vm), rtol=1e-4, atol=1e-4)
+
+
+def test_words_without_a_mask_are_an_error(model):
+    x0, said = torch.randn(2, 3, 8, 12), words()
+    with pytest.raises(ValueError, match="'words' has a value and 'mask' has none, which says where it lies"):
+        ssmgen.sample(model, x0, words=said, steps=1)
+    with pytest.raises(ValueError, match="guides 'words', which has no place without a value for 'mask': pass one"):
+        ssmgen.sample(model, x0, words=said, steps=1, guidance_scale={"words": 2})
+    assert model.train()(x0, torch.rand(2), words=said).shape == x0.shape  # a batch without masks, in training
 
 
 def test_bad_values_and_classes_are_named(model):

@@ -257,6 +257,32 @@ def test_guidance_is_planned_by_condition(scale, known, scales):
     assert (found.known, found.scales) == (known, scales)
 
 
+class Placed(Dropped):
+    placed_by = "mask"
+
+
+@pytest.mark.parametrize(
+    ("scales", "known", "steps"),
+    [
+        ({"mask": 2, "text": 1}, [[], ["mask"], ["mask", "text"]], [2, 1]),
+        ({"mask": 2, "text": 2}, [[], ["mask", "text"]], [2]),
+        ({"mask": 1, "text": 4}, [["mask"], ["mask", "text"]], [4]),
+        ({"mask": 1, "text": 1}, [["mask", "text"]], []),
+        ({"mask": 2, "text": 1, "label": 1}, [["label"], ["label", "mask"], ["label", "mask", "text"]], [2, 1]),
+        ({"mask": 2, "text": 4, "label": 2}, [[], ["mask", "label"], ["mask", "label", "text"]], [2, 4]),
+    ],
+)
+def test_what_is_placed_is_added_after_what_places_it(scales, known, steps):
+    conditions = {"text": Placed, "mask": Dropped, "label": Dropped}
+    found = plan(scales, [name for name in conditions if name in scales], conditions)
+    assert (found.known, found.scales) == (known, steps)
+    if len(steps) < 2:
+        return
+    conditions["text"] = type("Kept", (Placed,), {"dropout": 0})
+    with pytest.raises(ValueError, match="needs a model trained with dropout of 'text'"):  # an evaluation is without
+        plan(scales, [name for name in conditions if name in scales], conditions)
+
+
 def test_guidance_by_condition_is_its_formula():
     model, x, values = told_twice()
     t = torch.full((1,), 0.5)

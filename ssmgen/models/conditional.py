@@ -170,7 +170,8 @@ class ConditionalModel(nn.Module, ABC):
             size: (h, w) of the latent. Needed where no value tells it.
 
         Raises:
-            ValueError, TypeError: an unknown condition, or what the condition rejects.
+            ValueError, TypeError: an unknown condition, or what the condition rejects; outside of training also a value
+                for a condition whose label map, which says where it lies, has none.
         """
         given = others if mask is None else {"mask": mask, **others}
         check_keywords("the model", given, self.conditions)
@@ -179,6 +180,7 @@ class ConditionalModel(nn.Module, ABC):
             for name, each in self._named()
             if given.get(name) is not None
         }
+        self._check_placed(given)
         if size is not None and (size[0] % self.multiple or size[1] % self.multiple):
             raise ValueError(f"size must be multiples of {self.multiple}, the height and width of x, got {size}")
         if size is None:
@@ -220,6 +222,15 @@ class ConditionalModel(nn.Module, ABC):
                 value = _named_in_errors(name, each.placed, value, given[other], keeps[other])
             signals[name] = _named_in_errors(name, each, value, size, keeps.get(name), device)
         return signals
+
+    def _check_placed(self, given: Mapping[str, Any]) -> None:
+        """Reject a value without a place: the tokens would be null. Training drops label maps, so there they may be."""
+        for name, other in self.placed_by.items():
+            if name in given and other not in given and not self.training:
+                raise ValueError(
+                    f"condition {name!r} has a value and {other!r} has none, which says where it lies in the image: "
+                    f"give {other!r} too, or leave {name!r} out"
+                )
 
     def _named(self) -> list[tuple[str, Any]]:
         return list(self.conditions.items())
