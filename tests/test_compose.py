@@ -158,6 +158,11 @@ def test_a_model_made_on_meta_takes_weights():
 
 
 LABEL = {"name": "class-label", "num_labels": 4}
+PLACED = {"name": "placed-sequence", "width": 8, "pooled": True}
+STYLED = {"mask": "label-map", "text": "style-image"}
+WITH_TEXT = {"mask": "label-map", "text": {"name": "token-sequence", "width": 8}}
+POSITIONED = {"name": "cross-attention", "position": True, "num_heads": 4}
+READS_GRID = "layer 'cross_mamba' reads tokens on the image's grid, and condition 'text' is a sequence: read it with"
 WITH_KIND = {"mask": "label-map", "kind": LABEL}
 
 
@@ -199,12 +204,46 @@ WITH_KIND = {"mask": "label-map", "kind": LABEL}
         ({"orders": "row"}, ValueError, "orders must be a list"),
         ({"orders": ["rwo"]}, ValueError, "unknown scan order 'rwo'.*'row'"),
         ({"mixer": "self-attention", "num_heds": 2}, TypeError, "takes no 'num_heds'.*'num_heads'"),
+        ({"conditions": WITH_TEXT, "cross": {"text": "cross-mamba"}, "add": ["mask"]}, ValueError, READS_GRID),
+        ({"conditions": STYLED, "cross": {"text": "cross-mamba"}, "add": ["mask"]}, ValueError, READS_GRID),
+        (
+            {"conditions": WITH_TEXT, "cross": {"text": POSITIONED}, "add": ["mask"]},
+            ValueError,
+            "'cross_attention' reads tokens on the image",
+        ),
+        ({"conditions": STYLED}, ValueError, "condition 'text' is not used: give it a layer in cross="),
+        ({"conditions": {"mask": "label-map", "text": PLACED}}, ValueError, "condition 'text' is not used"),
+        (
+            {"conditions": {"mask": "label-map", "text": {"name": "style-image", "placed_by": "mask"}}},
+            ValueError,
+            "condition 'text' is not used",
+        ),
+        ({"conditions": {"mask": "one-hot-map"}}, ValueError, "gives tokens of width 19, and the model's have 32"),
+        (
+            {"conditions": {"mask": "label-map", "text": {**PLACED, "patch_size": 1}}, "add": ("text",)},
+            ValueError,
+            "condition 'text' has patch_size=1 and the model 2: leave patch_size out of",
+        ),
+        ({"conditions": {"mask": {"name": "label-map", "dim": 16}}}, ValueError, "'mask' has dim=16 and the model 32"),
+        ({"adaln": {"name": "adaln-single", "gates": False}}, ValueError, "adaln has no 'gates' of its own"),
+        ({"adaln": {"name": "adaln", "sublayers": 7}}, ValueError, "adaln has no 'sublayers' of its own"),
+        ({"adaln": {"name": "adaln", "dim": 7}}, ValueError, "adaln has no 'dim' of its own"),
         ({"mask_input": True}, ValueError, "mask_input must be 'none' or 'add', got True"),
     ],
 )
 def test_mistakes_of_composing_are_explained(settings, kind, message):
     with pytest.raises(kind, match=message):
         build("sisma-debug", **settings)
+
+
+def test_every_part_that_is_built_is_used():
+    """A pooled text needs no layer: its vector passes through all of its weights."""
+    pooled = {"name": "token-sequence", "width": 8, "pooled": True}
+    model = build("sisma-debug", conditions={"mask": "label-map", "text": pooled})
+    text = {"tokens": torch.randn(2, 4, 8), "lengths": torch.tensor([4, 2])}
+    kept = torch.tensor([True, False])  # one item is the null
+    model.conditions["text"](text, keep=kept).vector.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.conditions["text"].parameters())
 
 
 def test_what_a_name_fixes_for_other_parts_is_left_out():

@@ -235,10 +235,21 @@ def test_a_u_shape_halves_and_mirrors():
     assert model.grids((32, 16))[12] == (4, 2) and model.multiple == 8
     with pytest.raises(ValueError, match="height and width of x must be positive multiples of 8"):
         model(torch.zeros(1, 4, 12, 16, device="meta"), torch.zeros(1, device="meta"))
-    with pytest.raises(ValueError, match="depth must be odd"):
-        build("usm-debug", depth=4)
-    with pytest.raises(ValueError, match="levels must be from 1 to the 2 blocks before the middle one, got 3"):
-        build("usm-debug", levels=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 4}, "depth must be odd"),
+        ({"depth": "5"}, "depth must be a whole number from 1 to 1000, got '5'"),
+        ({"levels": 3}, "levels must be from 1 to the 2 blocks before the middle one, got 3"),
+        ({"levels": "2"}, "levels must be from 1 to the 2 blocks before the middle one, got '2'"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_rejected_before_its_blocks_are_built(settings, message, monkeypatch):
+    monkeypatch.setattr("ssmgen.models.token_model.Block", lambda *_: pytest.fail("a block was built"))
+    with pytest.raises(ValueError, match=message):
+        build("usm-debug", **settings)
 
 
 def test_skips_carry_the_first_half_past_the_middle():

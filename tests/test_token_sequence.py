@@ -171,9 +171,11 @@ def test_gradients_of_the_state():
 
 @pytest.mark.parametrize("layer", ["cross-mamba", {"name": "cross-attention", "position": True}])
 def test_layers_on_the_grid_refuse_a_sequence(layer):
-    net = model(layer)
+    with pytest.raises(ValueError, match="'text' is a sequence: read it with 'cross-mamba-sequence'"):
+        model(layer)
+    alone = ssmgen.registry.make(layer, dim=8)
     with pytest.raises(ValueError, match="sequence of its own length: read it with 'cross-mamba-sequence'"):
-        net.condition(text=tokens(1, 24), size=SIZE)  # as many tokens as the grid has
+        alone.condition(ssmgen.conditions.Signal(torch.randn(1, 6, 8)), (2, 3))  # as many tokens as the grid has
 
 
 def test_a_sequence_is_not_added_at_the_input():

@@ -20,6 +20,8 @@ class Condition(nn.Module, ABC):
     Attributes:
         gives: the fields of its signals that are not None: ``"tokens"``, ``"vector"``.
         fields: names of the tensors of a value, the main one first; empty if a value is one tensor.
+        needs_reader: whether its tokens say what its vector does not, so that a model must have them read or added.
+        token_width: width of its tokens where that is not its ``dim``, else None.
         on_grid: whether its tokens lie on the image's token grid.
         share: (rank, processes) if the values are every ``processes``-th item of a batch, from the ``rank``-th on.
             Dropout is then drawn for the whole batch, so that it does not depend on the number of processes.
@@ -27,6 +29,8 @@ class Condition(nn.Module, ABC):
 
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
     fields: ClassVar[tuple[str, ...]] = ()
+    needs_reader: ClassVar[bool] = False
+    token_width: int | None = None
     on_grid: ClassVar[bool] = True
 
     def __init__(self, dropout: float = 0.0) -> None:

@@ -77,9 +77,9 @@ class OneHotMap(_Mask):
 
     def __init__(self, num_classes: int, scale: int = 1, dropout: float = 0.0) -> None:
         super().__init__(dropout)
-        if scale < 1:
-            raise ValueError(f"scale must be positive, got {scale}")
-        self.num_classes, self.scale = num_classes, scale
+        if min(num_classes, scale) < 1:
+            raise ValueError(f"num_classes and scale must be positive, got num_classes={num_classes}, scale={scale}")
+        self.num_classes, self.scale, self.token_width = num_classes, scale, num_classes
 
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
         """One-hot zeros of the size."""

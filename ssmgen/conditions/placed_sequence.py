@@ -38,6 +38,7 @@ class PlacedSequence(Placed, TokenSequence):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "lengths", "target")
+    needs_reader: ClassVar[bool] = True
     on_grid: ClassVar[bool] = True
 
     def __init__(

@@ -62,7 +62,7 @@ class StyleImage(Placed, Condition):
         if not 0 <= class_dropout < 1:
             raise ValueError(f"class_dropout must be in [0, 1), got {class_dropout!r}")
         self.class_dropout = class_dropout
-        self.on_grid = placed_by is not None  # type: ignore[misc]
+        self.needs_reader, self.on_grid = regions, placed_by is not None  # type: ignore[misc]
         if regions and not num_classes:
             raise ValueError("a style by regions needs num_classes, those of the masks: give it, or set regions=False")
         if placed_by is not None and not regions:

@@ -19,6 +19,9 @@ from ssmgen.registry import Spec, check_keywords, closest, divided, find, keywor
 
 _MASK = {"mask": "label-map"}
 
+# What the model sets for the AdaLN of every block alike; ``gates`` is an argument of the model.
+_DECIDED_OF_ADALN = ("dim", "sublayers", "gates")
+
 # More blocks are a slip, and building them would take minutes.
 _DEEPEST = 1000
 
@@ -35,7 +38,7 @@ class TokenModel(ConditionalModel):
         add: conditions whose tokens are added to the image tokens at the input.
         in_channels: channels of the latent (or image); the output has as many.
         patch_size: side of a token's patch in the latent.
-        orders: scan orders that the blocks take in turn, from `ssmgen.ops.SCAN_ORDERS`.
+        orders: scan orders that the blocks take in turn, names of `ssmgen.ops.scan_order`.
         gates: AdaLN-Zero gates on the residuals.
         time_scale: what t is multiplied by before its sinusoids.
         ffn: spec of the feed-forward of every block; None is without.
@@ -71,6 +74,7 @@ class TokenModel(ConditionalModel):
         check_keywords(type(self).__name__, settings, self.takes(parts))
         mixers, adaln = _listed(mixer), settings.pop("adaln", "adaln")
         _check_stack(depth, mixers, orders)
+        _check_adaln(adaln)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
         _check_width(dim, patch_size, in_channels)
@@ -78,14 +82,17 @@ class TokenModel(ConditionalModel):
         self.position = PositionEmbedding(dim)
         self.time_embedding = TimeEmbedding(dim, scale=time_scale)
         given = {"dim": dim, "patch_size": patch_size, "in_channels": in_channels}
+        _check_conditions(named, given)
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         _check_names(self.conditions, cross, self.add, mixers)
+        _check_widths(self.conditions, [*cross, *self.add], dim)
         self.blocks = nn.ModuleList()
         for i in range(depth):
             layers = _layers(mixers[i % len(mixers)], cross, ffn)
             own = {**settings, "order": orders[i % len(orders)]}
             known = Block.takes({"layers": layers})
             self.blocks.append(Block(dim, layers, gates, adaln, **{name: own[name] for name in own if name in known}))
+            _check_grids(self.conditions, self.blocks[i])
         first: Any = self.blocks[0]
         shares = hasattr(first.adaln, "shares")
         self.shared_adaln = AdaLNZero(dim, first.adaln.sublayers, gates) if shares else None
@@ -204,15 +211,56 @@ def _added(conditions: Mapping[str, Spec], add: Sequence[str], settings: dict[st
     return tuple(name for name, wanted in chosen.items() if wanted)
 
 
-def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
+def check_depth(depth: int) -> None:
+    """Reject a number of blocks that is none, by a `ValueError`."""
     if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= _DEEPEST:
         raise ValueError(f"depth must be a whole number from 1 to {_DEEPEST}, got {depth!r}")
+
+
+def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
+    check_depth(depth)
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
     if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:
         raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")
     for order in orders:
         scan_order(order, 1, 1)  # raises where it is unknown
+
+
+def _check_conditions(named: Mapping[str, Spec], decided: Mapping[str, Any]) -> None:
+    """Conditions are as wide as the tokens and lie on their grid."""
+    for name, spec in named.items():
+        own = divided(spec)[1]
+        for key in ("dim", "patch_size"):
+            wanted = decided[key]
+            if own.get(key, wanted) != wanted:
+                raise ValueError(
+                    f"condition {name!r} has {key}={own[key]!r} and the model {wanted}: leave {key} out of {spec!r}"
+                )
+
+
+def _check_widths(conditions: nn.ModuleDict, used: Sequence[str], dim: int) -> None:
+    for name in used:
+        width = getattr(conditions[name], "token_width", None)
+        if width not in (None, dim):
+            raise ValueError(f"condition {name!r} gives tokens of width {width}, and the model's have {dim}")
+
+
+def _check_adaln(adaln: Spec) -> None:
+    for name in divided(adaln)[1]:
+        if name in _DECIDED_OF_ADALN:
+            raise ValueError(f"adaln has no {name!r} of its own, the model decides it: leave it out of {adaln!r}")
+
+
+def _check_grids(conditions: nn.ModuleDict, block: Any) -> None:
+    """A layer that reads tokens on the image's grid does not get a sequence."""
+    for key, name in block.condition_of.items():
+        on_grid = name is None or getattr(conditions[name], "on_grid", True)
+        if not on_grid and getattr(getattr(block, key), "needs_grid", False):
+            raise ValueError(
+                f"layer {key!r} reads tokens on the image's grid, and condition {name!r} is a sequence: read it with "
+                "'cross-mamba-sequence' or 'cross-attention'"
+            )
 
 
 def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str], mixers: Any) -> None:
@@ -230,7 +278,8 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
     for name, condition in conditions.items():
         if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):
             raise ValueError(f"a condition cannot be called {name!r}: its settings would clash with another part's")
-        if "vector" not in condition.gives and name not in cross and name not in add:  # type: ignore[operator]
+        unread = name not in cross and name not in add
+        if unread and ("vector" not in condition.gives or getattr(condition, "needs_reader", False)):  # type: ignore[operator]
             raise ValueError(f"condition {name!r} is not used: give it a layer in cross=, or name it in add=")
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssmgen.models.sisma import NUM_CLASSES
-from ssmgen.models.token_model import TokenModel
+from ssmgen.models.token_model import TokenModel, check_depth
 from ssmgen.registry import register
 
 
@@ -26,9 +26,10 @@ class LongSkips(TokenModel):
     """
 
     def __init__(self, *, depth: int, **arguments: Any) -> None:
-        super().__init__(depth=depth, **arguments)
+        check_depth(depth)
         if depth % 2 == 0:
             raise ValueError(f"depth must be odd, as many blocks before the middle one as after it, got {depth}")
+        super().__init__(depth=depth, **arguments)
         dim = self.position.dim
         self.skips = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(depth // 2))
 
@@ -57,17 +58,19 @@ class UShape(LongSkips):
     coarsest grid. The blocks after it mirror them.
 
     Args:
+        depth: see `LongSkips`.
         levels: how many times the grid is halved: sides of the latent are multiples of ``patch_size * 2**levels``.
         **arguments: others of `LongSkips` and `TokenModel`.
     """
 
-    def __init__(self, *, levels: int = 3, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        if not 1 <= levels <= len(self.skips):
+    def __init__(self, *, depth: int, levels: int = 3, **arguments: Any) -> None:
+        check_depth(depth)
+        if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= depth // 2:
             raise ValueError(
-                f"levels must be from 1 to the {len(self.skips)} blocks before the middle one, got {levels}: a level "
+                f"levels must be from 1 to the {depth // 2} blocks before the middle one, got {levels!r}: a level "
                 "needs a block on either side, so depth is at least 2 levels + 1"
             )
+        super().__init__(depth=depth, **arguments)
         dim = self.position.dim
         self.levels, self.multiple = levels, self.patch_size * 2**levels
         self.down = nn.ModuleList(nn.Conv2d(dim, dim, 2, stride=2) for _ in range(levels))

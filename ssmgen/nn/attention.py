@@ -110,6 +110,7 @@ class CrossAttention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.position = PositionEmbedding(dim) if position else None
+        self.needs_grid = position
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.out_proj = nn.Linear(dim, dim)

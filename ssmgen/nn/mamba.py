@@ -213,6 +213,9 @@ class CrossMamba(nn.Module):
         **ssm: other arguments of `SelectiveSSM`.
     """
 
+    #: Whether the condition's tokens must lie on the image's token grid.
+    needs_grid = True
+
     @passes_on(SelectiveSSM)
     def __init__(self, dim: int, *, u: str = "mask", **ssm: Any) -> None:
         super().__init__()

@@ -47,6 +47,9 @@ class SequenceCrossMamba(CrossMamba):
         **ssm: other arguments of `SelectiveSSM`, without ``order``: a sequence has its own.
     """
 
+    #: Whether the condition's tokens must lie on the image's token grid.
+    needs_grid = False
+
     @passes_on(CrossMamba, "u", "order")
     def __init__(self, dim: int, **ssm: Any) -> None:
         super().__init__(dim, **ssm)
