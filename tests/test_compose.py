@@ -236,6 +236,24 @@ def test_mistakes_of_composing_are_explained(settings, kind, message):
         build("sisma-debug", **settings)
 
 
+def arguments_beside_conditions():
+    """The names that a condition's value cannot be passed by, from the signatures of what takes values."""
+    calls = (
+        *(ssmgen.sample, ssmgen.Sampler.__call__, ssmgen.likelihood.log_likelihood, type(build("flow-matching")).loss),
+        *(TokenModel.forward, TokenModel.condition),
+    )
+    found = {name for call in calls for name in registry.keywords(call)}
+    return sorted((found | set(ssmgen.sampling.SETTINGS)) - {"mask"})
+
+
+@pytest.mark.parametrize(
+    "name", [*arguments_beside_conditions(), "class", "None", "keys", "items", "type", "training", "forward", "2nd", ""]
+)
+def test_a_condition_has_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match=f"a condition cannot be called {name!r}.*: choose another name"):
+        build("sisma-debug", conditions={"mask": "label-map", name: LABEL})
+
+
 def test_every_part_that_is_built_is_used():
     """A pooled text needs no layer: its vector passes through all of its weights."""
     pooled = {"name": "token-sequence", "width": 8, "pooled": True}

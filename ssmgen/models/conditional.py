@@ -3,6 +3,7 @@
 Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
 """
 
+import keyword
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ from ssmgen.nn.patch import check_image
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import check_keywords, closest
 
-#: Arguments of models, objectives and samplers, which conditions are passed beside.
+#: Arguments of models, objectives, samplers and `log_likelihood`, which conditions are passed beside.
 _RESERVED = (
-    *("x", "t", "cond", "modulation", "size", "data", "noise", "generator", "weight", "x0", "sampling", "objective"),
-    *("times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "seed"),
+    *("x", "t", "cond", "modulation", "size", "model", "data", "noise", "generator", "weight", "x0", "sampling"),
+    *("objective", "times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "dtype"),
+    *("compile", "probes", "seed"),
 )
 
 
@@ -71,12 +73,11 @@ class ConditionalModel(nn.Module, ABC):
         """Take the conditions; what the first label map among them tells of masks becomes the model's own.
 
         Raises:
-            ValueError: a name that is no identifier, or has another meaning in a call, or a condition that is placed by
-                something other than a label map of its classes.
+            ValueError: a name that is no identifier, is a keyword, or has another meaning in a call or in torch's
+                modules; or a condition that is placed by something other than a label map of its classes.
         """
         for name in conditions:
-            if not name.isidentifier() or name in _RESERVED:
-                raise ValueError(f"a condition cannot be called {name!r}: choose an identifier that is not an argument")
+            _check_name(name)
         self.conditions = nn.ModuleDict(conditions)
         placed = {name: getattr(each, "placed_by", None) for name, each in conditions.items()}
         self.placed_by = {name: other for name, other in placed.items() if other is not None}
@@ -260,6 +261,19 @@ class ConditionalModel(nn.Module, ABC):
         device = x.device.type
         if x.dtype != weights and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             raise TypeError(f"x is {x.dtype} but the model's weights are {weights}: convert one, e.g. x.to({weights})")
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(
+            f"a condition cannot be called {name!r}, because that cannot be an argument: choose another name"
+        )
+    if name in _RESERVED:
+        raise ValueError(
+            f"a condition cannot be called {name!r}, an argument of calls with conditions: choose another name"
+        )
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"a condition cannot be called {name!r}, an attribute of torch's modules: choose another name")
 
 
 def _named_in_errors(name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
