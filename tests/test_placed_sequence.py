@@ -100,6 +100,11 @@ def test_bad_values_and_classes_are_named(model):
     mask = torch.randint(0, K, (1, 8, 12))
     with pytest.raises(ValueError, match="'words'.*tokens must be .batch, length, 6."):
         model.condition(mask, words=torch.randn(1, 3, 7))
+    with pytest.raises(TypeError, match="'words': the value takes no 'target'"):
+        model.condition(mask, words=words() | {"target": mask.expand(2, -1, -1)})
+    for size in ({"num_classes": 0}, {"patch_size": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(size))} must be a positive whole number, got 0"):
+            build("placed-sequence", dim=16, width=8, **{"num_classes": K} | size)
     named = {"mask": "label-map", "words": {"name": "placed-sequence", "width": 6, "num_classes": 7}}
     with pytest.raises(ValueError, match="codes of 7 classes cannot be placed by 'mask', which has 4"):
         ssmgen.build("sisma-debug", conditions=named, add=["words"], num_classes=K)

@@ -204,6 +204,8 @@ def test_the_whole_picture_alone():
     made, x, t = model(conditions=conditions, add=("mask",)), torch.randn(2, C, *SIZE), torch.rand(2)
     mask = halves(0, 1)
     assert not torch.allclose(made(x, t, mask, style=latents), made(x, t, mask))
+    with pytest.raises(TypeError, match="'style': the value takes no 'mask'. It takes: latents."):
+        made(x, t, mask, style={"latents": latents, "mask": torch.full((2, 5, 7), 77)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -240,6 +242,7 @@ BAD = [
     (lambda v: {**v, "mask": v["mask"] + 1}, ValueError, "label 4 .*is outside 0..3"),
     (lambda v: {**v, "mask": v["mask"].float()}, TypeError, "must be integers"),
     (lambda v: {**v, "masks": v["mask"]}, TypeError, "no 'masks'.*Did you mean 'mask'"),
+    (lambda v: {**v, "target": v["mask"]}, TypeError, "the value takes no 'target'"),
     (lambda v: {**v, "mask": v["mask"].expand(2, -1, -1)}, ValueError, "latents has 1, mask has 2"),
 ]
 
@@ -253,11 +256,16 @@ def test_what_does_not_suit_is_named(change, kind, message):
 def test_what_cannot_be_built_is_named():
     for arguments, message in (
         (dict(num_classes=None), "needs num_classes"),
+        (dict(num_classes=0), "num_classes must be a positive whole number, got 0"),
+        (dict(num_classes=-2, regions=False), "num_classes must be a positive whole number, got -2"),
+        (dict(patch_size=0), "patch_size must be a positive whole number, got 0"),
+        (dict(in_channels=0), "in_channels must be a positive whole number, got 0"),
+        (dict(class_dropout="a"), r"class_dropout must be in \[0, 1\), got 'a'"),
         (dict(regions=False, placed_by="mask"), "placed_by='mask' needs regions=True"),
         (dict(class_dropout=1), r"class_dropout must be in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            build("style-image", dim=8, in_channels=C, **{"num_classes": K} | arguments)
+            build("style-image", dim=8, **{"in_channels": C, "num_classes": K} | arguments)
     for spec, message in (
         ({**STYLE, "placed_by": "masks"}, "'style' is placed_by 'masks', which is no label map.*'mask'"),
         ({**STYLE, "num_classes": 5}, "of 5 classes cannot be placed by 'mask', which has 4"),

@@ -1,6 +1,8 @@
 """What all conditions share: the null, and dropout in training."""
 
+import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +11,13 @@ from torch import Tensor, nn
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import check_keywords
 from ssmgen.values import Value, as_value, batch_of_value, mapped
+
+
+def check_positive(**counts: int) -> None:
+    """Reject counts and sizes below 1, by a `ValueError` that names them."""
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {count!r}")
 
 
 class Condition(nn.Module, ABC):
@@ -22,6 +31,7 @@ class Condition(nn.Module, ABC):
         takes: what users have for it, which `ssmgen.pipeline` makes a value of: ``"text"``, ``"picture"``, ``"map"``,
             ``"label"`` or the ``"value"`` itself.
         fields: names of the tensors of a value, the main one first; empty if a value is one tensor.
+        added_fields: names of tensors that the model adds to a value, which callers of the model cannot give.
         needs_reader: whether its tokens say what its vector does not, so that a model must have them read or added.
         token_width: width of its tokens where that is not its ``dim``, else None.
         on_grid: whether its tokens lie on the image's token grid.
@@ -32,6 +42,7 @@ class Condition(nn.Module, ABC):
     gives: ClassVar[tuple[str, ...]] = ("tokens",)
     takes: ClassVar[str] = "value"
     fields: ClassVar[tuple[str, ...]] = ()
+    added_fields: ClassVar[tuple[str, ...]] = ()
     needs_reader: ClassVar[bool] = False
     token_width: int | None = None
     on_grid: ClassVar[bool] = True
@@ -62,7 +73,7 @@ class Condition(nn.Module, ABC):
         device = device or next(self.parameters(), torch.empty(0)).device
         if given is None:
             return self.signal(self.null(size, device), size, torch.zeros(1, dtype=torch.bool, device=device))
-        value = self.value_of(given)
+        value = self._by_name(given, (*self.fields, *self.added_fields))
         keep = self.drawn(value, device) if keep is None else keep
         return self.signal(mapped(lambda each: each.to(device), value), size, keep)
 
@@ -80,12 +91,15 @@ class Condition(nn.Module, ABC):
             TypeError: a mapping where one tensor is expected, or with a name that is not a field.
             ValueError: tensors of different batches.
         """
+        return self._by_name(given, self.fields)
+
+    def _by_name(self, given: Any, fields: Sequence[str]) -> Value:
         value = as_value(given)
         if isinstance(value, Tensor):
-            return {self.fields[0]: value} if self.fields else value
-        if not self.fields:
+            return {fields[0]: value} if fields else value
+        if not fields:
             raise TypeError(f"the value is one tensor, got a mapping of {', '.join(map(repr, value))}")
-        check_keywords("the value", value, self.fields)
+        check_keywords("the value", value, fields)
         return value
 
     def size_of(self, given: Any) -> tuple[int, int] | None:

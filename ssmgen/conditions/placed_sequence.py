@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ssmgen.conditions.condition import check_positive
 from ssmgen.conditions.placing import Placed
 from ssmgen.conditions.token_sequence import TokenSequence
 from ssmgen.nn.attention import CrossAttention
@@ -37,7 +38,6 @@ class PlacedSequence(Placed, TokenSequence):
         dropout: see `Condition`.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("tokens", "lengths", "target")
     needs_reader: ClassVar[bool] = True
     on_grid: ClassVar[bool] = True
 
@@ -53,6 +53,7 @@ class PlacedSequence(Placed, TokenSequence):
         pooled: bool = False,
         dropout: float = 0.0,
     ) -> None:
+        check_positive(num_classes=num_classes, patch_size=patch_size)
         super().__init__(dim, width, pooled=pooled, dropout=dropout)
         self.classes, self.placed_by, self.patch_size = num_classes, placed_by, patch_size
         self.embedding = nn.Parameter(0.02 * torch.randn(num_classes, dim))

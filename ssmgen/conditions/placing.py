@@ -4,7 +4,7 @@ Letters: b batch, k classes, d width, H x W mask.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ssmgen.nn.mask_encoder import check_label_map
 class Placed:
     """Part of a condition that makes a code for each class: where they lie in the new image, its label map says.
 
-    A model gives such a condition the value of the one that it names, as the field ``target``.
+    A model gives such a condition the value of the one that it names, as ``target``.
 
     Attributes:
         classes: of both masks.
@@ -25,6 +25,7 @@ class Placed:
         patch_size: side of a token's patch in the latent.
     """
 
+    added_fields: ClassVar[tuple[str, ...]] = ("target",)
     classes: int
     placed_by: str | None
     patch_size: int

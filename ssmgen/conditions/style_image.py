@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ssmgen.conditions.condition import Condition
+from ssmgen.conditions.condition import Condition, check_positive
 from ssmgen.conditions.placing import Placed, class_shares
 from ssmgen.nn.mask_encoder import check_label_map
 from ssmgen.nn.signal import Signal
@@ -45,7 +45,7 @@ class StyleImage(Placed, Condition):
 
     gives: ClassVar[tuple[str, ...]] = ("tokens", "vector")
     takes: ClassVar[str] = "picture"
-    fields: ClassVar[tuple[str, ...]] = ("latents", "mask", "target")
+    fields: ClassVar[tuple[str, ...]] = ("latents", "mask")
 
     def __init__(
         self,
@@ -60,14 +60,18 @@ class StyleImage(Placed, Condition):
         class_dropout: float = 0.0,
     ) -> None:
         super().__init__(dropout)
-        if not 0 <= class_dropout < 1:
+        if not isinstance(class_dropout, int | float) or not 0 <= class_dropout < 1:
             raise ValueError(f"class_dropout must be in [0, 1), got {class_dropout!r}")
         self.class_dropout = class_dropout
         self.needs_reader, self.on_grid = regions, placed_by is not None  # type: ignore[misc]
-        if regions and not num_classes:
+        counts = {} if num_classes is None else {"num_classes": num_classes}
+        check_positive(in_channels=in_channels, patch_size=patch_size, **counts)
+        if regions and num_classes is None:
             raise ValueError("a style by regions needs num_classes, those of the masks: give it, or set regions=False")
         if placed_by is not None and not regions:
             raise ValueError(f"placed_by={placed_by!r} needs regions=True: the style of a whole picture has no place")
+        if not regions:
+            self.fields = ("latents",)  # type: ignore[misc]
         self.in_channels, self.patch_size, self.placed_by = in_channels, patch_size, placed_by
         self.classes = num_classes if regions and num_classes else 0
         count = max(self.classes, 1)
