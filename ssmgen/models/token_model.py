@@ -35,7 +35,7 @@ class TokenModel(ConditionalModel):
         add: conditions whose tokens are added to the image tokens at the input.
         in_channels: channels of the latent (or image); the output has as many.
         patch_size: side of a token's patch in the latent.
-        orders: scan orders that the blocks take in turn, from `ssmgen.ops.SCAN_ORDERS`.
+        orders: scan orders that the blocks take in turn, names that `ssmgen.ops.scan_order` takes.
         gates: AdaLN-Zero gates on the residuals.
         time_scale: what t is multiplied by before its sinusoids.
         ffn: spec of the feed-forward of every block; None is without.
