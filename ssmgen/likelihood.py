@@ -58,10 +58,7 @@ def log_likelihood(
         TypeError: not a condition of the model; names the closest.
     """
     check_keywords("log_likelihood", conditions, getattr(model, "conditions", ("mask",)))
-    if data.dim() != 4 or not data.is_floating_point():
-        raise ValueError(f"data must be floating point (batch, channels, height, width), got {tuple(data.shape)}")
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
+    _check(data, probes)
     target: Any = resolve(objective, "objective")
     method: Any = resolve(Sampling(solver=solver, steps=steps).solver, "solver", path=getattr(target, "path", None))
     if method.adaptive or not method.reversible:
@@ -77,6 +74,13 @@ def log_likelihood(
         end = method.solve(flow, start, shifted_grid(steps, shift).flip(0))
     noise, change = end[:, :-1], end[:, -1]
     return -(noise.square() + math.log(2 * math.pi)).sum(1) / 2 + change
+
+
+def _check(data: Tensor, probes: int) -> None:
+    if data.dim() != 4 or not data.is_floating_point():
+        raise ValueError(f"data must be floating point (batch, channels, height, width), got {tuple(data.shape)}")
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
 
 
 class _Flow:

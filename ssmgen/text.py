@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssmgen.extras import require
 from ssmgen.hub import download_folder, local_folder
-from ssmgen.registry import make, register
+from ssmgen.registry import divided, find, make, register
 from ssmgen.values import pad_sequences
 from ssmgen.weights import hash_of_weights
 
@@ -113,7 +113,7 @@ class TransformersText:
     Raises:
         ImportError: transformers is not installed.
         FileNotFoundError: no such folder, or the hub does not have it.
-        ValueError: the folder does not hold such an encoder; names it.
+        ValueError: the folder does not hold such an encoder, or its tokenizer cannot pad; names it.
     """
 
     name = "transformers-text"
@@ -167,10 +167,13 @@ def from_record(record: Mapping[str, Any], **replaced: Any) -> TextEncoder:
         **replaced: other arguments, such as ``source`` of a folder that was moved, or ``device``.
 
     Raises:
-        ValueError: the encoder has other weights than recorded, or no such name; and what building it raises.
+        ValueError: the encoder has other weights than recorded, or the name is none of a text encoder; and what
+            building it raises.
     """
     arguments = {key: value for key, value in record.items() if key != "weights"}
-    encoder: TextEncoder = make({**arguments, **replaced})
+    spec = {**arguments, **replaced}
+    find(divided(spec)[0], "text-encoder")
+    encoder: TextEncoder = make(spec)
     found, wanted = encoder.describe()["weights"], record.get("weights")
     if found != wanted:
         raise ValueError(
@@ -214,8 +217,14 @@ def _load(folder: Path, source: str) -> tuple[Any, Any]:
             raise ValueError(f"{len(needed)} weights are missing, such as {needed[0]}")
         for key in missing:  # transformers drew them at random, and the hash has to be that of the next time
             found.get_parameter(key).data.zero_()
-        return transformers.AutoTokenizer.from_pretrained(folder, **safe), found
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(
             f"{source}: holds no text encoder that transformers loads from safetensors: {error}"
         ) from error
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"{source}: the tokenizer has no padding token, which texts of different lengths need: set its pad_token, "
+            "for example to its eos_token, and save it again"
+        )
+    return tokenizer, found

@@ -17,13 +17,19 @@ def as_value(given: Any) -> Value:
     """A value as tensors, each ``(batch, ...)``; what has no dimension becomes ``(1,)``.
 
     Raises:
-        TypeError: something that torch cannot make a tensor of.
+        TypeError: text that is not encoded, or something else that torch cannot make a tensor of.
         ValueError: an empty mapping, or tensors of different batches.
     """
     if isinstance(given, Mapping):
         value = {name: as_value(each) for name, each in given.items() if each is not None}
         batch_of_value(value)  # type: ignore[arg-type]
         return value  # type: ignore[return-value]
+    if isinstance(given, str) or (isinstance(given, Sequence) and any(isinstance(each, str) for each in given)):
+        texts = [given] if isinstance(given, str) else list(given)
+        raise TypeError(
+            f"a value is tensors, got text: encode it first, build('word-vectors').encode({texts!r:.80}), with the "
+            "encoder that the model was trained with"
+        )
     tensor = torch.as_tensor(given)
     return tensor if tensor.dim() else tensor.unsqueeze(0)
 
@@ -84,10 +90,14 @@ def value_for(name: str, given: Any, images: int) -> Value:
     """The value of the condition ``name`` for this many images, see `as_value`: ``(images, ...)`` or ``(1, ...)``.
 
     Raises:
-        TypeError, ValueError: see `as_value`; or another number of items.
+        TypeError, ValueError: see `as_value`; or another number of items. Each names the condition.
     """
-    value = as_value(given)
-    if (items := batch_of_value(value)) not in (1, images):
+    try:
+        value = as_value(given)
+        items = batch_of_value(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    if items not in (1, images):
         raise ValueError(
             f"give one {name}, or one per image: got {items} values for {images} images (one alone has a batch "
             f"dimension too: {name}[None])"

@@ -75,6 +75,19 @@ def test_gradients_agree_with_the_loop_and_with_differences():
     assert torch.autograd.gradcheck(lambda *x: run(dict(zip(small, x, strict=True)), chunk=2), list(small.values()))
 
 
+def test_a_decay_of_minus_infinity_empties_the_state():
+    args = arguments(length=11)
+    args["g"][:, [0, 4, 5, 10]] = -torch.inf
+    args = {name: x.requires_grad_() for name, x in args.items()}
+
+    def results(**options):
+        y, state = run(args, **options)
+        return y, state, *torch.autograd.grad(y.square().sum() + state.cos().sum(), list(args.values()))
+
+    for chunk in (3, 32):
+        torch.testing.assert_close(results(chunk=chunk), results(backend="reference"), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_stays_close_and_keeps_its_dtype(dtype):
     exact = arguments(length=70)

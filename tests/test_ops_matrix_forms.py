@@ -78,6 +78,18 @@ def test_what_is_on_another_device_or_fits_no_token_is_named(module):
 
 
 @BOTH
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_an_order_that_is_no_permutation_is_rejected(module, backend):
+    args, places = module.arguments(length=4), torch.arange(4)
+    for bad in ([0, 0, 0, 0], [0, 1, 2, 4], [0, 1, 2, -1]):
+        for forward in (torch.tensor(bad), torch.tensor([[0, 1, 2, 3], bad])):
+            with pytest.raises(ValueError, match=r"each of 0\.\.3 once"):
+                module.run(args, order=ScanOrder(forward, places.expand(forward.shape)), backend=backend)
+    with pytest.raises(ValueError, match="its inverse undo it"):
+        module.run(args, order=ScanOrder(places.roll(1), places), backend=backend)
+
+
+@BOTH
 def test_auto_runs_the_matrix_form_and_says_so(module):
     report = backends(OPERATORS[module])
     assert report["chunked"].auto_for[0] == "cpu" and report["reference"].available

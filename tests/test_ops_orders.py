@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import arguments
 
+from ssmgen import build
 from ssmgen.ops import (
     HILBERT_ORDERS,
     SCAN_ORDERS,
@@ -15,6 +16,7 @@ from ssmgen.ops import (
     ScanOrder,
     register_order,
     reorder,
+    scan_directions,
     scan_order,
     scan_orders,
     selective_scan,
@@ -209,6 +211,13 @@ def test_a_path_of_ones_own(monkeypatch):
     assert sequence_of("slope", 2, 3).tolist() == [0, 1, 3, 2, 4, 5]
     assert sequence_of("column-slope-top-right-reversed", 2, 3).tolist() == [3, 0, 4, 1, 5, 2]
     assert "row-slope" in scan_orders()
+    register_order("rowspiral")(slope)
+    register_order("columnwise")(slope)
+    assert scan_directions("rowspiral", 4)[1] == "column-rowspiral"
+    assert scan_directions("columnwise-reversed", 4)[1] == "column-columnwise-reversed"
+    assert scan_directions("column-rowspiral", 4)[1] == "row-rowspiral"
+    layer = build("cross-scan-mamba", dim=8, order="rowspiral")
+    assert layer(torch.randn(1, 6, 8), (2, 3)).shape == (1, 6, 8)
     for name in ("slope", "column", "left", "two-words", "ring3"):
         with pytest.raises(ValueError, match=f"is one word that is not taken, got '{name}'"):
             register_order(name)

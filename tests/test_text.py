@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -69,6 +70,8 @@ def test_a_record_gives_the_encoder_back():
     assert not torch.equal(vectors().encode(TEXTS)["tokens"], encoder.encode(TEXTS)["tokens"])
     with pytest.raises(ValueError, match="has the weights None, and abc are recorded"):
         from_record({**record, "weights": "abc"})
+    with pytest.raises(ValueError, match="'identity' is .*text-encoder"):
+        from_record({"name": "identity", "weights": None})
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,16 @@ def folders(tmp_path_factory):
         make().save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return root
+
+
+def test_a_tokenizer_that_cannot_pad_is_named_at_once(folders, tmp_path):
+    shutil.copytree(folders / "bert", tmp_path / "bert")
+    file = tmp_path / "bert/tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    for other in ("special_tokens_map.json", "added_tokens.json"):
+        (tmp_path / "bert" / other).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="bert: the tokenizer has no padding token.*set its pad_token"):
+        build("transformers-text", source=str(tmp_path / "bert"), max_length=8)
 
 
 @pytest.mark.parametrize("name", ["t5", "clip", "bert"])

@@ -178,6 +178,20 @@ def test_layers_on_the_grid_refuse_a_sequence(layer):
         alone.condition(ssmgen.conditions.Signal(torch.randn(1, 6, 8)), (2, 3))  # as many tokens as the grid has
 
 
+def test_a_sequence_decides_what_it_is_scanned_in():
+    for name, value in (("directions", 2), ("order", "column"), ("u", "image")):
+        with pytest.raises(TypeError, match=f"'cross-mamba-sequence' takes no {name}: it scans"):
+            SequenceCrossMamba(32, **{name: value})
+    text = {"name": "token-sequence", "width": WIDTH}
+    layers = {"mask": "cross-mamba", "text": "cross-mamba-sequence"}
+    net = build("sisma-debug", conditions={"mask": "label-map", "text": text}, cross=layers, directions=2, scale=1)
+    assert net(torch.randn(1, 3, *SIZE), torch.tensor([0.5]), text=tokens(1)).shape == (1, 3, *SIZE)
+    cores = [module for module in net.modules() if isinstance(module, CrossMamba)]
+    assert {(type(core), core.ssm.directions) for core in cores} == {(CrossMamba, 2), (SequenceCrossMamba, 1)}
+    with pytest.raises(TypeError, match="directions"):
+        build("sisma-debug", conditions={"text": text}, cross={"text": {"name": layers["text"], "directions": 2}})
+
+
 def test_a_sequence_is_not_added_at_the_input():
     kinds = {"mask": "label-map", "text": {"name": "token-sequence", "width": 4}}
     with pytest.raises(ValueError, match="'text' is a sequence and lies on no grid: give it a layer in cross="):

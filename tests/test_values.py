@@ -80,6 +80,17 @@ def test_a_wrong_value_is_named_with_its_condition(model, given, error, message)
         model(torch.randn(1, 3, 8, 8), torch.tensor([0.5]), **given)
 
 
+@pytest.mark.parametrize("text", ["black hair", ["black hair", "hat"], {"tokens": "black hair"}])
+def test_text_has_to_be_encoded(model, text):
+    message = r"tint: a value is tensors, got text: encode it first, build\('word-vectors'\).encode\(\['black hair'"
+    with pytest.raises(TypeError, match=message):
+        ssmgen.sample(model, torch.randn(2, 3, 8, 8), tint=text)
+    with pytest.raises(TypeError, match="'tint'.*encode it first"):
+        model(torch.randn(2, 3, 8, 8), torch.tensor([0.5]), tint=text)
+    with pytest.raises(ValueError, match="tint: the tensors of a value .* vector has 1, factor has 2"):
+        ssmgen.sample(model, torch.randn(2, 3, 8, 8), tint={"vector": torch.zeros(1, 2), "factor": torch.zeros(2)})
+
+
 @pytest.mark.parametrize("solver", ["euler", "dopri5"])
 def test_each_image_is_sampled_with_its_own_value_and_scale(model, solver):
     x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (2, 8, 8))

@@ -31,7 +31,7 @@ class GatedDelta(nn.Module):
             None.
         d_state: width of a head's key and query; ``head_dim`` where None.
         d_conv: size of the square depthwise kernel; odd.
-        order: the sequence in which the grid is scanned, one of `ssmgen.ops.SCAN_ORDERS`.
+        order: the sequence in which the grid is scanned, a name that `ssmgen.ops.scan_order` takes.
         backend: form of `ssmgen.ops.gated_delta_rule`.
 
     Raises:

@@ -67,13 +67,15 @@ class SelectiveSSM(nn.Module):
                 f"dim, d_state, expand and d_conv must be positive and d_conv odd, got dim={dim}, d_state={d_state}, "
                 f"expand={expand}, d_conv={d_conv}"
             )
-        scan_order(order, 1, 1)  # an unknown order is an error here, not in the first forward
+        orders = scan_directions(order, directions)
+        for name in orders:
+            scan_order(name, 1, 1)  # an unknown order is an error here, not in the first forward
         self.d_inner = expand * dim
         self.d_state = d_state
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.order = order
         self.directions = directions
-        self.orders = scan_directions(order, directions)
+        self.orders = orders
         self.backend = backend
         self.conv = nn.Conv2d(self.d_inner, self.d_inner, d_conv, padding=d_conv // 2, groups=self.d_inner)
         self.dt_proj = nn.Linear(self.dt_rank, directions * self.d_inner)

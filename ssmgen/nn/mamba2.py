@@ -31,7 +31,7 @@ class Mamba2(nn.Module):
         head_dim: width of a head; divides the inner width. The greatest common divisor of that and 64 where None.
         groups: heads share B and C in this many groups; divides the number of heads.
         d_conv: size of the square depthwise kernel; odd.
-        order: the sequence in which the grid is scanned, one of `ssmgen.ops.SCAN_ORDERS`.
+        order: the sequence in which the grid is scanned, a name that `ssmgen.ops.scan_order` takes.
         backend: form of `ssmgen.ops.ssd`.
 
     Raises:

@@ -16,6 +16,8 @@ from ssmgen.registry import passes_on, register
 
 # A step size before its softplus, which is exactly zero in every dtype.
 _NO_STEP = -1e4
+# Arguments of a CrossMamba that a sequence leaves no choice of.
+_OWN = ("u", "order", "directions")
 
 
 class SequenceState(NamedTuple):
@@ -44,14 +46,22 @@ class SequenceCrossMamba(CrossMamba):
 
     Args:
         dim: width of the tokens.
-        **ssm: other arguments of `SelectiveSSM`, without ``order``: a sequence has its own.
+        **ssm: other arguments of `SelectiveSSM`, without ``order`` and ``directions``: a sequence has its own.
+
+    Raises:
+        TypeError: one of those, or the ``u`` of `CrossMamba`.
     """
 
     #: Whether the condition's tokens must lie on the image's token grid.
     needs_grid = False
 
-    @passes_on(CrossMamba, "u", "order")
+    @passes_on(CrossMamba, *_OWN)
     def __init__(self, dim: int, **ssm: Any) -> None:
+        if refused := [name for name in _OWN if name in ssm]:
+            raise TypeError(
+                f"'cross-mamba-sequence' takes no {', '.join(refused)}: it scans the condition by itself, forwards and "
+                "backwards"
+            )
         super().__init__(dim, **ssm)
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> SequenceState:  # type: ignore[override]

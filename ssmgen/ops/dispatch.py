@@ -115,7 +115,7 @@ def run_scan(
         ``y``, ``(batch, length, ...)`` like the scanned sequence, and the last state.
 
     Raises:
-        ValueError: an order that does not fit the sequence.
+        ValueError: an order that does not fit the sequence, or, on the CPU, is no permutation with its inverse.
     """
     x = inputs[0]
     chosen = operator.choose(x.device.type, x.dtype, backend)
@@ -138,6 +138,18 @@ def _check_order(order: ScanOrder, x: Tensor) -> None:
                 f"image, on {x.device}, as ssmgen.ops.scan_order makes them for {length} tokens, got {index.dtype} "
                 f"{tuple(index.shape)} on {index.device}"
             )
+    # Reading it on a GPU would wait for the device at each call; graphs being compiled and fake tensors have no values.
+    readable = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    if readable and not _is_permutation(order):
+        raise ValueError(
+            f"order must hold each of 0..{length - 1} once, and its inverse undo it: make it with ssmgen.ops.scan_order"
+        )
+
+
+def _is_permutation(order: ScanOrder) -> bool:
+    places = torch.arange(order.forward.shape[-1], device=order.forward.device)
+    each_once = bool((order.forward.sort(-1).values == places).all())
+    return each_once and bool((order.inverse.gather(-1, order.forward) == places).all())
 
 
 def _covers(devices: tuple[str, ...] | None, device_type: str) -> bool:

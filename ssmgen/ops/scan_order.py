@@ -105,9 +105,10 @@ def _backwards(name: str) -> str:
 
 
 def _transposed(name: str) -> str:
-    if name.startswith("column"):
-        return f"row{name.removeprefix('column')}"
-    return f"column{name.removeprefix('row')}" if name.startswith("row") else f"column-{name}"
+    axis, dash, rest = name.partition("-")  # the whole word: a path's name may start with "row" too
+    if axis == "column":
+        return f"row{dash}{rest}"
+    return f"column{dash}{rest}" if axis == "row" else f"column-{name}"
 
 
 def scan_order(name: str, height: int, width: int, device: torch.device | str = "cpu") -> ScanOrder | None:

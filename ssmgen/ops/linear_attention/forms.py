@@ -60,6 +60,8 @@ def chunked(inputs: DeltaInputs) -> tuple[Tensor, Tensor]:
     """
     length, precision, dtype = inputs.v.shape[1], inputs.state.dtype, inputs.v.dtype
     q, k, v, g, beta = _chunks(inputs, min(inputs.chunk, length))  # (b, c, h, s, n or p) and (b, c, h, s)
+    # Below this the decay is 0 in any case, and differences of sums must be finite: g may be -inf.
+    g = g.clamp(min=-746.0 if precision == torch.float64 else -104.0)
     total = g.cumsum(-1)  # the exponent from the chunk's start
     decay, beta = _decays(total), beta.unsqueeze(-1)
 

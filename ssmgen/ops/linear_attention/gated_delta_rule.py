@@ -37,11 +37,13 @@ def gated_delta_rule(
     keys to values. Each step reads the value under its key and moves it towards ``v`` by the share ``beta``: at 1 the
     new value replaces the old, at 0 nothing is written. With ``g = 0`` this is the delta rule (arXiv 2406.06484).
 
+    Both forms are plain PyTorch: autograd and `torch.compile` see through them, without an operator of `torch.library`.
+
     Args:
         q, k: queries and keys, ``(batch, length, heads, key_dim)``, dtype of ``v``. Keys should have length 1 or less:
             the state can grow without bound where ``beta |k|^2 > 2``.
         v: values, ``(batch, length, heads, value_dim)``, float32, float64, bfloat16 or float16.
-        g: logarithm of the decay, 0 or less, ``(batch, length, heads)``.
+        g: logarithm of the decay, 0 or less, ``(batch, length, heads)``; minus infinity empties the state.
         beta: share of the correction, usually in [0, 1], ``(batch, length, heads)``.
         initial_state: state before the first step, ``(batch, heads, value_dim, key_dim)``; zero where None.
         return_last_state: also return the state after the last step.

@@ -50,6 +50,7 @@ def selective_scan(
         order: the sequence in which the tokens are scanned, from `ssmgen.ops.scan_order`; as they lie where None. Its
             index tensors are ``(length,)`` for all images or ``(batch, length)``, one order per image. The output stays
             where its token lies. ``"cpu"`` and ``"triton"`` read any order in place; the others scan permuted copies.
+            Whether it is a permutation is checked on the CPU alone.
         backend: ``"auto"``, ``"cpu"``, ``"triton"``, ``"mamba-ssm"``, ``"portable"`` or ``"reference"``; auto chooses
             ``"cpu"`` or ``"triton"`` by the device, ``"portable"`` where neither can run.
 
