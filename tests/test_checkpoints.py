@@ -200,6 +200,20 @@ def test_a_log_without_a_checkpoint_is_kept(folder, capsys):
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_folder_of_another_run_is_not_trained_into(folder):
+    """The older checkpoints, of later steps, would stay in the place of the new ones."""
+    run(folder, steps=4)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    other = folder.with_name("other")
+    run(other, steps=2)
+    for resume in (None, other / "checkpoints" / "step-00000002"):
+        with pytest.raises(FileExistsError, match="holds checkpoints of an earlier training.*resume='auto'"):
+            run(folder, steps=2, resume=resume)
+    assert {p: p.stat().st_mtime_ns for p in before if p.name != "lock.json"} == {
+        path: when for path, when in before.items() if path.name != "lock.json"
+    }
+
+
 def test_a_log_of_many_steps_without_a_checkpoint_stops(folder, capsys):
     """Its disk is not mounted, or only a part of it was copied."""
     run(folder)

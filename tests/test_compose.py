@@ -280,3 +280,13 @@ def test_a_family_may_fix_its_mixer():
 
     ssmgen.register("model", "fixed-debug", **SMALL)(Fixed)
     assert build("fixed-debug", levels=2, mask_dropout=0.1).levels == 2
+
+
+def test_blocks_with_a_scan_take_the_orders_in_turn():
+    """Were a block of attention to take one, every second block of a hybrid would scan along rows alone."""
+    orders = ["row", "column", "row-reversed"]
+    hybrid = ["self-mamba", {"name": "self-attention", "num_heads": 2}]
+    model = build("dit-debug", mixer=hybrid, depth=6, orders=orders)
+    assert [block.self_mamba.ssm.order for block in model.blocks[::2]] == orders
+    both = build("sisma-debug", mixer=hybrid, depth=4, orders=orders)  # the cross layers scan in every block
+    assert [block.cross_mamba.ssm.order for block in both.blocks] == [*orders, "row"]

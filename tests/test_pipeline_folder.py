@@ -267,3 +267,18 @@ def test_what_is_pushed_can_be_loaded(pipe, face, tmp_path, monkeypatch):
     assert (tmp_path / "hub/README.md").read_text() == "# A card of owner/name"
     again = MaskToImage.from_pretrained(tmp_path / "hub")
     assert torch.equal(again(face, output_type="pt"), pipe(face, output_type="pt"))
+
+
+def test_a_recipe_of_another_model_is_not_saved(pipe, tmp_path):
+    recipe = replace(pipe.recipe, model_args=pipe.recipe.model_args | {"depth": 3})
+    other = MaskToImage(pipe.model, pipe.autoencoder, recipe)
+    with pytest.raises(ValueError, match="another model than the one to be saved: blocks.2.*absent here"):
+        other.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_model_without_a_mask_is_no_pipeline(pipe):
+    label = {"kind": {"name": "class-label", "num_labels": 3}}
+    model = ssmgen.build("sisma-debug", conditions=label, cross={})
+    with pytest.raises(ValueError, match="no condition called 'mask', only kind"):
+        MaskToImage(model, pipe.autoencoder, pipe.recipe)

@@ -38,7 +38,7 @@ class TokenModel(ConditionalModel):
         add: conditions whose tokens are added to the image tokens at the input.
         in_channels: channels of the latent (or image); the output has as many.
         patch_size: side of a token's patch in the latent.
-        orders: scan orders that the blocks take in turn, names of `ssmgen.ops.scan_order`.
+        orders: scan orders that the blocks with a scan take in turn, names of `ssmgen.ops.scan_order`.
         gates: AdaLN-Zero gates on the residuals.
         time_scale: what t is multiplied by before its sinusoids.
         ffn: spec of the feed-forward of every block; None is without.
@@ -87,10 +87,12 @@ class TokenModel(ConditionalModel):
         _check_names(self.conditions, cross, self.add, mixers)
         _check_widths(self.conditions, [*cross, *self.add], dim)
         self.blocks = nn.ModuleList()
+        scanning = 0
         for i in range(depth):
             layers = _layers(mixers[i % len(mixers)], cross, ffn)
-            own = {**settings, "order": orders[i % len(orders)]}
+            own = {**settings, "order": orders[scanning % len(orders)]}
             known = Block.takes({"layers": layers})
+            scanning += "order" in known  # a block that scans nothing takes no order from the others
             self.blocks.append(Block(dim, layers, gates, adaln, **{name: own[name] for name in own if name in known}))
             _check_grids(self.conditions, self.blocks[i])
         first: Any = self.blocks[0]

@@ -21,6 +21,11 @@ def check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
         if getattr(model, name, value) != value:
             raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {unit}")
     scale, conditions = recipe.sampling.guidance_scale, dict(getattr(model, "conditions", {"mask": None}))
+    if "mask" not in conditions:
+        raise ValueError(
+            f"the model has no condition called 'mask', only {', '.join(conditions) or 'none at all'}: MaskToImage "
+            "makes images of masks; use ssmgen.sample"
+        )
     if isinstance(scale, Mapping) and not scale.keys() <= conditions.keys():
         raise ValueError(f"guidance_scale={scale!r} names a condition that the model does not have")
     for name in recipe.text_encoders:

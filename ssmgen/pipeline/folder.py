@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -192,7 +193,27 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         raise OSError(f"{repository}: could not be uploaded to the hub: {error}") from error
 
 
+def _check_recorded(model: nn.Module, recipe: Recipe) -> None:
+    """Reject a recipe that builds another model than the one to be saved, which could never be loaded.
+
+    Raises:
+        ValueError: names the first weight that differs.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the model gave the same ones
+        built = build(recipe.model, **recipe.model_args).state_dict()
+    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    recorded = {name: tuple(weight.shape) for name, weight in built.items()}
+    for name in sorted(own.keys() | recorded.keys()):
+        if own.get(name) != recorded.get(name):
+            raise ValueError(
+                f"the recipe builds {recipe.model} with {recipe.model_args}, which is another model than the one to be "
+                f"saved: {name} is {recorded.get(name, 'absent')} there and {own.get(name, 'absent')} here"
+            )
+
+
 def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recipe, card: str) -> None:
+    _check_recorded(model, recipe)
     write_weights(folder / _WEIGHTS, tensors_of(model))
     if recipe.autoencoder != "identity":
         autoencoder.save(folder / _AUTOENCODER)

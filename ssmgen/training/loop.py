@@ -23,6 +23,7 @@ from ssmgen.training.lock import RunLock, run_lock
 from ssmgen.training.log import RunLog
 from ssmgen.training.resume import (
     History,
+    check_free,
     check_lost,
     continued,
     find_checkpoint,
@@ -95,7 +96,7 @@ def train(
     objective: Any,
     data: Dataset[Batch],
     settings: TrainSettings,
-    run: Path,
+    run: Path | str,
     *,
     record: dict[str, Any] | None = None,
     resume: Path | str | None = None,
@@ -128,12 +129,14 @@ def train(
         RunLockError: another training owns the folder, see `ssmgen.training.run_lock`.
         CheckpointError: none of the checkpoints to resume from can be used, or it belongs to another configuration.
         FloatingPointError: the loss or its gradient was not finite ten steps in a row, or in every step of the run.
+        FileExistsError: the folder holds checkpoints of a run that is not to be resumed.
         OSError: the last checkpoint cannot be written; the older ones are intact. An earlier one that cannot be
             written is reported on stderr, and the next checkpoint tries again.
         RankError: another rank failed, or a single process made no progress; see `ssmgen.training.watchdog`.
     """
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
+    run = Path(run)
     torch.set_float32_matmul_precision(settings.matmul_precision)
     with watched() as watchdog:  # all of it: a rank may fail while the others wait for it
         accelerator = make_accelerator(settings)
@@ -176,6 +179,8 @@ def _resumed(
 ) -> _Progress:
     """Load the checkpoint to resume from, if any; the main process finds it for all."""
     accelerator = state.accelerator
+    if accelerator.is_main_process:
+        check_free(run, resume)
     chosen = [find_checkpoint(run, resume, record) if accelerator.is_main_process else None]
     if accelerator.is_main_process and chosen == [None] and resume == "auto":
         check_lost(run, settings.checkpoint_every)

@@ -160,6 +160,24 @@ def _free_name(path: Path) -> Path:
     return next(target for name in names if not os.path.lexists(target := path.with_name(name)))
 
 
+def check_free(run: Path, resume: Path | str | None) -> None:
+    """Reject a folder with checkpoints of a run that is not continued: they would be mixed with the new ones.
+
+    Args:
+        run, resume: as in `train`.
+
+    Raises:
+        FileExistsError: says how to continue the run.
+    """
+    kept = checkpoint_folders(run / "checkpoints")
+    continued = resume == "auto" or (resume is not None and run.resolve() in Path(resume).resolve().parents)
+    if kept and not continued:
+        raise FileExistsError(
+            f"{run}: holds checkpoints of an earlier training, the last is {kept[-1].name}: continue it with "
+            "resume='auto', or choose another folder"
+        )
+
+
 def keep_earlier_log(run: Path, step: int) -> None:
     """Copy the log of a run that begins anew at step 0 to ``log.jsonl.before``, and say so on stderr.
 
