@@ -22,7 +22,15 @@ from ssmgen.reading import read_json
 from ssmgen.registry import Spec, build, divided, find, names, plugin_of
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
-from ssmgen.weights import check_inside, count_values, limit_parameters, load_weights, tensors_of, write_weights
+from ssmgen.weights import (
+    check_inside,
+    count_values,
+    limit_parameters,
+    load_weights,
+    tensors_of,
+    unwrapped,
+    write_weights,
+)
 
 _LARGEST_SIDE = 2**14
 _FORMAT = 3  # 1 had no objective, which was flow matching; 2 had one size, and no text encoders
@@ -202,7 +210,7 @@ def _check_recorded(model: nn.Module, recipe: Recipe) -> None:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model gave the same ones
         built = build(recipe.model, **recipe.model_args).state_dict()
-    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    own = {name: tuple(weight.shape) for name, weight in unwrapped(model).state_dict().items()}
     recorded = {name: tuple(weight.shape) for name, weight in built.items()}
     for name in sorted(own.keys() | recorded.keys()):
         if own.get(name) != recorded.get(name):
