@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from toy_training import digests, run
 
-from ssmgen import build
+from ssmgen import atomic, build
 from ssmgen.training import (
     CheckpointError,
     checkpoints,
@@ -212,6 +212,14 @@ def test_a_folder_of_another_run_is_not_trained_into(folder):
     assert {p: p.stat().st_mtime_ns for p in before if p.name != "lock.json"} == {
         path: when for path, when in before.items() if path.name != "lock.json"
     }
+
+
+def test_a_complete_run_that_was_killed_while_pruning_is_cleared(folder):
+    run(folder, steps=4)
+    left = folder / "checkpoints" / f"step-00000002.tmp-{atomic._MACHINE}-999999999-1"
+    left.mkdir()
+    run(folder, steps=4, resume="auto")
+    assert not left.exists() and checkpoints(folder / "checkpoints")
 
 
 def test_a_log_of_many_steps_without_a_checkpoint_stops(folder, capsys):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ssmgen.atomic import remove_leftovers
 from ssmgen.extras import require
 from ssmgen.signals import StopRequests, say, stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
@@ -168,6 +169,8 @@ def _train(
         signal = int(accelerator.gather(torch.tensor([signal], device=accelerator.device)).max())  # alike in all ranks
     else:
         progress.check_trained()
+        if accelerator.is_main_process:  # a kill after the last save may have left what was being deleted
+            remove_leftovers(run / "checkpoints", idle=True)
     interrupted = progress.step < settings.steps or signal > 0
     health = progress.health
     with state.averaged() as ema:
