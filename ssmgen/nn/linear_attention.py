@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import at_least_float32, check_tokens, reset_step_size
+from ssmgen.nn.mamba import at_least_float32, check_tokens, reset_heads
 from ssmgen.ops import conv_silu, gated_delta_rule, scan_order
 from ssmgen.registry import register
 
@@ -73,11 +73,7 @@ class GatedDelta(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.out_norm = nn.RMSNorm(head_dim, eps=1e-5)
         self.out_proj = nn.Linear(inner, dim, bias=False)
-        for parameter in (self.A_log, self.dt_bias):
-            parameter.no_weight_decay = True  # type: ignore[attr-defined]
-        with torch.no_grad():
-            self.A_log.uniform_(1, 16).log_()
-        reset_step_size(self.dt_bias)
+        reset_heads(self.A_log, self.dt_bias)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.

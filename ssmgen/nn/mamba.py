@@ -143,6 +143,17 @@ def reset_step_size(bias: Tensor, smallest: float = 1e-3, largest: float = 1e-1)
     bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
 
+def reset_heads(A_log: Tensor, dt_bias: Tensor) -> None:
+    """Initialise decays and step sizes of heads, both ``(heads,)``, as Mamba-2's code does: -A uniform in [1, 16].
+
+    Neither takes part in weight decay. The step sizes are those of `reset_step_size`.
+    """
+    with torch.no_grad():
+        A_log.uniform_(1, 16).log_()
+    reset_step_size(dt_bias)
+    A_log.no_weight_decay = dt_bias.no_weight_decay = True  # type: ignore[attr-defined]
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """``x``, of any shape, in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
