@@ -1,6 +1,5 @@
 """The log-likelihood that a model gives to images, by the change of variables along its ODE."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmgen.noise import image_seeds, initial_noise
+from ssmgen.noise import hashed_seed, image_seeds, initial_noise
 from ssmgen.registry import check_keywords
 from ssmgen.sampling import Sampling, evaluation_mode, resolve, weights_dtype
 from ssmgen.solvers import shifted_grid
@@ -110,5 +109,5 @@ def _signs(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
 
     The seeds are hashed: the estimate is biased where the signs are those of the noise that an image was made from.
     """
-    hashed = [hashlib.sha256(b"ssmgen log_likelihood" + seed.to_bytes(8, "little")).digest()[:8] for seed in seeds]
-    return torch.where(initial_noise([int.from_bytes(each, "little") for each in hashed], shape) < 0, -1.0, 1.0)
+    own = [hashed_seed(b"ssmgen log_likelihood" + seed.to_bytes(8, "little")) for seed in seeds]
+    return torch.where(initial_noise(own, shape) < 0, -1.0, 1.0)

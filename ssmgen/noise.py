@@ -50,6 +50,11 @@ def _hashed(seed: int, shape: tuple[int, ...]) -> Tensor:
     return torch.special.ndtri(uniform).float().view(shape)
 
 
+def hashed_seed(content: bytes) -> int:
+    """A seed for `initial_noise` that follows from any bytes, by SHA-256."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+
+
 def checked_seed(seed: Any) -> int:
     """A seed as an int.
 

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ssmgen.noise import initial_noise
+from ssmgen.noise import hashed_seed, initial_noise
 from ssmgen.registry import register
 from ssmgen.solvers.base import Path, Progress, Solver, Velocity
 
@@ -84,6 +84,6 @@ def _digests(x: Tensor) -> list[bytes]:
 
 def _drawn(starts: list[bytes], step: int, x: Tensor) -> Tensor:
     """Standard normal noise of the shape of x, which depends on the starts and the step alone."""
-    seeds = [hashlib.sha256(start + step.to_bytes(8, "little")).digest()[:8] for start in starts]
-    noise = initial_noise([int.from_bytes(seed, "little") for seed in seeds], x.shape[1:])
+    seeds = [hashed_seed(start + step.to_bytes(8, "little")) for start in starts]
+    noise = initial_noise(seeds, x.shape[1:])
     return noise.to(x.device, x.dtype)
