@@ -40,3 +40,24 @@ def test_a_signal_on_a_coarser_grid_is_its_mean():
     coarse = Signal(tokens, (4, 4)).on((2, 2))
     assert coarse.grid == (2, 2) and coarse.tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert Signal(tokens).on((2, 2)).tokens is tokens  # a sequence has no grid
+
+
+def test_a_latent_pixel_is_told_the_share_of_each_class_under_it():
+    condition = build("one-hot-map", num_classes=3, scale=2)
+    mask = torch.tensor([[[0, 1, 2, 2], [1, 1, 2, 0]]])
+    expected = torch.tensor([[[0.25, 0.75, 0.0], [0.25, 0.0, 0.75]]])
+    torch.testing.assert_close(condition(mask, (1, 2)).tokens, expected)
+    torch.testing.assert_close(condition(mask).tokens, expected)
+    coarse = torch.tensor([[[1, 2]]])  # labels of the latent's own size are repeated
+    torch.testing.assert_close(condition(coarse, (1, 2)).tokens, torch.eye(3)[coarse.flatten()][None])
+    with pytest.raises(ValueError, match="scale must be positive, got num_classes=3, scale=0"):
+        build("one-hot-map", num_classes=3, scale=0)
+
+
+def test_sdm_takes_latents_with_masks_of_the_images():
+    model = build("sdm-debug", in_channels=4, mask_scale=4, num_classes=3).eval()
+    assert model.mask_scale == 4
+    out = model(torch.randn(2, 4, 4, 6), torch.tensor([0.5]), torch.randint(0, 3, (2, 16, 24)))
+    assert out.shape == (2, 4, 4, 6)
+    with pytest.raises(ValueError, match="takes a mask of 16 x 24"):
+        model(torch.randn(2, 4, 4, 6), torch.tensor([0.5]), torch.randint(0, 3, (2, 8, 24)))
