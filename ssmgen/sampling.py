@@ -8,7 +8,6 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from ssmgen.guidance import check_scale, plan
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
-from ssmgen.values import Value, mapped, padded_sequence, value_for
+from ssmgen.values import Value, padded_sequence, part_of, value_for
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
@@ -208,7 +207,7 @@ class Sampler:
         """Adaptive steps depend on the error of what is integrated: each image gets its own."""
         images, evaluations = [], 0
         for i in range(len(task.x0)):
-            values = {name: mapped(partial(_own, i=i), value) for name, value in task.values.items()}
+            values = {name: part_of(value, slice(i, i + 1)) for name, value in task.values.items()}
             images.append(self._solve(task._replace(x0=task.x0[i : i + 1], values=values)))
             evaluations += task.solver.evaluations
         task.solver.evaluations = evaluations
@@ -297,10 +296,6 @@ class _Rows:
         """``(n, 1 or m, values)``."""
         vector = _vector(cond)
         return self.model.modulation(times).unsqueeze(1) if vector is None else self.model.modulation(times, vector)
-
-
-def _own(tensor: Tensor, i: int) -> Tensor:
-    return tensor if len(tensor) == 1 else tensor[i : i + 1]
 
 
 def _vector(cond: Any) -> Tensor | None:

@@ -44,6 +44,11 @@ def mapped(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return function(value) if isinstance(value, Tensor) else {name: function(each) for name, each in value.items()}
 
 
+def part_of(value: Value, part: slice) -> Value:
+    """The items of a slice of the images, of a value that is one for all or one per image ``(n, ...)``."""
+    return mapped(lambda each: each if len(each) == 1 else each[part], value)
+
+
 def batch_of_value(value: Value) -> int:
     """Items of a value, the length of the first dimension of its tensors ``(batch, ...)``.
 

@@ -33,7 +33,6 @@ from ssmgen.pipeline.values import (
     Context,
     divided_keywords,
     examples_of,
-    part_of,
     prepared_values,
     text_encoder_of,
     to_pixels,
@@ -43,7 +42,7 @@ from ssmgen.registry import explained, keywords, make
 from ssmgen.sampling import SETTINGS, Sampler, Sampling, in_dtype
 from ssmgen.solvers.base import Progress
 from ssmgen.text import TextEncoder
-from ssmgen.values import Value
+from ssmgen.values import Value, part_of
 
 
 class MaskToImage:

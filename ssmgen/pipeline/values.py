@@ -20,7 +20,7 @@ from ssmgen.data.transforms import check_same_shape
 from ssmgen.pipeline.checks import check_shape
 from ssmgen.registry import check_keywords, make
 from ssmgen.text import TextEncoder, from_record
-from ssmgen.values import Value, mapped, value_for
+from ssmgen.values import Value, value_for
 
 _BATCH = 16  # pictures that an autoencoder encodes at a time
 _MASK = "_mask"
@@ -114,11 +114,6 @@ def prepared_values(given: Mapping[str, Any], images: int, context: Context) -> 
             raise error if name in str(error) else type(error)(f"{name}: {error}") from error
         values[name] = value
     return values
-
-
-def part_of(value: Value, part: slice) -> Value:
-    """The items of a slice of the images, of a value that is one for all or one per image ``(n, ...)``."""
-    return mapped(lambda each: each if len(each) == 1 else each[part], value)
 
 
 def text_encoder_of(spec: str | Mapping[str, Any]) -> TextEncoder:
