@@ -9,7 +9,7 @@ there: with a scale for the label map alone, it comes last and costs one evaluat
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from ssmgen.registry import closest
 
 #: One scale for all conditions, or one by name; those that are not named have 1.
 Scale = float | Mapping[str, float]
+#: The time from which guidance acts, for all conditions or by name; those that are not named are guided throughout.
+Start = float | Mapping[str, float]
 
 
 class Guidance(NamedTuple):
@@ -44,6 +46,50 @@ def check_scale(scale: Any) -> None:
     for value in scale.values() if isinstance(scale, Mapping) else [scale]:
         if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
             raise ValueError(f"guidance_scale must be a number at least 0, or one for each condition, got {scale!r}")
+
+
+def scale_of(scale: Scale, given: Collection[str]) -> Scale:
+    """The scale without those of conditions that are not in ``given``."""
+    return {name: scale[name] for name in scale if name in given} if isinstance(scale, Mapping) else scale
+
+
+def check_start(start: Any) -> None:
+    """Reject an invalid start.
+
+    Raises:
+        ValueError: not a time in [0, 1], or not such a time for each name.
+    """
+    for value in start.values() if isinstance(start, Mapping) else [start]:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+            raise ValueError(
+                f"guidance_start must be a time in [0, 1], 0 noise and 1 data, or one for each condition, got {start!r}"
+            )
+
+
+def plans(
+    scale: Scale, start: Start, given: Sequence[str], conditions: Mapping[str, Any]
+) -> list[tuple[float, Guidance]]:
+    """The `plan` of each part of the time, from the one at whose beginning it is listed to the next; the first is 0.
+
+    Args:
+        scale: see `Scale`.
+        start: see `Start`. A condition whose start has not come is followed at scale 1.
+        given, conditions: see `plan`.
+
+    Raises:
+        ValueError: see `plan`, or a start for a condition that is not there.
+    """
+    begins = dict(start) if isinstance(start, Mapping) else dict.fromkeys(given, start)
+    for name in begins:
+        if name not in conditions:
+            raise ValueError(f"guidance_start names no condition {name!r}{closest(name, conditions)}")
+    whole = plan(scale, given, conditions)
+    scales = dict(scale) if isinstance(scale, Mapping) else dict.fromkeys(given, scale)
+    times = sorted({0.0, *(begins.get(name, 0.0) for name in given if scales.get(name, 1.0) != 1)})
+    if len(times) == 1:
+        return [(0.0, whole)]
+    acting = [{name: scales[name] for name in scales if begins.get(name, 0.0) <= time} for time in times]
+    return [(time, plan(some, given, conditions)) for time, some in zip(times, acting, strict=True)]
 
 
 def plan(scale: Scale, given: Sequence[str], conditions: Mapping[str, Any]) -> Guidance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ssmgen.guidance import check_scale, plan
+from ssmgen.guidance import Guidance, check_scale, check_start, plans, scale_of
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
@@ -66,7 +66,8 @@ class Sampling:
             model trained with dropout of the condition. Or one scale by condition, see `ssmgen.guidance`.
         guidance_start: guidance acts from this t on, the conditional model alone before it, at half the work. Near the
             noise guidance mostly exaggerates contrast (Kynkaanniemi et al., arXiv 2404.07724, limit it in the same
-            way). 0 guides throughout.
+            way). 0 guides throughout. Or one start by condition: colours are decided near the noise, so
+            ``{"mask": 0.2}`` guides a style or words from the beginning and the mask later.
 
     Raises:
         ValueError: a value out of range, or no such solver.
@@ -76,7 +77,7 @@ class Sampling:
     steps: int = 24
     shift: float = 1.0
     guidance_scale: Any = 1.0
-    guidance_start: float = 0.0
+    guidance_start: Any = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str | Mapping):
@@ -88,14 +89,11 @@ class Sampling:
         if not _is_number(self.shift) or self.shift <= 0:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)
+        check_start(self.guidance_start)
         for name in ("steps", "shift", "guidance_start"):  # numpy scalars cannot be written as JSON
             value = getattr(self, name)
             if isinstance(value, numbers.Real) and not isinstance(value, int | float):
                 object.__setattr__(self, name, int(value) if name == "steps" else float(value))
-        if not _is_number(self.guidance_start) or not 0 <= self.guidance_start <= 1:
-            raise ValueError(
-                f"guidance_start must be a time in [0, 1], 0 noise and 1 data, got {self.guidance_start!r}"
-            )
 
     def replaced(self, **given: Any) -> Sampling:
         """A copy with the given values; None keeps this one's.
@@ -106,6 +104,22 @@ class Sampling:
         """
         check_keywords("sampling", given, self.__dataclass_fields__)
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def for_values(self, given: Collection[str]) -> Sampling:
+        """A copy without the scales of conditions that are not in ``given``: defaults for those that have a value."""
+        return replace(self, guidance_scale=scale_of(self.guidance_scale, given))
+
+    def guidances(self, given: Sequence[str], conditions: Mapping[str, Any]) -> list[tuple[float, Guidance]]:
+        """How these settings guide each part of the time, see `ssmgen.guidance.plans`.
+
+        Args:
+            given: names of the conditions that have a value.
+            conditions: the model's, by name.
+
+        Raises:
+            ValueError: guidance that the model or the values do not allow.
+        """
+        return plans(self.guidance_scale, self.guidance_start, given, conditions)
 
 
 #: Names of the settings of sampling.
@@ -189,17 +203,17 @@ class Sampler:
 
     def _solve(self, task: _Task, progress: Callable[[int, Tensor], None] | None = None) -> Tensor:
         x0, values, settings, objective, solver, ts = task
-        guidance = plan(settings.guidance_scale, list(values), self.conditions)
-        known = guidance.known[::-1]  # all conditions first: before guidance starts they are the only ones
-        conds = [self._condition({name: values[name] for name in each}, x0) for each in known]
+        guidances = settings.guidances(list(values), self.conditions)
+        known = dict.fromkeys(tuple(each) for _, guidance in guidances for each in reversed(guidance.known))
+        conds = {each: self._condition({name: values[name] for name in each}, x0) for each in known}
         shown = getattr(objective, "inputs", _unchanged)
-        predict = self._predictor(conds, solver.times(ts), shown)
+        predict = self._predictor(list(conds.values()), solver.times(ts), shown)
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
-            parts = conds if len(conds) == 1 or bool(t >= settings.guidance_start) else conds[:1]
-            predictions = predict(x, t, parts)
+            guidance = next(each for start, each in reversed(guidances) if start == 0 or bool(t >= start))
+            predictions = predict(x, t, [conds[tuple(each)] for each in reversed(guidance.known)])
             velocities = [objective.velocity(each.to(x.dtype), x, t) for each in predictions]
-            return velocities[0] if len(velocities) == 1 else guidance.combine(velocities[::-1])
+            return guidance.combine(velocities[::-1])
 
         return solver.solve(velocity, x0, ts, progress)
 

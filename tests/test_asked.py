@@ -103,9 +103,11 @@ def test_a_run_is_measured(tmp_path, monkeypatch, capsys):
     more = ("balance=0", "drawn_count=8", "evaluate=false", "steps=2", "model_args.mask_dropout=0.1")
     train.main(["quick", *words(tmp_path, *more, "style=true", "words=true")])
     run = tmp_path / "run"
-    asked.main([f"run={run}", f"plain={run}", "masks=4", "guidance.style=1.5", "name=small"])
+    guided = ("guidance_scale.style=1.5", "guidance_start.words=0.1")
+    asked.main([f"run={run}", f"plain={run}", "masks=4", *guided, "name=small"])
     result = json.loads((tmp_path / "results/fidelity/asked/small.json").read_text())
-    assert result["guidance"] == {"mask": 2.0, "style": 1.5} and result["steps"] == 2 and result["commit"]
+    assert result["guidance_scale"] == {"mask": 2.0, "style": 1.5, "words": 2.0} and result["commit"]
+    assert result["guidance_start"] == {"mask": 0.2, "words": 0.1} and result["steps"] == 2
     for kind in ("style", "words"):
         figures = result[kind]
         low, high, found = (figures[key]["agreement"] for key in ("floor", "ceiling", "found"))

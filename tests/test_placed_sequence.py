@@ -87,6 +87,32 @@ def test_guidance_of_placed_words_is_its_formula(names):
         torch.testing.assert_close(found, x0 + v0 + m * (vm - v0) + w * (v - vm), rtol=1e-4, atol=1e-4)
 
 
+def test_guidance_starts_where_it_is_told_by_condition(model):
+    """Two steps of Euler: words are guided from the noise on, the mask in the second step alone."""
+    x0, mask, said = torch.randn(2, 3, 8, 12), torch.randint(0, K, (2, 8, 12)), words()
+    settings = {"steps": 2, "solver": "euler", "guidance_scale": {"mask": 2, "words": 3}}
+    expected = x0
+    for t, m in ((0.0, 1.0), (0.5, 2.0)):
+        given = ({}, {"mask": mask}, {"mask": mask, "words": said})
+        v0, vm, v = (model(expected, torch.full((1,), t), **each) for each in given)
+        expected = expected + 0.5 * (v0 + m * (vm - v0) + 3 * (v - vm))
+    for start in ({"mask": 0.5}, {"mask": 0.5, "words": 0}):
+        found = ssmgen.sample(model, x0, mask, words=said, guidance_start=start, **settings)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    whole = ssmgen.sample(model, x0, mask, words=said, guidance_start={"mask": 0}, **settings)
+    assert torch.equal(whole, ssmgen.sample(model, x0, mask, words=said, **settings))
+    late = ssmgen.sample(model, x0, mask, words=said, guidance_start={"mask": 0.5, "words": 0.5}, **settings)
+    assert torch.equal(late, ssmgen.sample(model, x0, mask, words=said, guidance_start=0.5, **settings))
+
+
+def test_a_start_of_guidance_names_a_condition(model):
+    x0, mask = torch.randn(2, 3, 8, 12), torch.randint(0, K, (2, 8, 12))
+    with pytest.raises(ValueError, match=r"guidance_start names no condition 'wrods'. Did you mean 'words'"):
+        ssmgen.sample(model, x0, mask, guidance_start={"wrods": 0.1})
+    with pytest.raises(ValueError, match=r"a time in \[0, 1\], .* or one for each condition, got {'mask': 2}"):
+        ssmgen.sample(model, x0, mask, guidance_start={"mask": 2})
+
+
 def test_words_without_a_mask_are_an_error(model):
     x0, said = torch.randn(2, 3, 8, 12), words()
     with pytest.raises(ValueError, match="'words' has a value and 'mask' has none, which says where it lies"):

@@ -171,8 +171,10 @@ def test_sample_tells_words_and_a_style(told, trained, tmp_path):
         images.append(read_image(tmp_path / str(i) / "m--0.png"))
         assert not any(torch.equal(images[-1], other) for other in images[:-1]), more
     pipe, _ = sample.load_run(told)
-    assert pipe.recipe.sampling.guidance_scale == {"mask": 2.0}, "neither words nor style are guided unless asked"
-    given = {"words": "black hair", "style": face, "style_mask": mask, "guidance_scale": {"mask": 2, "words": 3}}
+    assert pipe.recipe.sampling.guidance_scale == {"mask": 2.0, "style": 2.0, "words": 2.0}
+    assert pipe.recipe.sampling.guidance_start == {"mask": 0.2}, "colours are decided near the noise"
+    scales = {"mask": 2, "style": 2, "words": 3}
+    given = {"words": "black hair", "style": face, "style_mask": mask, "guidance_scale": scales}
     expected = pipe(tmp_path / "m.png", steps=2, solver="euler", output_type="uint8", **given)
     assert torch.equal(images[3], expected[0])
     for run, more, message in (

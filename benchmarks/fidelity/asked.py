@@ -47,6 +47,7 @@ from ssmgen.training import progress_bar
 
 _BATCH = 16
 _SHEET = 6
+_GUIDANCE = ("guidance_scale", "guidance_start")
 _OF_TRAINING = ("preset", "style", "words", "model_args", "drawn_count", "seed")
 # A target with one of these gets a style picture with it, where there is one: by chance few pairs would share them.
 _RARE = ("hat", "cloth", "eye_g", "ear_r", "l_ear", "r_ear")
@@ -70,8 +71,8 @@ class Settings:
         plain: a run without them, whose agreement with the mask is compared; empty leaves it out.
         masks: unseen masks.
         seed: of the noise.
-        guidance: scales by condition, such as ``guidance.style=1.5``. Without, the mask has the run's and the others 1.
-        guidance_start: time from which guidance acts; the run's where None. Colours are decided near the noise.
+        guidance_scale, guidance_start: by condition, such as ``guidance_scale.style=1.5``; the run's own where none is
+            given.
         classifier: file of the classifier of words, which is trained first if it is not there.
         name: of the result; that of the run's folder if empty.
     """
@@ -80,8 +81,8 @@ class Settings:
     plain: str = ""
     masks: int = 128
     seed: int = 0
-    guidance: dict[str, Any] = field(default_factory=dict)
-    guidance_start: float | None = None
+    guidance_scale: dict[str, Any] = field(default_factory=dict)
+    guidance_start: dict[str, Any] = field(default_factory=dict)
     classifier: str = "runs/attributes.safetensors"
     name: str = ""
 
@@ -118,10 +119,12 @@ class Asked:
         config = self.trained.config
         if config.data != "drawn":
             raise UsageError(f"{run}: was trained on {config.data}; what is asked for is known of drawn faces alone")
+        if not (config.style or config.words):
+            raise UsageError(f"{run}: was trained with neither style=true nor words=true")
         self.seed, count, size = settings.seed, settings.masks, config.image_size
-        scale = self.pipe.recipe.sampling.guidance_scale
-        self.guidance_start = settings.guidance_start
-        self.guidance = (dict(scale) if isinstance(scale, Mapping) else {"mask": scale}) | settings.guidance
+        self.sampling = self.pipe.recipe.sampling  # of a run that is told something: scale and start by condition
+        scale, start = (dict(getattr(self.sampling, name)) | getattr(settings, name) for name in _GUIDANCE)
+        self.sampling = self.sampling.replaced(guidance_scale=scale, guidance_start=start)
         first = HELD_OUT
         targets = [(first + i, first + i) for i in range(count)]
         styles = [(first + count + i, first + count + i) for i in range(count)]
@@ -139,9 +142,7 @@ class Asked:
 
     def sample(self, noise: Tensor, values: Mapping[str, Any], what: str) -> Tensor:
         """Images, uint8 ``(n, 3, h, w)``, of noise and values of the same number of items, under the run's guidance."""
-        scale = {name: self.guidance[name] for name in values if name in self.guidance}
-        sampling = self.pipe.recipe.sampling.replaced(guidance_scale=scale, guidance_start=self.guidance_start)
-        return sample_images(self.pipe, noise, values, sampling, what)
+        return sample_images(self.pipe, noise, values, self.sampling.for_values(values), what)
 
     def style(self) -> dict[str, Tensor]:
         """The value of the condition ``style``."""
@@ -245,8 +246,6 @@ def measure(settings: Settings, sheets: Path) -> dict[str, Any]:
     """
     asked = Asked(Path(settings.run), settings)
     config = asked.trained.config
-    if not (config.style or config.words):
-        raise UsageError(f"{settings.run}: was trained with neither style=true nor words=true")
     parser, masks = load_named_parser("drawn"), asked.targets.masks
     images = {"neither": asked.sampled("neither")}
     result: dict[str, Any] = {}
@@ -266,7 +265,7 @@ def measure(settings: Settings, sheets: Path) -> dict[str, Any]:
     result["mask"] = {name: mask_agreement(parser, some, masks) for name, some in images.items()}
     result["mask"]["floor"] = mask_agreement(parser, images["neither"], masks.roll(1, dims=0))
     result["mask"]["ceiling"] = mask_agreement(parser, asked.round_trip(asked.targets.images), masks)
-    guided = {"guidance": asked.guidance, "guidance_start": asked.guidance_start}
+    guided = {name: getattr(asked.sampling, name) for name in _GUIDANCE}
     return result | guided | {"masks": len(masks), **origin(asked.trained)}
 
 
@@ -274,7 +273,8 @@ def plain_images(run: Path, asked: Asked) -> Tensor:
     """Images of the same masks and noise by a run that has neither style nor words."""
     pipe, _ = load_run(run)
     noise = initial_noise(range(asked.seed, asked.seed + len(asked.targets.masks)), pipe.latent_size)
-    return sample_images(pipe, noise, {"mask": asked.targets.masks.long()}, pipe.recipe.sampling, "plain")
+    values = {"mask": asked.targets.masks.long()}
+    return sample_images(pipe, noise, values, pipe.recipe.sampling.for_values(values), "plain")
 
 
 def origin(trained: Trained) -> dict[str, Any]:

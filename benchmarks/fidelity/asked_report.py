@@ -61,6 +61,6 @@ def _origin(result: dict[str, Any]) -> str:
     place = result["hardware"]["gpu"] or result["hardware"]["processor"]
     return (
         f"`{result['command']}`, commit `{result['commit']}`, {place}, torch {result['versions']['torch']}, seed "
-        f"{result['seed']}, {result['masks']} masks, guidance {result['guidance']}; trained for {result['steps']} "
-        f"steps ({result['seconds']} s) with `{settings}`.\n"
+        f"{result['seed']}, {result['masks']} masks, guidance_scale {result['guidance_scale']}, guidance_start "
+        f"{result['guidance_start']}; trained for {result['steps']} steps ({result['seconds']} s) with `{settings}`.\n"
     )

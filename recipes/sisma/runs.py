@@ -4,7 +4,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +15,11 @@ from recipes.sisma.arguments import UsageError, from_file
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.presets import Config, checked_size, size_of
 from recipes.sisma.reading import read_json, read_yaml
-from recipes.sisma.told import text_encoders, told_arguments
+from recipes.sisma.told import text_encoders, told_arguments, told_sampling
 from ssmgen import MaskToImage, Sampling, build
 from ssmgen.atomic import disk_error, write_text
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.extras import require
-from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID, download_folder
 from ssmgen.pipeline import Recipe
 from ssmgen.sampling import SETTINGS
@@ -123,7 +122,7 @@ def as_pipeline(
         autoencoder=autoencoder.name,
         image_size=config.size,
         labels=labels,
-        sampling=replace(config.sampling, guidance_scale=own_scale(config.sampling.guidance_scale, model)),
+        sampling=told_sampling(config.sampling, model),
         objective=config.objective,
         about=about,
         text_encoders=text_encoders(config),
@@ -150,16 +149,16 @@ class SamplingKeys:
     """Keys of a command that samples a run.
 
     Attributes:
-        solver, steps, shift, guidance_start: of `ssmgen.Sampling`; the run's own where None.
-        guidance_scale: the scale of the mask, or by condition, such as ``guidance_scale.words=3``; the run's own where
-            none is given.
+        solver, steps, shift: of `ssmgen.Sampling`; the run's own where None.
+        guidance_scale, guidance_start: of the mask, or by condition, such as ``guidance_scale.words=3``; the run's own
+            where none is given.
     """
 
     solver: str | None = None
     steps: int | None = None
     shift: float | None = None
     guidance_scale: Any = None
-    guidance_start: float | None = None
+    guidance_start: Any = None
 
 
 def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("mask",)) -> Sampling:
@@ -173,24 +172,18 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("
     Raises:
         ValueError: a value out of range, an unknown solver, or guidance of a condition without dropout or value.
     """
-    own = pipe.recipe.sampling.guidance_scale
-    sampling = pipe.recipe.sampling.replaced(**{name: getattr(keys, name) for name in SETTINGS})
-    scale = own_scale(sampling.guidance_scale, pipe.model)
-    if isinstance(own, Mapping) and isinstance(keys.guidance_scale, Mapping):
-        scale = own | scale
-    sampling = replace(sampling, guidance_scale=scale)
-    plan(sampling.guidance_scale, list(given), pipe.model.conditions)
+    own = pipe.recipe.sampling.for_values(given)
+    settings = {name: _merged(getattr(own, name), getattr(keys, name)) for name in SETTINGS}
+    sampling = own.replaced(**settings)
+    sampling.guidances(list(given), pipe.model.conditions)
     return sampling
 
 
-def own_scale(scale: Any, model: Any) -> Any:
-    """A scale for a model that is told more than the mask: a number is then that of the mask alone.
-
-    A style is not to be exaggerated beyond the colours asked for.
-    """
-    scale = float(scale) if type(scale) is int else scale
-    alone = isinstance(scale, Mapping) or len(getattr(model, "conditions", "1")) == 1
-    return scale if alone else {"mask": scale}
+def _merged(own: Any, given: Any) -> Any:
+    """A setting that may be one by condition: what is given replaces a run's own, a number that of the mask alone."""
+    if given is None or not isinstance(own, Mapping):
+        return given
+    return {**own, **(given if isinstance(given, Mapping) else {"mask": given})}
 
 
 def check_writable(folder: Path) -> None:

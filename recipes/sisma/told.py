@@ -10,6 +10,7 @@ words:
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from recipes.sisma.arguments import UsageError
 from recipes.sisma.presets import Config
 from ssmgen.data.drawn_faces import sentence
 from ssmgen.registry import Spec, find, make
+from ssmgen.sampling import Sampling
 from ssmgen.training import derived_seed
 
 # The frozen encoder of words: a fixed vector for each.
 _WORD_VECTORS = {"name": "word-vectors", "width": 64, "max_length": 20}
 _BATCH = 16
+_TOLD = ("style", "words")
+_SCALE = 2.0
 
 
 def check_told(config: Config) -> None:
@@ -51,6 +55,22 @@ def told_arguments(config: Config) -> dict[str, Any]:
         add.append("words")
         found |= {"words_dropout": 0.1}
     return {**found, **config.model_args, "conditions": conditions, "add": add}
+
+
+def told_sampling(sampling: Sampling, model: Any) -> Sampling:
+    """The sampling settings of a run that is told more than masks: a number is then that of the mask alone.
+
+    Style and words are guided too, from the noise on, because colours are decided there (docs/style.md).
+    """
+    conditions = dict(getattr(model, "conditions", {}))
+    others = [name for name in _TOLD if getattr(conditions.get(name), "dropout", 0)]
+    if len(conditions) < 2:
+        return sampling
+    scale, start = (
+        dict(value) if isinstance(value, Mapping) else {"mask": float(value)}
+        for value in (sampling.guidance_scale, sampling.guidance_start)
+    )
+    return replace(sampling, guidance_scale=dict.fromkeys(others, _SCALE) | scale, guidance_start=start)
 
 
 def text_encoders(config: Config) -> dict[str, Spec]:

@@ -44,9 +44,9 @@ from recipes.sisma.runs import (
     save_source,
 )
 from recipes.sisma.sheets import samples_of, save_mask_sheet
+from recipes.sisma.told import told_sampling
 from ssmgen import build
 from ssmgen.data import CELEBAMASK19, LabelSet
-from ssmgen.guidance import plan
 from ssmgen.ops import backends
 from ssmgen.signals import exit_status, say
 from ssmgen.training import (
@@ -221,7 +221,7 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
         raise ValueError("run= is empty: name the run's folder")
     if config.evaluate and config.evaluate_masks < 2:
         raise ValueError(f"evaluate_masks must be at least 2, got {config.evaluate_masks}")
-    plan(config.sampling.guidance_scale, ["mask"], model.conditions)
+    told_sampling(config.sampling, model).guidances(list(model.conditions), model.conditions)
     build(config.sampling.solver)  # it may need a package
     if config.evaluate and (parser := load_named_parser(config.parser, labels)):
         parser.check(labels, config.size)

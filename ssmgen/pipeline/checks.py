@@ -1,12 +1,13 @@
 """What a pipeline is made of and what its calls are given, checked before the work begins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmgen.pipeline.folder import Recipe
+from ssmgen.sampling import Sampling
 
 OUTPUTS = ("pil", "np", "pt", "uint8", "latent")
 
@@ -20,20 +21,47 @@ def check_fit(model: Any, autoencoder: Any, recipe: Recipe) -> None:
     ):
         if getattr(model, name, value) != value:
             raise ValueError(f"the model has {name}={getattr(model, name)}, and there are {value} {unit}")
-    scale, conditions = recipe.sampling.guidance_scale, dict(getattr(model, "conditions", {"mask": None}))
+    conditions = dict(getattr(model, "conditions", {"mask": None}))
     if "mask" not in conditions:
         raise ValueError(
             f"the model has no condition called 'mask', only {', '.join(conditions) or 'none at all'}: MaskToImage "
             "makes images of masks; use ssmgen.sample"
         )
-    if isinstance(scale, Mapping) and not scale.keys() <= conditions.keys():
-        raise ValueError(f"guidance_scale={scale!r} names a condition that the model does not have")
+    for key in ("guidance_scale", "guidance_start"):
+        named = getattr(recipe.sampling, key)
+        if isinstance(named, Mapping) and not named.keys() <= conditions.keys():
+            raise ValueError(f"{key}={named!r} names a condition that the model does not have")
     for name in recipe.text_encoders:
         if getattr(conditions.get(name), "takes", "") != "text":
             raise ValueError(f"text_encoders: the model has no condition {name!r} that takes text")
     side = autoencoder.factor * getattr(model, "multiple", 1)
     if any(each % side for size in recipe.sizes for each in size):
         raise ValueError(f"image_size must be a multiple of {side} (autoencoder and patches), got {recipe.image_size}")
+
+
+def checked_sampling(
+    own: Sampling,
+    given: Sampling | None,
+    settings: Mapping[str, Any],
+    told: Collection[str],
+    conditions: Mapping[str, Any],
+) -> Sampling:
+    """The settings of a call: those given, else a pipeline's own for the conditions that have a value.
+
+    Args:
+        own: the pipeline's.
+        given: of the call, or None.
+        settings: single ones of the call.
+        told: names of what the call was given besides the mask.
+        conditions: the model's, by name.
+
+    Raises:
+        ValueError: a setting out of range, or guidance that the model or the values do not allow.
+    """
+    names = ["mask", *(name for name in told if name in conditions)]
+    sampling = (given or own.for_values(names)).replaced(**settings)
+    sampling.guidances(names, conditions)
+    return sampling
 
 
 def crop_to(size: tuple[int, int]) -> str:

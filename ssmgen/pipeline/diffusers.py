@@ -186,7 +186,7 @@ class MaskToImagePipeline:
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
-        guidance_start: float | None = None,
+        guidance_start: float | Mapping[str, float] | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -204,7 +204,7 @@ class MaskToImagePipeline:
             height, width: of the images in pixels, both or neither; see `MaskToImage.resized`.
             num_inference_steps: steps of the scheduler; the recipe's if None.
             guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
-            guidance_start: t in [0, 1] at which guidance begins; the recipe's if None.
+            guidance_start: t in [0, 1] at which guidance begins, or one by condition; the recipe's if None.
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
             latents: initial noise ``(n, c, h, w)``.

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmgen.guidance import plan
 from ssmgen.noise import checked_seed, image_seeds, initial_noise
-from ssmgen.pipeline.checks import check_output_type
+from ssmgen.pipeline.checks import check_output_type, checked_sampling
 from ssmgen.pipeline.mask_to_image import MaskToImage, to_output
 from ssmgen.pipeline.values import divided_keywords
 from ssmgen.registry import keywords, make
@@ -157,8 +156,8 @@ class _Options:
         self.output_type, self.callback = own.get("output_type", "pil"), own.get("callback")
         check_output_type(self.output_type)
         self.orders: dict[str, Any] = {name: own.get(name, "") for name in ("palette", "remap")}
-        self.sampling = (own.get("sampling") or pipe.recipe.sampling).replaced(**settings)
-        plan(self.sampling.guidance_scale, ["mask", *(told.keys() & pipe.sampler.conditions)], pipe.sampler.conditions)
+        own_sampling, conditions = pipe.recipe.sampling, pipe.sampler.conditions
+        self.sampling = checked_sampling(own_sampling, own.get("sampling"), settings, told, conditions)
         self.pipe = pipe.fitted(mask, **self.orders)
         self.values: dict[str, Any] = self.pipe.values_of(told, images, **self.orders)
 

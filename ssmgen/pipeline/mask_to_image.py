@@ -13,7 +13,6 @@ from ssmgen.data.buckets import nearest_bucket
 from ssmgen.data.images import to_pil
 from ssmgen.data.labels import LabelSet, check_labels
 from ssmgen.data.mask_input import to_labels
-from ssmgen.guidance import plan
 from ssmgen.hub import HUB_ID
 from ssmgen.noise import image_seeds, initial_noise
 from ssmgen.pipeline.card import NAME, model_card
@@ -25,6 +24,7 @@ from ssmgen.pipeline.checks import (
     check_noise,
     check_same_size,
     check_shape,
+    checked_sampling,
     crop_to,
     is_stack,
 )
@@ -221,8 +221,7 @@ class MaskToImage:
         """
         check_counts(output_type, num_images, batch_size)
         settings, told = divided_keywords("MaskToImage", settings, [*_KEYWORDS, *SETTINGS], self.sampler.conditions)
-        sampling = (sampling or self.recipe.sampling).replaced(**settings)
-        plan(sampling.guidance_scale, ["mask", *(told.keys() & self.sampler.conditions)], self.sampler.conditions)
+        sampling = checked_sampling(self.recipe.sampling, sampling, settings, told, self.sampler.conditions)
         masks = self.resized(size).label_maps(mask, palette=palette, remap=remap)
         pipe = self.resized(masks.shape[-2:])
         count = len(masks) * num_images

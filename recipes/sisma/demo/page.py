@@ -159,7 +159,7 @@ def _add_told(gr: Any, runner: JobRunner, parts: SimpleNamespace) -> None:
         parts.styles[name] = SimpleNamespace(control=control, upload=upload, message=message)
         controls.append(control)
         if name in runner.scaled:
-            info = "above 1, colours are exaggerated"
+            info = "above 1, pictures follow it more closely"
             scales.append(_guidance(gr, runner, name, f"Guidance of {name}", info))
     parts.settings += [*controls, *scales]
 
