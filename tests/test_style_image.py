@@ -262,6 +262,7 @@ def test_what_cannot_be_built_is_named():
         (dict(in_channels=0), "in_channels must be a positive whole number, got 0"),
         (dict(class_dropout="a"), r"class_dropout must be in \[0, 1\), got 'a'"),
         (dict(regions=False, placed_by="mask"), "placed_by='mask' needs regions=True"),
+        (dict(regions=False, class_dropout=0.1), "class_dropout=0.1 needs regions=True"),
         (dict(class_dropout=1), r"class_dropout must be in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):

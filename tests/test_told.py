@@ -14,7 +14,7 @@ from recipes.sisma.pairs import check_pairs, encoded_pairs, load_autoencoder
 from recipes.sisma.runs import load_run, model_arguments, new_model
 from recipes.sisma.told import style_of, training_words, words_of_sentences
 from ssmgen.data import DrawnFaces
-from ssmgen.data.drawn_faces import sentence
+from ssmgen.data.drawn_faces import draw_face, sentence
 
 BOTH = ("style=true", "words=true", "balance=0")
 
@@ -31,6 +31,27 @@ def test_a_model_keeps_what_it_had(name):
     assert ("cross_mamba" in model.blocks[0].condition_of) == (name == "sisma-mini")
     assert set(model.add) == {"mask", "style", "words"}
     assert model.conditions["style"].dropout == 0.5 and model.conditions["style"].classes == 19
+
+
+def test_the_style_of_whole_pictures(tmp_path):
+    """One vector, whose every weight is trained, and which needs no mask of the picture."""
+    config = train.parse(["quick", *words(tmp_path, "drawn_count=3", "style=whole", "balance=0")])
+    autoencoder = load_autoencoder(config)
+    data, model = encoded_pairs(config, autoencoder), new_model(config, autoencoder)
+    example = data[0, 0]
+    assert example["style"].keys() == {"latents"} and example["style"]["latents"] is example["data"]
+    assert set(model.add) == {"mask"} and model.conditions["style"].dropout == 0.1
+    pictures = torch.stack([draw_face(i, size=64)[0] for i in range(2)])
+    style = style_of(autoencoder, pictures, None)
+    mask, x, t = example["mask"].expand(2, -1, -1), torch.randn(2, *example["data"].shape), torch.rand(2)
+    for parameter in model.parameters():  # AdaLN starts at zero
+        torch.nn.init.normal_(parameter, std=0.05)
+    out = model(x, t, mask, style=style)
+    assert not torch.allclose(out, model(x, t, mask), atol=1e-4)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.conditions["style"].parameters())
+    with pytest.raises(UsageError, match=r"style=part: expected true \(by regions\), whole or false"):
+        train.main(["quick", "style=part", f"run={tmp_path / 'none'}"])
 
 
 def test_an_example_has_its_own_style_and_words(tmp_path):

@@ -146,7 +146,8 @@ class Asked:
 
     def style(self) -> dict[str, Tensor]:
         """The value of the condition ``style``."""
-        return style_of(self.pipe.autoencoder, self.styles.images, self.styles.masks)
+        masks = None if self.trained.config.style == "whole" else self.styles.masks
+        return style_of(self.pipe.autoencoder, self.styles.images, masks)
 
     def words(self) -> Any:
         """The value of the condition ``words``: all attributes of the faces that are asked for."""

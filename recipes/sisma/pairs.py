@@ -154,7 +154,8 @@ class EncodedPairs(Dataset[dict[str, Any]]):
             size = example["data"].shape[-2:]
             example["weight"] = loss_weights(example["mask"].unsqueeze(0), self.class_weights, size)[0]
         if self.style:
-            example["style"] = {"latents": example["data"], "mask": example["mask"]}
+            own = {"latents": example["data"], "mask": example["mask"]}
+            example["style"] = {"latents": example["data"]} if self.style == "whole" else own
         if self.attributes is not None:
             example["words"] = training_words(self.attributes(index), self.seed, index, draw)
         return example

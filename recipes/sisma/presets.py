@@ -46,6 +46,14 @@ def checked_size(image_size: int | str) -> int | str:
     return ",".join(several)
 
 
+def checked_style(style: bool | str) -> bool | str:
+    """A ``style`` as it is recorded: ``True`` (by regions), ``"whole"`` or ``False``; a `UsageError` for others."""
+    known: dict[str, bool | str] = {"true": True, "whole": "whole", "false": False}
+    if str(style).lower() not in known:
+        raise UsageError(f"style={style}: expected true (by regions), whole or false")
+    return known[str(style).lower()]
+
+
 def _checked_size(image_size: str) -> int | str:
     sides = [int(side) if side.isdecimal() else 0 for side in image_size.split("x")]
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
@@ -91,7 +99,8 @@ class Config:
             ``autoencoder-kl``.
         autoencoder_source: ``drawn`` (shipped), a folder, or a hub id.
         model: a registered model, see ``ssmgen list``.
-        style: the model is also told the style of a picture, by regions of its mask, see `recipes.sisma.told`.
+        style: the model is also told the style of a picture: ``true`` by regions of its mask, ``whole`` of all of it,
+            see `recipes.sisma.told`.
         words: the model is also told words, of drawn faces.
         model_args: overrides of the model, e.g. ``model_args.depth=6``.
         objective: a registered objective, see ``ssmgen list``.
@@ -125,7 +134,7 @@ class Config:
     autoencoder: str = "auto"
     autoencoder_source: str = "drawn"
     model: str = "sisma-s"
-    style: bool = False
+    style: bool | str = False
     words: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
     objective: str = "flow-matching"
@@ -140,6 +149,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.image_size = checked_size(self.image_size)
+        self.style = checked_style(self.style)
 
     @property
     def size(self) -> Size:

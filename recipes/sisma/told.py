@@ -1,8 +1,8 @@
 """What a run's model is told besides masks: the style of a picture (``style=true``) and words (``words=true``).
 
-In training the style is that of the image itself, of which only the mean and deviation of each region remain, and the
-words are attributes that a face was drawn with. To sample, give any picture with its mask, and any sentence of these
-words:
+In training the style is that of the image itself, of which only the mean and deviation of each region remain, or with
+``style=whole`` of all of it. The words are attributes that a face was drawn with. To sample, give any picture with its
+mask, and any sentence of these words:
 
     pipe, _ = load_run(run)
     pipe("mask.png", style="other.png", style_mask="other-mask.png", words="a face, black hair")
@@ -44,11 +44,15 @@ def told_arguments(config: Config) -> dict[str, Any]:
     conditions = dict(given.get("conditions") or {"mask": "label-map"})
     add = list(given.get("add", ()))
     found: dict[str, Any] = {}
-    if config.style:
+    if config.style == "whole":  # a vector that joins the time
+        conditions["style"] = {"name": "style-image", "regions": False}
+    elif config.style:
         conditions["style"] = {"name": "style-image", "placed_by": "mask"}
         add.append("style")
+        found["style_class_dropout"] = 0.1
+    if config.style:
         # The image's own style tells all that its words tell: where it is always there, words are hardly learned.
-        found |= {"style_dropout": 0.5 if config.words else 0.1, "style_class_dropout": 0.1}
+        found["style_dropout"] = 0.5 if config.words else 0.1
     if config.words:
         # Placed: which words concern a region need not be found again in every block, at every step.
         conditions["words"] = {"name": "placed-sequence", "width": _WORD_VECTORS["width"], "placed_by": "mask"}
@@ -78,19 +82,19 @@ def text_encoders(config: Config) -> dict[str, Spec]:
     return {"words": _WORD_VECTORS} if config.words else {}
 
 
-def style_of(autoencoder: Any, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """The value of the condition ``style``: latents ``(n, c, h, w)`` and masks.
+def style_of(autoencoder: Any, images: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
+    """The value of the condition ``style``: latents ``(n, c, h, w)`` and masks, or latents alone.
 
     Args:
         autoencoder: the run's.
         images: uint8 ``(n, 3, H, W)``.
-        masks: labels ``(n, H, W)``.
+        masks: labels ``(n, H, W)``; None for the style of whole pictures.
     """
     device = next(autoencoder.parameters(), torch.empty(0)).device
     with torch.no_grad():
         batches = (images.float() / 127.5 - 1).split(_BATCH)
         latents = torch.cat([autoencoder.encode(batch.to(device)).float().cpu() for batch in batches])
-    return {"latents": latents, "mask": masks}
+    return {"latents": latents} if masks is None else {"latents": latents, "mask": masks}
 
 
 def words_of_sentences(sentences: Sequence[str]) -> dict[str, Tensor]:

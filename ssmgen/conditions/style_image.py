@@ -34,7 +34,7 @@ class StyleImage(Placed, Condition):
         dim: width of the tokens and of the vector.
         in_channels: channels of the latents.
         num_classes: classes of both masks; needed with ``regions``.
-        regions: one code per class. False takes the latents alone, and gives one token for the whole picture.
+        regions: one code per class. False takes the latents alone, and the one token is the vector of the picture.
         placed_by: name of the label map of the model that says where the classes are in the new image. Where that one
             is null, the placed codes are too.
         patch_size: side of a token's patch in the latent of the new image.
@@ -70,21 +70,23 @@ class StyleImage(Placed, Condition):
             raise ValueError("a style by regions needs num_classes, those of the masks: give it, or set regions=False")
         if placed_by is not None and not regions:
             raise ValueError(f"placed_by={placed_by!r} needs regions=True: the style of a whole picture has no place")
-        if not regions:
-            self.fields = ("latents",)  # type: ignore[misc]
+        if class_dropout and not regions:
+            raise ValueError(f"class_dropout={class_dropout} needs regions=True: the whole picture has no classes")
         self.in_channels, self.patch_size, self.placed_by = in_channels, patch_size, placed_by
         self.classes = num_classes if regions and num_classes else 0
-        count = max(self.classes, 1)
-        self.embedding = nn.Parameter(0.02 * torch.randn(count, dim))
-        self.inner = nn.Linear(2 * in_channels, dim)
-        self.outer = nn.Linear(dim, dim)
-        self.nothing = nn.Parameter(torch.zeros(dim))
+        if self.classes:
+            self.embedding = nn.Parameter(0.02 * torch.randn(self.classes, dim))
+            self.inner = nn.Linear(2 * in_channels, dim)
+            self.outer = nn.Linear(dim, dim)
+            self.nothing = nn.Parameter(torch.zeros(dim))
+        else:
+            self.fields = ("latents",)  # type: ignore[misc]
         self.whole = nn.Sequential(nn.Linear(2 * in_channels, dim), nn.SiLU(), nn.Linear(dim, dim))
         nn.init.normal_(self.whole[2].weight, std=0.02)  # type: ignore[arg-type]
 
     def null(self, size: tuple[int, int] | None, device: torch.device) -> dict[str, Tensor]:
         """A picture of one latent pixel, of the first class."""
-        latents = torch.zeros(1, self.in_channels, 1, 1, dtype=self.nothing.dtype, device=device)
+        latents = torch.zeros(1, self.in_channels, 1, 1, dtype=next(self.whole.parameters()).dtype, device=device)
         return {"latents": latents, "mask": torch.zeros(1, 1, 1, dtype=torch.uint8, device=device)}
 
     def signal(self, given: Mapping[str, Tensor], size: tuple[int, int] | None, keep: Tensor | None) -> Signal:
@@ -101,10 +103,13 @@ class StyleImage(Placed, Condition):
             TypeError: latents that are not floating point, or labels that are not integers.
         """
         latents = self._checked(given)
-        shares = self._shares_of(latents, given.get("mask"))
-        codes, present = self._codes(latents, shares, keep)
-        vector = self.whole(_moments(latents, torch.ones_like(shares[..., :1])).squeeze(1).to(codes.dtype))
+        everywhere = torch.ones(len(latents), latents.shape[2] * latents.shape[3], 1, device=latents.device)
+        vector = self.whole(_moments(latents, everywhere).squeeze(1).to(next(self.whole.parameters()).dtype))
         vector = vector if keep is None else vector * keep.unsqueeze(1).to(vector.dtype)
+        if not self.classes:
+            return Signal(vector.unsqueeze(1), None, vector)
+        shares = class_shares(given["mask"], (latents.shape[2], latents.shape[3]), self.classes)
+        codes, present = self._codes(latents, shares, keep)
         if self.placed_by is None:
             some = present.any(1, keepdim=True)  # a sequence without a valid token would leave attention undefined
             return Signal(codes, None, vector, valid=present | ~some)
@@ -143,13 +148,6 @@ class StyleImage(Placed, Condition):
             )
         check_label_map(mask, self.classes, 1)
         return latents
-
-    def _shares_of(self, latents: Tensor, mask: Tensor | None) -> Tensor:
-        """``(b, h w, k)``; of one class that is everywhere, without regions."""
-        size = latents.shape[2], latents.shape[3]
-        if self.classes and mask is not None:
-            return class_shares(mask, size, self.classes)
-        return torch.ones(latents.shape[0], size[0] * size[1], 1, device=latents.device)
 
     def _codes(self, latents: Tensor, shares: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """A code for each class ``(b, k, d)``, and ``(b, k)`` whether the picture has it."""
