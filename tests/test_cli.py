@@ -18,6 +18,7 @@ from ssmgen.data import CELEBAMASK19
 from ssmgen.ops import OPERATORS, backends, cpu_library
 from ssmgen.pipeline import Recipe
 from ssmgen.precision import Choice
+from ssmgen.registry import find, names
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,20 @@ def test_list_shows_every_kind_and_filters(capsys):
 def test_list_as_json(capsys):
     assert main(["list", "sisma*", "--json"]) == 0
     assert "sisma-xl" in json.loads(capsys.readouterr().out)["model"]
+
+
+def test_info_documents_other_names(capsys):
+    assert main(["info", "rotary-attention"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("rotary-attention: block, registered by ssmgen\n")
+    assert "divides ``dim``" in out and "num_heads: int\n" in out and "qk_norm: bool = False\n" in out
+    assert "rotary: True (the default of this name)\n" in out
+    assert main(["info", "style-image", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "condition" and facts["arguments"]["dropout"] == "float = 0.0"
+    for name in names():
+        if find(name).kind != "model":
+            assert main(["info", name]) == 0, name
 
 
 def test_info_counts_the_papers_parameters(capsys):
@@ -175,7 +190,7 @@ def test_export_refuses_before_it_writes(folder, tmp_path, capsys):
     ("argv", "message"),
     [
         (["info", "sisma-xxl"], "'sisma-xl'"),
-        (["info", "euler"], "'euler' is a solver; info takes a model"),
+        (["info", "eular"], "Did you mean 'euler'"),
         (["info", "sisma-xl", "--size", "33"], "positive multiples of 2"),
         (["info", "sisma-s", "--size", "-2"], "--size must be at least 1, got -2"),
         (["info", "sisma-s", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),

@@ -1,6 +1,7 @@
 """``ssmgen list``, ``info`` and ``export``: what can be built, what a model costs, and a trained one as a folder."""
 
 import argparse
+import inspect
 import sys
 import textwrap
 import warnings
@@ -12,7 +13,7 @@ from ssmgen import bench
 from ssmgen.cli.command import Answer, add_command
 from ssmgen.models.summary import summarize
 from ssmgen.pipeline import SAVED_DTYPES, MaskToImage
-from ssmgen.registry import KINDS, find, names, plugins, source
+from ssmgen.registry import KINDS, Entry, find, names, plugins, source
 
 _EVALUATIONS = 25  # of the sampler's default, ab3 in 24 steps, without guidance
 
@@ -28,10 +29,11 @@ def add(commands: Any) -> None:
         "The counts are exact; the memory is an estimate. The speed is a guess: the operations divided by the\n"
         "throughput of matrix products and scans, timed for a moment. Real runs are slower."
     )
-    help = "parameters, operations, memory and a guess at the speed of a model"
-    shown = ("sisma-xl", "sisma-s --size 16 --batch 8", "dit-b --json")
-    command = add_command(commands, "info", _info, help, about, *shown)
-    command.add_argument("name", help="a model's name, see 'ssmgen list'")
+    about += "\nOf a block, condition, solver or the like: its documentation and arguments."
+    help = "what a model costs; what a block, condition, solver or the like is and takes"
+    examples = ("sisma-xl", "sisma-s --size 16 --batch 8", "cross-mamba", "dit-b --json")
+    command = add_command(commands, "info", _info, help, about, *examples)
+    command.add_argument("name", help="a registered name, see 'ssmgen list'")
     command.add_argument("--size", type=int, help="side of the latent (default: that of a 256 pixel image)")
     command.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
     command.add_argument("--device", help="cpu or cuda, for the guess (default: cuda if available)")
@@ -68,9 +70,9 @@ def _list(arguments: argparse.Namespace) -> Answer:
 
 
 def _info(arguments: argparse.Namespace) -> Answer:
-    kind = find(arguments.name).kind
-    if kind != "model":
-        raise ValueError(f"{arguments.name!r} is a {kind}; info takes a model: {', '.join(names('model'))}")
+    entry = find(arguments.name)
+    if entry.kind != "model":
+        return _about(entry)
     for option in ("size", "batch"):
         value = getattr(arguments, option)
         if value is not None and value < 1:
@@ -90,6 +92,18 @@ def _info(arguments: argparse.Namespace) -> Answer:
     }
     facts = asdict(summary) | {"source": source(arguments.name), "guess": guess}
     return facts, [*summary.lines(), f"registered by {facts['source']}", *_guess_lines(guess)]
+
+
+def _about(entry: Entry) -> Answer:
+    """What a name other than a model's builds: its documentation, and the arguments it takes."""
+    signature = inspect.signature(entry.builder)
+    arguments = {name: str(each).partition(": ")[2] or str(each) for name, each in signature.parameters.items()}
+    arguments |= {name: f"{value!r} (the default of this name)" for name, value in entry.defaults.items()}
+    text = inspect.getdoc(entry.builder) or ""
+    facts = {"kind": entry.kind, "arguments": arguments, "documentation": text, "source": source(entry.name)}
+    head = f"{entry.name}: {entry.kind}, registered by {facts['source']}"
+    taken = [f"  {name}: {value}" for name, value in arguments.items()] or ["  none"]
+    return facts, [head, "", *text.splitlines(), "", "arguments:", *taken]
 
 
 def _guess_lines(guess: dict[str, Any]) -> list[str]:
