@@ -158,7 +158,7 @@ def told(tmp_path_factory):
     return folder / "run"
 
 
-def test_sample_tells_words_and_a_style(told, trained, tmp_path):
+def test_sample_tells_words_and_a_style(told, trained, tmp_path, capfd):
     face, mask = draw_face(3, size=80)
     write_png(tmp_path / "m.png", draw_face(0, size=96)[1])
     write_png(tmp_path / "style.png", face)
@@ -170,6 +170,9 @@ def test_sample_tells_words_and_a_style(told, trained, tmp_path):
         sample.main([f"run={told}", f"out={tmp_path / str(i)}", *common, *more])
         images.append(read_image(tmp_path / str(i) / "m--0.png"))
         assert not any(torch.equal(images[-1], other) for other in images[:-1]), more
+    capfd.readouterr()
+    sample.main([f"run={told}", f"out={tmp_path / 'unknown'}", *common, "words=violet hair, a monocle"])
+    assert "note: the model was trained without 'violet', 'monocle': to it" in capfd.readouterr().err
     pipe, _ = sample.load_run(told)
     assert pipe.recipe.sampling.guidance_scale == {"mask": 2.0, "style": 2.0, "words": 2.0}
     assert pipe.recipe.sampling.guidance_start == {"mask": 0.2}, "colours are decided near the noise"

@@ -12,9 +12,9 @@ from recipes.sisma import train
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.pairs import check_pairs, encoded_pairs, load_autoencoder
 from recipes.sisma.runs import load_run, model_arguments, new_model
-from recipes.sisma.told import style_of, training_words, words_of_sentences
+from recipes.sisma.told import style_of, training_words, unknown_words, words_of_sentences
 from ssmgen.data import DrawnFaces
-from ssmgen.data.drawn_faces import draw_face, sentence
+from ssmgen.data.drawn_faces import draw_face, sentence, words_of
 
 BOTH = ("style=true", "words=true", "balance=0")
 
@@ -52,6 +52,12 @@ def test_the_style_of_whole_pictures(tmp_path):
     assert all(p.grad is not None and p.grad.any() for p in model.conditions["style"].parameters())
     with pytest.raises(UsageError, match=r"style=part: expected true \(by regions\), whole or false"):
         train.main(["quick", "style=part", f"run={tmp_path / 'none'}"])
+
+
+def test_words_outside_the_training_sentences_are_found():
+    assert unknown_words("A face, long Black hair; sunglasses, a cap, pale skin, purple background") == []
+    assert unknown_words("a lady with purple-black hair") == ["lady", "with", "purple-black"]
+    assert not any(unknown_words(words_of(i)) for i in range(200))
 
 
 def test_an_example_has_its_own_style_and_words(tmp_path):

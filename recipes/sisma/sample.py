@@ -19,6 +19,7 @@ from pathlib import Path
 from recipes.sisma.arguments import UsageError, from_command_line, run_command
 from recipes.sisma.image_names import check_mask_names, image_name
 from recipes.sisma.runs import SamplingKeys, all_processes, check_writable, find_run, load_run, resized, sampling_of
+from recipes.sisma.told import unknown_words
 from ssmgen import MaskToImage
 from ssmgen.data.files import files_with, stem_of, unreadable
 from ssmgen.data.images import write_png
@@ -108,6 +109,9 @@ def _told(pipe: MaskToImage, settings: Settings) -> dict[str, str]:
                 f"{name}= is for a run that was trained with {owner}=true, and {settings.run} takes "
                 f"{' and '.join(pipe.sampler.conditions)} only"
             )
+    if "words" in told and (unknown := unknown_words(told["words"])):
+        found = ", ".join(map(repr, unknown))
+        print(f"note: the model was trained without {found}: to it, that means nothing", file=sys.stderr)
     return told
 
 

@@ -9,6 +9,7 @@ mask, and any sentence of these words:
 """
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.presets import Config
-from ssmgen.data.drawn_faces import sentence
+from ssmgen.data.drawn_faces import ATTRIBUTES, sentence
 from ssmgen.registry import Spec, find, make
 from ssmgen.sampling import Sampling
 from ssmgen.training import derived_seed
@@ -102,6 +103,17 @@ def words_of_sentences(sentences: Sequence[str]) -> dict[str, Tensor]:
     found = make(_WORD_VECTORS).encode(sentences)
     missing = _WORD_VECTORS["max_length"] - found["tokens"].shape[1]
     return {"tokens": torch.nn.functional.pad(found["tokens"], (0, 0, 0, missing)), "lengths": found["lengths"]}
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words of a text that occur in no sentence of `training_words`: they have vectors, but mean nothing."""
+    values = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
+    known = {word for name, value in values for word in _words(sentence({"hair": "black", name: value}))}
+    return [word for word in dict.fromkeys(_words(text)) if word not in known]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())
 
 
 def training_words(attributes: Mapping[str, int], seed: int, index: int, draw: int) -> dict[str, Tensor]:
