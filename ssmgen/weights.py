@@ -186,6 +186,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
+#: How many parameters a model may register for each that it has: a constructor may replace what another one made.
+#: Whether it has those of a file, `load_weights` says.
+REPLACED = 2
+
+
 @contextmanager
 def limit_parameters(most: int, message: str) -> Iterator[None]:
     """Stop building a model in this thread as soon as it has too many parameters.
@@ -194,7 +199,7 @@ def limit_parameters(most: int, message: str) -> Iterator[None]:
     hands out memory only when it is filled: a parameter that is too large is rejected before it takes any.
 
     Raises:
-        ValueError: ``message``, where the model has more than ``most``, or a parameter that cannot be allocated at all.
+        ValueError: ``message``, where the model registers more than ``most``, or one that cannot be allocated at all.
     """
     count, thread = 0, threading.get_ident()
 

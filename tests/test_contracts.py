@@ -11,9 +11,12 @@ from examples import BATCH, cast, inputs, item, leaves, repeated, small, value
 from safetensors.torch import load_file, save_file
 
 import ssmgen
-from ssmgen import build, registry
+from ssmgen import MaskToImage, build, registry
+from ssmgen.data import CELEBAMASK19
 from ssmgen.nn import Signal
+from ssmgen.pipeline import Recipe
 from ssmgen.values import mapped
+from ssmgen.weights import REPLACED, limit_parameters
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,6 +134,25 @@ def test_saved_weights_give_the_same_bits(example, tmp_path):
     fresh = saved_and_loaded(example.module, example.built(), tmp_path / "weights.safetensors").eval()
     expected = example(example.module.eval())
     assert all(map(torch.equal, leaves(example(fresh)), leaves(expected)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_pipeline_gives_the_same_images(name, tmp_path):
+    model = randomize(build(name, num_classes=19))
+    recipe = Recipe(name, {"num_classes": 19}, "identity", 32, CELEBAMASK19, {"steps": 1, "solver": "euler"})
+    pipe, mask = MaskToImage(model, build("identity"), recipe), torch.randint(0, 19, (1, 32, 32))
+    pipe.save_pretrained(tmp_path / name)
+    loaded = MaskToImage.from_pretrained(tmp_path / name)
+    assert torch.equal(loaded(mask, output_type="latent"), pipe(mask, output_type="latent"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_registers_no_more_than_a_reader_of_its_weights_allows(name):
+    """Constructors may replace what others made; `limit_parameters` lets through some of that."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build(name, num_classes=19).parameters())
+        with limit_parameters(REPLACED * count, "more than that"):
+            build(name, num_classes=19)
 
 
 def test_a_seed_gives_the_same_bits(example):

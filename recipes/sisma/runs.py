@@ -26,7 +26,7 @@ from ssmgen.sampling import SETTINGS
 from ssmgen.training import CheckpointError, newest_checkpoint, read_average, read_manifest, read_state, schedule_of
 from ssmgen.training.launch import PATIENCE, check_launch, on_cpu
 from ssmgen.training.watchdog import watch_ranks
-from ssmgen.weights import count_values, limit_parameters, load_weights
+from ssmgen.weights import REPLACED, count_values, limit_parameters, load_weights
 
 _LABELS, _SOURCE = "labels.json", "source.json"
 #: What a run records of how its data were prepared: not the names of their files.
@@ -66,7 +66,8 @@ def load_run(run: Path) -> tuple[MaskToImage, Trained]:
         )
     weights = newest / "ema.safetensors"
     held = count_values(weights)
-    with limit_parameters(held, f"{run / 'config.yaml'}: its model has more parameters than the {held:,} in {weights}"):
+    too_large = f"{run / 'config.yaml'}: its model has more parameters than the {held:,} in {weights}"
+    with limit_parameters(REPLACED * held, too_large):
         model = build(config.model, **model_arguments(config, autoencoder, labels))
     load_weights(model, weights, read_average(newest)[0])
     digest = read_manifest(newest).files["ema.safetensors"].sha256

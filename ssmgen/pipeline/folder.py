@@ -23,6 +23,7 @@ from ssmgen.registry import Spec, build, divided, find, names, plugin_of
 from ssmgen.sampling import Sampling
 from ssmgen.solvers import Solver
 from ssmgen.weights import (
+    REPLACED,
     check_inside,
     count_values,
     limit_parameters,
@@ -153,7 +154,7 @@ def read_folder(folder: Path) -> tuple[Any, Any, Recipe, str]:
     held = count_values(folder / _WEIGHTS)
     too_large = f"it has more parameters than the {held:,} values in {folder / _WEIGHTS}"
     try:
-        with limit_parameters(held, too_large):
+        with limit_parameters(REPLACED * held, too_large):
             model = build(recipe.model, **recipe.model_args)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _CONFIG}: {recipe.model} cannot be built with its model_args: {error}") from error
