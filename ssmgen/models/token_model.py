@@ -32,7 +32,8 @@ class TokenModel(ConditionalModel):
     Args:
         dim: width of the tokens.
         depth: number of blocks.
-        mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn.
+        mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn. None is
+            without, where a layer of ``cross`` mixes them.
         cross: name of a condition to the spec of the layer that reads it.
         conditions: name to spec; one label map called ``mask`` where None.
         add: conditions whose tokens are added to the image tokens at the input.
@@ -56,7 +57,7 @@ class TokenModel(ConditionalModel):
         *,
         dim: int,
         depth: int,
-        mixer: Spec | Sequence[Spec],
+        mixer: Spec | Sequence[Spec | None] | None,
         cross: Mapping[str, Spec] | None = None,
         conditions: Mapping[str, Spec] | None = None,
         add: Sequence[str] = (),
@@ -73,7 +74,7 @@ class TokenModel(ConditionalModel):
         parts = {"mixer": mixer, "cross": cross, "conditions": named, "ffn": ffn}
         check_keywords(type(self).__name__, settings, self.takes(parts))
         mixers, adaln = _listed(mixer), settings.pop("adaln", "adaln")
-        _check_stack(depth, mixers, orders)
+        _check_stack(depth, mixers, cross, orders)
         _check_adaln(adaln)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
@@ -110,7 +111,8 @@ class TokenModel(ConditionalModel):
         for key, parts in (("conditions", named), ("cross", cross)):
             if not isinstance(parts, Mapping):
                 raise TypeError(f"{key} maps a condition's name to a spec, got {parts!r}: write {key}={{'mask': ...}}")
-        for kind, specs in (("block", [*mixers, *cross.values()]), ("condition", named.values())):
+        layers = [*(mixer for mixer in mixers if mixer is not None), *cross.values()]
+        for kind, specs in (("block", layers), ("condition", list(named.values()))):
             for spec in specs:
                 find(divided(spec)[0], kind)
         ffn = arguments.get("ffn", "feed-forward")
@@ -178,16 +180,16 @@ class TokenModel(ConditionalModel):
         return [*(block.adaln.width for block in blocks), self.head_adaln.width]
 
 
-def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
-    if not isinstance(mixer, str | Mapping | Sequence):
+def _listed(mixer: Spec | Sequence[Spec | None] | None) -> Sequence[Spec | None]:
+    if not isinstance(mixer, str | Mapping | Sequence | None):
         raise TypeError(f"mixer must be a spec or a list of specs, got {mixer!r}")
-    return [mixer] if isinstance(mixer, str | Mapping) else mixer
+    return mixer if isinstance(mixer, Sequence) and not isinstance(mixer, str) else [mixer]
 
 
-def _layers(mixer: Spec, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
+def _layers(mixer: Spec | None, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
     """A block's layers, each named after what it is, and after its condition too where two are alike."""
     names = [divided(spec)[0] for spec in cross.values()]
-    layers: list[Layer] = [(_key(mixer), mixer, None)]
+    layers: list[Layer] = [] if mixer is None else [(_key(mixer), mixer, None)]
     for condition, spec in cross.items():
         alike = names.count(divided(spec)[0]) > 1
         layers.append((f"{_key(spec)}_{condition}" if alike else _key(spec), spec, condition))
@@ -219,10 +221,12 @@ def check_depth(depth: int) -> None:
         raise ValueError(f"depth must be a whole number from 1 to {_DEEPEST}, got {depth!r}")
 
 
-def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
+def _check_stack(depth: int, mixers: Sequence[Spec | None], cross: Mapping[str, Spec], orders: Sequence[str]) -> None:
     check_depth(depth)
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
+    if None in mixers and not cross:
+        raise ValueError("mixer=None leaves the image tokens unmixed: give cross= a layer that mixes them")
     if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:
         raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")
     for order in orders:
