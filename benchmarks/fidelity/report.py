@@ -146,7 +146,8 @@ def _detailed(experiment: Experiment, found: dict[str, list[Result]]) -> str:
     return (
         f"{table(list(columns), rows)}\nSmall: mean IoU of {', '.join(SMALL)}. Iris, brows and hair chroma are ratios "
         f"to real images after the autoencoder, at the last stage (1 is as consistent as they are, more is less). "
-        f"Those have {mean}{parts}hair chroma {figures['hair_chroma_variance']:.5f}: see [Evaluation](evaluation.md).\n\n"
+        f"Those have {mean}{parts}hair chroma {figures['hair_chroma_variance']:.5f}: "
+        "see [Evaluation](evaluation.md).\n\n"
     )
 
 

@@ -31,6 +31,13 @@ KNOWN = {
     "spade": way("spade", 2.4),
 }
 
-CANDIDATES: dict[str, tuple[str, ...]] = {}
+CANDIDATES = {
+    "u=sum": way("cross-mamba", 4.0, "model_args.u=sum"),
+    "u=sum+added": way("cross-mamba", 4.0, "model_args.u=sum", mask_input="add"),
+    "conditioned": way("conditioned-mamba", 7.3, _ALONE),
+    "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
+    "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
+    "self+conditioned": way("conditioned-mamba", 2.94),
+}
 
 WAYS = KNOWN | CANDIDATES

@@ -4,6 +4,7 @@ from ssmgen.nn.adaln import AdaLNSingle, AdaLNZero, Modulation, PlainNorm
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
 from ssmgen.nn.causal import CausalSSM, Mamba
+from ssmgen.nn.conditioned_mamba import ConditionedMamba, ConditionedState
 from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
@@ -21,6 +22,8 @@ __all__ = [
     "AdaLNZero",
     "AttentionCondition",
     "Block",
+    "ConditionedMamba",
+    "ConditionedState",
     "CausalSSM",
     "Convolution",
     "CrossAttention",
