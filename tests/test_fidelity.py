@@ -103,6 +103,7 @@ def test_a_variant_is_trained_and_measured_at_every_stage(tmp_path, monkeypatch,
     result = fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x")
     assert list(result["stages"]) == [2, 4] and result["seed"] == 1 and result["commit"]
     assert all(0 <= stage["mask_agreement"]["miou"] <= 1 for stage in result["stages"].values())
+    assert all("brow_distance" in stage["consistency"]["ratio"] for stage in result["stages"].values())
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was done before"))
     assert fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x") == result
 
