@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ssmgen
 from ssmgen import build
+from ssmgen.conditions.label_map import token_classes
 from ssmgen.models import TokenModel
-from ssmgen.nn import ConditionedMamba, CrossMamba, SelfMamba
-from ssmgen.ops import selective_scan
+from ssmgen.nn import ConditionedMamba, CrossMamba, SelfMamba, Signal
+from ssmgen.nn.class_ordered_mamba import class_order
+from ssmgen.ops import scan_order, selective_scan
 
 SIZE = (3, 4)
 SMALL = {"dim": 16, "depth": 2, "d_state": 4, "in_channels": 3, "mask_scale": 1, "num_classes": 5, "patch_size": 1}
@@ -72,6 +74,9 @@ def test_at_first_the_condition_is_added_to_what_is_scanned_alone():
     torch.testing.assert_close(block(x, e, SIZE), plain(x, SIZE))
 
 
+GRADIENTS = [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"}), ("class-ordered-mamba", {"num_classes": 3})]
+
+
 @pytest.mark.parametrize("settings", [{}, {"directions": 2}, {"order": "column-boustrophedon-reversed"}])
 @pytest.mark.parametrize(("name", "own"), [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"})])
 def test_a_condition_is_computed_once_and_serves_any_batch(name, own, settings):
@@ -83,7 +88,7 @@ def test_a_condition_is_computed_once_and_serves_any_batch(name, own, settings):
         block(torch.randn(4, 20, 8, dtype=torch.float64), one, (4, 5))
 
 
-@pytest.mark.parametrize(("name", "own"), [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"})])
+@pytest.mark.parametrize(("name", "own"), GRADIENTS)
 def test_gradients_are_those_of_differences(name, own):
     block = layer(name, **own)
     x, e = tokens(batch=1)[:, :6].requires_grad_(), tokens(batch=1, seed=1)[:, :6].requires_grad_()
@@ -106,7 +111,8 @@ def test_a_block_without_a_mixer_has_one_scan():
 
 
 def test_a_model_compiles_whole_and_computes_the_condition_once():
-    model = randomize(build("sisma-debug", mixer=None, cross={"mask": "conditioned-mamba"}, **SMALL | {"depth": 1})).eval()
+    settings = {"mixer": None, "cross": {"mask": "class-ordered-mamba"}, **SMALL, "depth": 1}
+    model = randomize(build("sisma-debug", **settings)).eval()
     x, t, mask = torch.randn(2, 3, 4, 6), torch.rand(2), torch.randint(0, 5, (2, 4, 6))
     torch.compiler.reset()
     with torch.no_grad():
@@ -125,3 +131,70 @@ def test_a_model_compiles_whole_and_computes_the_condition_once():
 def test_what_is_scanned_is_checked():
     with pytest.raises(ValueError, match=r"u must be 'mask', 'image' or 'sum' \(what is scanned\), got 'summ'.*'sum'"):
         CrossMamba(8, u="summ")
+
+
+CLASSES = torch.tensor([[0, 1, 1, 0, 2, 0, 0, 2, 0, 1, 0, 0], [3] * 12])  # the second mask is null
+
+
+@pytest.mark.parametrize("order", ["row", "row-reversed", "column"])
+def test_tokens_are_ordered_by_class_and_then_along_the_path(order):
+    forward, inverse, starts = class_order(CLASSES, order, SIZE, torch.float64)
+    path = list(range(12)) if order == "row" else scan_order(order, *SIZE).forward.tolist()
+    for i, classes in enumerate(CLASSES.tolist()):
+        expected = sorted(path, key=classes.__getitem__)
+        assert forward[i].tolist() == expected
+        firsts = {expected[k] for k in range(12) if k == 0 or classes[expected[k]] != classes[expected[k - 1]]}
+        assert set(starts[i, :, 0].nonzero().flatten().tolist()) == firsts
+    assert torch.equal(forward.gather(1, inverse), torch.arange(12).expand(2, -1))
+
+
+def test_class_ordered_mamba_is_its_equation():
+    block, x, e = layer("class-ordered-mamba", num_classes=3), tokens(), tokens(seed=1)
+    out = block(x, [block.condition(Signal(e, SIZE, classes=CLASSES), SIZE)], SIZE)
+    c, z = (F.linear(x, block.in_proj.weight) + F.linear(e, block.cond_proj.weight)).split(16, dim=-1)
+    u = mixed(block.ssm, c)
+    maps = F.linear(u, block.x_proj.weight) + F.linear(e, block.cond_x_proj.weight)
+    dts, Bs, Cs = (part.chunk(2, dim=-1) for part in maps.split([2, 8, 8], dim=-1))
+    for i in range(2):
+        turn = sorted(range(12), key=CLASSES[i].tolist().__getitem__)
+        y = torch.zeros(1, 12, 16, dtype=torch.float64)
+        for k, sequence in enumerate((list(range(12)), turn)):
+            weights = block.ssm.dt_proj.weight.chunk(2)[k], block.ssm.A_log.chunk(2)[k], block.ssm.D.chunk(2)[k]
+            delta, C = F.linear(dts[k][i, sequence], weights[0]), Cs[k][i, sequence]
+            if k:
+                in_turn = CLASSES[i][sequence]
+                begins = torch.cat([torch.tensor([True]), in_turn[1:] != in_turn[:-1]])
+                delta, C = delta + begins[:, None] * block.reset, C + block.prompts[in_turn]
+            scan = selective_scan(
+                *(u[i, sequence][None], delta[None], -weights[1].exp(), Bs[k][i, sequence][None], C[None], weights[2]),
+                **{"delta_bias": block.ssm.dt_proj.bias.chunk(2)[k], "delta_softplus": True, "backend": "reference"},
+            )
+            y[:, sequence] += scan
+        torch.testing.assert_close(out[i : i + 1], finished(block.ssm, y, z[i : i + 1]), rtol=1e-10, atol=1e-12)
+
+
+def test_a_token_has_the_class_of_which_it_holds_the_largest_share():
+    mask = torch.zeros(2, 4, 8, dtype=torch.uint8)
+    mask[:, 0, 3:5] = 2  # a pixel in each of the two upper middle patches, and most of both is class 0
+    mask[:, :, 6:] = 1
+    expected = [0, 2, 2, 1, 0, 0, 0, 1]
+    assert token_classes(mask, 3, 2).tolist() == [expected] * 2
+    one_hot = F.one_hot(mask.long(), 3).movedim(3, 1).float()
+    assert token_classes(one_hot, 3, 2, torch.tensor([True, False])).tolist() == [expected, [3] * 8]
+    pooled = Signal(torch.zeros(2, 8, 1), (2, 4), classes=token_classes(mask, 3, 2)).on((1, 2))
+    assert pooled.classes.tolist() == [[0, 1]] * 2, "the token in the middle, below it and to the right"
+
+
+def test_a_label_map_says_its_classes_where_a_layer_reads_them():
+    model = TokenModel(mixer=None, cross={"mask": "class-ordered-mamba"}, mask_dropout=0.5, **SMALL)
+    assert model.conditions["mask"].gives_classes and model.blocks[0].class_ordered_mamba.num_classes == 5
+    assert not TokenModel(mixer="self-mamba", cross={"mask": "cross-mamba"}, **SMALL).conditions["mask"].gives_classes
+    randomize(model)
+    x, t, mask = torch.randn(2, 3, 4, 6), torch.rand(2), torch.randint(0, 5, (2, 4, 6))
+    state = model.condition(mask).blocks[0]["class_ordered_mamba"]
+    assert not torch.equal(state.forward[0], state.forward[1]), "an order of its own for each image"
+    model.train()(x, t, mask).square().mean().backward()
+    assert model.blocks[0].class_ordered_mamba.prompts.grad.any()
+    with pytest.raises(ValueError, match="reads the classes of a label map, and condition 'edges' is none"):
+        kinds = {"edges": {"name": "dense-map", "channels": 2}}
+        TokenModel(mixer=None, conditions=kinds, cross={"edges": "class-ordered-mamba"}, num_classes=5, dim=16, depth=1)

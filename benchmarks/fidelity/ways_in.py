@@ -37,6 +37,7 @@ CANDIDATES = {
     "conditioned": way("conditioned-mamba", 7.3, _ALONE),
     "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
     "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
+    "class-ordered": way("class-ordered-mamba", 7.0, _ALONE),
     "self+conditioned": way("conditioned-mamba", 2.94),
 }
 

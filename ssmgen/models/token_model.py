@@ -96,6 +96,7 @@ class TokenModel(ConditionalModel):
             scanning += "order" in known  # a block that scans nothing takes no order from the others
             self.blocks.append(Block(dim, layers, gates, adaln, **{name: own[name] for name in own if name in known}))
             _check_grids(self.conditions, self.blocks[i])
+            _ask_for_classes(self.conditions, self.blocks[i])
         first: Any = self.blocks[0]
         shares = hasattr(first.adaln, "shares")
         self.shared_adaln = AdaLNZero(dim, first.adaln.sublayers, gates) if shares else None
@@ -267,6 +268,15 @@ def _check_grids(conditions: nn.ModuleDict, block: Any) -> None:
                 f"layer {key!r} reads tokens on the image's grid, and condition {name!r} is a sequence: read it with "
                 "'cross-mamba-sequence' or 'cross-attention'"
             )
+
+
+def _ask_for_classes(conditions: nn.ModuleDict, block: Any) -> None:
+    """Tell a label map that a layer reads the classes of its tokens."""
+    for key, name in block.condition_of.items():
+        if name is not None and getattr(getattr(block, key), "needs_classes", False):
+            if not hasattr(conditions[name], "gives_classes"):
+                raise ValueError(f"layer {key!r} reads the classes of a label map, and condition {name!r} is none")
+            conditions[name].gives_classes = True  # type: ignore[assignment]
 
 
 def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str], mixers: Any) -> None:

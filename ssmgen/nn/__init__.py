@@ -4,6 +4,7 @@ from ssmgen.nn.adaln import AdaLNSingle, AdaLNZero, Modulation, PlainNorm
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
 from ssmgen.nn.causal import CausalSSM, Mamba
+from ssmgen.nn.class_ordered_mamba import ClassOrderedMamba, ClassOrderedState
 from ssmgen.nn.conditioned_mamba import ConditionedMamba, ConditionedState
 from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
@@ -22,6 +23,8 @@ __all__ = [
     "AdaLNZero",
     "AttentionCondition",
     "Block",
+    "ClassOrderedMamba",
+    "ClassOrderedState",
     "ConditionedMamba",
     "ConditionedState",
     "CausalSSM",

@@ -79,7 +79,11 @@ class ConditionedMamba(SelfMamba):
         content, z = with_states(self.in_proj(x), states, "content").chunk(2, dim=-1)
         u = self.ssm.mix_locally(content, size)
         dt, B, C = with_states(self.x_proj(u), states, "maps").split(self.widths, dim=-1)
-        return self.ssm.finish(self.ssm.scan(u, self.ssm.step_size(dt), B, C, size), z)
+        return self.ssm.finish(self._scan(u, dt, B, C, states, size), z)
+
+    def _scan(self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, states: list[Any], size: tuple[int, int]) -> Tensor:
+        """Scan ``u`` with step sizes of low rank ``dt``; a subclass may do so in another order."""
+        return self.ssm.scan(u, self.ssm.step_size(dt), B, C, size)
 
 
 def with_states(x: Tensor, states: list[Any], name: str) -> Tensor:

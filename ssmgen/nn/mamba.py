@@ -6,6 +6,7 @@ k directions.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
-from ssmgen.ops import conv_silu, norm, scan_directions, scan_order, selective_scan
+from ssmgen.ops import ScanOrder, conv_silu, norm, scan_directions, scan_order, selective_scan
 from ssmgen.registry import closest, passes_on, register
 
 _SCANNED = ("mask", "image", "sum")
@@ -95,7 +96,15 @@ class SelectiveSSM(nn.Module):
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
         return conv_silu(x, self.conv.weight, bias, size)
 
-    def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
+    def scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        size: tuple[int, int],
+        orders: Sequence[ScanOrder | None] | None = None,
+    ) -> Tensor:
         """`selective_scan` in this layer's orders with its A, D and step-size bias, summed over the directions.
 
         Args:
@@ -103,7 +112,10 @@ class SelectiveSSM(nn.Module):
             delta: ``(b, l, k e)``.
             B, C: ``(b, l, k n)``.
             size: (height, width).
+            orders: of the directions, instead of the layer's own.
         """
+        if orders is None:
+            orders = [scan_order(name, *size, device=u.device) for name in self.orders]
         shared = self.A_log, self.D, self.dt_proj.bias
         deltas, Bs, Cs = (x.chunk(self.directions, dim=-1) for x in (delta, B, C))
         A_logs, Ds, biases = (at_least_float32(x).chunk(self.directions) for x in shared)
@@ -117,10 +129,10 @@ class SelectiveSSM(nn.Module):
                 Ds[k],
                 delta_bias=biases[k],
                 delta_softplus=True,
-                order=scan_order(name, *size, device=u.device),
+                order=order,
                 backend=self.backend,
             )
-            for k, name in enumerate(self.orders)
+            for k, order in enumerate(orders)
         ]
         return functools.reduce(torch.add, results)
 
