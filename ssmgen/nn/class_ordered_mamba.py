@@ -64,14 +64,15 @@ class ClassOrderedMamba(ConditionedMamba):
         content, maps = super().condition(signal, size)
         told = None if isinstance(signal, Tensor) else signal.classes
         classes = content.new_full(content.shape[:2], self.num_classes, dtype=torch.long) if told is None else told
-        maps = maps + F.pad(self.prompts[classes], (maps.shape[-1] - self.ssm.d_state, 0))
+        maps = maps + F.pad(self.prompts[classes], (maps.shape[-1] - self.ssm.d_state, 0)).to(maps.dtype)
         return ClassOrderedState(content, maps, *class_order(classes, self.ssm.order, size, content.dtype))
 
     def _scan(self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, states: list[Any], size: tuple[int, int]) -> Tensor:
         own = [state for state, _ in parts_of(states, u)]
         forward, inverse, starts = (torch.cat([getattr(state, name) for state in own]) for name in _ORDER)
         by_order, by_class = self.ssm.step_size(dt).chunk(2, dim=-1)
-        delta = torch.cat([by_order, by_class + starts * self.reset], dim=-1)
+        reset = (starts * self.reset).to(by_class.dtype)  # under autocast the products are of 16 bits
+        delta = torch.cat([by_order, by_class + reset], dim=-1)
         orders = [scan_order(self.ssm.order, *size, device=u.device), ScanOrder(forward, inverse)]
         return self.ssm.scan(u, delta, B, C, size, orders)
 
