@@ -198,3 +198,31 @@ def test_a_label_map_says_its_classes_where_a_layer_reads_them():
     with pytest.raises(ValueError, match="reads the classes of a label map, and condition 'edges' is none"):
         kinds = {"edges": {"name": "dense-map", "channels": 2}}
         TokenModel(mixer=None, conditions=kinds, cross={"edges": "class-ordered-mamba"}, num_classes=5, dim=16, depth=1)
+
+
+def test_token_modulation_comes_before_every_layer():
+    spec = {"name": "token-modulation", "rank": 4}
+    model = build("dit-debug", **SMALL_DIT, mask_input="none", modulate={"mask": spec})
+    changes = [name for name, _ in model.blocks[0].named_children() if name.endswith("_by_mask")]
+    assert changes == ["self_attention_by_mask", "ffn_by_mask"]
+    x, t, mask = torch.randn(2, 3, 4, 6), torch.rand(2), torch.randint(0, 5, (2, 4, 6))
+    plain = build("dit-debug", **SMALL_DIT)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if "_by_mask" not in key})
+    plain.add = ()
+    torch.testing.assert_close(model.eval()(x, t, mask), plain.eval()(x, t, mask), msg="at first it changes nothing")
+    randomize(model)
+    cond = model.condition(mask)
+    assert not torch.allclose(model(x, t, mask), model(x, t, mask.flip(0)))
+    torch.testing.assert_close(model(x, t, cond=cond), model(x, t, mask))
+    parts = [model.condition(mask[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(model(x, t, cond=parts), model(x, t, mask))
+    h, block = torch.randn(2, 24, 16), model.blocks[0].ffn_by_mask
+    scale, shift = cond.blocks[0]["ffn_by_mask"]
+    torch.testing.assert_close(block(h, [cond.blocks[0]["ffn_by_mask"]], (4, 6)), h * (1 + scale) + shift)
+    with pytest.raises(ValueError, match="no condition 'msk'.*'mask'"):
+        build("dit-debug", **SMALL_DIT, modulate={"msk": spec})
+    with pytest.raises(TypeError, match="modulate maps a condition's name to a spec, got 'token-modulation'"):
+        build("dit-debug", **SMALL_DIT, modulate="token-modulation")
+
+
+SMALL_DIT = {key: value for key, value in SMALL.items() if key != "d_state"} | {"num_heads": 2}

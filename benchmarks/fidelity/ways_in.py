@@ -17,6 +17,7 @@ def way(second: str, ffn_ratio: float, *words: str, mask_input: str = "none") ->
     return (*known, f"model_args.mask_input={mask_input}", *words)
 
 
+_PER_TOKEN = "model_args.modulate.mask=token-modulation"
 #: In place of a mixer and a cross layer: one layer that does both.
 _ALONE = "model_args.mixer=null"
 
@@ -38,6 +39,9 @@ CANDIDATES = {
     "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
     "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
     "class-ordered": way("class-ordered-mamba", 7.0, _ALONE),
+    "modulated": way("none", 3.35, _PER_TOKEN),
+    "modulated+added": way("none", 3.35, _PER_TOKEN, mask_input="add"),
+    "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),
     "self+conditioned": way("conditioned-mamba", 2.94),
 }
 

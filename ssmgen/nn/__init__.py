@@ -17,6 +17,7 @@ from ssmgen.nn.patch import Patchify, Unpatchify
 from ssmgen.nn.sequence_mamba import SequenceCrossMamba, SequenceState
 from ssmgen.nn.signal import Signal
 from ssmgen.nn.spade import SPADE, SPADECondition
+from ssmgen.nn.token_modulation import TokenModulation, TokenShift
 
 __all__ = [
     "AdaLNSingle",
@@ -50,6 +51,8 @@ __all__ = [
     "SelfAttention",
     "SelfMamba",
     "TimeEmbedding",
+    "TokenModulation",
+    "TokenShift",
     "Unpatchify",
     "sincos_position",
 ]
