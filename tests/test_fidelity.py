@@ -4,11 +4,12 @@ import json
 import re
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
 
 from benchmarks.fidelity import __main__ as fidelity
-from benchmarks.fidelity import defaults, report, step_time
+from benchmarks.fidelity import defaults, experiments, report, step_time
 from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
 from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
@@ -28,15 +29,25 @@ EQUAL = [
 ]
 
 
+def parameters(name, variant):
+    """Their number, of a variant of an experiment."""
+    experiment = EXPERIMENTS[name]
+    config = train.parse([experiment.preset, *experiment.base, *experiment.variants[variant]])
+    config.autoencoder_source = "drawn"  # real faces' own is not at hand
+    autoencoder = load_autoencoder(config)
+    with torch.device("meta"):
+        return sum(p.numel() for p in new_model(config, autoencoder).parameters())
+
+
 @pytest.mark.parametrize(("name", "chosen", "other"), EQUAL)
 def test_variants_have_equal_parameters(name, chosen, other):
-    def parameters(words):
-        config = train.parse([EXPERIMENTS[name].preset, *EXPERIMENTS[name].base, *words])
-        config.autoencoder_source = "drawn"  # real faces' own is not at hand
-        return sum(p.numel() for p in new_model(config, load_autoencoder(config)).parameters())
+    assert parameters(name, chosen) == pytest.approx(parameters(name, other), rel=0.002)
 
-    variants = EXPERIMENTS[name].variants
-    assert parameters(variants[chosen]) == pytest.approx(parameters(variants[other]), rel=0.002)
+
+@pytest.mark.parametrize("name", ["ways-in", "ways-in-coarse"])
+def test_ways_in_have_equal_parameters_within_two_percent(name):
+    counts = {chosen: parameters(name, chosen) for chosen in EXPERIMENTS[name].variants}
+    assert counts == pytest.approx(dict.fromkeys(counts, counts["cross-mamba"]), rel=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name, e in EXPERIMENTS.items() if not e.sampled])
@@ -51,6 +62,18 @@ def test_every_variant_can_be_built(name):
 def test_variants_of_equal_time_take_other_steps():
     experiment = Experiment("?", {"a": (), "b": ()}, stages=(100, 300), paces={"b": 1.5})
     assert experiment.stages_of("a") == (100, 300) and experiment.stages_of("b") == (150, 450)
+
+
+def test_equal_time_needs_measured_step_times(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["fidelity", "ways-in-time", "--variants", "added", "spade"])
+    (tmp_path / "fidelity").mkdir()
+    (tmp_path / "fidelity/step-time-ways-in.json").write_text('{"ratios": {"added": 1.0, "u=image": 1.25}}')
+    assert EXPERIMENTS["ways-in-time"].stages_of("u=image") == (80, 160, 280, 1040)
+    with pytest.raises(SystemExit):
+        fidelity.main()
+    said = capsys.readouterr().err
+    assert "the steps of spade follow from step times" in said and "benchmarks.fidelity.step_time ways-in" in said
 
 
 @pytest.mark.filterwarnings("ignore:width 24 is under twice")
@@ -80,6 +103,7 @@ def test_a_variant_is_trained_and_measured_at_every_stage(tmp_path, monkeypatch,
     result = fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x")
     assert list(result["stages"]) == [2, 4] and result["seed"] == 1 and result["commit"]
     assert all(0 <= stage["mask_agreement"]["miou"] <= 1 for stage in result["stages"].values())
+    assert all("brow_distance" in stage["consistency"]["ratio"] for stage in result["stages"].values())
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was done before"))
     assert fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x") == result
 
@@ -119,8 +143,8 @@ def test_the_finding_on_real_faces_is_what_its_table_says():
 def test_every_setting_of_a_preset_says_what_it_stands_on(name):
     assert set(defaults.chosen(name)) <= set(defaults.STANDS_ON) <= set().union(*map(defaults.chosen, defaults.PRESETS))
     for setting in defaults.chosen(name):
-        experiments = re.findall(r"`([a-z-]+)`", defaults.STANDS_ON[setting])
-        assert set(experiments) <= {*EXPERIMENTS, "quick"}, f"{setting}: no such experiment"
+        named = re.findall(r"`([a-z-]+)`", defaults.STANDS_ON[setting])
+        assert set(named) <= {*EXPERIMENTS, "quick"}, f"{setting}: no such experiment"
 
 
 def test_every_row_was_measured_at_a_commit():
@@ -152,6 +176,33 @@ def test_a_row_is_mean_and_deviation_over_seeds(tmp_path):
     (tmp_path / "mask-entry/else-seed0.json").write_text('{"variant": "else"}')
     with pytest.raises(ValueError, match="else-seed0.json: the experiment has no variant 'else'"):
         report.page(tmp_path)
+
+
+def detailed_result(name, miou, small, iris):
+    """A result of a variant of ways-in whose figures rise from stage to stage."""
+    agreement = {"miou": miou, "iou": {"skin": 0.9, "l_eye": small, "r_eye": small + 0.2}}
+    figures = {"iris_distance": 0.05, "brow_distance": 0.02, "hair_chroma_variance": 0.00012, "both_eyes": 0.75}
+    ratio = {"iris_distance": iris, "brow_distance": 1.5, "hair_chroma_variance": 0.8}
+    stage = {
+        **{"mask_agreement": agreement, "floor": {"miou": 0.2}, "ceiling": {"miou": 0.9}, "floor_to_ceiling": miou},
+        **{"autoencoder_ceiling": agreement, "diversity": {"same_mask": 0.5}},
+        "consistency": {"generated": figures, "autoencoder": figures, "ratio": ratio},
+    }
+    found = {"variant": name, "words": "w", "parameters": 1, "seed": 0, "commit": "abc", "masks": 8}
+    found |= {"versions": {"torch": "2"}, "hardware": {"gpu": None, "processor": "P"}}
+    return found | {"stages": dict.fromkeys(["100", "1300", "200", "350"], stage)}
+
+
+def test_an_experiment_in_detail_has_small_classes_and_consistency(tmp_path):
+    for name in ("ways-in", "ways-in-time"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "added-seed0.json").write_text(json.dumps(detailed_result("added", 0.7, 0.4, 1.25)))
+    page = report.page(tmp_path)
+    assert "| added | 1 | 1 | 0.700 | 0.700 | 0.700 | 0.700 | 70% | 0.500 |" in page
+    assert "| variant | small, 100 steps | small, 200 steps |" in page and "mIoU, time of 1300 steps" in page
+    assert "| added | 0.500 | 0.500 | 0.500 | 0.500 | 0.400 | 0.600 | 0.750 | 1.25 | 1.50 | 0.80 |" in page
+    assert "both eyes 0.750, iris 0.050, brows 0.020, hair chroma 0.00012" in page
+    assert "| 100 / 200 / 350 / 1300 |" in page
 
 
 def test_runs_of_other_lengths_say_their_steps(tmp_path):

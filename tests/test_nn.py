@@ -201,7 +201,7 @@ BAD_CALLS = {
         "condition was made for batch 2",
     ),
     "an unknown order": (lambda: SelfMamba(16, order="spiral"), "unknown scan order 'spiral'"),
-    "an unknown scanned sequence": (lambda: CrossMamba(16, u="masks"), "u must be 'mask' or 'image'"),
+    "an unknown scanned sequence": (lambda: CrossMamba(16, u="masks"), "u must be 'mask', 'image' or 'sum'"),
     "an even kernel": (lambda: SelfMamba(16, d_conv=4), "d_conv odd"),
     "a width sin-cos cannot fill": (lambda: build("position-embedding", dim=6), "multiple of 4"),
     "other channels": (

@@ -36,6 +36,7 @@ _KEPT = (
     "autoencoder_ceiling",
     "floor",
     "floor_to_ceiling",
+    "consistency",
     "diversity",
     "distances",
     "seconds",
@@ -62,6 +63,9 @@ def main() -> None:
     chosen = arguments.variants or list(experiment.variants)
     for name in chosen:
         _known(name, experiment.variants, parser)
+    if untimed := experiment.untimed(chosen):
+        timing = f"python -m benchmarks.fidelity.step_time {experiment.timed_by}"
+        parser.error(f"the steps of {', '.join(untimed)} follow from step times, which are not measured: {timing}")
     for seed in arguments.seeds:
         for name in chosen:
             file = result_file(arguments.experiment, name, seed)

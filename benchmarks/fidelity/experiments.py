@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from benchmarks.fidelity.ways_in import COARSE, FINE, WAYS
 from benchmarks.timing import RESULTS
 
 
@@ -17,8 +19,12 @@ class Experiment:
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
         preset: what they are changes of.
-        stages: training steps after which each run is measured; the learning rate decays to zero over the last.
+        stages: training steps after which each run is measured; the learning rate decays to zero over the last. What is
+            measured are averages of the weights over about the last ninth of the steps until then (the ramp of
+            `ssmgen.training.optimizers.moving_average`), which stands in for the decay at the stages before the last.
         paces: how many times these steps a variant takes, where it is given equal time and not equal steps.
+        timed_by: experiment whose measured step times are the paces instead, see `benchmarks.fidelity.step_time`.
+        detailed: the page also tables small classes, eyes and consistency.
         sampled: the variants are words of recipes.sisma.evaluate instead: one run a seed is sampled in each way.
         finding: what the results say, for the page.
     """
@@ -29,12 +35,24 @@ class Experiment:
     preset: str = "quick"
     stages: tuple[int, ...] = (350, 1050)
     paces: dict[str, float] = field(default_factory=dict)
+    timed_by: str = ""
+    detailed: bool = False
     sampled: bool = False
     finding: str = ""
 
     def stages_of(self, name: str) -> tuple[int, ...]:
         """Training steps after which a variant is measured."""
-        return tuple(round(steps * self.paces.get(name, 1.0)) for steps in self.stages)
+        paces = measured_paces(self.timed_by) if self.timed_by else self.paces
+        return tuple(round(steps * paces.get(name, 1.0)) for steps in self.stages)
+
+    @property
+    def equal_time(self) -> bool:
+        """Whether variants take different numbers of steps."""
+        return bool(self.paces or self.timed_by)
+
+    def untimed(self, names: Iterable[str]) -> list[str]:
+        """Those of the variants that need a measured step time and have none."""
+        return [name for name in names if self.timed_by and name not in measured_paces(self.timed_by)]
 
 
 def variant(second: str, ffn_ratio: float, mask_input: str = "none") -> tuple[str, ...]:
@@ -83,6 +101,9 @@ SOLVERS = (
     ("deis2", 11),
 )
 
+#: Early stages tell apart what later ends level.
+STARTING = (100, 200, 350, 1300)
+
 EXPERIMENTS = {
     "mask-entry": Experiment(
         "Where should the mask enter? Cross-Mamba against other ways, at equal parameters and steps.",
@@ -106,6 +127,28 @@ EXPERIMENTS = {
             "size is neither shown nor refuted. The named sizes therefore keep the paper's default "
             "(`mask_input=none`); the presets `quick` and `faces` use both."
         ),
+    ),
+    "ways-in": Experiment(
+        "How fast does a mask take effect, by the way it enters? Equal parameters and steps, without guidance.",
+        WAYS,
+        FINE,
+        stages=STARTING,
+        detailed=True,
+    ),
+    "ways-in-time": Experiment(
+        "The same at equal time: as many steps as the first variant takes in those named.",
+        WAYS,
+        FINE,
+        stages=STARTING,
+        timed_by="ways-in",
+        detailed=True,
+    ),
+    "ways-in-coarse": Experiment(
+        "The same with tokens of 16 x 16 pixels, which hold several parts of a face: placing them is harder.",
+        WAYS,
+        COARSE,
+        stages=STARTING,
+        detailed=True,
     ),
     "design": Experiment(
         "Which of our choices and the paper's matter? Each variant changes one setting; attention and DiT replace "
@@ -174,7 +217,7 @@ EXPERIMENTS = {
         },
         base=("guidance_scale=1", "evaluate_masks=64"),
         stages=(350,),
-        paces=measured_paces("toolkit"),
+        timed_by="toolkit",
     ),
     "training-time": Experiment(
         "What does longer training gain? Each run has a cosine of its own length.",

@@ -18,6 +18,11 @@ from benchmarks.timing import RESULTS
 
 FOLDER = RESULTS / "fidelity"
 Result = dict[str, Any]
+#: Classes of which a mask has few pixels.
+SMALL = (
+    *("l_eye", "r_eye", "l_brow", "r_brow", "u_lip", "l_lip"),
+    *("l_ear", "r_ear", "ear_r", "neck_l", "eye_g"),
+)
 
 _HEAD = """# Fidelity
 
@@ -81,11 +86,12 @@ def _section(name: str, folder: Path) -> str:
     if "milliseconds" in times:
         columns["ms a step"] = [f"{times['milliseconds'][variant]:.0f}" for variant in found]
     anyone = next(iter(found.values()))[0]
+    detail = _detailed(experiment, found) if experiment.detailed else ""
     words = "\n".join(f"- *{variant}*: {_code(results[0]['words'])}" for variant, results in found.items())
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return (
         f"## {name}\n\n{experiment.question}\n\n{table(list(columns), rows)}\n{_bounds(stages(anyone)[-1])}\n\n"
-        f"{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}{_clock(times)}\n"
+        f"{detail}{experiment.finding}\n\nSettings:\n\n{words}\n\n{_origin(name, found)}{_clock(times)}\n"
     )
 
 
@@ -96,11 +102,10 @@ def _measured(experiment: Experiment, found: dict[str, list[Result]]) -> dict[st
         "parameters": [f"{results[0]['parameters']:,}" for results in found.values()],
         "seeds": [str(len(results)) for results in found.values()],
     }
-    if experiment.paces:
-        columns["steps"] = [max(results[0]["stages"], key=int) for results in found.values()]
+    if experiment.equal_time:
+        columns["steps"] = [" / ".join(sorted(results[0]["stages"], key=int)) for results in found.values()]
     for at, steps in enumerate(experiment.stages):
-        name = "mIoU" if experiment.paces else f"mIoU, {steps} steps"
-        columns[name] = [
+        columns[_stage("mIoU", experiment, steps)] = [
             _spread([stages(result)[at]["mask_agreement"]["miou"] for result in results]) for results in found.values()
         ]
     columns["of the way to the ceiling"] = [
@@ -110,6 +115,45 @@ def _measured(experiment: Experiment, found: dict[str, list[Result]]) -> dict[st
     if all("distances" in stage for end in ends for stage in end):
         columns["proxy distance"] = [_spread([_proxy(stage)["frechet"]["value"] for stage in end]) for end in ends]
     return columns
+
+
+def _stage(figure: str, experiment: Experiment, steps: int) -> str:
+    """A column of a figure at a stage."""
+    if not experiment.equal_time:
+        return f"{figure}, {steps} steps"
+    return figure if len(experiment.stages) == 1 else f"{figure}, time of {steps} steps"
+
+
+def _detailed(experiment: Experiment, found: dict[str, list[Result]]) -> str:
+    """A table of small classes, eyes and consistency, with what real images have below it."""
+    columns = {"variant": list(found)}
+    for at, steps in enumerate(experiment.stages):
+        columns[_stage("small", experiment, steps)] = [
+            _spread([small_classes(stages(result)[at]["mask_agreement"]) for result in results])
+            for results in found.values()
+        ]
+    ends = [[stages(result)[-1] for result in results] for results in found.values()]
+    for eye in ("l_eye", "r_eye"):
+        columns[eye] = [_spread([stage["mask_agreement"]["iou"][eye] for stage in end]) for end in ends]
+    columns["both eyes"] = [_spread([stage["consistency"]["generated"]["both_eyes"] for stage in end]) for end in ends]
+    for key, name in (("iris_distance", "iris"), ("brow_distance", "brows"), ("hair_chroma_variance", "hair chroma")):
+        columns[name] = [_spread([stage["consistency"]["ratio"][key] for stage in end], 2) for end in ends]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    real = ends[0][0]
+    figures = real["consistency"]["autoencoder"]
+    mean = f"small {small_classes(real['autoencoder_ceiling']):.3f}, both eyes {figures['both_eyes']:.3f}, "
+    parts = f"iris {figures['iris_distance']:.3f}, brows {figures['brow_distance']:.3f}, "
+    return (
+        f"{table(list(columns), rows)}\nSmall: mean IoU of {', '.join(SMALL)}. Iris, brows and hair chroma are ratios "
+        f"to real images after the autoencoder, at the last stage (1 is as consistent as they are, more is less). "
+        f"Those have {mean}{parts}hair chroma {figures['hair_chroma_variance']:.5f}: "
+        "see [Evaluation](evaluation.md).\n\n"
+    )
+
+
+def small_classes(agreement: Result) -> float:
+    """Mean IoU of the small classes that occur in the masks."""
+    return statistics.mean(agreement["iou"][name] for name in SMALL if name in agreement["iou"])
 
 
 def stages(result: Result) -> list[Result]:
@@ -125,9 +169,9 @@ def _code(words: str) -> str:
     return f"`{words}`" if words else "unchanged"
 
 
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+def _spread(values: list[float], digits: int = 3) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _bounds(stage: Result) -> str:

@@ -12,6 +12,7 @@ from ssmgen import register
 from ssmgen.models import SDM, TokenModel
 from ssmgen.nn import SPADE, SelfMamba, Signal, SPADECondition
 from ssmgen.nn.parts import parts_of
+from ssmgen.registry import Spec
 
 
 @register("block", "second-self-mamba")
@@ -82,8 +83,16 @@ SECOND = {
 
 
 @register("model", "sisma-variant")
-def sisma_variant(*, dim: int, second: str, **settings: Any) -> TokenModel:
-    """SISMA with ``second`` in the place of its Cross-Mamba: none, concat, spade or cross-attention."""
+def sisma_variant(*, dim: int, second: str, mixer: Spec | None = "self-mamba", **settings: Any) -> TokenModel:
+    """SISMA with ``second`` in the place of its Cross-Mamba.
+
+    Args:
+        dim: width of the tokens.
+        second: none, concat, spade or cross-attention, a registered layer, or no-layer.
+        mixer: that of every block; None where ``second`` mixes the image tokens too.
+        **settings: others of `TokenModel`.
+    """
     if second == "cross-attention":
         settings = {"num_heads": dim // 16, **settings}
-    return TokenModel(dim=dim, mixer="self-mamba", cross={"mask": SECOND[second]}, **settings)
+    cross = {} if second == "no-layer" else {"mask": SECOND.get(second, second)}
+    return TokenModel(dim=dim, mixer=mixer, cross=cross, **settings)

@@ -37,7 +37,12 @@ class LabelMap(_Mask):
         patch_size: side of a token's patch in the latent.
         class_dim: width of the class embedding before it is patchified.
         dropout: see `Condition`.
+
+    Attributes:
+        gives_classes: its signals say the class of each token; a model sets it if one of its layers reads them.
     """
+
+    gives_classes = False
 
     def __init__(
         self,
@@ -59,7 +64,27 @@ class LabelMap(_Mask):
         mask = self.at_full_size(given, size)
         tokens = self.encoder(mask, keep)
         side = self.encoder.patch_size
-        return Signal(tokens, (mask.shape[-2] // side, mask.shape[-1] // side))
+        classes = token_classes(mask, self.num_classes, side, keep) if self.gives_classes else None
+        return Signal(tokens, (mask.shape[-2] // side, mask.shape[-1] // side), classes=classes)
+
+
+def token_classes(mask: Tensor, num_classes: int, side: int, keep: Tensor | None = None) -> Tensor:
+    """The class of which a token holds the largest share, ``(b, l)``: an eye is smaller than any patch that it lies in.
+
+    Args:
+        mask: labels ``(b, h, w)``, or one-hot classes ``(b, num_classes, h, w)``.
+        num_classes: classes.
+        side: of a token's patch in labels.
+        keep: ``(b,)`` bool; tokens of items with False are of the class ``num_classes``.
+    """
+    if mask.dim() == 3:
+        labels = rearrange(mask.long(), "b (h p) (w q) -> b (h w) (p q)", p=side, q=side)
+        held = torch.zeros(*labels.shape[:2], num_classes, device=mask.device)
+        held = held.scatter_add(2, labels, torch.ones(1, device=mask.device).expand(labels.shape))
+    else:
+        held = rearrange(F.avg_pool2d(mask.float(), side), "b c h w -> b (h w) c")
+    classes = (held / held.sum(1, keepdim=True).clamp(min=1e-6)).argmax(2)
+    return classes if keep is None else torch.where(keep.unsqueeze(1), classes, num_classes)
 
 
 @register("condition", "one-hot-map")

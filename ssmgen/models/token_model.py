@@ -32,7 +32,8 @@ class TokenModel(ConditionalModel):
     Args:
         dim: width of the tokens.
         depth: number of blocks.
-        mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn.
+        mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn. None is
+            without, where a layer of ``cross`` mixes them.
         cross: name of a condition to the spec of the layer that reads it.
         conditions: name to spec; one label map called ``mask`` where None.
         add: conditions whose tokens are added to the image tokens at the input.
@@ -44,7 +45,8 @@ class TokenModel(ConditionalModel):
         ffn: spec of the feed-forward of every block; None is without.
         **settings: for the parts that take them: ``d_state=8`` for every layer with that argument, ``ffn_ratio=2`` for
             ``ratio`` of the feed-forwards, ``mask_dropout=0.1`` for ``dropout`` of the condition ``mask``.
-            ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without. ``adaln`` is that of `Block`.
+            ``mask_input="add"`` is ``add=("mask",)``, and ``"none"`` is without. ``adaln`` and ``modulate`` are
+            those of `Block`.
 
     Raises:
         ValueError: an empty stack, a condition that is not used, or a name that is no condition.
@@ -56,7 +58,7 @@ class TokenModel(ConditionalModel):
         *,
         dim: int,
         depth: int,
-        mixer: Spec | Sequence[Spec],
+        mixer: Spec | Sequence[Spec | None] | None,
         cross: Mapping[str, Spec] | None = None,
         conditions: Mapping[str, Spec] | None = None,
         add: Sequence[str] = (),
@@ -70,10 +72,10 @@ class TokenModel(ConditionalModel):
     ) -> None:
         super().__init__()
         named, cross = _MASK if conditions is None else conditions, cross or {}
-        parts = {"mixer": mixer, "cross": cross, "conditions": named, "ffn": ffn}
+        parts = {"mixer": mixer, "cross": cross, "conditions": named, "ffn": ffn, "modulate": settings.get("modulate")}
         check_keywords(type(self).__name__, settings, self.takes(parts))
-        mixers, adaln = _listed(mixer), settings.pop("adaln", "adaln")
-        _check_stack(depth, mixers, orders)
+        mixers, adaln, modulate = _listed(mixer), settings.pop("adaln", "adaln"), settings.pop("modulate", None) or {}
+        _check_stack(depth, mixers, cross, orders)
         _check_adaln(adaln)
         self.add = _added(named, add, settings)
         self.in_channels, self.patch_size, self.multiple = in_channels, patch_size, patch_size
@@ -84,8 +86,9 @@ class TokenModel(ConditionalModel):
         given = {"dim": dim, "patch_size": patch_size, "in_channels": in_channels}
         _check_conditions(named, given)
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
-        _check_names(self.conditions, cross, self.add, mixers)
-        _check_widths(self.conditions, [*cross, *self.add], dim)
+        keys = {key for each in mixers for key, _, _ in _layers(each, cross, "feed-forward")}
+        _check_names(self.conditions, [*cross, *modulate], self.add, keys)
+        _check_widths(self.conditions, [*cross, *modulate, *self.add], dim)
         self.blocks = nn.ModuleList()
         scanning = 0
         for i in range(depth):
@@ -93,8 +96,10 @@ class TokenModel(ConditionalModel):
             own = {**settings, "order": orders[scanning % len(orders)]}
             known = Block.takes({"layers": layers})
             scanning += "order" in known  # a block that scans nothing takes no order from the others
-            self.blocks.append(Block(dim, layers, gates, adaln, **{name: own[name] for name in own if name in known}))
+            taken = {name: own[name] for name in own if name in known}
+            self.blocks.append(Block(dim, layers, gates, adaln, modulate, **taken))
             _check_grids(self.conditions, self.blocks[i])
+            _ask_for_classes(self.conditions, self.blocks[i])
         first: Any = self.blocks[0]
         shares = hasattr(first.adaln, "shares")
         self.shared_adaln = AdaLNZero(dim, first.adaln.sublayers, gates) if shares else None
@@ -107,16 +112,18 @@ class TokenModel(ConditionalModel):
         named = arguments.get("conditions")
         named = _MASK if named is None else named
         mixers, cross = _listed(arguments.get("mixer", ())), arguments.get("cross") or {}
-        for key, parts in (("conditions", named), ("cross", cross)):
+        modulate = arguments.get("modulate") or {}
+        for key, parts in (("conditions", named), ("cross", cross), ("modulate", modulate)):
             if not isinstance(parts, Mapping):
                 raise TypeError(f"{key} maps a condition's name to a spec, got {parts!r}: write {key}={{'mask': ...}}")
-        for kind, specs in (("block", [*mixers, *cross.values()]), ("condition", named.values())):
+        layers = [*(mixer for mixer in mixers if mixer is not None), *cross.values(), *modulate.values()]
+        for kind, specs in (("block", layers), ("condition", list(named.values()))):
             for spec in specs:
                 find(divided(spec)[0], kind)
         ffn = arguments.get("ffn", "feed-forward")
         parts = {key: spec for mixer in mixers for key, spec, _ in _layers(mixer, cross, ffn)}
         decided = ("dim", "order", "patch_size", "in_channels")
-        return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named), "adaln"]
+        return [*settings_of({**named, **parts}, decided), *(f"{name}_input" for name in named), "adaln", "modulate"]
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         """The token grid that each block works on: the model's. A family whose blocks differ overrides it."""
@@ -178,16 +185,16 @@ class TokenModel(ConditionalModel):
         return [*(block.adaln.width for block in blocks), self.head_adaln.width]
 
 
-def _listed(mixer: Spec | Sequence[Spec]) -> Sequence[Spec]:
-    if not isinstance(mixer, str | Mapping | Sequence):
+def _listed(mixer: Spec | Sequence[Spec | None] | None) -> Sequence[Spec | None]:
+    if not isinstance(mixer, str | Mapping | Sequence | None):
         raise TypeError(f"mixer must be a spec or a list of specs, got {mixer!r}")
-    return [mixer] if isinstance(mixer, str | Mapping) else mixer
+    return mixer if isinstance(mixer, Sequence) and not isinstance(mixer, str) else [mixer]
 
 
-def _layers(mixer: Spec, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
+def _layers(mixer: Spec | None, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
     """A block's layers, each named after what it is, and after its condition too where two are alike."""
     names = [divided(spec)[0] for spec in cross.values()]
-    layers: list[Layer] = [(_key(mixer), mixer, None)]
+    layers: list[Layer] = [] if mixer is None else [(_key(mixer), mixer, None)]
     for condition, spec in cross.items():
         alike = names.count(divided(spec)[0]) > 1
         layers.append((f"{_key(spec)}_{condition}" if alike else _key(spec), spec, condition))
@@ -219,10 +226,12 @@ def check_depth(depth: int) -> None:
         raise ValueError(f"depth must be a whole number from 1 to {_DEEPEST}, got {depth!r}")
 
 
-def _check_stack(depth: int, mixers: Sequence[Spec], orders: Sequence[str]) -> None:
+def _check_stack(depth: int, mixers: Sequence[Spec | None], cross: Mapping[str, Spec], orders: Sequence[str]) -> None:
     check_depth(depth)
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
+    if None in mixers and not cross:
+        raise ValueError("mixer=None leaves the image tokens unmixed: give cross= a layer that mixes them")
     if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:
         raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")
     for order in orders:
@@ -256,8 +265,8 @@ def _check_adaln(adaln: Spec) -> None:
 
 def _check_grids(conditions: nn.ModuleDict, block: Any) -> None:
     """A layer that reads tokens on the image's grid does not get a sequence."""
-    for key, name in block.condition_of.items():
-        on_grid = name is None or getattr(conditions[name], "on_grid", True)
+    for key, name in block.readers():
+        on_grid = getattr(conditions[name], "on_grid", True)
         if not on_grid and getattr(getattr(block, key), "needs_grid", False):
             raise ValueError(
                 f"layer {key!r} reads tokens on the image's grid, and condition {name!r} is a sequence: read it with "
@@ -265,9 +274,25 @@ def _check_grids(conditions: nn.ModuleDict, block: Any) -> None:
             )
 
 
-def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequence[str], mixers: Any) -> None:
-    """Every condition reaches something that can use it, and no name has two meanings."""
-    for name in [*cross, *add]:
+def _ask_for_classes(conditions: nn.ModuleDict, block: Any) -> None:
+    """Tell a label map that a layer reads the classes of its tokens."""
+    for key, name in block.readers():
+        if getattr(getattr(block, key), "needs_classes", False):
+            if not hasattr(conditions[name], "gives_classes"):
+                raise ValueError(f"layer {key!r} reads the classes of a label map, and condition {name!r} is none")
+            conditions[name].gives_classes = True  # type: ignore[assignment]
+
+
+def _check_names(conditions: nn.ModuleDict, read: Sequence[str], add: Sequence[str], layers: set[str]) -> None:
+    """Every condition reaches something that can use it, and no name has two meanings.
+
+    Args:
+        conditions: by name.
+        read: those that a layer reads.
+        add: those that are added at the input.
+        layers: keys of the layers of all blocks.
+    """
+    for name in [*read, *add]:
         if name not in conditions:
             raise ValueError(f"no condition {name!r}{closest(name, conditions)} There are: {', '.join(conditions)}.")
         if "tokens" not in conditions[name].gives:  # type: ignore[operator]
@@ -276,11 +301,10 @@ def _check_names(conditions: nn.ModuleDict, cross: Mapping[str, Spec], add: Sequ
             raise ValueError(
                 f"condition {name!r} is a sequence and lies on no grid: give it a layer in cross=, not add="
             )
-    layers = {key for mixer in mixers for key, _, _ in _layers(mixer, cross, "feed-forward")}
     for name, condition in conditions.items():
         if name in layers or any(own.startswith(f"{name}_") for own in keywords(TokenModel.__init__)):
             raise ValueError(f"a condition cannot be called {name!r}: its settings would clash with another part's")
-        unread = name not in cross and name not in add
+        unread = name not in read and name not in add
         if unread and ("vector" not in condition.gives or getattr(condition, "needs_reader", False)):  # type: ignore[operator]
             raise ValueError(f"condition {name!r} is not used: give it a layer in cross=, or name it in add=")
 

@@ -4,6 +4,8 @@ from ssmgen.nn.adaln import AdaLNSingle, AdaLNZero, Modulation, PlainNorm
 from ssmgen.nn.attention import AttentionCondition, CrossAttention, SelfAttention
 from ssmgen.nn.block import Block
 from ssmgen.nn.causal import CausalSSM, Mamba
+from ssmgen.nn.class_ordered_mamba import ClassOrderedMamba, ClassOrderedState
+from ssmgen.nn.conditioned_mamba import ConditionedMamba, ConditionedState
 from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
@@ -15,12 +17,17 @@ from ssmgen.nn.patch import Patchify, Unpatchify
 from ssmgen.nn.sequence_mamba import SequenceCrossMamba, SequenceState
 from ssmgen.nn.signal import Signal
 from ssmgen.nn.spade import SPADE, SPADECondition
+from ssmgen.nn.token_modulation import TokenModulation, TokenShift
 
 __all__ = [
     "AdaLNSingle",
     "AdaLNZero",
     "AttentionCondition",
     "Block",
+    "ClassOrderedMamba",
+    "ClassOrderedState",
+    "ConditionedMamba",
+    "ConditionedState",
     "CausalSSM",
     "Convolution",
     "CrossAttention",
@@ -44,6 +51,8 @@ __all__ = [
     "SelfAttention",
     "SelfMamba",
     "TimeEmbedding",
+    "TokenModulation",
+    "TokenShift",
     "Unpatchify",
     "sincos_position",
 ]

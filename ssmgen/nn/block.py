@@ -25,12 +25,20 @@ class Block(nn.Module):
         gates: gate the residuals (AdaLN-Zero).
         adaln: spec of what makes the modulations: ``"adaln"``, ``{"name": "adaln", "norm": "rms"}``, or
             ``"adaln-single"``, in a model that makes the values that its blocks share.
+        modulate: name of a condition to the spec of a layer that changes the input of every layer by it, behind its
+            AdaLN, such as ``{"mask": "token-modulation"}``.
         **settings: for the layers that take them: ``d_state=8`` is for all of them, ``ffn_ratio=2`` for ``ratio`` of
             the layer ``ffn``.
     """
 
     def __init__(
-        self, dim: int, layers: Sequence[Layer], gates: bool = True, adaln: Spec = "adaln", **settings: Any
+        self,
+        dim: int,
+        layers: Sequence[Layer],
+        gates: bool = True,
+        adaln: Spec = "adaln",
+        modulate: Mapping[str, Spec] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
         check_keywords(type(self).__name__, settings, self.takes({"layers": layers}))
@@ -47,6 +55,9 @@ class Block(nn.Module):
                 )
                 raise ValueError(f"layer {key!r}: {divided(spec)[0]!r} {needs}")
             self.add_module(key, layer)
+            for name, change in (modulate or {}).items():
+                self.add_module(_modulator(key, name), make(change, dim=dim))
+        self.modulated_by = list(modulate or ())
         if len({key for key, _, _ in layers}) < len(layers):
             raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
 
@@ -62,11 +73,12 @@ class Block(nn.Module):
             signals: by name of the condition; plain tokens ``(b, l, d)`` will do.
             size: (height, width) of the grid in tokens.
         """
-        return {
-            key: getattr(self, key).condition(_on(signals[name], size), size)
-            for key, name in self.condition_of.items()
-            if name is not None
-        }
+        return {key: getattr(self, key).condition(_on(signals[name], size), size) for key, name in self.readers()}
+
+    def readers(self) -> list[tuple[str, str]]:
+        """The keys of what reads a condition, each with the condition's name."""
+        layers = [(key, name) for key, name in self.condition_of.items() if name is not None]
+        return [*layers, *((_modulator(key, name), name) for key in self.condition_of for name in self.modulated_by)]
 
     def forward(self, x: Tensor, c: Tensor | list[Modulation], cond: Any, size: tuple[int, int]) -> Tensor:
         """Apply the layers.
@@ -80,13 +92,21 @@ class Block(nn.Module):
         """
         modulations = self.adaln(c) if isinstance(c, Tensor) else c
         if isinstance(cond, Tensor):
-            cond = {name: cond for name in self.condition_of.values() if name is not None}
+            cond = {name: cond for _, name in self.readers()}
         conds = cond if isinstance(cond, list) else [self.condition(cond, size)]
         for (key, name), modulation in zip(self.condition_of.items(), modulations, strict=True):
             layer, h = getattr(self, key), modulation.norm(x)
+            for changing in self.modulated_by:
+                change = _modulator(key, changing)
+                h = getattr(self, change)(h, [each[change] for each in conds], size)
             update = layer(h, size) if name is None else layer(h, [each[key] for each in conds], size)
             x = modulation.residual(x, update)
         return x
+
+
+def _modulator(key: str, condition: str) -> str:
+    """The attribute of what changes the input of the layer ``key`` by a condition."""
+    return f"{key}_by_{condition}"
 
 
 def offered_to(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ k directions.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
-from ssmgen.ops import conv_silu, norm, scan_directions, scan_order, selective_scan
+from ssmgen.ops import ScanOrder, conv_silu, norm, scan_directions, scan_order, selective_scan
 from ssmgen.registry import closest, passes_on, register
 
-_SCANNED = ("mask", "image")
+_SCANNED = ("mask", "image", "sum")
 
 
 class SelectiveSSM(nn.Module):
@@ -95,7 +96,15 @@ class SelectiveSSM(nn.Module):
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
         return conv_silu(x, self.conv.weight, bias, size)
 
-    def scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, size: tuple[int, int]) -> Tensor:
+    def scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        size: tuple[int, int],
+        orders: Sequence[ScanOrder | None] | None = None,
+    ) -> Tensor:
         """`selective_scan` in this layer's orders with its A, D and step-size bias, summed over the directions.
 
         Args:
@@ -103,7 +112,10 @@ class SelectiveSSM(nn.Module):
             delta: ``(b, l, k e)``.
             B, C: ``(b, l, k n)``.
             size: (height, width).
+            orders: of the directions, instead of the layer's own.
         """
+        if orders is None:
+            orders = [scan_order(name, *size, device=u.device) for name in self.orders]
         shared = self.A_log, self.D, self.dt_proj.bias
         deltas, Bs, Cs = (x.chunk(self.directions, dim=-1) for x in (delta, B, C))
         A_logs, Ds, biases = (at_least_float32(x).chunk(self.directions) for x in shared)
@@ -117,10 +129,10 @@ class SelectiveSSM(nn.Module):
                 Ds[k],
                 delta_bias=biases[k],
                 delta_softplus=True,
-                order=scan_order(name, *size, device=u.device),
+                order=order,
                 backend=self.backend,
             )
-            for k, name in enumerate(self.orders)
+            for k, order in enumerate(orders)
         ]
         return functools.reduce(torch.add, results)
 
@@ -200,7 +212,7 @@ class CrossCondition(NamedTuple):
     """What a `CrossMamba` derives from the mask alone, row-major: computed once per mask, used at every step.
 
     Attributes:
-        u: the scanned sequence ``(b, l, e)``, or None where the image is scanned.
+        u: the mask's part of the scanned sequence ``(b, l, e)``, or None where the image alone is scanned.
         delta: step sizes ``(b, l, k e)`` before bias and softplus.
         B: input maps ``(b, l, k n)``.
     """
@@ -220,8 +232,9 @@ class CrossMamba(nn.Module):
     query, B the key and u the value.
 
     Args:
-        u: the scanned sequence: ``"mask"`` (u = m, as Mamba-ST does; the default) or ``"image"``
-            (u = SiLU(conv3x3(c))).
+        u: the scanned sequence: ``"mask"`` (u = m, as Mamba-ST does; the default), ``"image"``
+            (u = SiLU(conv3x3(c))) or ``"sum"``, both added. The scan is linear in u, so its result is then the sum of
+            those of the other two.
         dim: width of the tokens.
         **ssm: other arguments of `SelectiveSSM`.
     """
@@ -233,7 +246,7 @@ class CrossMamba(nn.Module):
     def __init__(self, dim: int, *, u: str = "mask", **ssm: Any) -> None:
         super().__init__()
         if u not in _SCANNED:
-            raise ValueError(f"u must be 'mask' or 'image' (the scanned sequence), got {u!r}{closest(u, _SCANNED)}")
+            raise ValueError(f"u must be 'mask', 'image' or 'sum' (what is scanned), got {u!r}{closest(u, _SCANNED)}")
         self.u = u
         self.ssm = SelectiveSSM(dim, **ssm)
         inner, d_state = self.ssm.d_inner, self.ssm.directions * self.ssm.d_state
@@ -249,7 +262,7 @@ class CrossMamba(nn.Module):
         check_tokens(tokens, size, self.cond_proj.in_features, "cond")
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split(self.widths, dim=-1)
-        return CrossCondition(m if self.u == "mask" else None, self.ssm.step_size(dt), B)
+        return CrossCondition(None if self.u == "image" else m, self.ssm.step_size(dt), B)
 
     def forward(self, x: Tensor, cond: Tensor | CrossCondition | list[CrossCondition], size: tuple[int, int]) -> Tensor:
         """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
@@ -266,19 +279,20 @@ class CrossMamba(nn.Module):
         check_tokens(x, size, self.in_proj.in_features, "x")
         states = states_of(self, cond, size)
         for state in states:
-            if state.delta.shape[1] != x.shape[1]:
-                raise ValueError(
-                    f"the condition was made for {state.delta.shape[1]} tokens, the content has {x.shape[1]}: make "
-                    "both for the same grid"
-                )
+            check_length(state.delta, x)
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
         scanned = [
-            self.ssm.scan(part if own.u is None else own.u, own.delta, own.B, C_part, size)
+            self.ssm.scan(self._scanned(own.u, part), own.delta, own.B, C_part, size)
             for own, part, C_part in parts_of(states, content, C)
         ]
         return self.ssm.finish(scanned[0] if len(scanned) == 1 else torch.cat(scanned), z)
+
+    def _scanned(self, m: Tensor | None, content: Tensor) -> Tensor:
+        if m is None:
+            return content
+        return m + content if self.u == "sum" else m
 
 
 def tokens_of(signal: Signal | Tensor) -> Tensor:
@@ -315,4 +329,13 @@ def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:
         raise ValueError(
             f"{name} must be (batch, {height * width}, {dim}) for a grid of {height} x {width} tokens of width {dim}, "
             f"got {tuple(x.shape)}"
+        )
+
+
+def check_length(made: Tensor, x: Tensor) -> None:
+    """Reject what a condition made, ``(b, l, ...)``, for another number of tokens than those of ``x``."""
+    if made.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"the condition was made for {made.shape[1]} tokens, the content has {x.shape[1]}: make both for the same "
+            "grid"
         )

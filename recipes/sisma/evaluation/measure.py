@@ -1,6 +1,6 @@
 """The figures of an evaluation, from existing images: agreement with the masks, distances, diversity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from recipes.sisma.evaluation.consistency import consistency, shows_faces
 from recipes.sisma.evaluation.distances import (
     FeatureDistance,
     image_count,
@@ -27,6 +28,7 @@ from ssmgen.training import progress_bar
 
 _BATCH = 16
 _COMPARED = 128  # images of different masks in the diversity between masks
+_PARSING = {"generated": "parsing", "real": "parsing real images", "autoencoder": "parsing after the autoencoder"}
 
 
 class Parser(Protocol):
@@ -116,12 +118,16 @@ def measure_images(
         train: the training pairs, read by a protocol that compares with them.
         round_trip: passes uint8 images through the autoencoder, if the model has one.
     """
-    held_out = images.held_out
+    held_out, faces = images.held_out, shows_faces(images.held_out.labels)
     result: dict[str, Any] = {"masks": len(held_out.ids)}
-    parsed = None
+    sets, parsed = {"generated": images.generated, "real": held_out.images}, {}
+    if round_trip is not None and (metrics.parser is not None or faces):
+        sets["autoencoder"] = mapped(round_trip, held_out.images)
     if metrics.parser is not None:
-        parsed = _parse(metrics.parser, images.generated, "parsing")
-        result |= _agreement(metrics.parser, held_out, parsed, round_trip)
+        parsed = {name: _parse(metrics.parser, some, _PARSING[name]) for name, some in sets.items()}
+        result |= _agreement(metrics.parser, held_out, parsed)
+    if faces:
+        result["consistency"] = consistency(sets, held_out.masks, held_out.labels, parsed)
     if metrics.distances:
         total = sum(image_count(distance, len(held_out.ids), train) for distance in metrics.distances)
         with progress_bar(total, "img", what="features") as bar:
@@ -133,7 +139,7 @@ def measure_images(
         with progress_bar(len(images.sample_files), "mask", what="LPIPS") as bar:
             result["lpips"] = lpips_diversity(metrics.lpips, images, bar.update)
     result["diversity"] = _diversity(images)
-    return result, parsed
+    return result, parsed.get("generated")
 
 
 def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Tensor | list[Tensor]:
@@ -150,9 +156,9 @@ def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Ten
         return mapped(parsed, images)
 
 
-def _agreement(
-    parser: NamedParser, held_out: HeldOut, parsed: Any, round_trip: Callable[[Tensor], Tensor] | None
-) -> dict[str, Any]:
+def _agreement(parser: NamedParser, held_out: HeldOut, parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Agreement, floor and ceilings, from the parser's labels of each set of images."""
+
     def agree(predicted: Any, true: Any, shift: int = 0) -> dict[str, Any]:
         """Labels against masks, each by ``shift`` places further among those of its shape."""
         agreement = MaskAgreement(held_out.labels.classes, parser.name, parser.weights)
@@ -163,16 +169,15 @@ def _agreement(
             agreement.update(of_shape, group.roll(shift, dims=0), [held_out.ids[place] for place in places])
         return agreement.result()
 
-    masks, real = held_out.masks, held_out.images
+    masks = held_out.masks
     result = {
-        "mask_agreement": agree(parsed, masks),
-        "ceiling": agree(_parse(parser, real, "parsing real images"), masks),
-        "floor": agree(parsed, masks, shift=1),
+        "mask_agreement": agree(parsed["generated"], masks),
+        "ceiling": agree(parsed["real"], masks),
+        "floor": agree(parsed["generated"], masks, shift=1),
         "parser": parser.card or {"name": parser.name},
     }
-    if round_trip is not None:
-        decoded = _parse(parser, mapped(round_trip, real), "parsing after the autoencoder")
-        result["autoencoder_ceiling"] = agree(decoded, masks)
+    if "autoencoder" in parsed:
+        result["autoencoder_ceiling"] = agree(parsed["autoencoder"], masks)
     low, high = result["floor"]["miou"], result["ceiling"]["miou"]
     # A parser that is no better than chance on real images says nothing about generated ones.
     result["floor_to_ceiling"] = (result["mask_agreement"]["miou"] - low) / (high - low) if high > low else None

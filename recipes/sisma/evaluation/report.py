@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from recipes.sisma.curves import chart, points_of, read_log
+from recipes.sisma.evaluation.consistency import FIGURES
 from recipes.sisma.evaluation.images import Images
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
@@ -77,6 +78,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Any
         result=result,
         curves=curves(file.parent),
         classes=_by_class(result),
+        consistency=_consistency(result),
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
         published=[(row, differences(row, result)) for row in PUBLISHED] if faces else [],
@@ -145,6 +147,24 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
         return []
     parts = [result[key]["iou"] for key in ("mask_agreement", "ceiling", "floor")]
     return [(name, *(part[name] for part in parts)) for name in parts[0] if all(name in part for part in parts)]
+
+
+def _consistency(result: dict[str, Any]) -> list[tuple[str, int, list[float | None], float | None, int]]:
+    """(figure, decimals, [generated, real, after the autoencoder], ratio, masks); empty where there are no faces."""
+    if "consistency" not in result:
+        return []
+    found = result["consistency"]
+    sets = [found.get(name, {}) for name in ("generated", "real", "autoencoder")]
+    return [
+        (
+            key.replace("_", " "),
+            FIGURES[key],
+            [each.get(key) for each in sets],
+            found["ratio"].get(key),
+            found["n"][key],
+        )
+        for key in found["generated"]
+    ]
 
 
 def _extremes(images: Images, parsed: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes.sisma.evaluation.consistency import FIGURES
 from recipes.sisma.evaluation.images import Images
 from recipes.sisma.evaluation.report import write_report
 from recipes.sisma.presets import Config
@@ -56,7 +57,7 @@ def description(config: Config, command: str) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
     """The figures in a few lines."""
-    return "\n".join([_agreement(result), *_distances(result), *_diversity(result)])
+    return "\n".join([_agreement(result), *_consistency(result), *_distances(result), *_diversity(result)])
 
 
 def result_files(folder: Path, result: dict[str, Any]) -> ResultFiles:
@@ -86,6 +87,19 @@ def _agreement(result: dict[str, Any]) -> str:
     else:
         between = f"{round(100 * way)} % of the way from shuffled masks ({floor:.3f}) to real images ({ceiling:.3f})"
     return f"mask agreement on {result['masks']} unseen masks: mIoU {generated:.3f}, {between}"
+
+
+def _consistency(result: dict[str, Any]) -> list[str]:
+    if "consistency" not in result:
+        return []  # no faces, or a result of an earlier version
+    found = result["consistency"]
+    compared = "autoencoder" if "autoencoder" in found else "real"
+    both = [
+        f"{key.replace('_', ' ')} {figure:.{FIGURES[key]}f} ({found[compared][key]:.{FIGURES[key]}f})"
+        for key, figure in found["generated"].items()
+    ]
+    after = " after the autoencoder" if compared == "autoencoder" else ""
+    return [f"consistency (in brackets: of the real images{after}): {', '.join(both)}"] if both else []
 
 
 def _distances(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,48 @@
+"""Ways in which a mask may enter a network, each with the words that make it, at equal parameters.
+
+The widths of the feed-forwards (``ffn_ratio``) make up for what a way costs or saves.
+"""
+
+from __future__ import annotations
+
+_VARIANT = "model=sisma-variant"
+#: The network of the preset ``quick``, and one of coarser tokens, 16 x 16 pixels each, that is wide enough for them.
+FINE = ("guidance_scale=1", "model_args.dim=96", "model_args.depth=3", "model_args.d_state=4", "model_args.gates=false")
+COARSE = (*FINE, "model_args.dim=128", "model_args.patch_size=4")
+
+
+def way(second: str, ffn_ratio: float, *words: str, mask_input: str = "none") -> tuple[str, ...]:
+    """Words for a `benchmarks.fidelity.variants.SISMAVariant` with the layer ``second``."""
+    known = _VARIANT, f"model_args.second={second}", f"model_args.ffn_ratio={ffn_ratio}"
+    return (*known, f"model_args.mask_input={mask_input}", *words)
+
+
+_PER_TOKEN = "model_args.modulate.mask=token-modulation"
+#: In place of a mixer and a cross layer: one layer that does both.
+_ALONE = "model_args.mixer=null"
+
+KNOWN = {
+    "added": way("none", 4.65, mask_input="add"),
+    "added-alone": way("no-layer", 5.67, "model_args.depth=4", mask_input="add"),
+    "cross-mamba": way("cross-mamba", 4.0),
+    "u=image": way("cross-mamba", 4.0, "model_args.u=image"),
+    "cross-mamba+added": way("cross-mamba", 4.0, mask_input="add"),
+    "cross-attention": way("cross-attention", 6.33),
+    "concatenated": way("concat", 3.65),
+    "spade": way("spade", 2.4),
+}
+
+CANDIDATES = {
+    "u=sum": way("cross-mamba", 4.0, "model_args.u=sum"),
+    "u=sum+added": way("cross-mamba", 4.0, "model_args.u=sum", mask_input="add"),
+    "conditioned": way("conditioned-mamba", 7.3, _ALONE),
+    "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
+    "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
+    "class-ordered": way("class-ordered-mamba", 7.0, _ALONE),
+    "modulated": way("none", 3.35, _PER_TOKEN),
+    "modulated+added": way("none", 3.35, _PER_TOKEN, mask_input="add"),
+    "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),
+    "self+conditioned": way("conditioned-mamba", 2.94),
+}
+
+WAYS = KNOWN | CANDIDATES
