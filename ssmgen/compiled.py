@@ -56,7 +56,9 @@ def shape_of(value: Any) -> Hashable:
         return tuple(map(shape_of, value))
     if isinstance(value, Mapping):
         return tuple((name, shape_of(each)) for name, each in value.items())
-    return value if isinstance(value, int | str) else type(value)
+    if isinstance(value, int | str):
+        return value
+    return type(value)
 
 
 def _compiled(model: Any, mode: str | None) -> Callable[..., Tensor]:
