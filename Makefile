@@ -7,9 +7,9 @@
 # make hashes         constraints-hashes.txt from constraints.txt; asks the package index
 # make release-check  known advisories for what constraints-hashes.txt names, and its bill of materials; asks PyPI
 # make bench [RESULTS=benchmarks/results]  timings on this machine's processor, into that folder (minutes)
-# make bench-gpu [RESULTS=benchmarks/results] [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no
-#                     install. In parts of at most eight minutes: make bench-gpu-1, ... make bench-gpu-10
-# make bench-gpu-4 ONLY="'sample sisma-xl, batch 8'"  one row of a part, beside those that its file has
+# make bench-gpu [PART=1 to 10] [RESULTS=benchmarks/results] [PYTHON=python3]  timings on its GPU, all or a part of at most
+#                     eight minutes, by a Python that has torch; needs no install
+# make bench-gpu PART=4 ONLY="'sample sisma-xl, batch 8'"  one row of a part, beside those that its file has
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
@@ -106,7 +106,8 @@ bench: install
 	  $(BIN)/python -m benchmarks.$$part --json $(RESULTS)/$$part-cpu.json || exit 1; done
 	$(if $(filter benchmarks/results,$(RESULTS)),$(BIN)/python -m benchmarks.report)
 
-bench-gpu: $(GPU_PARTS)
+bench-gpu:
+	$(MAKE) --no-print-directory --keep-going --jobs 1 $(if $(PART),bench-gpu-$(PART),$(GPU_PARTS))
 
 # A part that takes too long is stopped; its file has the rows that were done.
 $(GPU_PARTS): bench-gpu-%:
