@@ -6,11 +6,14 @@
 # make check  lint, format, types, docs
 # make hashes         constraints-hashes.txt from constraints.txt; asks the package index
 # make release-check  known advisories for what constraints-hashes.txt names, and its bill of materials; asks PyPI
-# make bench  timings on this machine's processor, into benchmarks/results/ (minutes)
-# make bench-gpu [PYTHON=python3]  timings on its GPU, by a Python that has torch; needs no install
+# make bench [RESULTS=benchmarks/results]  timings on this machine's processor, into that folder (minutes)
+# make bench-gpu [PART=1 to 10] [RESULTS=benchmarks/results] [PYTHON=python3]  timings on its GPU, all or a part of at most
+#                     eight minutes, by a Python that has torch; needs no install
+# make bench-gpu PART=4 ONLY="'sample sisma-xl, batch 8'"  one row of a part, beside those that its file has
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
+RESULTS ?= benchmarks/results
 SHARE ?= 1
 SEED ?= 0
 # Figures of a part of the campaigns do not replace those of all.
@@ -18,13 +21,26 @@ TORTURED ?= $(if $(ONLY),runs/torture.json,benchmarks/results/torture/cpu.json)
 STAMP := .venv/installed
 LOWEST := .venv-lowest
 TOOLS := .venv-tools
-LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_ssd ops_linear_attention ops_matrix_forms nn mixers conditions values dense_map token_sequence placed_sequence style_image models families likelihood objectives solvers sampling compose training pipeline pipeline_folder noise)
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_launch ops_ssd ops_linear_attention ops_matrix_forms nn mixers conditions values dense_map token_sequence placed_sequence style_image models gpu_graphs families likelihood objectives solvers sampling compiled compose training pipeline pipeline_folder noise)
 # A test file goes to one process as a whole, since its tests share what it trains.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
 HASHES_HEADER := constraints.txt with the hashes of its files, for Linux on x86_64 and Python 3.11 or newer. Made by `make hashes`.
 
-.PHONY: install demo test test-isa test-lowest torture check hashes release-check docs bench bench-gpu clean
+# Of each part of the timings on a GPU, the module and the names of its rows.
+GPU_1 := gpu_scan '*float32*'
+GPU_2 := gpu_scan '*bfloat16*'
+GPU_3 := tokens '*'
+GPU_4 := models 'sample sisma-xl*'
+GPU_5 := models 'sample sdm, batch 1'
+GPU_6 := models 'sample sdm, batch 8'
+GPU_7 := models 'sample sisma-attn-xl*' 'sample dit-xl*'
+GPU_8 := models 'train sisma-xl'
+GPU_9 := models 'train sisma-attn-xl' 'train dit-xl'
+GPU_10 := models 'train sdm'
+GPU_PARTS := $(addprefix bench-gpu-,1 2 3 4 5 6 7 8 9 10)
+
+.PHONY: install demo test test-isa test-lowest torture check hashes release-check docs bench bench-gpu $(GPU_PARTS) clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard ssmgen/ops/csrc/*)
@@ -87,12 +103,16 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks.peers
 	for part in scan blocks sampling tokens models; do \
-	  $(BIN)/python -m benchmarks.$$part --json benchmarks/results/$$part-cpu.json || exit 1; done
-	$(BIN)/python -m benchmarks.report
+	  $(BIN)/python -m benchmarks.$$part --json $(RESULTS)/$$part-cpu.json || exit 1; done
+	$(if $(filter benchmarks/results,$(RESULTS)),$(BIN)/python -m benchmarks.report)
 
 bench-gpu:
-	for part in gpu_scan tokens models; do \
-	  $(PYTHON) -m benchmarks.$$part --json benchmarks/results/$$part-gpu.json || exit 1; done
+	$(MAKE) --no-print-directory --keep-going --jobs 1 $(if $(PART),bench-gpu-$(PART),$(GPU_PARTS))
+
+# A part that takes too long is stopped; its file has the rows that were done.
+$(GPU_PARTS): bench-gpu-%:
+	timeout 480 $(PYTHON) -m benchmarks.$(firstword $(GPU_$*)) \
+	  --json $(RESULTS)/$(firstword $(GPU_$*))-gpu.json --only $(or $(ONLY),$(wordlist 2,99,$(GPU_$*)))
 
 clean:
 	rm -rf build dist site *.egg-info

@@ -1,24 +1,30 @@
-"""Render ``benchmarks/results/*.json`` as a page of tables and plots: ``python -m benchmarks.report``.
+"""Render ``benchmarks/results/*.json`` as tables and plots: ``python -m benchmarks.report``.
 
-Writes ``docs/benchmarks.md`` and its pictures. Nothing in that page is typed by hand.
+Writes ``docs/benchmarks.md`` and its pictures, and the part of ``docs/performance.md`` about GPUs. Nothing in them is
+typed by hand.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
+#: What encloses the tables of GPUs in ``docs/performance.md``.
+GPU_PART = ("<!-- made by python -m benchmarks.report -->\n", "<!-- end of what it makes -->\n")
 Result = dict[str, Any]
 
 
 def main() -> None:
-    """Write the page and its plots."""
+    """Write the page and its plots, and the part about GPUs."""
     DOCS.joinpath("benchmarks.md").write_text(page(RESULTS))
+    performance = DOCS / "performance.md"
+    performance.write_text(with_gpu_part(performance.read_text(), gpu_part(RESULTS)))
     for name, draw in (("tokens", plot_tokens), ("solvers", plot_solvers)):
         file = RESULTS / f"{name}-cpu.json"
         if file.exists():
@@ -29,16 +35,35 @@ def page(results: Path) -> str:
     """The page as Markdown, from every result of the folder."""
     parts = [
         "# Benchmarks\n\nMade by `python -m benchmarks.report` from `benchmarks/results/`, where every single time is. "
-        "Medians, in one process, taken in turn. How to read and repeat them: [Performance](performance.md).\n"
+        "Medians, in one process, taken in turn. "
+        "How to read and repeat them, and the GPU: [Performance](performance.md).\n"
     ]
+    parts += [section for device, section in _sections(results) if device != "gpu"]
+    return "\n".join(parts)
+
+
+def gpu_part(results: Path) -> str:
+    """The tables of GPUs as Markdown, or that there are none."""
+    parts = [section.replace("## ", "### ", 1) for device, section in _sections(results) if device == "gpu"]
+    return "\n".join(parts) or "Nothing has been measured on a GPU.\n"
+
+
+def with_gpu_part(text: str, part: str) -> str:
+    """A page's text with that part between the two marks of `GPU_PART`."""
+    start, end = GPU_PART
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n{part}\n{end}{rest.partition(end)[2]}"
+
+
+def _sections(results: Path) -> Iterator[tuple[str, str]]:
+    """The device and the section of each result."""
     for file in sorted(results.glob("*.json")):
         name, _, device = file.stem.rpartition("-")
         if name not in SECTIONS:
             raise ValueError(f"{file}: no section of the report is made from it; there are {', '.join(SECTIONS)}")
         result = json.loads(file.read_text())
         title, render = SECTIONS[name]
-        parts.append(f"## {title} ({device.upper()})\n\n{_origin(result)}\n\n{render(result)}")
-    return "\n".join(parts)
+        yield device, f"## {title} ({device.upper()})\n\n{_origin(result)}\n\n{render(result)}"
 
 
 def _origin(result: Result) -> str:
@@ -154,21 +179,32 @@ def _models(result: Result) -> str:
         for row in result["sampling"]
     ]
     training = [
-        [row["case"], f"{row['images_per_second']:.3g}", f"{row['mfu']:.0%}" if row["mfu"] else "-"]
+        [
+            row["case"],
+            str(row.get("batch", 8)),  # which earlier results do not say
+            f"{row['images_per_second']:.3g}",
+            f"{row['mfu']:.0%}" if row["mfu"] else "-",
+        ]
         for row in result["training"]
     ]
     sampled = f"Sampling, {result['steps']} Euler steps.\n\n{table(head, rows)}"
-    return sampled + f"\nTraining, batch 8.\n\n{table(['', 'images a second', 'share of the matrix rate'], training)}"
+    return sampled + f"\nTraining.\n\n{table(['', 'batch', 'images a second', 'share of the matrix rate'], training)}"
 
 
 def _gpu_scan(result: Result) -> str:
     rows = []
     for row in result["rows"]:
         medians, ours = row["medians"], row["medians"]["ssmgen triton"]
-        bound = f"{ours / row['bound']:.1f}x" if row["bound"] else "-"
+        floor = f"{ours / row['floor']:.1f}x" if row["floor"] else "-"
         others = [_times(medians.get(name), ours) for name in ("ssmgen portable", "mamba-ssm")]
-        rows.append([str(tuple(row["shape"])), row["dtype"], row["what"], _ms(ours), bound, *others])
-    return table(["shape", "dtype", "", "triton", "over the bound", "portable", "mamba-ssm"], rows)
+        what = f"{row['dtype'].removeprefix('torch.')}, {row['what']}"
+        rows.append([str(tuple(row["shape"])), what, _ms(ours), floor, *others])
+    head = ["(batch, dim, length, d_state)", "", "triton", "over the floor", "portable", "mamba-ssm"]
+    note = (
+        "The columns on the right are times over the Triton scan's: below 1 the other one is faster. The floor is the "
+        f"larger of bytes over the memory's rate and exponentials over theirs. mamba-ssm: {result['mamba_ssm']}.\n"
+    )
+    return table(head, rows) + "\n" + note
 
 
 def _solvers(result: Result) -> str:

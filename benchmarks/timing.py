@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,11 +52,14 @@ def show(title: str, times: dict[str, list[float]], against: str) -> None:
         print(f"  {name:<34}{median:>10.2f} ms   ({spread})   {median / base:.2f}x")
 
 
-def arguments(description: str | None, rounds: int) -> argparse.Namespace:
-    """``--rounds`` and ``--json``, which all benchmarks take."""
+def arguments(description: str | None, rounds: int, *, rows: bool = False) -> argparse.Namespace:
+    """``--rounds`` and ``--json``, which all benchmarks take, and ``--only``, for those that measure row by row."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default {rounds})")
     parser.add_argument("--json", type=Path, help="write the figures there")
+    if rows:
+        text = "measure the rows of these names (* matches anything) and keep the others of the file"
+        parser.add_argument("--only", nargs="+", metavar="NAME", help=text)
     return parser.parse_args()
 
 
@@ -63,5 +67,10 @@ def write(file: Path | None, module: str, content: dict[str, Any]) -> None:
     """Write figures with command, commit, versions and hardware, if a file was asked for."""
     if file is None:
         return
+    origin = provenance(f"python -m benchmarks.{module}", 0)
+    if origin["commit"] is None:
+        print("the commit is not known here: set SSMGEN_COMMIT, for the results to tell it", file=sys.stderr)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content | provenance(f"python -m benchmarks.{module}", 0), indent=2) + "\n")
+    partial = file.with_name(f"{file.name}.partial")  # a run that is cut off here leaves the rows before it
+    partial.write_text(json.dumps(content | origin, indent=2) + "\n")
+    partial.replace(file)

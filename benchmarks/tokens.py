@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import arguments, measure, medians, show, write
+from benchmarks.rows import run
+from benchmarks.timing import arguments, measure, medians, show
 from ssmgen import build
 from ssmgen.nn import Block
 from ssmgen.sampling import in_dtype
@@ -23,8 +24,8 @@ FFN = ("ffn", "feed-forward", None)
 
 
 def main() -> None:
-    """Print a table per length and where the scan overtakes; write JSON if asked."""
-    given = arguments(__doc__, rounds=3)
+    """Print a table per length; write JSON if asked."""
+    given = arguments(__doc__, rounds=3, rows=True)
     gpu = torch.cuda.is_available()
     device, dtype, width, longest = ("cuda", torch.bfloat16, 1024, 256) if gpu else ("cpu", torch.float32, 256, 128)
     blocks = {
@@ -32,22 +33,18 @@ def main() -> None:
         "attention in its place": Block(width, [ATTENTION, CROSS, FFN], num_heads=width // 64),
         "dit-block": Block(width, [ATTENTION, FFN], num_heads=width // 64),
     }
-    blocks = {
-        name: in_dtype(b.to(device).eval(), torch.bfloat16 if gpu else torch.float32) for name, b in blocks.items()
-    }
-    rows = []
-    for side in (16, 32, 64, 128, 256):
-        if side > longest:
-            continue
-        calls = {name: partial(_call, block, side, width, device) for name, block in blocks.items()}
-        times = measure(calls, given.rounds)
-        memory = {name: _peak(call) for name, call in calls.items()} if gpu else None
-        show(f"{side * side} tokens, width {width}, batch 1", times, "sisma-block")
-        rows.append({"tokens": side * side, "milliseconds": times, "medians": medians(times), "peak_bytes": memory})
-    for rival in ("attention in its place", "dit-block"):
-        ahead = [row["tokens"] for row in rows if row["medians"]["sisma-block"] < row["medians"][rival]]  # type: ignore[index]
-        print(f"sisma-block is faster than {rival} at: {ahead or 'none of these lengths'} tokens")
-    write(given.json, "tokens", {"width": width, "rows": rows})
+    blocks = {name: in_dtype(block.to(device).eval(), dtype) for name, block in blocks.items()}
+    sides = [side for side in (16, 32, 64, 128, 256) if side <= longest]
+    rows = {f"{side * side} tokens": partial(_row, blocks, side, width, device, given.rounds) for side in sides}
+    run(given, "tokens", {"rows": rows}, width=width)
+
+
+def _row(blocks: dict[str, Any], side: int, width: int, device: str, rounds: int) -> dict[str, Any]:
+    calls = {name: partial(_call, block, side, width, device) for name, block in blocks.items()}
+    times = measure(calls, rounds)
+    memory = {name: _peak(call) for name, call in calls.items()} if device == "cuda" else None
+    show(f"{side * side} tokens, width {width}, batch 1", times, "sisma-block")
+    return {"tokens": side * side, "milliseconds": times, "medians": medians(times), "peak_bytes": memory}
 
 
 def _call(block: Any, side: int, width: int, device: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ssmgen.compiled import CompiledStep
 from ssmgen.guidance import Guidance, check_scale, check_start, plans, scale_of
 from ssmgen.precision import sampling_dtype
 from ssmgen.registry import check_keywords, divided, find, make
@@ -141,8 +142,8 @@ class Sampler:
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
             The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
             steps without guidance; needs a C++ compiler on a CPU. Sequences such as texts are padded to the next
-            power of two from 16 on, so that few lengths compile. torch keeps 8 compiled shapes and then raises; set
-            ``torch.compiler.config.recompile_limit`` for more.
+            power of two from 16 on, so that few lengths compile. Any number of shapes may be compiled; each keeps
+            its code, and on CUDA the memory of its graph, as long as the sampler lives.
     """
 
     def __init__(self, model: Model, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
@@ -151,10 +152,7 @@ class Sampler:
         self.model: Any = model if self.dtype is None else in_dtype(model, self.dtype)
         self.conditions: Mapping[str, Any] = dict(getattr(model, "conditions", {"mask": model}))
         self.compiled = compile
-        self.step: Any = self.model
-        if compile:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self.step = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode)
+        self.step: Any = CompiledStep(self.model, self.device) if compile else self.model
 
     def __call__(
         self,
@@ -181,7 +179,6 @@ class Sampler:
 
         Raises:
             ValueError: bad settings, a value that does not fit, or guidance on a model trained without dropout.
-            RuntimeError: more shapes than torch compiles.
             TypeError: neither a condition nor a setting; names the closest.
         """
         given = {"mask": mask, **others} if mask is not None else others
@@ -247,26 +244,12 @@ class Sampler:
             given, own_t = shown(x, t.to(self.device))
             given = given if self.dtype is None else given.to(self.dtype)
             if rows is None:
-                return [self._step(given, own_t.view(1), cond=cond) for cond in parts]
+                return [self.step(given, own_t.view(1), cond=cond) for cond in parts]
             row = rows.at(t, own_t, parts, x.shape[0])
-            out = self._step(given.repeat(len(parts), 1, 1, 1), None, cond=parts, modulation=row)
+            out = self.step(given.repeat(len(parts), 1, 1, 1), None, cond=parts, modulation=row)
             return out.chunk(len(parts))
 
         return predict
-
-    def _step(self, x: Tensor, t: Tensor | None, **given: Any) -> Tensor:
-        try:
-            out = self.step(x, t, **given)
-        except Exception as error:
-            if type(error).__name__ != "FailOnRecompileLimitHit":  # of a private module of torch
-                raise
-            raise RuntimeError(
-                f"the model was compiled for as many shapes as torch keeps, and {tuple(x.shape)} is another: use fewer "
-                "image and batch sizes, or raise torch.compiler.config.recompile_limit above "
-                f"{torch.compiler.config.recompile_limit}"
-            ) from error
-        # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
-        return out.clone() if self.compiled and out.is_cuda else out
 
 
 class _Task(NamedTuple):

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: ``pytest -m gpu``. Needs torch, einops and pytest; run it from the bare tree."""
+"""What only a CUDA device shows: ``python3 -m pytest -m gpu`` from the bare tree. Needs torch, einops and pytest."""
 
 import pytest
 import torch
@@ -11,6 +11,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def convolutions_in_float32(monkeypatch):
+    """cuDNN rounds the inputs of convolutions to TF32 unless told not to, which these comparisons would notice."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def scan_inputs(batch, length, dim, d_state, dtype):

@@ -202,33 +202,55 @@ def test_a_compiled_sampler_gives_the_same_images():
         torch.testing.assert_close(sampler(x0, mask, steps=4, **settings), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_texts_of_any_length_are_compiled_for_few_and_too_many_shapes_are_explained(monkeypatch):
+def test_texts_of_any_length_are_compiled_for_few(monkeypatch):
     torch.manual_seed(0)
     words = {"name": "token-sequence", "width": 8}
     kinds = {"conditions": {"mask": "label-map", "text": words}, "cross": {"text": "cross-attention"}}
     model = randomize(build("dit-debug", **kinds, add=("mask",), depth=1), std=0.05)
-    x0, mask, compiled, shapes = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (2, 8, 8)), torch.compile, []
+    x0, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 19, (2, 8, 8))
+    graphs = count_graphs(monkeypatch)
+    sampler, settings = Sampler(model, compile=True), {"solver": "euler", "steps": 1}
+    for length in (1, 3, 16, 17, 30):
+        text = {"tokens": torch.randn(2, length, 8), "lengths": torch.tensor([length, 1])}
+        for given in (text, text["tokens"]):
+            out = sampler(x0, mask, text=given, **settings)
+            torch.testing.assert_close(out, sample(model, x0, mask, text=given, **settings), rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 2
+    with pytest.raises(ValueError, match="item 0 has length 12 of 10 tokens"):
+        sampler(x0, mask, text={"tokens": torch.randn(2, 10, 8), "lengths": torch.tensor([12, 1])}, **settings)
+
+
+def count_graphs(monkeypatch):
+    """The compiled graphs, which run as they are, from now on."""
+    graphs, compiled = [], torch.compile
 
     def backend(graph, inputs):
-        shapes.append(len(inputs))
+        graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **given: compiled(f, fullgraph=True, dynamic=False, backend=backend)
-    )
+    def compile(f, *, mode, **given):
+        return compiled(f, backend=backend, **given)
+
+    monkeypatch.setattr(torch, "compile", compile)
     torch.compiler.reset()
-    sampler, settings = Sampler(model, compile=True), {"solver": "euler", "steps": 1}
-    with torch.compiler.config.patch(recompile_limit=2):
-        for length in (1, 3, 16, 17, 30):
-            text = {"tokens": torch.randn(2, length, 8), "lengths": torch.tensor([length, 1])}
-            for given in (text, text["tokens"]):
-                out = sampler(x0, mask, text=given, **settings)
-                torch.testing.assert_close(out, sample(model, x0, mask, text=given, **settings), rtol=1e-4, atol=1e-5)
-        assert len(shapes) == 2
-        with pytest.raises(ValueError, match="item 0 has length 12 of 10 tokens"):
-            sampler(x0, mask, text={"tokens": torch.randn(2, 10, 8), "lengths": torch.tensor([12, 1])}, **settings)
-        with pytest.raises(RuntimeError, match=r"\(2, 3, 8, 12\) is another: .*recompile_limit above 2"):
-            sampler(torch.randn(2, 3, 8, 12), torch.randint(0, 19, (2, 8, 12)), text=torch.randn(2, 4, 8), **settings)
+    return graphs
+
+
+def test_more_shapes_are_compiled_than_torch_keeps_of_one_function(monkeypatch):
+    graphs, net = count_graphs(monkeypatch), Known()
+    sampler, mask = Sampler(net, compile=True), torch.full((1, 4, 4), 3)
+    with torch.compiler.config.patch(recompile_limit=1):
+        for _ in range(2):  # the second time they are found again
+            for batch in range(1, 11):
+                x0 = torch.randn(batch, 2, 4, 4)
+                out = sampler(x0, mask, solver="euler", steps=2)
+                torch.testing.assert_close(out, 3 + (x0 - 3) / 4)
+        assert len(graphs) == 10
+        other = Sampler(net, compile=True)
+        monkeypatch.setattr("ssmgen.compiled.shape_of", lambda value: None)
+        other(torch.randn(1, 2, 4, 4), mask, steps=1)
+        with pytest.raises(RuntimeError, match=r"compiled 1 times for x \(2, 2, 4, 4\).*recompile_limit"):
+            other(torch.randn(2, 2, 4, 4), mask, steps=1)
 
 
 def test_the_grid_is_shifted():

@@ -46,8 +46,13 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked ``-dirty`` if code differs from it; None outside a checkout."""
+    """The checkout's commit, marked ``-dirty`` if code differs from it.
+
+    Outside a checkout, such as in a copy of the tree, what the environment's ``SSMGEN_COMMIT`` says, or None.
+    """
     folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return os.environ.get("SSMGEN_COMMIT") or None
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout

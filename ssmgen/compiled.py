@@ -1,0 +1,120 @@
+"""A model's step through `torch.compile`: one graph per shape, and on CUDA one thread that runs captured graphs."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CompiledStep:
+    """A model, compiled as one graph for each shape it is called with; on CUDA also captured as a CUDA graph.
+
+    torch keeps at most ``torch.compiler.config.recompile_limit`` graphs, 8 by default, of one function, and searches
+    them in turn. Here each shape has a function of its own, so the number of shapes has no limit. Each keeps its code,
+    and on CUDA the memory of its graph, until this object is gone.
+
+    Args:
+        model: called as ``model(x, t, **given)``, without gradients.
+        device: of the model.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self.captured = device.type == "cuda"
+        self.steps: dict[Hashable, Callable[..., Tensor]] = {}
+
+    def __call__(self, x: Tensor, t: Tensor | None, **given: Any) -> Tensor:
+        """The model's output ``(batch, ...)``, which later calls leave as it is.
+
+        Raises:
+            RuntimeError: one shape needs more graphs than torch keeps, because of something other than its shape.
+        """
+        shape = shape_of((x, t, given))
+        if shape not in self.steps:
+            self.steps[shape] = _compiled(self.model, "reduce-overhead" if self.captured else None)
+        try:
+            return _CAPTURES.run(self.steps[shape], x, t, given) if self.captured else self.steps[shape](x, t, **given)
+        except Exception as error:
+            if type(error).__name__ != "FailOnRecompileLimitHit":  # of a private module of torch
+                raise
+            raise RuntimeError(
+                f"the model was compiled {torch.compiler.config.recompile_limit} times for x {tuple(x.shape)}, and "
+                "torch compiles no more: something other than a shape differs from call to call. "
+                "TORCH_LOGS=recompiles names it: keep it the same, or raise torch.compiler.config.recompile_limit"
+            ) from error
+
+
+def shape_of(value: Any) -> Hashable:
+    """Shapes and dtypes of all tensors in nested tuples, lists and mappings; of anything else its type."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(map(shape_of, value))
+    if isinstance(value, Mapping):
+        return tuple((name, shape_of(each)) for name, each in value.items())
+    if isinstance(value, int | str):
+        return value
+    return type(value)
+
+
+def _compiled(model: Any, mode: str | None) -> Callable[..., Tensor]:
+    def step(x: Tensor, t: Tensor | None, **given: Any) -> Tensor:
+        return model(x, t, **given)
+
+    step.__code__ = step.__code__.replace()  # torch counts graphs by code object: this one is a copy
+    return torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
+
+
+class _CaptureThread:
+    """Runs captured steps, in one thread for all of the process.
+
+    torch's CUDA graphs belong to the thread that captured them. Up to torch 2.13 or so a call from another thread, such
+    as a server's, fails an assertion; later it captures once more.
+    """
+
+    def __init__(self) -> None:
+        self.executor = ThreadPoolExecutor(1, "ssmgen-captures", initializer=allow_captures)
+        self.stream: Any = None  # of the last call
+
+    def run(self, step: Callable[..., Tensor], x: Tensor, t: Tensor | None, given: dict[str, Any]) -> Tensor:
+        """The step's output, computed on the stream and under the autocast of the calling thread."""
+        kind = x.device.type
+        autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        return self.executor.submit(
+            self._run, torch.cuda.current_stream(x.device), autocast, step, x, t, given
+        ).result()
+
+    def _run(
+        self,
+        stream: Any,
+        autocast: tuple[str, torch.dtype, bool],
+        step: Callable[..., Tensor],
+        x: Tensor,
+        t: Tensor | None,
+        given: dict[str, Any],
+    ) -> Tensor:
+        if self.stream is not None and self.stream != stream:
+            stream.wait_stream(self.stream)  # graphs share their memory
+        self.stream = stream
+        with torch.no_grad(), torch.cuda.stream(stream), torch.autocast(autocast[0], *autocast[1:]):
+            # A captured graph writes into the same memory each time, and a solver keeps slopes of several steps.
+            return step(x, t, **given).clone()
+
+
+def allow_captures() -> None:
+    """Let this thread capture CUDA graphs: torch 2.11 prepares only the thread that imports its module for it."""
+    from torch._inductor import cudagraph_trees
+
+    if hasattr(cudagraph_trees, "_initialize_tls"):  # torch prepares any thread
+        return
+    for name, empty in (("tree_manager_containers", {}), ("tree_manager_locks", defaultdict(threading.Lock))):
+        if not hasattr(cudagraph_trees.local, name):
+            setattr(cudagraph_trees.local, name, empty)
+            torch._C._stash_obj_in_tls(name, empty)
+
+
+_CAPTURES = _CaptureThread()

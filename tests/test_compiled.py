@@ -1,0 +1,100 @@
+"""The compiled step: what tells shapes apart, and the thread of captured graphs, on a CPU."""
+
+import sys
+import threading
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from ssmgen.compiled import CompiledStep, allow_captures, shape_of
+
+
+class State(NamedTuple):
+    tokens: torch.Tensor
+    size: tuple[int, int]
+
+
+def test_shapes_are_told_apart_and_values_are_not():
+    def given(length=4, dtype=torch.float32, size=(2, 2), more=None):
+        return [State(torch.randn(1, length, 8, dtype=dtype), size)], {"text": torch.randn(3), "more": more}
+
+    assert shape_of(given()) == shape_of(given()) and hash(shape_of(given())) == hash(shape_of(given()))
+    others = [given(5), given(dtype=torch.bfloat16), given(size=(4, 1)), given(more=torch.ones(1)), given()[:1]]
+    assert len({shape_of(other) for other in [given(), *others]}) == 6
+
+
+class Stream:
+    """One of CUDA's, as far as it is used."""
+
+    def __init__(self):
+        self.waited = []
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """A compiled step that is treated as a captured one, which torch.compile leaves as it is."""
+    streams = threading.local()
+    monkeypatch.setattr(torch, "compile", lambda f, **given: f)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr("ssmgen.compiled.allow_captures", lambda: None)
+    monkeypatch.setattr("ssmgen.compiled._CAPTURES", sys.modules["ssmgen.compiled"]._CaptureThread())
+    seen = []
+
+    def model(x, t):
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        seen.append((threading.get_ident(), torch.is_grad_enabled(), autocast))
+        return x if t is None else x + t
+
+    step = CompiledStep(model, torch.device("cuda"))
+    return step, streams, seen
+
+
+def test_all_threads_captured_steps_run_in_one(captured):
+    step, streams, seen = captured
+    first, second = Stream(), Stream()
+
+    def call(stream, dtype=None):
+        streams.current = stream
+        with torch.autocast("cpu", dtype) if dtype else nullcontext():
+            x = torch.ones(2, requires_grad=True)
+            out = step(x, None)
+        assert torch.equal(out, x) and out.data_ptr() != x.data_ptr()
+
+    call(first)
+    for stream, dtype in ((first, None), (second, torch.bfloat16)):
+        thread = threading.Thread(target=call, args=(stream, dtype))
+        thread.start()
+        thread.join()
+    assert len({thread for thread, *_ in seen}) == 1 and seen[0][0] != threading.get_ident()
+    assert [rest for _, *rest in seen] == [[False, None], [False, None], [False, torch.bfloat16]]
+    assert first.waited == [] and second.waited == [first]  # graphs share their memory
+
+
+def test_an_error_in_that_thread_reaches_the_caller(captured):
+    step, streams, _ = captured
+    streams.current = Stream()
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        step(torch.ones(2), torch.ones(3))
+    assert torch.equal(step(torch.ones(2), torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_any_thread_can_be_prepared_for_captures():
+    """torch 2.11 prepares the thread that imports its module, and fails an assertion in others."""
+    from torch._inductor import cudagraph_trees as trees
+
+    def run():
+        allow_captures()
+        found.append(trees.get_obj(trees.local, "tree_manager_containers"))
+        trees.get_obj(trees.local, "tree_manager_locks")[0].acquire(timeout=1)
+
+    found = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [{}] and found[0] is not trees.local.tree_manager_containers

@@ -1,0 +1,62 @@
+"""Whole models as `torch.compile` traces them for a GPU: on fake CUDA tensors, so that no GPU is needed."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import ssmgen
+from ssmgen.ops.scan import triton
+
+pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
+#: One model of each family that has a scan, small, and the fused operators in its graph. test_contracts.py compiles all
+#: families on the CPU.
+FAMILIES = {
+    "sisma-debug": ({"depth": 1}, {"triton_scan"}),
+    "zigma-debug": ({"depth": 1}, {"triton_scan"}),
+    "dim-debug": ({"depth": 1}, {"triton_scan"}),
+    "usm-debug": ({}, {"triton_scan"}),
+}
+
+
+def on_fake_gpu(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The module with fake weights on ``cuda``: it has shapes and no values."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                each._parameters[name] = nn.Parameter(like(parameter, mode), requires_grad=parameter.requires_grad)
+        for name, buffer in each._buffers.items():
+            each._buffers[name] = None if buffer is None else like(buffer, mode)
+    return module
+
+
+def like(tensor, mode):
+    with mode:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name):
+    arguments, expected = FAMILIES[name]
+    graphs, mode = [], FakeTensorMode()
+
+    def backend(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    model = on_fake_gpu(ssmgen.build(name, **arguments), mode)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+    with mode:
+        x, t = torch.empty(2, model.in_channels, 16, 24, device="cuda"), torch.empty(2, device="cuda")
+        mask = torch.empty(2, 16 * model.mask_scale, 24 * model.mask_scale, dtype=torch.uint8, device="cuda")
+        out = compiled(x, t, mask)
+        one_hot = torch.empty(1, 19, *mask.shape[1:], device="cuda")  # labels are read, to check them
+        with torch.no_grad():
+            cond = model.condition(one_hot)
+            rows = {"modulation": model.modulation(t[:1])} if hasattr(model, "modulation") else {}
+            sampled = compiled(x, None if rows else t, cond=[cond] if rows else cond, **rows)
+    assert out.shape == sampled.shape == x.shape and out.device.type == sampled.device.type == "cuda"
+    assert len(graphs) == 2
+    for found in graphs:
+        assert {op.removeprefix("ssmgen.") for op in found if op.startswith("ssmgen.")} == expected
