@@ -48,9 +48,11 @@ def check_scale(scale: Any) -> None:
             raise ValueError(f"guidance_scale must be a number at least 0, or one for each condition, got {scale!r}")
 
 
-def scale_of(scale: Scale, given: Collection[str]) -> Scale:
-    """The scale without those of conditions that are not in ``given``."""
-    return {name: scale[name] for name in scale if name in given} if isinstance(scale, Mapping) else scale
+def scale_of(scale: Scale, given: Collection[str], conditions: Collection[str]) -> Scale:
+    """The scale without those of ``conditions`` that are not in ``given``. Names that are no conditions stay."""
+    if not isinstance(scale, Mapping):
+        return scale
+    return {name: scale[name] for name in scale if name in given or name not in conditions}
 
 
 def check_start(start: Any) -> None:

@@ -65,10 +65,9 @@ class Sampling:
         shift: where the grid is finer, see `ssmgen.solvers.shifted_grid`; 1 is uniform.
         guidance_scale: 1 follows the conditional model; w > 1 follows ``v_null + w (v_cond - v_null)`` and needs a
             model trained with dropout of the condition. Or one scale by condition, see `ssmgen.guidance`.
-        guidance_start: guidance acts from this t on, the conditional model alone before it, at half the work. Near the
-            noise guidance mostly exaggerates contrast (Kynkaanniemi et al., arXiv 2404.07724, limit it in the same
-            way). 0 guides throughout. Or one start by condition: colours are decided near the noise, so
-            ``{"mask": 0.2}`` guides a style or words from the beginning and the mask later.
+        guidance_start: guidance acts from this t on. Near the noise it mostly exaggerates contrast (Kynkaanniemi et
+            al., arXiv 2404.07724, limit it in the same way). Or one start by condition: ``{"mask": 0.2}`` guides a
+            style or words, whose colours are decided near the noise, from 0 on and the mask later.
 
     Raises:
         ValueError: a value out of range, or no such solver.
@@ -91,10 +90,8 @@ class Sampling:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)
         check_start(self.guidance_start)
-        for name in ("steps", "shift", "guidance_start"):  # numpy scalars cannot be written as JSON
-            value = getattr(self, name)
-            if isinstance(value, numbers.Real) and not isinstance(value, int | float):
-                object.__setattr__(self, name, int(value) if name == "steps" else float(value))
+        for name in ("steps", "shift", "guidance_scale", "guidance_start"):
+            object.__setattr__(self, name, _writable(getattr(self, name), int if name == "steps" else float))
 
     def replaced(self, **given: Any) -> Sampling:
         """A copy with the given values; None keeps this one's.
@@ -106,9 +103,9 @@ class Sampling:
         check_keywords("sampling", given, self.__dataclass_fields__)
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def for_values(self, given: Collection[str]) -> Sampling:
-        """A copy without the scales of conditions that are not in ``given``: defaults for those that have a value."""
-        return replace(self, guidance_scale=scale_of(self.guidance_scale, given))
+    def for_values(self, given: Collection[str], conditions: Collection[str]) -> Sampling:
+        """A copy without the scales of those of a model's ``conditions`` that are not in ``given``."""
+        return replace(self, guidance_scale=scale_of(self.guidance_scale, given, conditions))
 
     def guidances(self, given: Sequence[str], conditions: Mapping[str, Any]) -> list[tuple[float, Guidance]]:
         """How these settings guide each part of the time, see `ssmgen.guidance.plans`.
@@ -140,10 +137,10 @@ class Sampler:
             solver works in that of x0. None runs the model itself, and so does ``"auto"`` unless bfloat16 products
             are faster on this machine (`ssmgen.precision`).
         compile: pass the model's step through `torch.compile`, as one graph; on CUDA also captured as a CUDA graph.
-            The first call for a shape compiles, for a minute or so, and once more where ``guidance_start`` leaves some
-            steps without guidance; needs a C++ compiler on a CPU. Sequences such as texts are padded to the next
-            power of two from 16 on, so that few lengths compile. Any number of shapes may be compiled; each keeps
-            its code, and on CUDA the memory of its graph, as long as the sampler lives.
+            The first call for a shape compiles, for a minute or so, and again where ``guidance_start`` begins; needs a
+            C++ compiler on a CPU. Sequences such as texts are padded to the next power of two from 16 on, so that few
+            lengths compile. Any number of shapes may be compiled; each keeps its code, and on CUDA the memory of its
+            graph, as long as the sampler lives.
     """
 
     def __init__(self, model: Model, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
@@ -170,7 +167,7 @@ class Sampler:
         Args:
             x0: noise ``(batch, channels, height, width)`` in the model's space, e.g. from `initial_noise`.
             mask: value of the condition ``mask``, one per image or one for all; None samples without.
-            sampling: settings; the defaults where None.
+            sampling: settings; the defaults where None. Its scales of conditions without a value do not count.
             objective: a name or an objective that turns predictions into velocities.
             times: the grid itself ``(n + 1,)`` in [0, 1] instead of steps and shift. It may start later, at a picture
                 that is partly noise, or fall from 1 to 0: from data to the noise it comes from.
@@ -189,7 +186,7 @@ class Sampler:
         if self.compiled:
             values = {name: self._of_few_lengths(name, value) for name, value in values.items()}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
-        settings = (sampling or Sampling()).replaced(**chosen)
+        settings = (sampling or Sampling()).for_values(values, self.conditions).replaced(**chosen)
         resolved: Objective = resolve(objective, "objective")
         solver: Solver = resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)
@@ -349,6 +346,13 @@ def weights_dtype(model: Any) -> torch.dtype:
     kept = {id(m.get_parameter(name)) for m in modules for name in getattr(m, "keep_float32", ())}
     found = (p.dtype for p in model.parameters() if p.is_floating_point() and id(p) not in kept)
     return next(found, torch.float32)
+
+
+def _writable(value: Any, kind: type) -> Any:
+    """A number, or one for each name, of a kind that can be written as JSON: numpy's scalars cannot."""
+    if isinstance(value, Mapping):
+        return {name: _writable(each, kind) for name, each in value.items()}
+    return value if isinstance(value, int | float) else kind(value)
 
 
 def _is_number(value: Any) -> bool:

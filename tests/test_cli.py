@@ -191,6 +191,7 @@ def test_export_refuses_before_it_writes(folder, tmp_path, capsys):
     [
         (["info", "sisma-xxl"], "'sisma-xl'"),
         (["info", "eular"], "Did you mean 'euler'"),
+        (["info", "euler", "--size", "8"], "--size is for models, and 'euler' is a solver"),
         (["info", "sisma-xl", "--size", "33"], "positive multiples of 2"),
         (["info", "sisma-s", "--size", "-2"], "--size must be at least 1, got -2"),
         (["info", "sisma-s", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),

@@ -21,6 +21,7 @@ from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, LabelSet
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.folder import write_pair, write_records
+from ssmgen.sampling import Sampling
 from ssmgen.training import CheckpointError, checkpoints
 from ssmgen.training.fsck import mend_run
 
@@ -132,6 +133,15 @@ def test_the_cards_command_makes_the_same_settings(trained):
     again = train.parse(words)
     again.run, again.resume, again.cache = config.run, config.resume, config.cache
     assert again == config
+
+
+def test_the_cards_commands_name_guidance_by_condition(trained):
+    config = dataclasses.replace(load_config(trained), sampling=Sampling(guidance_scale={"mask": 2, "words": 3}))
+    assert {"guidance_scale.mask=2", "guidance_scale.words=3"} <= set(export.training_command(config).split())
+    assert export.sampling_words({"steps": 3, "guidance_start": {"mask": 0.2}}) == [
+        "steps=3",
+        "guidance_start.mask=0.2",
+    ]
 
 
 def test_a_card_says_drawn_of_a_folder_prepared_from_drawn_faces(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pipelines import random_pipe, told_pipe
@@ -12,6 +13,7 @@ from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap, write_png
 from ssmgen.data.images import to_pil
 from ssmgen.data.transforms import center_crop_resize
 from ssmgen.pipeline import MaskToImagePipeline, edit, interpolate, variations
+from ssmgen.sampling import Sampling
 
 SIZE = (32, 48)
 
@@ -108,6 +110,29 @@ def test_each_condition_has_its_own_guidance(pipe, pair):
         pipe(pair[1], guidance_scale={"words": 2})
     with pytest.raises(ValueError, match="has edges_dropout=0"):
         pipe(pair[1], edges=torch.rand(SIZE), guidance_scale={"edges": 2})
+
+
+def test_scales_of_a_recipe_serve_the_conditions_that_have_a_value(pipe, pair, tmp_path):
+    """A recipe may guide what a call leaves out, each from its own time on; so may settings that are given whole."""
+    own = {"guidance_scale": {"mask": 2, "words": 3}, "guidance_start": {"mask": np.float32(0.5)}}
+    guided = told_pipe(SIZE, **own)
+    plain, told = {"guidance_scale": {"mask": 2}}, {"words": "a hat"}
+    later = {"steps": 2, "guidance_start": {"mask": 0.5}, "output_type": "pt"}
+    expected = pipe(pair[1], **plain, **later)
+    assert torch.equal(guided(pair[1], output_type="pt"), expected)
+    assert torch.equal(guided(pair[1], sampling=replace(guided.recipe.sampling, shift=1.0), output_type="pt"), expected)
+    both = pipe(pair[1], guidance_scale={"mask": 2, "words": 3}, **told, **later)
+    assert torch.equal(guided(pair[1], output_type="pt", **told), both) and not torch.equal(both, expected)
+    assert len(variations(guided, *pair)) == 1
+    guided.save_pretrained(tmp_path / "guided")
+    again = MaskToImage.from_pretrained(tmp_path / "guided")
+    assert again.recipe.sampling == guided.recipe.sampling
+    assert torch.equal(again(pair[1], output_type="pt", **told), both)
+    for key in ("guidance_scale", "guidance_start"):
+        with pytest.raises(ValueError, match=f"{key}=.'wrods': 0.5. names a condition that the model does not have"):
+            MaskToImage(pipe.model, pipe.autoencoder, replace(pipe.recipe, sampling={key: {"wrods": 0.5}}))
+    with pytest.raises(ValueError, match="names no condition 'wrods'"):
+        pipe(pair[1], sampling=Sampling(guidance_scale={"wrods": 2}))
 
 
 BAD = [

@@ -16,6 +16,7 @@ from recipe_runs import words as words_of_run
 from recipes.sisma import sample, train
 from recipes.sisma.evaluation.image_folder import find_images
 from recipes.sisma.image_names import check_mask_names
+from recipes.sisma.runs import SamplingKeys, sampling_of
 from ssmgen.data import BISENET19, CELEBAMASK19, remap
 from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.images import read_image, write_png
@@ -172,11 +173,15 @@ def test_sample_tells_words_and_a_style(told, trained, tmp_path, capfd):
         assert not any(torch.equal(images[-1], other) for other in images[:-1]), more
     capfd.readouterr()
     sample.main([f"run={told}", f"out={tmp_path / 'unknown'}", *common, "words=violet hair, a monocle"])
-    assert "note: the model was trained without 'violet', 'monocle': to it" in capfd.readouterr().err
+    assert "note: no training text had the words 'violet', 'monocle', so" in capfd.readouterr().err
     pipe, _ = sample.load_run(told)
     assert pipe.recipe.sampling.guidance_scale == {"mask": 2.0, "style": 2.0, "words": 2.0}
     assert pipe.recipe.sampling.guidance_start == {"mask": 0.2}, "colours are decided near the noise"
     scales = {"mask": 2, "style": 2, "words": 3}
+    sampling = sampling_of(pipe, SamplingKeys(guidance_scale=1, guidance_start=0.5), ["mask", "words"])
+    assert (sampling.guidance_scale, sampling.guidance_start) == (1, 0.5), "a number is that of all"
+    sampling = sampling_of(pipe, SamplingKeys(guidance_start={"words": 0.1}), ["mask", "words"])
+    assert sampling.guidance_scale == {"mask": 2, "words": 2} and sampling.guidance_start == {"mask": 0.2, "words": 0.1}
     given = {"words": "black hair", "style": face, "style_mask": mask, "guidance_scale": scales}
     expected = pipe(tmp_path / "m.png", steps=2, solver="euler", output_type="uint8", **given)
     assert torch.equal(images[3], expected[0])

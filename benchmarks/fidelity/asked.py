@@ -142,7 +142,7 @@ class Asked:
 
     def sample(self, noise: Tensor, values: Mapping[str, Any], what: str) -> Tensor:
         """Images, uint8 ``(n, 3, h, w)``, of noise and values of the same number of items, under the run's guidance."""
-        return sample_images(self.pipe, noise, values, self.sampling.for_values(values), what)
+        return sample_images(self.pipe, noise, values, self.sampling, what)
 
     def style(self) -> dict[str, Tensor]:
         """The value of the condition ``style``."""
@@ -275,7 +275,7 @@ def plain_images(run: Path, asked: Asked) -> Tensor:
     pipe, _ = load_run(run)
     noise = initial_noise(range(asked.seed, asked.seed + len(asked.targets.masks)), pipe.latent_size)
     values = {"mask": asked.targets.masks.long()}
-    return sample_images(pipe, noise, values, pipe.recipe.sampling.for_values(values), "plain")
+    return sample_images(pipe, noise, values, pipe.recipe.sampling, "plain")
 
 
 def origin(trained: Trained) -> dict[str, Any]:

@@ -12,6 +12,12 @@ _HEAD = """## style and words
 
 Do images have the style and the words they were asked for, and does the mask suffer? [A style from another
 picture](style.md#measuring-it) defines the figures. *Without*: the same masks and noise, nothing asked.
+
+A style by regions (*asked*) is followed almost to the ceiling, and words go most of the way; of these, the background's
+colour is followed least. Agreement with the mask falls by less than 0.02 with either or both. One vector of the whole
+picture (*whole*) passes on its tone and main hues, and cannot say which region had which colour. Guidance has to act
+from the noise on, because colours are decided there: in a trial with a run of 1,300 steps (64 masks), style and words
+at scale 2 came 80 % and 61 % of the way where guidance began at t = 0.2, and 87 % and 81 % where it began at 0.
 """
 
 

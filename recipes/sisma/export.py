@@ -7,6 +7,7 @@
 The folder holds the averaged weights, the autoencoder, the settings, and a model card with the run's evaluation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,22 @@ def training_command(config: Config, presets: Presets = PRESETS) -> str:
         if key in ("run", "resume", "cache", "rebuild_cache") or value == plain[key]:
             continue
         if isinstance(value, dict):
-            words += [f"{key}.{name}={one}" for name, one in value.items() if plain[key].get(name) != one]
+            before = plain[key] if isinstance(plain[key], dict) else {}  # one number, or one for each condition
+            words += [f"{key}.{name}={one}" for name, one in value.items() if before.get(name) != one]
         elif key in ("data", "autoencoder_source", "parser") and Path(str(value)).exists():
             words.append(f"{key}=...")
         else:
             words.append(f"{key}={value}")
     return command_line("train", config.preset, *words, recipe=config.recipe)
+
+
+def sampling_words(sampling: Mapping[str, Any]) -> list[str]:
+    """The ``key=value`` words of settings of sampling; of a setting by condition, ``key.condition=value``."""
+    words = []
+    for key, value in sampling.items():
+        each = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}
+        words += [f"{name}={one}" for name, one in each.items()]
+    return words
 
 
 def _evaluation(result: dict[str, Any]) -> str:
@@ -169,7 +180,7 @@ def _evaluation(result: dict[str, Any]) -> str:
     }
     found = [(name, result[key]) for key, name in names.items() if key in result]
     rows = [f"| {name} | {figures['miou']:.3f} | {figures['pixel_accuracy']:.3f} |" for name, figures in found]
-    words = [f"masks={result['masks']}", *(f"{key}={value}" for key, value in result["sampling"].items())]
+    words = [f"masks={result['masks']}", *sampling_words(result["sampling"])]
     origin = (
         f"`{command_line('evaluate', 'run=RUN', *words)}`, unseen masks, commit `{result['commit']}`, "
         f"seed {result['seed']}, {result['hardware']['processor']}, torch {result['versions']['torch']}:"

@@ -48,10 +48,11 @@ def checked_size(image_size: int | str) -> int | str:
 
 def checked_style(style: bool | str) -> bool | str:
     """A ``style`` as it is recorded: ``True`` (by regions), ``"whole"`` or ``False``; a `UsageError` for others."""
-    known: dict[str, bool | str] = {"true": True, "whole": "whole", "false": False}
-    if str(style).lower() not in known:
+    known = {"whole": ("whole",), True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
+    found = [meant for meant, words in known.items() if str(style).lower() in words]
+    if not found:
         raise UsageError(f"style={style}: expected true (by regions), whole or false")
-    return known[str(style).lower()]
+    return found[0]
 
 
 def _checked_size(image_size: str) -> int | str:

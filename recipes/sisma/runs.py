@@ -151,8 +151,8 @@ class SamplingKeys:
 
     Attributes:
         solver, steps, shift: of `ssmgen.Sampling`; the run's own where None.
-        guidance_scale, guidance_start: of the mask, or by condition, such as ``guidance_scale.words=3``; the run's own
-            where none is given.
+        guidance_scale, guidance_start: of all conditions, or by condition, such as ``guidance_scale.words=3``; the
+            run's own where none is given.
     """
 
     solver: str | None = None
@@ -173,7 +173,7 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("
     Raises:
         ValueError: a value out of range, an unknown solver, or guidance of a condition without dropout or value.
     """
-    own = pipe.recipe.sampling.for_values(given)
+    own = pipe.recipe.sampling.for_values(given, pipe.model.conditions)
     settings = {name: _merged(getattr(own, name), getattr(keys, name)) for name in SETTINGS}
     sampling = own.replaced(**settings)
     sampling.guidances(list(given), pipe.model.conditions)
@@ -181,10 +181,8 @@ def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("
 
 
 def _merged(own: Any, given: Any) -> Any:
-    """A setting that may be one by condition: what is given replaces a run's own, a number that of the mask alone."""
-    if given is None or not isinstance(own, Mapping):
-        return given
-    return {**own, **(given if isinstance(given, Mapping) else {"mask": given})}
+    """A setting that may be one by condition: a mapping replaces those of a run's own that it names, a number all."""
+    return {**own, **given} if isinstance(own, Mapping) and isinstance(given, Mapping) else given
 
 
 def check_writable(folder: Path) -> None:

@@ -44,8 +44,9 @@ class Settings(SamplingKeys):
         size: a side or height x width in pixels, such as ``192x96``, if the images are to have another size than the
             run's.
         words: for a run with ``words=true``: what all images are told.
-        style: for a run with ``style=true``: the picture whose colours all images get; PNG, JPEG, WebP or BMP.
-        style_mask: its mask, a label PNG as for ``mask``.
+        style: for a run with ``style=true`` or ``style=whole``: the picture whose colours all images get; PNG, JPEG,
+            WebP or BMP.
+        style_mask: its mask, a label PNG as for ``mask``; none with ``style=whole``.
     """
 
     run: str = "runs/quick"
@@ -111,7 +112,7 @@ def _told(pipe: MaskToImage, settings: Settings) -> dict[str, str]:
             )
     if "words" in told and (unknown := unknown_words(told["words"])):
         found = ", ".join(map(repr, unknown))
-        print(f"note: the model was trained without {found}: to it, that means nothing", file=sys.stderr)
+        print(f"note: no training text had the words {found}, so they mean nothing to the model", file=sys.stderr)
     return told
 
 

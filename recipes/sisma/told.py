@@ -28,7 +28,6 @@ from ssmgen.training import derived_seed
 _WORD_VECTORS = {"name": "word-vectors", "width": 64, "max_length": 20}
 _BATCH = 16
 _TOLD = ("style", "words")
-_SCALE = 2.0
 
 
 def check_told(config: Config) -> None:
@@ -63,19 +62,20 @@ def told_arguments(config: Config) -> dict[str, Any]:
 
 
 def told_sampling(sampling: Sampling, model: Any) -> Sampling:
-    """The sampling settings of a run that is told more than masks: a number is then that of the mask alone.
+    """The sampling settings of a run that is told more than masks: one scale serves all, one start the mask alone.
 
-    Style and words are guided too, from the noise on, because colours are decided there (docs/style.md).
+    Style and words are guided from the noise on, because colours are decided there (docs/style.md).
     """
     conditions = dict(getattr(model, "conditions", {}))
     others = [name for name in _TOLD if getattr(conditions.get(name), "dropout", 0)]
     if len(conditions) < 2:
         return sampling
-    scale, start = (
-        dict(value) if isinstance(value, Mapping) else {"mask": float(value)}
-        for value in (sampling.guidance_scale, sampling.guidance_start)
-    )
-    return replace(sampling, guidance_scale=dict.fromkeys(others, _SCALE) | scale, guidance_start=start)
+    scale, start = sampling.guidance_scale, sampling.guidance_start
+    if not isinstance(scale, Mapping):
+        scale = dict.fromkeys(["mask", *others], float(scale))
+    if not isinstance(start, Mapping):
+        start = {"mask": float(start)}
+    return replace(sampling, guidance_scale=dict(scale), guidance_start=dict(start))
 
 
 def text_encoders(config: Config) -> dict[str, Spec]:

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     command = add_command(commands, "info", _info, help, about, *examples)
     command.add_argument("name", help="a registered name, see 'ssmgen list'")
     command.add_argument("--size", type=int, help="side of the latent (default: that of a 256 pixel image)")
-    command.add_argument("--batch", type=int, default=1, help="images at a time, for the memory (default 1)")
+    command.add_argument("--batch", type=int, help="images at a time, for the memory (default 1)")
     command.add_argument("--device", help="cpu or cuda, for the guess (default: cuda if available)")
     about = (
         "Copy a trained model into a folder for ssmgen.MaskToImage, optionally with smaller weights. SOURCE is such a\n"
@@ -72,6 +72,8 @@ def _list(arguments: argparse.Namespace) -> Answer:
 def _info(arguments: argparse.Namespace) -> Answer:
     entry = find(arguments.name)
     if entry.kind != "model":
+        if given := [option for option in ("size", "batch", "device") if getattr(arguments, option) is not None]:
+            raise ValueError(f"--{given[0]} is for models, and {entry.name!r} is a {entry.kind}: leave it out")
         return _about(entry)
     for option in ("size", "batch"):
         value = getattr(arguments, option)
@@ -79,7 +81,7 @@ def _info(arguments: argparse.Namespace) -> Answer:
             raise ValueError(f"--{option} must be at least 1, got {value}")
     device = arguments.device or bench.default_device()
     measured = bench.rates(device)
-    summary = summarize(arguments.name, arguments.size, arguments.batch)
+    summary = summarize(arguments.name, arguments.size, 1 if arguments.batch is None else arguments.batch)
     step = summary.matrix_flops / measured.matrix + summary.scan_flops / measured.scan
     guess = {
         "basis": "operations divided by throughput measured on this machine just now; real runs are slower",
@@ -97,7 +99,7 @@ def _info(arguments: argparse.Namespace) -> Answer:
 def _about(entry: Entry) -> Answer:
     """What a name other than a model's builds: its documentation, and the arguments it takes."""
     signature = inspect.signature(entry.builder)
-    arguments = {name: str(each).partition(": ")[2] or str(each) for name, each in signature.parameters.items()}
+    arguments = {name: str(each).removeprefix(f"{name}: ") for name, each in signature.parameters.items()}
     arguments |= {name: f"{value!r} (the default of this name)" for name, value in entry.defaults.items()}
     text = inspect.getdoc(entry.builder) or ""
     facts = {"kind": entry.kind, "arguments": arguments, "documentation": text, "source": source(entry.name)}

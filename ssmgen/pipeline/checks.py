@@ -46,7 +46,7 @@ def checked_sampling(
     told: Collection[str],
     conditions: Mapping[str, Any],
 ) -> Sampling:
-    """The settings of a call: those given, else a pipeline's own for the conditions that have a value.
+    """The settings of a call: those given, else a pipeline's own, without scales of conditions that have no value.
 
     Args:
         own: the pipeline's.
@@ -59,7 +59,7 @@ def checked_sampling(
         ValueError: a setting out of range, or guidance that the model or the values do not allow.
     """
     names = ["mask", *(name for name in told if name in conditions)]
-    sampling = (given or own.for_values(names)).replaced(**settings)
+    sampling = (given or own).for_values(names, conditions).replaced(**settings)
     sampling.guidances(names, conditions)
     return sampling
 
