@@ -49,16 +49,14 @@ class CompiledStep:
 
 
 def shape_of(value: Any) -> Hashable:
-    """Shapes and dtypes of all tensors in nested tuples, lists and mappings; of anything else its type."""
+    """Shapes and dtypes of all tensors in nested tuples, lists and mappings; of anything else its type's name."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, tuple | list):
         return tuple(map(shape_of, value))
     if isinstance(value, Mapping):
         return tuple((name, shape_of(each)) for name, each in value.items())
-    if isinstance(value, int | str):
-        return value
-    return type(value)
+    return value if isinstance(value, int | str) else type(value).__qualname__
 
 
 def _compiled(model: Any, mode: str | None) -> Callable[..., Tensor]:

@@ -1,5 +1,7 @@
 """What only a CUDA device shows: ``python3 -m pytest -m gpu`` from the bare tree. Needs torch, einops and pytest."""
 
+import threading
+
 import pytest
 import torch
 from conftest import randomize
@@ -86,6 +88,23 @@ def test_a_captured_step_gives_what_the_plain_one_gives(guidance_scale):
         settings = {"steps": 4, "solver": "ab2", "guidance_scale": guidance_scale}
         plain = ssmgen.sample(model, noise, mask.cuda(), **settings)
         torch.testing.assert_close(sampler(noise, mask.cuda(), **settings), plain, rtol=2e-3, atol=2e-3)
+
+
+def test_a_captured_step_runs_for_any_thread():
+    model, noise, mask = model_and_inputs()
+    sampler, settings = ssmgen.Sampler(model.cuda(), compile=True), {"steps": 4, "solver": "euler"}
+    expected, found = sampler(noise, mask.cuda(), **settings), []
+    thread = threading.Thread(target=lambda: found.append(sampler(noise, mask.cuda(), **settings)))
+    thread.start()
+    thread.join()
+    assert len(found) == 1 and torch.equal(found[0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_kernels_run_on_the_device_of_their_tensors():
+    tensors = scan_inputs(2, 19, 37, 16, torch.float32)
+    first, second = (scan_and_gradients(tensors, "triton", device) for device in ("cuda:0", "cuda:1"))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(first, second, strict=True))
 
 
 def test_sixteen_bit_weights_stay_near_the_float32_sample():

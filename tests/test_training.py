@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import toy_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 from toy_training import Toy, digests, run
 
 from ssmgen import build
@@ -28,6 +30,7 @@ from ssmgen.training import (
     checkpoints,
     derived_seed,
     loop,
+    moving_average,
     pace,
     schedule_changes,
     schedule_of,
@@ -37,7 +40,7 @@ from ssmgen.training import (
 )
 from ssmgen.training.health import Health
 from ssmgen.training.log import RunLog
-from ssmgen.training.step import split
+from ssmgen.training.step import _moved, batches_from, split
 from ssmgen.training.trackers import TRACKERS
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
@@ -206,6 +209,41 @@ def test_every_entry_of_a_batch_is_cut_into_parts():
     first, second = split(batch, 2)
     assert first["data"].tolist() == [0, 1, 2] and second["text"] == ["d", "e", "f"]
     assert first.keys() == batch.keys() and second["weight"].shape == (3, 1)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_copied_while_the_host_goes_on(device, pinned, monkeypatch):
+    accelerator = SimpleNamespace(device=torch.device(device), process_index=0, num_processes=1)
+    assert batches_from(0, Toy(), TrainSettings(steps=2, batch_size=4), accelerator).pin_memory == pinned
+    copied, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *given, **more: copied.append(more) or to(x, *given, **more))
+    batch = {"data": torch.ones(2), "text": {"tokens": torch.ones(2, 3)}, "names": ["a", "b"]}
+    moved = {name: _moved(x, torch.device("cpu")) for name, x in batch.items()}
+    assert copied == [{"non_blocking": True}] * 2 and moved["names"] == ["a", "b"]
+
+
+def test_the_moving_average_reads_no_value_of_the_device():
+    """Reading one from a GPU would wait for it. A tensor on ``meta`` has no value to read."""
+    average, last = moving_average(torch.nn.Linear(3, 2), 0.5).to("meta"), torch.nn.Linear(3, 2, device="meta")
+    for _ in range(3):
+        average.update_parameters(last)
+    assert int(average.n_averaged) == 3 and average.module.weight.is_meta
+
+
+def test_the_moving_average_is_that_of_torch():
+    net = torch.nn.Linear(3, 2)
+
+    def update(averaged, current, count):
+        torch._foreach_lerp_(averaged, current, 1 - min(0.3, (1 + int(count)) / (10 + int(count))))
+
+    ours, theirs = moving_average(net, 0.3), AveragedModel(net, multi_avg_fn=update)
+    for _ in range(6):
+        with torch.no_grad():
+            net.weight.normal_()
+        ours.update_parameters(net)
+        theirs.update_parameters(net)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(x, theirs.state_dict()[name]) for name, x in ours.state_dict().items())
 
 
 def test_conditions_reach_the_model_by_their_names(folder):

@@ -10,7 +10,6 @@ from ssmgen.training.muon import muon_step
 from ssmgen.weights import local_shard
 
 OPTIMIZERS = ("adamw", "muon")
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 _ADAMW_SHARE = 1 / 3  # of the learning rate, where Muon takes the matrices
 _MOMENTUM = 0.95
 
@@ -79,6 +78,38 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw.step()
 
 
+class MovingAverage(AveragedModel):
+    """torch's `AveragedModel`, which counts its updates on the host: to read the count from a GPU would wait for it.
+
+    Args:
+        model: what is averaged; a copy of it is ``module``.
+        decay: of the average once many updates were made, see `moving_average`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=False)
+        self.decay = decay
+
+    def _apply(self, *given: Any, **options: Any) -> "MovingAverage":
+        """Move everything to a device but the count."""
+        count = self.n_averaged
+        super()._apply(*given, **options)
+        self.n_averaged = count
+        return self
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the parameters at the first update, and move towards them at later ones."""
+        n = int(self.n_averaged)
+        averaged = [local_shard(p) for p in self.module.parameters()]
+        current = [local_shard(p).to(own.device) for p, own in zip(model.parameters(), averaged, strict=True)]
+        if n == 0:
+            torch._foreach_copy_(averaged, current)
+        else:
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+        self.n_averaged += 1
+
+
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An `AveragedModel` of ``model`` with decay ``min(decay, (1 + n) / (10 + n))`` at its n-th update.
 
@@ -96,10 +127,4 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
             f"{low} is 16-bit: a moving average at decay {decay} would lose its updates; keep float32 weights"
         )
 
-    @torch.no_grad()
-    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        parts = [local_shard(tensor) for tensor in averaged], [local_shard(tensor) for tensor in current]
-        torch._foreach_lerp_(*parts, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=False)
+    return MovingAverage(model, decay)

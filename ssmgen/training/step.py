@@ -104,6 +104,7 @@ def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, acce
         collate_fn=getattr(data, "collate", None),
         generator=torch.Generator(),
         worker_init_fn=_loader_process,
+        pin_memory=accelerator.device.type == "cuda",  # which copies to it need, or the host waits for each
     )
 
 
@@ -196,7 +197,7 @@ def _sliced(x: Any, part: slice) -> Any:
 
 
 def _moved(x: Any, device: torch.device) -> Any:
-    return mapped(lambda each: each.to(device), x) if isinstance(x, Tensor | Mapping) else x
+    return mapped(lambda each: each.to(device, non_blocking=True), x) if isinstance(x, Tensor | Mapping) else x
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
