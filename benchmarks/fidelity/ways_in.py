@@ -39,6 +39,7 @@ CANDIDATES = {
     "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
     "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
     "class-ordered": way("class-ordered-mamba", 7.0, _ALONE),
+    "joint": way("joint-mamba", 8.25, _ALONE),
     "modulated": way("none", 3.35, _PER_TOKEN),
     "modulated+added": way("none", 3.35, _PER_TOKEN, mask_input="add"),
     "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),
