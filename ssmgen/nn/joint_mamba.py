@@ -88,12 +88,13 @@ class JointMamba(SelfMamba):
         u = self.ssm.mix_locally(content, size)
         dt, B, C = self.x_proj(u).split(self.widths, dim=-1)
         own = [state for state, _ in parts_of(states, u)]
-        joint = [
+        joint_u, delta, joint_B = (
             torch.cat([torch.cat([getattr(state, name) for state in own]), part], dim=1)
             for name, part in (("u", u), ("delta", self.ssm.step_size(dt)), ("B", B))
-        ]
+        )
         orders = [in_turn(name, size, u.device) for name in self.ssm.orders]
-        y = self.ssm.scan(*joint, torch.cat([torch.zeros_like(C), C], dim=1), size, orders)
+        read = torch.cat([torch.zeros_like(C), C], dim=1)
+        y = self.ssm.scan(joint_u, delta, joint_B, read, size, orders)
         return self.ssm.finish(y[:, x.shape[1] :].contiguous(), z)
 
 
