@@ -75,10 +75,13 @@ def test_at_first_the_condition_is_added_to_what_is_scanned_alone():
 
 
 GRADIENTS = [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"}), ("class-ordered-mamba", {"num_classes": 3})]
+GRADIENTS += [("joint-mamba", {})]
 
 
 @pytest.mark.parametrize("settings", [{}, {"directions": 2}, {"order": "column-boustrophedon-reversed"}])
-@pytest.mark.parametrize(("name", "own"), [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"})])
+@pytest.mark.parametrize(
+    ("name", "own"), [("conditioned-mamba", {}), ("cross-mamba", {"u": "sum"}), ("joint-mamba", {})]
+)
 def test_a_condition_is_computed_once_and_serves_any_batch(name, own, settings):
     block, x, e = layer(name, **own, **settings), tokens(batch=4), tokens(batch=2, seed=1)
     one, two = (block.condition(e[i : i + 1], SIZE) for i in range(2))
@@ -171,6 +174,28 @@ def test_class_ordered_mamba_is_its_equation():
             )
             y[:, sequence] += scan
         torch.testing.assert_close(out[i : i + 1], finished(block.ssm, y, z[i : i + 1]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["row", "column-reversed"])
+def test_joint_mamba_is_its_equation(order):
+    block, x, e = layer("joint-mamba", order=order), tokens(), tokens(seed=1)
+    c, z = F.linear(x, block.in_proj.weight).split(16, dim=-1)
+    u, m = mixed(block.ssm, c), mixed(block.ssm, F.linear(e, block.cond_proj.weight))
+    dt, B, C = F.linear(u, block.x_proj.weight).split([1, 4, 4], dim=-1)
+    cond_dt, cond_B = F.linear(m, block.cond_x_proj.weight).split([1, 4], dim=-1)
+    deltas = [F.linear(each, block.ssm.dt_proj.weight) for each in (cond_dt, dt)]
+    deltas[0] = deltas[0] + block.cond_step
+    path = list(range(12)) if order == "row" else scan_order(order, *SIZE).forward.tolist()
+
+    def turns(first, second):
+        return torch.stack([first[:, path], second[:, path]], dim=2).flatten(1, 2)
+
+    y = torch.empty(2, 12, 16, dtype=torch.float64)
+    y[:, path] = selective_scan(
+        *(turns(m, u), turns(*deltas), -block.ssm.A_log.exp(), turns(cond_B, B), turns(C, C), block.ssm.D),
+        **{"delta_bias": block.ssm.dt_proj.bias, "delta_softplus": True, "backend": "reference"},
+    )[:, 1::2]
+    torch.testing.assert_close(block(x, e, SIZE), finished(block.ssm, y, z), rtol=1e-10, atol=1e-12)
 
 
 def test_a_token_has_the_class_of_which_it_holds_the_largest_share():

@@ -4,6 +4,12 @@
     python -m benchmarks.fidelity mask-entry     # three seeds of every variant, one after another
     python -m benchmarks.fidelity.report         # docs/fidelity.md from the results
 
+Equal time needs measured step times:
+
+    python -m benchmarks.fidelity ways-in --seeds 0 1 2 3 4
+    python -m benchmarks.fidelity.step_time ways-in
+    python -m benchmarks.fidelity ways-in-time --seeds 0 1 2 3 4
+
 Every variant is a preset of recipes.sisma.train with a few settings changed, trained and measured on unseen masks. Real
 faces want to be told where they are:
 

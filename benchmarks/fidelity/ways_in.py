@@ -12,7 +12,7 @@ COARSE = (*FINE, "model_args.dim=128", "model_args.patch_size=4")
 
 
 def way(second: str, ffn_ratio: float, *words: str, mask_input: str = "none") -> tuple[str, ...]:
-    """Words for a `benchmarks.fidelity.variants.SISMAVariant` with the layer ``second``."""
+    """Words for a `benchmarks.fidelity.variants.sisma_variant` with the layer ``second``."""
     known = _VARIANT, f"model_args.second={second}", f"model_args.ffn_ratio={ffn_ratio}"
     return (*known, f"model_args.mask_input={mask_input}", *words)
 
@@ -38,7 +38,9 @@ CANDIDATES = {
     "conditioned": way("conditioned-mamba", 7.3, _ALONE),
     "conditioned+added": way("conditioned-mamba", 7.3, _ALONE, mask_input="add"),
     "conditioned-deep": way("conditioned-mamba", 3.6, _ALONE, "model_args.depth=4"),
+    "conditioned-two-way": way("conditioned-mamba", 6.95, _ALONE, "model_args.directions=2"),
     "class-ordered": way("class-ordered-mamba", 7.0, _ALONE),
+    "joint": way("joint-mamba", 8.25, _ALONE),
     "modulated": way("none", 3.35, _PER_TOKEN),
     "modulated+added": way("none", 3.35, _PER_TOKEN, mask_input="add"),
     "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),

@@ -9,6 +9,7 @@ from ssmgen.nn.conditioned_mamba import ConditionedMamba, ConditionedState
 from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
+from ssmgen.nn.joint_mamba import JointMamba, JointState
 from ssmgen.nn.linear_attention import GatedDelta
 from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mamba2 import Mamba2
@@ -34,6 +35,8 @@ __all__ = [
     "CrossCondition",
     "CrossMamba",
     "FeedForward",
+    "JointMamba",
+    "JointState",
     "Mamba",
     "GatedDelta",
     "Mamba2",
