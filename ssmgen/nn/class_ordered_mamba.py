@@ -60,7 +60,10 @@ class ClassOrderedMamba(ConditionedMamba):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> ClassOrderedState:  # type: ignore[override]
-        """Everything that depends on the condition tokens and their classes alone. Plain tokens have no class."""
+        """Everything that depends on the condition tokens ``(batch, height * width, dim)`` and their classes alone.
+
+        Plain tokens have no class.
+        """
         content, maps = super().condition(signal, size)
         told = None if isinstance(signal, Tensor) else signal.classes
         classes = content.new_full(content.shape[:2], self.num_classes, dtype=torch.long) if told is None else told
