@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ssmgen.ops.launch import OPTIONS
 from ssmgen.ops.scan import triton as triton_scan
 from ssmgen.ops.scan import triton_kernels
 from ssmgen.ops.ssd import triton as triton_ssd
@@ -41,7 +42,8 @@ def compile_kernel(kernel: Any, dtype: str, warps: int, capability: int = 90, **
     signature = {name: "constexpr" if name in constants else kind(name, dtype, *sets) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature=signature, constexprs=places)
-    made = triton.compile(source, target=GPUTarget("cuda", ONLY or capability, 32), options={"num_warps": warps})
+    target = GPUTarget("cuda", ONLY or capability, 32)
+    made = triton.compile(source, target=target, options=OPTIONS | {"num_warps": warps})
     size, shared = len(made.asm["cubin"]), made.metadata.shared
     print(f"{kernel.__name__} {dtype}: {size} bytes of machine code, {shared} of shared memory")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmgen.ops.backend import FLOATS_UP_TO_32
+from ssmgen.ops.launch import launch
 from ssmgen.ops.operator import define, dense_rows
 from ssmgen.ops.scan import triton as scan_triton
 from ssmgen.ops.ssd.forms import SSDInputs
@@ -85,13 +86,15 @@ class _Plan:
         gain = first.new_empty(self.batch, self.chunks, *first.shape[1:])
         entering, last = torch.empty_like(gain), torch.empty_like(first)
         passed = first.new_empty(self.batch, self.chunks, self.heads)
-        _kernels().gain_kernel[self.grid](
+        launch(
+            *(_kernels().gain_kernel, self.grid),
             *(x, self.delta, self.A, B, self.order, gain, passed, *x.stride()[:3], *B.stride()[:3], *self.layout),
             BACKWARD=backward,
             **self.flags,
         )
         size = self.width * self.n
-        _kernels().pass_kernel[-(-size // _ELEMENTS), self.heads, self.batch](
+        launch(
+            *(_kernels().pass_kernel, (-(-size // _ELEMENTS), self.heads, self.batch)),
             *(first, gain, passed, entering, last, self.heads, size, self.chunks),
             REVERSE=backward,
             ELEMENTS=_ELEMENTS,
@@ -111,7 +114,11 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     plan = _Plan(*arguments)
     entering, last = plan.states_between(plan.state, plan.x, plan.B, backward=False)
     y = plan.x.new_empty(plan.x.shape)
-    _kernels().output_kernel[plan.grid](*plan.inputs(), entering, y, *plan.strides(), *plan.layout, **plan.flags)
+    launch(
+        *(_kernels().output_kernel, plan.grid),
+        *(*plan.inputs(), entering, y, *plan.strides(), *plan.layout),
+        **plan.flags,
+    )
     return y, last, entering
 
 
@@ -123,7 +130,8 @@ def _backward(dy: Tensor | None, dlast: Tensor | None, entering: Tensor, *argume
     dx, ddelta = plan.x.new_empty(plan.x.shape), plan.delta.new_empty(plan.delta.shape)
     dA = plan.delta.new_empty(plan.batch, plan.chunks, plan.heads)
     dB, dC = (plan.delta.new_empty(plan.batch, plan.length, plan.heads, plan.n) for _ in range(2))
-    _kernels().gradient_kernel[plan.grid](
+    launch(
+        *(_kernels().gradient_kernel, plan.grid),
         *(*plan.inputs(), entering, dy, leaving, dx, ddelta, dA, dB, dC),
         *(*plan.strides(), *plan.layout),
         **plan.flags,

@@ -9,11 +9,13 @@ as many of what is computed from them as float16 has.
 import triton
 import triton.language as tl
 
+from ssmgen.ops.triton_place import program_place
+
 
 @triton.jit
 def _place(order, order_batch, length, heads, HAS_ORDER: tl.constexpr, STEPS: tl.constexpr):
     """Chunk, head and image of this program, the tokens of its steps and which of them exist."""
-    chunk, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    chunk, head, batch = program_place(tl.cdiv(length, STEPS), heads)
     k = chunk * STEPS + tl.arange(0, STEPS)
     live = k < length
     token = k.to(tl.int64)
@@ -80,7 +82,7 @@ def gain_kernel(
     maps = _rows(B + batch * B_batch + group * B_group, token, B_step, i, n, live)
     weight = tl.exp(total) if BACKWARD else step * tl.exp(whole - total)
     added = tl.dot(tl.trans(rows * weight[:, None]), maps, input_precision=PRECISION)
-    place = (batch * tl.num_programs(0) + chunk) * heads + head
+    place = (batch * tl.cdiv(length, STEPS) + chunk) * heads + head
     _put_state(gain + place * width * n, added, p, i, width, n)
     tl.store(passed + place, tl.exp(whole))
 
@@ -91,8 +93,8 @@ def pass_kernel(
     REVERSE: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
     """The state that enters each chunk, and the last one; from the back, the gradient that enters, if REVERSE."""
-    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    at = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
+    part, head, batch = program_place(tl.cdiv(size, ELEMENTS), heads)
+    at = part * ELEMENTS + tl.arange(0, ELEMENTS)
     mask = at < size
     state = tl.load(first + (batch * heads + head) * size + at, mask=mask, other=0.0)
     for step in range(chunks):
@@ -117,7 +119,7 @@ def output_kernel(
     xs = _rows(x + batch * x_batch + head * x_head, token, x_step, p, width, live)
     Bs = _rows(B + batch * B_batch + group * B_group, token, B_step, i, n, live)
     Cs = _rows(C + batch * C_batch + group * C_group, token, C_step, i, n, live)
-    place = (batch * tl.num_programs(0) + chunk) * heads + head
+    place = (batch * tl.cdiv(length, STEPS) + chunk) * heads + head
     state = _state(entering + place * width * n, p, i, width, n)
     scores = tl.dot(Cs, tl.trans(Bs), input_precision=PRECISION) * _decays(total, STEPS) * step[None, :]
     out = tl.dot(scores, xs, input_precision=PRECISION)
@@ -145,7 +147,7 @@ def gradient_kernel(
     Bs = _rows(B + batch * B_batch + group * B_group, token, B_step, i, n, live)
     Cs = _rows(C + batch * C_batch + group * C_group, token, C_step, i, n, live)
     ups = _rows(dy + (batch * length * heads + head) * width, token, heads * width, p, width, live)
-    place = (batch * tl.num_programs(0) + chunk) * heads + head
+    place = (batch * tl.cdiv(length, STEPS) + chunk) * heads + head
     state = _state(entering + place * width * n, p, i, width, n)
     g = _state(leaving + place * width * n, p, i, width, n)
     decays, kept, carried = _decays(total, STEPS), tl.exp(whole - total), tl.exp(total)
