@@ -255,6 +255,8 @@ MODELLED = {
     "backward_kernel, fp32, d_state 16, sm_90": (255, 243_256),
     "forward_kernel, bf16, d_state 16, sm_90": (128, 84_592),
     "backward_kernel, bf16, d_state 16, sm_90": (255, 309_154),
+    "forward_kernel, bf16, d_state 64, sm_90": (128, 242_048),
+    "backward_kernel, bf16, d_state 64, sm_90": (255, 1_169_256),
 }
 
 
