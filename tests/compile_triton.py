@@ -1,12 +1,14 @@
 """Compile the Triton kernels for GPUs that need not be here: ``python tests/compile_triton.py [CAPABILITY]``.
 
-The capability is 90 (H100), and 80 (A100) for the 16-bit kernels of `ssd`, unless one is given for all.
+The capability is 90 (H100), and 80 (A100) for the 16-bit kernels of `ssd`, unless one is given for all. For the
+kernels of the scan it also prints registers, spills and the modelled cycles of a call: see `sass_model`.
 """
 
 import sys
 from typing import Any
 
 import triton
+from sass_model import Kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -17,14 +19,17 @@ from ssmgen.ops.ssd import triton as triton_ssd
 from ssmgen.ops.ssd import triton_kernels as ssd_kernels
 
 ONLY = int(sys.argv[1]) if len(sys.argv) > 1 else None
-SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"}
-FLOATS = {*("A", "D", "bias", "start", "end", "total", "saved", "first", "last")} | {
+SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "maps"}
+FLOATS = {*("A", "D", "bias", "first_state", "last_state", "end", "total", "saved", "starts", "dlast")} | {
     *("dA", "dB", "dC", "dD", "dbias", "dinitial")
 }
 #: Those of `ssd`, whose step sizes are float32.
 SSD_SEQUENCES = {"x", "B", "C", "y", "dy", "dx"}
 SSD_FLOATS = {*("delta", "A", "gain", "passed", "entering", "leaving", "first", "last", "ddelta", "dA", "dB", "dC")}
-FLAGS: dict[str, Any] = {"SOFTPLUS": True, "HAS_BIAS": True, "HAS_ORDER": True, "STATES": 16}
+#: The call that is modelled: its strides are those of `sisma-xl`.
+BATCH, DIM, LENGTH = 8, 2048, 256
+SCAN: dict[str, Any] = {"SOFTPLUS": True, "WHOLE": True, "dim": DIM, "u_step": 2 * DIM, "delta_step": DIM}
+SCAN |= {"x_step": DIM, "SEGMENT": triton_scan._SEGMENT}
 
 
 def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
@@ -34,18 +39,51 @@ def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
     return f"*{dtype}" if name in sequences else "*fp32" if name in floats else "i32"
 
 
-def compile_kernel(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags: Any) -> None:
-    """Compile one kernel and say how large it is."""
+def compiled(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags: Any) -> Any:
+    """Compile one kernel and say how large it is; tensors and sizes of the scan are multiples of 16, as most are."""
     ssd = kernel.__module__ == ssd_kernels.__name__
     sets = (SSD_SEQUENCES, SSD_FLOATS) if ssd else (SEQUENCES, FLOATS)
     constants = {name: flags[name] for name in kernel.arg_names if name in flags}
     signature = {name: "constexpr" if name in constants else kind(name, dtype, *sets) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature=signature, constexprs=places)
+    even = [] if ssd else [i for i, (n, type) in enumerate(signature.items()) if type != "constexpr" and n != "chunks"]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in even}
+    source = ASTSource(kernel, signature=signature, constexprs=places, attrs=aligned)
     target = GPUTarget("cuda", ONLY or capability, 32)
     made = triton.compile(source, target=target, options=OPTIONS | {"num_warps": warps})
     size, shared = len(made.asm["cubin"]), made.metadata.shared
-    print(f"{kernel.__name__} {dtype}: {size} bytes of machine code, {shared} of shared memory")
+    print(f"{kernel.__name__} {dtype}: {size} bytes of machine code, {shared} of shared memory", flush=True)
+    return made
+
+
+def compile_scan(dtype: str, n: int, ordered: bool, capability: int = 90, carried: bool = False) -> None:
+    """Compile the kernels of the scan for one size of the state, and say what their machine code is like.
+
+    Kernels for a length that is cut into chunks come last, if ``carried``.
+    """
+    absent: dict[str, Any] = {} if ordered else {"order": None}
+    uncut = absent | {"end": None, "total": None}
+    constants = SCAN | {"B_step": n, "C_step": 2 * n, "maps_step": n, "n": n}
+    forward, backward = triton_scan._Tile.forward(n), triton_scan._Tile.backward(n)
+    segments = LENGTH // triton_scan._SEGMENT
+    trips = [segments, LENGTH // backward.STEPS - segments, LENGTH // backward.STEPS]
+    calls = [
+        ("forward_kernel", forward, uncut | {"saved": None, "first_state": None}, [LENGTH // forward.STEPS]),
+        ("backward_kernel", backward, uncut, trips),
+    ]
+    if carried:
+        for tile, back in ((forward, False), (backward, True)):
+            calls.append(("carry_kernel", tile, absent | {"BACKWARD": back}, [LENGTH // tile.STEPS]))
+    for name, tile, flags, trips in calls:
+        kernel = getattr(triton_kernels, name)
+        made = compiled(kernel, dtype, 1, capability, **constants, **tile._asdict(), **flags)
+        code = Kernel(made.asm["cubin"])
+        cycles = code.cycles(-(-DIM // tile.CHANNELS) * BATCH, trips)
+        print(
+            f"{name}, {dtype}, d_state {n}, sm_{ONLY or capability}: {code.registers} registers, "
+            f"{code.spilled} bytes spilled, {cycles} cycles",
+            flush=True,
+        )
 
 
 def compile_ssd(dtype: str, width: int, states: int, capability: int, **flags: Any) -> None:
@@ -53,23 +91,20 @@ def compile_ssd(dtype: str, width: int, states: int, capability: int, **flags: A
     flags |= {"capability": capability, "PRECISION": "ieee" if dtype == "fp32" else "tf32", "STEPS": triton_ssd._STEPS}
     flags |= {"WIDTH": width, "STATES": states}
     for backward in (False, True):
-        compile_kernel(ssd_kernels.gain_kernel, dtype, triton_ssd._WARPS, **flags, BACKWARD=backward)
-    compile_kernel(ssd_kernels.output_kernel, dtype, triton_ssd._WARPS, **flags)
-    compile_kernel(ssd_kernels.gradient_kernel, dtype, triton_ssd._WARPS, **flags)
+        compiled(ssd_kernels.gain_kernel, dtype, triton_ssd._WARPS, **flags, BACKWARD=backward)
+    compiled(ssd_kernels.output_kernel, dtype, triton_ssd._WARPS, **flags)
+    compiled(ssd_kernels.gradient_kernel, dtype, triton_ssd._WARPS, **flags)
 
 
 if __name__ == "__main__":
-    for dtype in ("fp32", "bf16"):
-        forward = FLAGS | {"CHANNELS": triton_scan._CHANNELS, "STEPS": triton_scan._STEPS}
-        backward = forward | {"CHANNELS": triton_scan._BACKWARD_CHANNELS}
-        flags = {"HAS_D": True, "HAS_START": True, "OUTPUT": True, "SAVE": True}
-        compile_kernel(triton_kernels.forward_kernel, dtype, triton_scan._WARPS, **forward, **flags)
-        compile_kernel(triton_kernels.backward_kernel, dtype, triton_scan._BACKWARD_WARPS, **backward, HAS_D=True)
-    compile_kernel(triton_kernels.gradient_kernel, "bf16", triton_scan._BACKWARD_WARPS, **backward)
-    compile_kernel(triton_kernels.chain_kernel, "fp32", 1, **forward, HAS_FIRST=True, REVERSE=True)
+    compile_scan("fp32", 16, ordered=False, carried=True)
+    compile_scan("bf16", 16, ordered=True)
+    compile_scan("bf16", 64, ordered=True)
+    for capability in (80, 100):
+        compile_scan("fp32", 16, ordered=False, capability=capability)
     # Products of float32 make long code: larger heads take minutes to compile.
     compile_ssd("fp32", 32, 32, 90, HAS_ORDER=False, order=None)
     compile_ssd("bf16", 64, 64, 80, HAS_ORDER=True)
     for reverse in (False, True):
         passing = {"REVERSE": reverse, "ELEMENTS": triton_ssd._ELEMENTS}
-        compile_kernel(ssd_kernels.pass_kernel, "fp32", triton_ssd._WARPS, **passing)
+        compiled(ssd_kernels.pass_kernel, "fp32", triton_ssd._WARPS, **passing)

@@ -1,23 +1,29 @@
-"""Selective scan on a GPU in Triton: states in registers, chunks of the length in parallel, its own backward.
+"""Selective scan on a GPU in Triton: states in registers, one warp a program, and its own backward.
 
-A program holds the states of a few channels of one image and walks over its chunk of the length; nothing of size
-(batch, length, dim, d_state) is ever written. Where batch x channels alone would leave most of the chip idle, the
-length is cut in chunks: the product of the decays over a chunk is exp(A sum(delta)), so a first pass needs only each
-chunk's own end state and its sum of step sizes, a small pass chains them, and the last pass starts every chunk from
-where the one before it ends. Backward does the same from the end, and rebuilds the states of eight steps at a time from
-what forward saved. Sums over channels are partial sums per program, added in a fixed order: results repeat to the bit.
+A program holds the states of a few channels of one image and walks along the length; nothing of size (batch, length,
+dim, d_state) is ever written. It loads the rows of the next steps before it works on these. Batch and channels alone
+mostly fill the chip. Where they do not, the length is cut in chunks: the product of the decays over a chunk is
+exp(A sum(delta)), so a first pass needs only what each chunk adds to the state and its sum of step sizes, and each
+program of the last pass combines those of the chunks before its own. Backward does the same from the end. Forward
+saves the state before every 32nd step for it, from which it computes the states in between again.
+
+Sums over channels are partial sums per program, added in a fixed order: results repeat to the bit. Strides along the
+length, ``dim`` and ``d_state`` are constants of the compiled kernels, so that most addresses are too; the batch and the
+length are not. Registers, spills and a model's cycles are in `docs/performance.md`; no GPU has been timed.
 """
 
 import importlib.metadata
 import importlib.util
+import math
 import os
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssmgen.ops.backend import FLOATS_UP_TO_32
+from ssmgen.ops.launch import launch
 from ssmgen.ops.operator import dense_rows
 from ssmgen.ops.scan.fused import define_scan, run_scan
 from ssmgen.ops.scan.inputs import ScanInputs
@@ -29,13 +35,9 @@ dtypes = FLOATS_UP_TO_32
 auto_for: tuple[str, ...] | None = ("cuda",)
 # Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# Steps that are loaded together, and whose states backward rebuilds together.
-_STEPS = 8
-# Channels and warps of a program. Backward holds nine sets of states: more of them per thread would not fit into the
-# registers (as ptxas reports for sm_90; not timed on a GPU).
-_CHANNELS, _WARPS = 32, 1
-_BACKWARD_CHANNELS, _BACKWARD_WARPS = 16, 2
-# Programs (of one warp) that fill a chip: some eight for each of 132 multiprocessors.
+# Steps that are loaded together, and steps from one saved state to the next.
+_STEPS, _SEGMENT = 4, 32
+# Warps that a chip holds at once, two for each quarter of 132 multiprocessors, as far as the registers go.
 _ENOUGH_PROGRAMS = 1024
 
 
@@ -63,106 +65,119 @@ def _kernels() -> Any:
     return triton_kernels
 
 
+class _Tile(NamedTuple):
+    """The states of a program: see `ssmgen.ops.scan.triton_kernels`."""
+
+    CHANNELS: int
+    WIDTH: int
+    STATES: int
+    STEPS: int
+
+    @classmethod
+    def forward(cls, n: int) -> Self:
+        """Up to 16 states of one channel per lane, so that few lanes compute the same step size."""
+        states = _padded(n)
+        channels = max(1, min(16, 512 // states))
+        return cls(channels, min(128 // channels, states), states, 4 if states <= 16 else 2)
+
+    @classmethod
+    def backward(cls, n: int) -> Self:
+        """All states of a channel side by side: sums over channels are then mostly within a lane."""
+        states = _padded(n)
+        return cls(max(1, min(16, 512 // states)), states, states, 4 if states <= 16 else 2)
+
+
+def _padded(n: int) -> int:
+    return max(4, 1 << (n - 1).bit_length())
+
+
 class _Plan:
     """How a call is divided among programs, and the arguments that all its kernels share."""
 
-    def __init__(self, inputs: ScanInputs, channels: int, warps: int) -> None:
+    def __init__(self, inputs: ScanInputs, tile: _Tile) -> None:
         inputs = inputs.apply(dense_rows, "u", "delta", "B", "C")
         inputs = inputs.apply(Tensor.contiguous, "A", "D", "delta_bias", "initial_state", "order")
         self.u, self.delta, self.A, self.B, self.C, self.D, _, self.bias, self.initial, self.order, softplus = inputs
         self.batch, self.length, self.dim = self.u.shape
-        self.order_batch = self.length if self.order is not None and self.order.dim() == 2 else 0
         self.n = self.A.shape[1]
-        self.blocks = -(-self.dim // channels)
-        self.groups = -(-self.length // _STEPS)
-        wanted = max(1, min(_ENOUGH_PROGRAMS // (self.batch * self.blocks), self.groups // 4))
-        self.chunk_length = -(-self.groups // wanted) * _STEPS
+        self.blocks = -(-self.dim // tile.CHANNELS)
+        segments = -(-self.length // _SEGMENT)
+        pieces = _ENOUGH_PROGRAMS // (self.batch * self.blocks)
+        # Two passes over half the length each take as long as one over all of it.
+        self.chunk_length = -(-segments // min(pieces, segments)) * _SEGMENT if pieces > 2 else segments * _SEGMENT
         self.chunks = -(-self.length // self.chunk_length)
-        self.grid = self.blocks, self.chunks, self.batch
+        self.programs = self.blocks, self.chunks, self.batch
         self.flags: dict[str, Any] = {
             "SOFTPLUS": softplus,
-            "HAS_BIAS": self.bias is not None,
-            "HAS_ORDER": self.order is not None,
-            "CHANNELS": channels,
-            "STATES": max(2, 1 << (self.n - 1).bit_length()),
-            "num_warps": warps,
+            "WHOLE": self.length % tile.STEPS == 0,
+            "dim": self.dim,
+            "n": self.n,
+            **tile._asdict(),
+            "num_warps": 1,
         }
-        self.strides = [stride for x in (self.u, self.delta, self.B, self.C) for stride in x.stride()[:2]]
-        self.layout = (*self.strides, self.order_batch, self.length, self.dim, self.n, self.chunk_length, self.groups)
+
+    def layout(self, *rows: Tensor) -> tuple[Any, ...]:
+        """Where the rows of tensors lie: distances between images, sizes, and distances between tokens."""
+        order_batch = self.length if self.order is not None and self.order.dim() == 2 else 0
+        sizes = order_batch, self.length, self.chunk_length, self.chunks
+        return *(x.stride(0) for x in rows), *sizes, *(x.stride(1) for x in rows)
 
     def states(self, *count: int) -> Tensor:
         """An uninitialised float32 tensor of states, ``(batch, *count, dim, n)``."""
         return self.A.new_empty(self.batch, *count, self.dim, self.n)
 
-    def chain(self, first: Tensor | None, end: Tensor, total: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        """Where each chunk starts, and what comes out after the last."""
-        start, last = self.states(self.chunks), self.states()
-        _kernels().chain_kernel[(self.blocks, self.batch)](
-            *(self.A, first, end, total, start, last, self.dim, self.n, self.chunks),
-            HAS_FIRST=first is not None,
-            REVERSE=reverse,
-            CHANNELS=self.flags["CHANNELS"],
-            STATES=self.flags["STATES"],
-            num_warps=1,
+    def carried(self, x: Tensor, maps: Tensor, backward: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What each chunk adds to the state or to its gradient, and its sum of step sizes; None for one chunk."""
+        if self.chunks == 1:
+            return None, None
+        end, total = self.states(self.chunks), self.A.new_empty(self.batch, self.chunks, self.dim)
+        launch(
+            *(_kernels().carry_kernel, (self.blocks, self.chunks - 1, self.batch)),
+            *(x, self.delta, self.A, maps, self.bias, self.order, end, total),
+            *self.layout(x, self.delta, maps),
+            BACKWARD=backward,
+            **self.flags,
         )
-        return start, last
+        return end, total
 
 
 def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
-    """The states before every group of steps."""
-    return u.shape[0], -(-u.shape[1] // _STEPS), *A.shape
+    """The states before every segment of steps."""
+    return u.shape[0], -(-u.shape[1] // _SEGMENT), *A.shape
 
 
 def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _Plan(inputs, _CHANNELS, _WARPS)
-    y = plan.u.new_empty(plan.u.shape)
-    saved = plan.states(plan.groups) if save else plan.A.new_empty(0)
-    end, total = plan.states(plan.chunks), plan.A.new_empty(plan.batch, plan.chunks, plan.dim)
-
-    def walk(start: Tensor | None, output: bool) -> None:
-        _kernels().forward_kernel[plan.grid](
-            *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, start, y, end, total, saved),
-            *plan.layout,
-            HAS_D=plan.D is not None,
-            HAS_START=start is not None,
-            OUTPUT=output,
-            SAVE=save and output,
-            STEPS=_STEPS,
-            **plan.flags,
-        )
-
-    if plan.chunks == 1:
-        walk(None if plan.initial is None else plan.initial.unsqueeze(1), True)
-        return y, end.squeeze(1), saved
-    walk(None, False)
-    start, last = plan.chain(plan.initial, end, total, reverse=False)
-    walk(start, True)
-    return y, last, saved
+    plan = _Plan(inputs, _Tile.forward(inputs.A.shape[1]))
+    y, last = plan.u.new_empty(plan.u.shape), plan.states()
+    saved = plan.A.new_empty(_saved_shape(plan.u, plan.A)) if save else None
+    end, total = plan.carried(plan.u, plan.B, backward=False)
+    launch(
+        *(_kernels().forward_kernel, plan.programs),
+        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, plan.initial),
+        *(y, end, total, last, saved),
+        *plan.layout(plan.u, plan.delta, plan.B, plan.C),
+        SEGMENT=_SEGMENT,
+        **plan.flags,
+    )
+    return y, last, plan.A.new_empty(0) if saved is None else saved
 
 
 def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> tuple[Tensor | None, ...]:
-    plan = _Plan(inputs, _BACKWARD_CHANNELS, _BACKWARD_WARPS)
+    plan = _Plan(inputs, _Tile.backward(inputs.A.shape[1]))
     dy, dlast = dy.contiguous(), dlast.contiguous()
-    start = dlast.unsqueeze(1)
-    if plan.chunks > 1:
-        end, total = plan.states(plan.chunks), plan.A.new_empty(plan.batch, plan.chunks, plan.dim)
-        _kernels().gradient_kernel[plan.grid](
-            *(plan.delta, plan.A, plan.C, plan.bias, plan.order, dy, end, total),
-            *(*plan.strides[2:4], *plan.strides[6:8], plan.order_batch),
-            *(plan.length, plan.dim, plan.n, plan.chunk_length),
-            **plan.flags,
-        )
-        start, _ = plan.chain(dlast, end, total, reverse=True)
+    end, total = plan.carried(dy, plan.C, backward=True)
     du, ddelta = (x.new_empty(x.shape) for x in (plan.u, plan.delta))
     dA, dinitial = plan.states(plan.chunks), plan.states()
     dB, dC = (plan.A.new_empty(plan.batch, plan.blocks, plan.length, plan.n) for _ in range(2))
     dD, dbias = (plan.A.new_empty(plan.batch, plan.chunks, plan.dim) for _ in range(2))
-    _kernels().backward_kernel[plan.grid](
-        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, dy, saved, start),
-        *(du, ddelta, dA, dB, dC, dD, dbias, dinitial),
-        *plan.layout,
-        HAS_D=plan.D is not None,
-        STEPS=_STEPS,
+    tile = plan.flags["CHANNELS"] * plan.flags["STATES"]
+    starts = plan.A.new_empty(math.prod(plan.programs), _SEGMENT // plan.flags["STEPS"], tile)
+    launch(
+        *(_kernels().backward_kernel, plan.programs),
+        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order),
+        *(dy, dlast, saved, end, total, starts, du, ddelta, dA, dB, dC, dD, dbias, dinitial),
+        *plan.layout(plan.u, plan.delta, plan.B, plan.C),
+        SEGMENT=_SEGMENT,
         **plan.flags,
     )
     maps = (sums.sum(1).to(plan.B.dtype) for sums in (dB, dC))
