@@ -250,13 +250,22 @@ def test_ssd_names_what_its_kernels_do_not_take():
 
 
 #: Of the scan's kernels: registers of a thread, and modelled cycles for (8, 2048, 256) on sm_90. See `sass_model`.
-MODELLED = {
+MODELLED_NOW = {
     "forward_kernel, fp32, d_state 16, sm_90": (128, 59_904),
     "backward_kernel, fp32, d_state 16, sm_90": (255, 243_256),
     "forward_kernel, bf16, d_state 16, sm_90": (128, 84_592),
     "backward_kernel, bf16, d_state 16, sm_90": (255, 309_154),
     "forward_kernel, bf16, d_state 64, sm_90": (128, 242_048),
     "backward_kernel, bf16, d_state 64, sm_90": (255, 1_169_256),
+}
+# Of Triton 3.6, that of torch 2.11, whose compiler keeps fewer loads ahead of their use.
+MODELLED_BEFORE = {
+    "forward_kernel, fp32, d_state 16, sm_90": (128, 80_672),
+    "backward_kernel, fp32, d_state 16, sm_90": (255, 242_720),
+    "forward_kernel, bf16, d_state 16, sm_90": (128, 102_368),
+    "backward_kernel, bf16, d_state 16, sm_90": (255, 299_336),
+    "forward_kernel, bf16, d_state 64, sm_90": (128, 390_912),
+    "backward_kernel, bf16, d_state 64, sm_90": (255, 1_147_112),
 }
 
 
@@ -267,7 +276,9 @@ def test_the_kernels_compile_for_a_gpu():
     The machine code of the scan's kernels keeps no register in memory, and a model of the chip takes no more cycles
     for it than it did, with a margin of a quarter for other compilers.
     """
-    tools = Path(pytest.importorskip("triton").__file__).parent / "backends/nvidia/bin"
+    triton = pytest.importorskip("triton")
+    modelled = MODELLED_NOW if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else MODELLED_BEFORE
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     if not (tools / "cuobjdump").exists():
         pytest.skip(f"this Triton brings no cuobjdump, which reads machine code, in {tools}")
     done = subprocess.run(
@@ -282,9 +293,9 @@ def test_the_kernels_compile_for_a_gpu():
     shared = [int(amount) for amount in re.findall(r"(\d+) of shared memory", done.stdout)]
     assert len(shared) == 22 and max(shared) <= 163 * 1024  # an A100 has this much for a program, an H100 more
     found = re.findall(r"(.*): (\d+) registers, (\d+) bytes spilled, (\d+) cycles", done.stdout)
-    assert {name for name, *_ in found} >= set(MODELLED)
+    assert {name for name, *_ in found} >= set(modelled)
     for name, *numbers in found:
         registers, spilled, cycles = map(int, numbers)
         assert spilled == 0, name
-        if name in MODELLED:
-            assert registers <= MODELLED[name][0] and cycles <= 1.25 * MODELLED[name][1], (name, registers, cycles)
+        if name in modelled:
+            assert registers <= modelled[name][0] and cycles <= 1.25 * modelled[name][1], (name, registers, cycles)
