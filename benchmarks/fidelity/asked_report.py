@@ -13,11 +13,11 @@ _HEAD = """## style and words
 Do images have the style and the words they were asked for, and does the mask suffer? [A style from another
 picture](style.md#measuring-it) defines the figures. *Without*: the same masks and noise, nothing asked.
 
-A style by regions (*asked*) is followed almost to the ceiling, and words go most of the way; of these, the background's
-colour is followed least. Agreement with the mask falls by less than 0.02 with either or both. One vector of the whole
-picture (*whole*) passes on its tone and main hues, and cannot say which region had which colour. Words have to be guided
-from the noise on, because colours are decided there: guided from t = 0.2 on, as the mask is (*asked-late-guidance*), the
-same model goes 64 % of the way and not 86 %. For the style it makes little difference.
+A style by regions (*asked*) is followed almost to the ceiling, and words go most of the way; of these, the
+background's colour is followed least. Agreement with the mask falls by less than 0.02 with either or both. One vector
+of the whole picture (*whole*) passes on its tone and main hues, and cannot say which region had which colour. Words
+have to be guided from the noise on, because colours are decided there: guided from t = 0.2 on, as the mask is
+(*asked-late-guidance*), the same model goes 64 % of the way and not 86 %. For the style it makes little difference.
 """
 
 
