@@ -47,7 +47,7 @@ def run(given: argparse.Namespace, module: str, sections: Sections, **head: Any)
         for name in (name for name in rows if name in chosen):
             try:
                 found[section, name] = {"row": name, **rows[name]()}
-            except RuntimeError as error:  # out of memory, or torch could not compile it
+            except Exception as error:  # out of memory, or torch or Triton could not compile it
                 print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
                 failed.append(name)
                 continue

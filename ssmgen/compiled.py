@@ -1,5 +1,6 @@
 """A model's step through `torch.compile`: one graph per shape, and on CUDA one thread that runs captured graphs."""
 
+import contextvars
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
@@ -75,16 +76,15 @@ class _CaptureThread:
     """
 
     def __init__(self) -> None:
-        self.executor = ThreadPoolExecutor(1, "ssmgen-captures", initializer=allow_captures)
+        self.executor = ThreadPoolExecutor(1, "ssmgen-captures")
         self.stream: Any = None  # of the last call
 
     def run(self, step: Callable[..., Tensor], x: Tensor, t: Tensor | None, given: dict[str, Any]) -> Tensor:
-        """The step's output, computed on the stream and under the autocast of the calling thread."""
+        """The step's output, computed on the stream, under the autocast and with the settings of the calling thread."""
         kind = x.device.type
         autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        return self.executor.submit(
-            self._run, torch.cuda.current_stream(x.device), autocast, step, x, t, given
-        ).result()
+        context, stream = contextvars.copy_context(), torch.cuda.current_stream(x.device)  # torch's settings are there
+        return self.executor.submit(context.run, self._run, stream, autocast, step, x, t, given).result()
 
     def _run(
         self,
@@ -95,6 +95,7 @@ class _CaptureThread:
         t: Tensor | None,
         given: dict[str, Any],
     ) -> Tensor:
+        allow_captures()
         if self.stream is not None and self.stream != stream:
             stream.wait_stream(self.stream)  # graphs share their memory
         self.stream = stream

@@ -4,6 +4,7 @@ import sys
 import threading
 from contextlib import nullcontext
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -82,6 +83,25 @@ def test_an_error_in_that_thread_reaches_the_caller(captured):
     with pytest.raises(RuntimeError, match="size of tensor"):
         step(torch.ones(2), torch.ones(3))
     assert torch.equal(step(torch.ones(2), torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_that_thread_has_the_callers_settings_of_torch(captured, monkeypatch):
+    step, streams, _ = captured
+    streams.current = Stream()
+    found = []
+    monkeypatch.setattr(step, "model", lambda x, t: found.append(torch.compiler.config.recompile_limit) or x)
+    with torch._dynamo.config.patch(recompile_limit=77):
+        step(torch.ones(3), None)
+    assert found == [77]
+
+
+def test_a_thread_that_cannot_be_prepared_says_why(captured, monkeypatch):
+    step, streams, _ = captured
+    streams.current = Stream()
+    monkeypatch.setattr("ssmgen.compiled.allow_captures", mock.Mock(side_effect=[AttributeError("no such name"), None]))
+    with pytest.raises(AttributeError, match="no such name"):
+        step(torch.ones(2), None)
+    assert torch.equal(step(torch.ones(2), None), torch.ones(2))
 
 
 def test_any_thread_can_be_prepared_for_captures():

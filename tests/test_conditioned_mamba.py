@@ -220,6 +220,8 @@ def test_a_label_map_says_its_classes_where_a_layer_reads_them():
     assert not torch.equal(state.forward[0], state.forward[1]), "an order of its own for each image"
     model.train()(x, t, mask).square().mean().backward()
     assert model.blocks[0].class_ordered_mamba.prompts.grad.any()
+    with pytest.raises(ValueError, match="has num_classes=3, and condition 'mask' has 5: leave it out"):
+        TokenModel(mixer="self-mamba", cross={"mask": {"name": "class-ordered-mamba", "num_classes": 3}}, **SMALL)
     with pytest.raises(ValueError, match="reads the classes of a label map, and condition 'edges' is none"):
         kinds = {"edges": {"name": "dense-map", "channels": 2}}
         TokenModel(mixer=None, conditions=kinds, cross={"edges": "class-ordered-mamba"}, num_classes=5, dim=16, depth=1)
@@ -246,6 +248,12 @@ def test_token_modulation_comes_before_every_layer():
     torch.testing.assert_close(block(h, [cond.blocks[0]["ffn_by_mask"]], (4, 6)), h * (1 + scale) + shift)
     with pytest.raises(ValueError, match="no condition 'msk'.*'mask'"):
         build("dit-debug", **SMALL_DIT, modulate={"msk": spec})
+    with pytest.raises(ValueError, match="modulate of 'mask': 'self-mamba' takes no condition"):
+        build("dit-debug", **SMALL_DIT, modulate={"mask": "self-mamba"})
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        build("token-modulation", dim=8, rank=0)
+    with pytest.raises(ValueError, match="DiM works on a padded grid"):
+        build("dim-debug", modulate={"mask": spec})
     with pytest.raises(TypeError, match="modulate maps a condition's name to a spec, got 'token-modulation'"):
         build("dit-debug", **SMALL_DIT, modulate="token-modulation")
 

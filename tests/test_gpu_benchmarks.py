@@ -26,14 +26,19 @@ def given(file=None, only=None):
     return argparse.Namespace(json=file, only=only, rounds=1)
 
 
-def test_a_file_is_written_after_each_row(tmp_path):
+class OfTriton(Exception):
+    """As Triton's own errors, which are no RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too large"), OfTriton("out of resources")])
+def test_a_file_is_written_after_each_row(error, tmp_path):
     file, seen = tmp_path / "x.json", []
 
     def row(name):
         def measure():
             seen.append(json.loads(file.read_text())["rows"] if file.exists() else [])
             if name == "b":
-                raise torch.OutOfMemoryError("too large")
+                raise error
             return {"value": name}
 
         return measure

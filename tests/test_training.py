@@ -231,7 +231,7 @@ def test_the_moving_average_reads_no_value_of_the_device():
 
 
 def test_the_moving_average_is_that_of_torch():
-    net = torch.nn.Linear(3, 2)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))  # whose buffers are copied
 
     def update(averaged, current, count):
         torch._foreach_lerp_(averaged, current, 1 - min(0.3, (1 + int(count)) / (10 + int(count))))
@@ -239,11 +239,13 @@ def test_the_moving_average_is_that_of_torch():
     ours, theirs = moving_average(net, 0.3), AveragedModel(net, multi_avg_fn=update)
     for _ in range(6):
         with torch.no_grad():
-            net.weight.normal_()
+            net[0].weight.normal_()
+            net(torch.randn(4, 3))
         ours.update_parameters(net)
         theirs.update_parameters(net)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(x, theirs.state_dict()[name]) for name, x in ours.state_dict().items())
+    assert ours.module[1].num_batches_tracked == 6
 
 
 def test_conditions_reach_the_model_by_their_names(folder):

@@ -20,15 +20,15 @@ class DiM(LongSkips):
 
     Args:
         pad: added rows and columns.
-        **arguments: others of `LongSkips` and `TokenModel`; without ``cross``, because the tokens of a condition do not
-            lie on the padded grid.
+        **arguments: others of `LongSkips` and `TokenModel`; without ``cross`` and ``modulate``, because the tokens of
+            a condition do not lie on the padded grid.
 
     Raises:
-        ValueError: layers in ``cross``, or a negative ``pad``.
+        ValueError: layers in ``cross`` or ``modulate``, or a negative ``pad``.
     """
 
     def __init__(self, *, pad: int = 3, **arguments: Any) -> None:
-        if arguments.get("cross"):
+        if arguments.get("cross") or arguments.get("modulate"):
             raise ValueError("DiM works on a padded grid and has no layers that read conditions: use add= for tokens")
         if pad < 1:
             raise ValueError(f"pad must be at least 1, got {pad}")

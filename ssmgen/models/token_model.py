@@ -280,6 +280,11 @@ def _ask_for_classes(conditions: nn.ModuleDict, block: Any) -> None:
         if getattr(getattr(block, key), "needs_classes", False):
             if not hasattr(conditions[name], "gives_classes"):
                 raise ValueError(f"layer {key!r} reads the classes of a label map, and condition {name!r} is none")
+            asked, known = getattr(getattr(block, key), "num_classes", None), conditions[name].num_classes
+            if asked not in (None, known):
+                raise ValueError(
+                    f"layer {key!r} has num_classes={asked}, and condition {name!r} has {known}: leave it out"
+                )
             conditions[name].gives_classes = True  # type: ignore[assignment]
 
 

@@ -56,7 +56,10 @@ class Block(nn.Module):
                 raise ValueError(f"layer {key!r}: {divided(spec)[0]!r} {needs}")
             self.add_module(key, layer)
             for name, change in (modulate or {}).items():
-                self.add_module(_modulator(key, name), make(change, dim=dim))
+                changing = make(change, dim=dim)
+                if not hasattr(changing, "condition"):
+                    raise ValueError(f"modulate of {name!r}: {divided(change)[0]!r} takes no condition")
+                self.add_module(_modulator(key, name), changing)
         self.modulated_by = list(modulate or ())
         if len({key for key, _, _ in layers}) < len(layers):
             raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")

@@ -30,6 +30,9 @@ class TokenModulation(nn.Module):
     Args:
         dim: width of the tokens.
         rank: width of the narrow layer.
+
+    Raises:
+        ValueError: a rank below 1.
     """
 
     #: Whether the condition's tokens must lie on the image's token grid.
@@ -37,6 +40,8 @@ class TokenModulation(nn.Module):
 
     def __init__(self, dim: int, rank: int = 32) -> None:
         super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
         self.down = nn.Linear(dim, rank, bias=False)
         self.up = nn.Linear(rank, 2 * dim, bias=False)
         nn.init.zeros_(self.up.weight)

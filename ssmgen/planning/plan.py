@@ -158,7 +158,8 @@ def make_plan(job: Job, device: Device) -> Plan:
     memory = memory_of(counts, job)
     peak = peak_of(counts, job)
     transfer, seconds = _seconds(counts, job, device, link)
-    suggestion, largest = None, int(job.part + (usable - sum(memory.values())) // per_example)
+    growth = per_example + counts.working / job.part  # what is at work grows with the batch too, at most like this
+    suggestion, largest = None, int(job.part + (usable - sum(memory.values())) // growth)
     if peak > usable:
         suggestion = _suggestion(job, usable, counts, per_example, count)
     return Plan(

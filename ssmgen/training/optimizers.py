@@ -99,7 +99,7 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the parameters at the first update, and move towards them at later ones."""
+        """Take the parameters at the first update, and move towards them at later ones. Buffers are always taken."""
         n = int(self.n_averaged)
         averaged = [local_shard(p) for p in self.module.parameters()]
         current = [local_shard(p).to(own.device) for p, own in zip(model.parameters(), averaged, strict=True)]
@@ -107,6 +107,8 @@ class MovingAverage(AveragedModel):
             torch._foreach_copy_(averaged, current)
         else:
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
         self.n_averaged += 1
 
 
