@@ -61,7 +61,8 @@ class Device:
 
 # Cycles of a streaming multiprocessor per state update in the package's Triton scan, forward and backward. From the
 # compiled sm_90 instructions in an in-order issue model at 1.8 GHz: 126 and 554 microseconds for 67.1 million updates
-# on 132 multiprocessors. No GPU ran it; the model is good to about 40 %.
+# on 132 multiprocessors. No GPU ran it; the model is good to about 40 %. The kernels were redesigned since, and the
+# model gives the new ones about a third of these cycles (docs/performance.md), so plans are rather too slow.
 _FORWARD_CYCLES, _BACKWARD_CYCLES = 0.447, 1.96
 
 
