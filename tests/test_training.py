@@ -424,7 +424,11 @@ def test_a_dead_stderr_ends_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Dead())
     monkeypatch.setattr("ssmgen.training.progress._PAUSE", 0.0)
     stop = lambda step, ema: signal.raise_signal(signal.SIGHUP) if step == 4 else None  # noqa: E731
-    _, result = run(tmp_path, steps=100, warmup=200, checkpoint_every=50, on_step=stop, data=Poisoned())
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, for the tests too
+    try:
+        _, result = run(tmp_path, steps=100, warmup=200, checkpoint_every=50, on_step=stop, data=Poisoned())
+    finally:
+        signal.signal(signal.SIGHUP, before)
     for said in ("the learning rate never reaches", "to go, ", "not finite", "SIGHUP: stopping after this step"):
         assert any(said in text for text in written), said
     assert (result.step, result.signal) == (5, signal.SIGHUP)
