@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import SelfMamba, check_length, check_tokens, tokens_on_grid
-from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.mamba import SelfMamba, check_tokens, condition_tokens, states_on_grid
+from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import passes_on, register
 
@@ -54,8 +54,7 @@ class ConditionedMamba(SelfMamba):
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> ConditionedState:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
-        tokens = tokens_on_grid(signal)
-        check_tokens(tokens, size, self.cond_proj.in_features, "cond")
+        tokens = condition_tokens(signal, size, self.cond_proj.in_features)
         return ConditionedState(self.cond_proj(tokens), self.cond_x_proj(tokens))
 
     def forward(  # type: ignore[override]
@@ -73,9 +72,7 @@ class ConditionedMamba(SelfMamba):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
-        states = states_of(self, cond, size)
-        for state in states:
-            check_length(state.content, x)
+        states = states_on_grid(self, x, cond, size)
         content, z = with_states(self.in_proj(x), states, "content").chunk(2, dim=-1)
         u = self.ssm.mix_locally(content, size)
         dt, B, C = with_states(self.x_proj(u), states, "maps").split(self.widths, dim=-1)

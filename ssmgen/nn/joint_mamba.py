@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import SelfMamba, check_length, check_tokens, tokens_on_grid
-from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.mamba import SelfMamba, check_tokens, condition_tokens, states_on_grid
+from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.ops import ScanOrder, scan_order
 from ssmgen.registry import passes_on, register
@@ -59,8 +59,7 @@ class JointMamba(SelfMamba):
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> JointState:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
-        tokens = tokens_on_grid(signal)
-        check_tokens(tokens, size, self.cond_proj.in_features, "cond")
+        tokens = condition_tokens(signal, size, self.cond_proj.in_features)
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split(self.widths[:2], dim=-1)
         delta = self.ssm.step_size(dt)
@@ -81,9 +80,7 @@ class JointMamba(SelfMamba):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
-        states = states_of(self, cond, size)
-        for state in states:
-            check_length(state.u, x)
+        states = states_on_grid(self, x, cond, size)
         content, z = self.in_proj(x).chunk(2, dim=-1)
         u = self.ssm.mix_locally(content, size)
         dt, B, C = self.x_proj(u).split(self.widths, dim=-1)

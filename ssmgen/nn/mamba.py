@@ -258,8 +258,7 @@ class CrossMamba(nn.Module):
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> CrossCondition:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
-        tokens = tokens_on_grid(signal)
-        check_tokens(tokens, size, self.cond_proj.in_features, "cond")
+        tokens = condition_tokens(signal, size, self.cond_proj.in_features)
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split(self.widths, dim=-1)
         return CrossCondition(None if self.u == "image" else m, self.ssm.step_size(dt), B)
@@ -277,9 +276,7 @@ class CrossMamba(nn.Module):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
-        states = states_of(self, cond, size)
-        for state in states:
-            check_length(state.delta, x)
+        states = states_on_grid(self, x, cond, size)
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
@@ -320,6 +317,25 @@ def tokens_on_grid(signal: Signal | Tensor) -> Tensor:
             "read it with 'cross-mamba-sequence' or 'cross-attention'"
         )
     return tokens
+
+
+def condition_tokens(signal: Signal | Tensor, size: tuple[int, int], dim: int) -> Tensor:
+    """The tokens ``(b, height * width, dim)`` of a signal on a grid; a `ValueError` where it has others."""
+    tokens = tokens_on_grid(signal)
+    check_tokens(tokens, size, dim, "cond")
+    return tokens
+
+
+def states_on_grid(layer: Any, x: Tensor, cond: Any, size: tuple[int, int]) -> list[Any]:
+    """The states that ``cond`` holds for a layer, see `states_of`: named tuples of tensors ``(b, l, ...)`` and None.
+
+    Raises:
+        ValueError: one was made for another number of tokens than ``x``, ``(b, l, d)``, has.
+    """
+    states = states_of(layer, cond, size)
+    for state in states:
+        check_length(next(part for part in state if part is not None), x)
+    return states
 
 
 def check_tokens(x: Tensor, size: tuple[int, int], dim: int, name: str) -> None:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import check_length, check_tokens, tokens_on_grid
-from ssmgen.nn.parts import parts_of, states_of
+from ssmgen.nn.mamba import check_tokens, condition_tokens, states_on_grid
+from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
 
@@ -48,8 +48,7 @@ class TokenModulation(nn.Module):
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> TokenShift:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
-        tokens = tokens_on_grid(signal)
-        check_tokens(tokens, size, self.down.in_features, "cond")
+        tokens = condition_tokens(signal, size, self.down.in_features)
         return TokenShift(*self.up(F.silu(self.down(tokens))).chunk(2, dim=-1))
 
     def forward(self, x: Tensor, cond: Tensor | TokenShift | list[TokenShift], size: tuple[int, int]) -> Tensor:
@@ -65,7 +64,5 @@ class TokenModulation(nn.Module):
             ValueError: tokens or condition do not fit one another.
         """
         check_tokens(x, size, self.down.in_features, "x")
-        states = states_of(self, cond, size)
-        for state in states:
-            check_length(state.scale, x)
+        states = states_on_grid(self, x, cond, size)
         return torch.cat([(part * (1 + own.scale) + own.shift).to(x.dtype) for own, part in parts_of(states, x)])
