@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ssmgen.conditions.maps import MapCondition
+from ssmgen.conditions.placing import class_shares
 from ssmgen.nn.mask_encoder import MaskEncoder, check_label_map
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import register
@@ -77,12 +78,7 @@ def token_classes(mask: Tensor, num_classes: int, side: int, keep: Tensor | None
         side: of a token's patch in labels.
         keep: ``(b,)`` bool; tokens of items with False are of the class ``num_classes``.
     """
-    if mask.dim() == 3:
-        labels = rearrange(mask.long(), "b (h p) (w q) -> b (h w) (p q)", p=side, q=side)
-        held = torch.zeros(*labels.shape[:2], num_classes, device=mask.device)
-        held = held.scatter_add(2, labels, torch.ones(1, device=mask.device).expand(labels.shape))
-    else:
-        held = rearrange(F.avg_pool2d(mask.float(), side), "b c h w -> b (h w) c")
+    held = class_shares(mask, (mask.shape[-2] // side, mask.shape[-1] // side), num_classes)
     classes = (held / held.sum(1, keepdim=True).clamp(min=1e-6)).argmax(2)
     return classes if keep is None else torch.where(keep.unsqueeze(1), classes, num_classes)
 
