@@ -51,6 +51,18 @@ def test_optional_parts(missing, length):
     assert max(found.values()) < 2e-6, found
 
 
+@pytest.mark.parametrize("length", [7, 30])
+def test_step_sizes_that_are_given_as_they_are(length):
+    """Without softplus a step beyond the end has a gradient, that of the last state, which is no step's."""
+    args = arguments(batch=2, length=length, dim=5, d_state=3, dtype=torch.float32)
+    args |= {name: 0.1 * args[name].abs() for name in ("delta", "delta_bias")}
+    args = {name: each.requires_grad_() for name, each in args.items()}
+    exact = {name: each.detach().double().requires_grad_() for name, each in args.items()}
+    got = {k: v.cpu() for k, v in with_gradients(on_device(args), "triton", softplus=False).items()}
+    found = errors(got, with_gradients(exact, "reference", softplus=False), least=1.0)
+    assert max(found.values()) < 2e-6, found
+
+
 @pytest.mark.parametrize(
     ("batch", "dim", "length", "chunks", "programs"),
     [(8, 2048, 256, 1, 1024), (1, 2048, 256, 8, 1024), (4, 2048, 256, 1, 512), (2, 2048, 256, 4, 1024)]
