@@ -95,7 +95,10 @@ def test_a_tracker_changes_no_bit(tmp_path, tracker):
     assert digests(plain) == digests(tracked)
 
 
-def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
+@pytest.mark.parametrize("counter", [0, 9])
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, monkeypatch, counter):
+    writers = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writers, "_global_uid", writers.AtomicCounter(counter))  # file 10 sorts before file 9
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     grid = tmp_path / "grid.png"
     write_png(grid, torch.full((6, 8), 3, dtype=torch.uint8))

@@ -7,6 +7,7 @@ greater than ``first``: the steps in between are repeated, and each tracker show
 
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +41,10 @@ class TensorBoard:
         require(self.package, self.extra)
         from torch.utils.tensorboard import SummaryWriter
 
+        folder = run / "tensorboard"
+        _await_a_later_name(folder)
         # Hides what an earlier part of the run wrote about repeated steps.
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -58,6 +61,18 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _await_a_later_name(folder: Path, patience: float = 2.0) -> None:
+    """Wait until an event file created now sorts after those that are there: TensorBoard reads them by name.
+
+    A name begins with the whole second; within one second, hosts, processes and counters follow in no order of time.
+    A clock that is behind by more than ``patience`` seconds is not waited for.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.[0-9]*")]
+    newest = max(seconds, default=0)
+    if newest < time.time() + patience:
+        time.sleep(max(0.0, newest + 1 - time.time()))
 
 
 class _Service:
