@@ -80,9 +80,9 @@ def test_equal_time_needs_measured_step_times(tmp_path, monkeypatch, capsys):
 def test_one_run_is_sampled_in_each_way(tmp_path, monkeypatch):
     ways = {"coarse": ("solver=euler", "steps=1"), "fine": ("solver=euler", "steps=4")}
     tiny = Experiment("?", ways, TINY, stages=(2,), sampled=True)
-    coarse = fidelity.run_variant(tiny, "coarse", 1, tmp_path / "runs" / "e" / "coarse-seed1")
+    coarse = fidelity.run_variant(tiny, "coarse", 1, tmp_path / "runs" / "e" / "coarse-seed1", tiny.stages)
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was trained before"))
-    fine = fidelity.run_variant(tiny, "fine", 1, tmp_path / "runs" / "e" / "fine-seed1")
+    fine = fidelity.run_variant(tiny, "fine", 1, tmp_path / "runs" / "e" / "fine-seed1", tiny.stages)
     assert coarse["sampling"]["steps"] == 1 and fine["sampling"]["steps"] == 4
     assert coarse["words"].endswith("solver=euler steps=1") and coarse["seed"] == 1
     assert 0 <= fine["stages"][2]["mask_agreement"]["miou"] <= 1
@@ -100,23 +100,47 @@ def test_a_variant_is_trained_and_measured_at_every_stage(tmp_path, monkeypatch,
         "x": (*variant(second, 2.0, "add"), *(["model_args.dim=32"] if second in ("spade", "cross-attention") else []))
     }
     tiny = Experiment("?", words, TINY, stages=(2, 4))
-    result = fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x")
+    result = fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x", tiny.stages)
     assert list(result["stages"]) == [2, 4] and result["seed"] == 1 and result["commit"]
     assert all(0 <= stage["mask_agreement"]["miou"] <= 1 for stage in result["stages"].values())
     assert all("brow_distance" in stage["consistency"]["ratio"] for stage in result["stages"].values())
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("it was done before"))
-    assert fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x") == result
+    assert fidelity.run_variant(tiny, "x", 1, tmp_path / "runs" / "e" / "x", tiny.stages) == result
 
 
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, capsys):
     called = []
+
+    def measure(experiment, name, seed, folder, stages, *_):
+        called.append((name, seed, stages))
+        return {"stages": dict.fromkeys(map(str, stages), {})}
+
+    def run(*more):
+        monkeypatch.setattr("sys.argv", ["fidelity", "mask-entry", "--seeds", "0", "1", "--variants", "added", *more])
+        fidelity.main()
+
     monkeypatch.setattr(fidelity, "FOLDER", tmp_path)
-    monkeypatch.setattr(fidelity, "run_variant", lambda e, name, seed, *_: called.append((name, seed)) or {"a": 1})
-    monkeypatch.setattr("sys.argv", ["fidelity", "mask-entry", "--seeds", "0", "1", "--variants", "added"])
-    fidelity.main()
-    fidelity.main()
-    assert called == [("added", 0), ("added", 1)]
-    assert json.loads((tmp_path / "mask-entry/added-seed0.json").read_text()) == {"a": 1}
+    monkeypatch.setattr(fidelity, "run_variant", measure)
+    run("--stages", "1")
+    run("--stages", "1")
+    assert called == [("added", 0, (350,)), ("added", 1, (350,))]
+    assert json.loads((tmp_path / "mask-entry/added-seed0.json").read_text()) == {"stages": {"350": {}}}
+    called.clear()
+    run()
+    run("--stages", "1")
+    assert called == [("added", 0, (350, 1050)), ("added", 1, (350, 1050))], "a run that was stopped early goes on"
+
+
+def test_a_run_that_was_stopped_early_has_no_figures_of_the_end(tmp_path):
+    whole = json.loads((report.FOLDER / "mask-entry/added-seed0.json").read_text())
+    early = whole | {"stages": {"350": whole["stages"]["350"]}}
+    for seed, result in enumerate((whole, early)):
+        (tmp_path / f"added-seed{seed}.json").write_text(json.dumps(result))
+    (tmp_path / "spade-seed0.json").write_text(json.dumps(early | {"variant": "spade"}))
+    experiment = EXPERIMENTS["mask-entry"]
+    columns = report._measured(experiment, report.read(tmp_path, experiment))
+    assert columns["seeds"] == ["2, 1 to the end", "1, 0 to the end"]
+    assert columns["mIoU, 350 steps"][0].endswith("± 0.000") and columns["mIoU, 1050 steps"][1] == "–"
 
 
 def test_an_unknown_variant_is_an_error(monkeypatch, capsys):

@@ -1,8 +1,9 @@
 """Run an experiment: ``python -m benchmarks.fidelity EXPERIMENT [--seeds 0 1 2] [--variants NAME ...]``.
 
-    python -m benchmarks.fidelity                # what there is
-    python -m benchmarks.fidelity mask-entry     # three seeds of every variant, one after another
-    python -m benchmarks.fidelity.report         # docs/fidelity.md from the results
+    python -m benchmarks.fidelity                        # what there is
+    python -m benchmarks.fidelity mask-entry             # three seeds of every variant, one after another
+    python -m benchmarks.fidelity ways-in --stages 3     # not to the end: a later call goes on from there
+    python -m benchmarks.fidelity.report                 # docs/fidelity.md from the results
 
 Equal time needs measured step times:
 
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("experiment", nargs="?", help=", ".join(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", help="all where not given")
+    parser.add_argument("--stages", type=int, help="only so many of the first stages; all where not given")
     parser.add_argument("--runs", type=Path, default=Path("runs/fidelity"), help="folder of the training runs")
     parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="of recipes.sisma.train: data=...")
     parser.add_argument("--measure", nargs="+", default=[], metavar="KEY=VALUE", help="of recipes.sisma.evaluate")
@@ -75,20 +77,27 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in chosen:
             file = result_file(arguments.experiment, name, seed)
-            if file.exists():
+            stages = experiment.stages_of(name)[: arguments.stages]
+            if _is_measured(file, stages):
                 print(f"{file.name}: done before", file=sys.stderr)
                 continue
             print(f"== {arguments.experiment}: {name}, seed {seed}", file=sys.stderr)
             try:
                 folder = arguments.runs / arguments.experiment / file.stem
-                result = run_variant(experiment, name, seed, folder, arguments.words, arguments.measure)
+                result = run_variant(experiment, name, seed, folder, stages, arguments.words, arguments.measure)
             except KeyboardInterrupt:
                 parser.exit(130, "stopped; the same command goes on from here\n")
             _write(file, result)
 
 
 def run_variant(
-    experiment: Experiment, name: str, seed: int, folder: Path, local: Sequence[str] = (), measure: Sequence[str] = ()
+    experiment: Experiment,
+    name: str,
+    seed: int,
+    folder: Path,
+    stages: Sequence[int],
+    local: Sequence[str] = (),
+    measure: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a variant stage by stage and measure it after each.
 
@@ -97,6 +106,7 @@ def run_variant(
         name: of the variant.
         seed: of weights, order of the data and noise.
         folder: of its run. Variants that only sample otherwise share the run ``seed<seed>`` beside it.
+        stages: steps after which it is measured: all of the experiment's, or the first of them.
         local: more words of recipes.sisma.train, which say where data and weights lie on this machine.
         measure: more words of recipes.sisma.evaluate.
 
@@ -107,7 +117,7 @@ def run_variant(
     training, sampling = (experiment.base, experiment.variants[name]) if experiment.sampled else (words, ())
     run = folder.with_name(f"seed{seed}") if experiment.sampled else folder
     result: dict[str, Any] = {"variant": name, "words": " ".join(words), "stages": {}}
-    for steps in experiment.stages_of(name):
+    for steps in stages:
         measured = folder / f"result-{steps}.json"
         if not measured.exists():
             _train([experiment.preset, *training, *local], experiment.stages_of(name)[-1], steps, seed, run)
@@ -118,6 +128,10 @@ def run_variant(
         result["stages"][steps] = {key: whole[key] for key in _KEPT if key in whole}
         result |= {key: whole[key] for key in _PROVENANCE}
     return result
+
+
+def _is_measured(file: Path, stages: Sequence[int]) -> bool:
+    return file.exists() and {str(steps) for steps in stages} <= set(json.loads(file.read_text())["stages"])
 
 
 def _is_trained(run: Path, steps: int) -> bool:

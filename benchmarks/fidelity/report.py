@@ -97,24 +97,33 @@ def _section(name: str, folder: Path) -> str:
 
 def _measured(experiment: Experiment, found: dict[str, list[Result]]) -> dict[str, list[str]]:
     """The columns of figures, one entry a variant."""
-    ends = [[stages(result)[-1] for result in results] for results in found.values()]
+    ends = [_at(results, len(experiment.stages) - 1) for results in found.values()]
     columns = {
         "parameters": [f"{results[0]['parameters']:,}" for results in found.values()],
-        "seeds": [str(len(results)) for results in found.values()],
+        "seeds": [_seeds(results, len(end)) for results, end in zip(found.values(), ends, strict=True)],
     }
     if experiment.equal_time:
         columns["steps"] = [" / ".join(sorted(results[0]["stages"], key=int)) for results in found.values()]
     for at, steps in enumerate(experiment.stages):
         columns[_stage("mIoU", experiment, steps)] = [
-            _spread([stages(result)[at]["mask_agreement"]["miou"] for result in results]) for results in found.values()
+            _spread([stage["mask_agreement"]["miou"] for stage in _at(results, at)]) for results in found.values()
         ]
     columns["of the way to the ceiling"] = [
-        f"{statistics.mean(s['floor_to_ceiling'] for s in end):.0%}" for end in ends
+        f"{statistics.mean(s['floor_to_ceiling'] for s in end):.0%}" if end else "–" for end in ends
     ]
     columns["diversity"] = [_spread([stage["diversity"]["same_mask"] for stage in end]) for end in ends]
-    if all("distances" in stage for end in ends for stage in end):
+    if any(ends) and all("distances" in stage for end in ends for stage in end):
         columns["proxy distance"] = [_spread([_proxy(stage)["frechet"]["value"] for stage in end]) for end in ends]
     return columns
+
+
+def _at(results: list[Result], stage: int) -> list[Result]:
+    """What those of the results that went so far measured at a stage."""
+    return [stages(result)[stage] for result in results if len(result["stages"]) > stage]
+
+
+def _seeds(results: list[Result], finished: int) -> str:
+    return str(len(results)) if finished == len(results) else f"{len(results)}, {finished} to the end"
 
 
 def _stage(figure: str, experiment: Experiment, steps: int) -> str:
@@ -129,17 +138,17 @@ def _detailed(experiment: Experiment, found: dict[str, list[Result]]) -> str:
     columns = {"variant": list(found)}
     for at, steps in enumerate(experiment.stages):
         columns[_stage("small", experiment, steps)] = [
-            _spread([small_classes(stages(result)[at]["mask_agreement"]) for result in results])
+            _spread([small_classes(stage["mask_agreement"]) for stage in _at(results, at)])
             for results in found.values()
         ]
-    ends = [[stages(result)[-1] for result in results] for results in found.values()]
+    ends = [_at(results, len(experiment.stages) - 1) for results in found.values()]
     for eye in ("l_eye", "r_eye"):
         columns[eye] = [_spread([stage["mask_agreement"]["iou"][eye] for stage in end]) for end in ends]
     columns["both eyes"] = [_spread([stage["consistency"]["generated"]["both_eyes"] for stage in end]) for end in ends]
     for key, name in (("iris_distance", "iris"), ("brow_distance", "brows"), ("hair_chroma_variance", "hair chroma")):
         columns[name] = [_spread([stage["consistency"]["ratio"][key] for stage in end], 2) for end in ends]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    real = ends[0][0]
+    real = stages(next(iter(found.values()))[0])[-1]
     figures = real["consistency"]["autoencoder"]
     mean = f"small {small_classes(real['autoencoder_ceiling']):.3f}, both eyes {figures['both_eyes']:.3f}, "
     parts = f"iris {figures['iris_distance']:.3f}, brows {figures['brow_distance']:.3f}, "
@@ -170,6 +179,8 @@ def _code(words: str) -> str:
 
 
 def _spread(values: list[float], digits: int = 3) -> str:
+    if not values:
+        return "–"
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
