@@ -83,16 +83,19 @@ SECOND = {
 
 
 @register("model", "sisma-variant")
-def sisma_variant(*, dim: int, second: str, mixer: Spec | None = "self-mamba", **settings: Any) -> TokenModel:
+def sisma_variant(
+    *, dim: int, second: str | list[str], mixer: Spec | None = "self-mamba", **settings: Any
+) -> TokenModel:
     """SISMA with ``second`` in the place of its Cross-Mamba.
 
     Args:
         dim: width of the tokens.
-        second: none, concat, spade or cross-attention, a registered layer, or no-layer.
+        second: none, concat, spade or cross-attention, a registered layer or several, or no-layer.
         mixer: that of every block; None where ``second`` mixes the image tokens too.
         **settings: others of `TokenModel`.
     """
     if second == "cross-attention":
         settings = {"num_heads": dim // 16, **settings}
-    cross = {} if second == "no-layer" else {"mask": SECOND.get(second, second)}
+    layers = [second] if isinstance(second, str) else second
+    cross = {} if second == "no-layer" else {"mask": [SECOND.get(layer, layer) for layer in layers]}
     return TokenModel(dim=dim, mixer=mixer, cross=cross, **settings)

@@ -45,6 +45,8 @@ CANDIDATES = {
     "modulated+added": way("none", 3.35, _PER_TOKEN, mask_input="add"),
     "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),
     "self+conditioned": way("conditioned-mamba", 2.94),
+    "regions+added": way("region-attention", 5.75, mask_input="add"),
+    "conditioned+regions": way("[conditioned-mamba,region-attention]", 3.7, _ALONE),
 }
 
 WAYS = KNOWN | CANDIDATES

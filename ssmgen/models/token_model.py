@@ -34,7 +34,7 @@ class TokenModel(ConditionalModel):
         depth: number of blocks.
         mixer: spec of the layer that mixes the image tokens, or several, which the blocks take in turn. None is
             without, where a layer of ``cross`` mixes them.
-        cross: name of a condition to the spec of the layer that reads it.
+        cross: name of a condition to the spec of the layer that reads it, or to several, which read it in turn.
         conditions: name to spec; one label map called ``mask`` where None.
         add: conditions whose tokens are added to the image tokens at the input.
         in_channels: channels of the latent (or image); the output has as many.
@@ -59,7 +59,7 @@ class TokenModel(ConditionalModel):
         dim: int,
         depth: int,
         mixer: Spec | Sequence[Spec | None] | None,
-        cross: Mapping[str, Spec] | None = None,
+        cross: Mapping[str, Spec | Sequence[Spec]] | None = None,
         conditions: Mapping[str, Spec] | None = None,
         add: Sequence[str] = (),
         in_channels: int = 4,
@@ -116,7 +116,8 @@ class TokenModel(ConditionalModel):
         for key, parts in (("conditions", named), ("cross", cross), ("modulate", modulate)):
             if not isinstance(parts, Mapping):
                 raise TypeError(f"{key} maps a condition's name to a spec, got {parts!r}: write {key}={{'mask': ...}}")
-        layers = [*(mixer for mixer in mixers if mixer is not None), *cross.values(), *modulate.values()]
+        readers = [spec for _, spec in _readers(cross)]
+        layers = [*(mixer for mixer in mixers if mixer is not None), *readers, *modulate.values()]
         for kind, specs in (("block", layers), ("condition", list(named.values()))):
             for spec in specs:
                 find(divided(spec)[0], kind)
@@ -185,17 +186,22 @@ class TokenModel(ConditionalModel):
         return [*(block.adaln.width for block in blocks), self.head_adaln.width]
 
 
-def _listed(mixer: Spec | Sequence[Spec | None] | None) -> Sequence[Spec | None]:
-    if not isinstance(mixer, str | Mapping | Sequence | None):
-        raise TypeError(f"mixer must be a spec or a list of specs, got {mixer!r}")
-    return mixer if isinstance(mixer, Sequence) and not isinstance(mixer, str) else [mixer]
+def _listed(specs: Any, what: str = "mixer") -> Sequence[Any]:
+    if not isinstance(specs, str | Mapping | Sequence) and not (specs is None and what == "mixer"):
+        raise TypeError(f"{what} must be a spec or a list of specs, got {specs!r}")
+    return specs if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
 
 
-def _layers(mixer: Spec | None, cross: Mapping[str, Spec], ffn: Spec | None) -> list[Layer]:
+def _readers(cross: Mapping[str, Spec | Sequence[Spec]]) -> list[tuple[str, Spec]]:
+    """The layers that read a condition, each with the condition's name."""
+    return [(name, spec) for name, specs in cross.items() for spec in _listed(specs, f"cross of {name!r}")]
+
+
+def _layers(mixer: Spec | None, cross: Mapping[str, Any], ffn: Spec | None) -> list[Layer]:
     """A block's layers, each named after what it is, and after its condition too where two are alike."""
-    names = [divided(spec)[0] for spec in cross.values()]
+    names = [divided(spec)[0] for _, spec in _readers(cross)]
     layers: list[Layer] = [] if mixer is None else [(_key(mixer), mixer, None)]
-    for condition, spec in cross.items():
+    for condition, spec in _readers(cross):
         alike = names.count(divided(spec)[0]) > 1
         layers.append((f"{_key(spec)}_{condition}" if alike else _key(spec), spec, condition))
     return layers if ffn is None else [*layers, ("ffn", ffn, None)]
@@ -226,11 +232,11 @@ def check_depth(depth: int) -> None:
         raise ValueError(f"depth must be a whole number from 1 to {_DEEPEST}, got {depth!r}")
 
 
-def _check_stack(depth: int, mixers: Sequence[Spec | None], cross: Mapping[str, Spec], orders: Sequence[str]) -> None:
+def _check_stack(depth: int, mixers: Sequence[Spec | None], cross: Mapping[str, Any], orders: Sequence[str]) -> None:
     check_depth(depth)
     if not 1 <= len(mixers) <= depth:
         raise ValueError(f"mixer must be one spec, or up to one for each of the {depth} blocks, got {len(mixers)}")
-    if None in mixers and not cross:
+    if None in mixers and not _readers(cross):
         raise ValueError("mixer=None leaves the image tokens unmixed: give cross= a layer that mixes them")
     if not isinstance(orders, Sequence) or isinstance(orders, str) or not orders:
         raise ValueError(f"orders must be a list of at least one scan order, e.g. orders=['row'], got {orders!r}")

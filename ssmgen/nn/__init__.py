@@ -15,6 +15,7 @@ from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
 from ssmgen.nn.mamba2 import Mamba2
 from ssmgen.nn.mask_encoder import MaskEncoder
 from ssmgen.nn.patch import Patchify, Unpatchify
+from ssmgen.nn.region_attention import RegionAttention, Regions
 from ssmgen.nn.sequence_mamba import SequenceCrossMamba, SequenceState
 from ssmgen.nn.signal import Signal
 from ssmgen.nn.spade import SPADE, SPADECondition
@@ -45,6 +46,8 @@ __all__ = [
     "Patchify",
     "PlainNorm",
     "PositionEmbedding",
+    "RegionAttention",
+    "Regions",
     "SPADE",
     "SPADECondition",
     "SelectiveSSM",
