@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssmgen.ops.label_check import check_labels
 
-__all__ = ["BISENET19", "CELEBAMASK19", "LabelSet", "check_labels", "remap"]
+__all__ = ["BISENET19", "CELEBAMASK19", "LabelSet", "check_labels", "remap", "sides_crossed"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,22 @@ def remap(mask: Tensor, source: LabelSet, target: LabelSet) -> Tensor:
     check_labels(mask, len(source))
     table = torch.tensor([target.classes.index(name) for name in source.classes], dtype=torch.uint8)
     return table[mask.long()]
+
+
+def sides_crossed(mask: Tensor, labels: LabelSet) -> bool:
+    """Whether left and right are the wrong way round in the mask ``(height, width)`` of an upright face.
+
+    The person's left lies on the image's right. Eyes, brows and ears have one vote each, where both sides are there.
+    False for label sets other than the 19 face classes.
+    """
+    if set(labels.classes) != set(_AREAS):
+        return False
+    votes = 0
+    for pair in labels.mirrored:
+        left, right = ((mask == id).nonzero()[:, 1].float() for id in pair)
+        if len(left) and len(right):
+            votes += 1 if left.mean() > right.mean() else -1
+    return votes < 0
 
 
 # In nats per pixel. None of the 808 masks reaches it when read in the right order, 9 of 10 do in the wrong order.

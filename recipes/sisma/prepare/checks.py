@@ -17,6 +17,7 @@ from recipes.sisma.prepare.settings import Settings
 from recipes.sisma.prepare.sources import Pair, Problem, Source
 from ssmgen.data.folder import write_pair
 from ssmgen.data.images import read_image
+from ssmgen.data.labels import sides_crossed
 from ssmgen.data.transforms import center_crop_resize, check_same_shape
 from ssmgen.training import progress_bar
 
@@ -38,12 +39,16 @@ KNOWN_FAULTS |= {id: f"the same photo as {id + 1}" for id in _TWINS}
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A pair that was read: its problems, or the hashes of its files and the shares of the reader's source classes."""
+    """A pair that was read: its problems, or the hashes of its files and the shares of the reader's source classes.
+
+    ``crossed`` tells that left and right were the wrong way round in its mask.
+    """
 
     id: str
     problems: list[Problem]
     hashes: dict[str, str]
     shares: Tensor | None
+    crossed: bool = False
 
 
 def check_and_write(
@@ -140,11 +145,15 @@ def _write_if_good(
         stopping.set()
     if problems or stopping.is_set():
         return CheckedPair(pair.id, problems, {}, None)
+    if (crossed := sides_crossed(mask, reader.labels)) and settings.sides == "fix":
+        mask = reader.labels.swap_table()[mask.long()]
     content = (pair.image, mask) if settings.size is None else center_crop_resize(image, mask, settings.size)
-    return CheckedPair(pair.id, [], write_pair(folder, pair.id, *content), shares)
+    return CheckedPair(pair.id, [], write_pair(folder, pair.id, *content), shares, crossed)
 
 
-def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[str]], reader: Reader) -> list[str]:
+def find_notes(
+    source: Source, good: list[CheckedPair], splits: dict[str, list[str]], reader: Reader, sides: str
+) -> list[str]:
     """The notes of the source, and those on its good pairs."""
     notes = list(source.notes)
     if source.layout == "official":
@@ -153,9 +162,23 @@ def find_notes(source: Source, good: list[CheckedPair], splits: dict[str, list[s
         notes += [f"faults of the dataset that its users reported, kept: {faults}"] if known else []
     shares = torch.stack([pair.shares for pair in good if pair.shares is not None]).mean(0)
     notes += reader.notes(shares, source.layout)
+    notes += _crossed_sides(crossed_ids(good), sides)
     notes += _identical_images(good, splits)
     notes += [f"split {name!r} is empty" for name, ids in splits.items() if not ids]
     return notes
+
+
+def _crossed_sides(ids: list[str], sides: str) -> list[str]:
+    if not ids:
+        return []
+    done = "swapped" if sides == "fix" else "kept (sides=fix swaps them)"
+    more = f" and {len(ids) - 3} more, listed in prepared.json" if len(ids) > 3 else ""
+    return [f"left and right are the wrong way round in {len(ids)} mask(s), {done}: {', '.join(ids[:3])}{more}"]
+
+
+def crossed_ids(good: list[CheckedPair]) -> list[str]:
+    """Ids of the pairs in whose masks left and right were the wrong way round."""
+    return [pair.id for pair in good if pair.crossed]
 
 
 def _identical_images(good: list[CheckedPair], splits: dict[str, list[str]]) -> list[str]:

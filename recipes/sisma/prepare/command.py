@@ -13,8 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.sisma.arguments import command_line, from_command_line
-from recipes.sisma.prepare.checks import check_and_write, find_notes, in_threads, list_problems, select_good
+from recipes.sisma.arguments import UsageError, command_line, from_command_line
+from recipes.sisma.prepare.checks import (
+    check_and_write,
+    crossed_ids,
+    find_notes,
+    in_threads,
+    list_problems,
+    select_good,
+)
 from recipes.sisma.prepare.readers import DataSet, Reader, reader_of
 from recipes.sisma.prepare.settings import Settings, check_settings, check_test_share
 from recipes.sisma.prepare.sources import Pair, Problem, Source, find_source
@@ -55,6 +62,8 @@ def main(argv: list[str], data_set: DataSet = FACES) -> int | None:
 
 def _prepare_files(settings: Settings, target: Path, data_set: DataSet) -> None:
     reader = data_set.reader(settings)
+    if settings.sides == "fix" and set(reader.labels.classes) != set(CELEBAMASK19.classes):
+        raise UsageError("sides=fix knows the sides of the 19 classes of faces only: leave it out")
     source = find_source(Path(settings.source), settings.layout)
     requested, settings.split = settings.split, choose_method(settings.split, source)
     if settings.split != "by-name":
@@ -70,9 +79,10 @@ def _prepare_files(settings: Settings, target: Path, data_set: DataSet) -> None:
         good = select_good(checked, problems, settings.on_bad, folder)
         kept = {pair.id for pair in good}
         splits = {name: [id for id in ids if id in kept] for name, ids in splits.items()}
-        notes = find_notes(source, good, splits, reader)
+        notes = find_notes(source, good, splits, reader, settings.sides)
         hashes = {name: value for pair in good for name, value in pair.hashes.items()}
-        write_records(folder, reader.labels, splits, hashes, _source_record(source, reader, settings, notes, problems))
+        record = _source_record(source, reader, settings, notes, problems) | {"crossed": crossed_ids(good)}
+        write_records(folder, reader.labels, splits, hashes, record)
     _summarize(settings, data_set, splits, notes, problems)
 
 
@@ -87,6 +97,7 @@ def _source_record(
         "split": Path(settings.split).name,
         "test_share": settings.test_share if settings.split == "by-name" else None,
         "size": settings.size,
+        "sides": settings.sides,
         "notes": notes,
         "left_out": [{"file": problem.file, "reason": problem.reason} for problem in problems],
     }

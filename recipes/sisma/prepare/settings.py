@@ -7,7 +7,7 @@ from recipes.sisma.arguments import UsageError
 from recipes.sisma.prepare.splits import METHODS, TEST_SHARE
 from ssmgen.registry import closest
 
-_CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip")}
+_CHOICES = {"layout": ("auto", "official", "folder"), "on_bad": ("stop", "skip"), "sides": ("keep", "fix")}
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Settings:
         merge: a file with a table that merges the labels into fewer classes, see `ssmgen.data.read_merge_table`, looked
             for as ``labels`` is.
         size: side in pixels of the stored images and masks; without it, image files are copied unchanged.
+        sides: ``fix`` swaps left and right in masks of faces where they are the wrong way round, as in about 7 % of
+            CelebAMask-HQ; ``keep`` names these masks only.
         on_bad: ``stop`` writes nothing if any pair is bad, ``skip`` leaves bad pairs out.
         count: number of drawn faces.
         seed: of the drawn faces.
@@ -40,6 +42,7 @@ class Settings:
     labels: str = "celebamask19"
     merge: str = ""
     size: int | None = None
+    sides: str = "keep"
     on_bad: str = "stop"
     count: int | None = None
     seed: int = 0
@@ -93,7 +96,7 @@ def check_settings(settings: Settings, defaults: Settings, drawn_faces: bool) ->
         )
     if drawn and settings.layout == "official":
         check_test_share(settings, defaults, "layout=official, which has no splits")
-    for key in ("split", "labels", "merge", "on_bad") if drawn else ("count", "seed"):
+    for key in ("split", "labels", "merge", "sides", "on_bad") if drawn else ("count", "seed"):
         if getattr(settings, key) != getattr(defaults, key):
             raise UsageError(f"{key}= has no effect with source={settings.source}: leave it out")
 
