@@ -18,6 +18,8 @@ def way(second: str, ffn_ratio: float, *words: str, mask_input: str = "none") ->
 
 
 _PER_TOKEN = "model_args.modulate.mask=token-modulation"
+#: Left and right eyes, brows and ears are one region each.
+_MIRRORED = "model_args.mirrored=[[4,5],[6,7],[8,9]]"
 #: In place of a mixer and a cross layer: one layer that does both.
 _ALONE = "model_args.mixer=null"
 
@@ -46,6 +48,7 @@ CANDIDATES = {
     "conditioned+modulated": way("conditioned-mamba", 6.4, _ALONE, _PER_TOKEN),
     "self+conditioned": way("conditioned-mamba", 2.94),
     "regions+added": way("region-attention", 5.75, mask_input="add"),
+    "mirrored-regions+added": way("region-attention", 5.75, _MIRRORED, mask_input="add"),
     "conditioned+regions": way("[conditioned-mamba,region-attention]", 3.7, _ALONE),
 }
 

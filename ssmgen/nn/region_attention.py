@@ -3,6 +3,7 @@
 Letters: b batch, l length (= height x width tokens), d dim, k classes and one more, n heads.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,12 @@ class Regions(NamedTuple):
     """What a `RegionAttention` derives from the mask alone: computed once per mask, used at every step.
 
     Attributes:
-        classes: of the tokens, int64 ``(b, l)``.
+        region: of each token, the first of its classes, int64 ``(b, l)``.
         means: ``(b, k, l)``; its product with the tokens is the mean of each region, zero for a class without tokens.
         present: ``(b, 1, 1, k)`` bool, whether a class has tokens.
     """
 
-    classes: Tensor
+    region: Tensor
     means: Tensor
     present: Tensor
 
@@ -46,9 +47,10 @@ class RegionAttention(nn.Module):
         dim: width of the tokens.
         num_classes: classes of the mask. A token that is told no class, as one of the null condition, is of one more.
         num_heads: heads; divides ``dim``. None is heads of width 32, or one where these do not fill ``dim``.
+        mirrored: pairs of classes that are one region here, such as a label set's left and right.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: heads that do not divide the width, or pairs of other numbers than two different classes.
     """
 
     #: Whether the condition's tokens must lie on the image's token grid.
@@ -56,12 +58,19 @@ class RegionAttention(nn.Module):
     #: Tells the model that the condition's signal must say the class of each token.
     needs_classes = True
 
-    def __init__(self, dim: int, num_classes: int, num_heads: int | None = None) -> None:
+    def __init__(
+        self, dim: int, num_classes: int, num_heads: int | None = None, mirrored: Sequence[Sequence[int]] = ()
+    ) -> None:
         super().__init__()
         self.num_heads = (dim // 32 if dim % 32 == 0 else 1) if num_heads is None else num_heads
         if self.num_heads < 1 or dim % self.num_heads:
             raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
         self.num_classes = num_classes
+        self.region_of = list(range(num_classes + 1))
+        for pair in mirrored:
+            if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(range(num_classes)):
+                raise ValueError(f"mirrored holds pairs of classes from 0 to {num_classes - 1}, got {pair!r}")
+            self.region_of[pair[1]] = self.region_of[pair[0]]
         # About as large as the means of normalised tokens, so that regions are told apart from the start.
         self.embedding = nn.Parameter(torch.randn(num_classes + 1, dim) / 2)
         self.embedding.no_weight_decay = True  # type: ignore[attr-defined]
@@ -77,9 +86,10 @@ class RegionAttention(nn.Module):
         tokens = condition_tokens(signal, size, self.gate.in_features)
         told = None if isinstance(signal, Tensor) else signal.classes
         classes = tokens.new_full(tokens.shape[:2], self.num_classes, dtype=torch.long) if told is None else told
-        inside = F.one_hot(classes, self.num_classes + 1).transpose(1, 2).to(tokens.dtype)
+        regions = torch.tensor(self.region_of, device=classes.device)[classes]
+        inside = F.one_hot(regions, self.num_classes + 1).transpose(1, 2).to(tokens.dtype)
         count = inside.sum(2, keepdim=True)
-        return Regions(classes, inside / count.clamp(min=1), rearrange(count > 0, "b k 1 -> b 1 1 k"))
+        return Regions(regions, inside / count.clamp(min=1), rearrange(count > 0, "b k 1 -> b 1 1 k"))
 
     def forward(self, x: Tensor, cond: Tensor | Regions | list[Regions], size: tuple[int, int]) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` region by region.
@@ -104,4 +114,4 @@ class RegionAttention(nn.Module):
         q, k, v = rearrange(self.qkv(told), "b k (three n d) -> three b n k d", three=3, n=self.num_heads)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=regions.present)
         mixed = rearrange(mixed, "b n k d -> b k (n d)")
-        return mixed.gather(1, regions.classes.unsqueeze(2).expand(-1, -1, mixed.shape[2]))
+        return mixed.gather(1, regions.region.unsqueeze(2).expand(-1, -1, mixed.shape[2]))
