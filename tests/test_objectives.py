@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssmgen import build, names, sample
-from ssmgen.data import loss_weights
+from ssmgen.data import loss_weights, mirrored_contrasts
 from ssmgen.objectives import GaussianObjective, LinearPath, Path
 
 OBJECTIVES = names("objective")
@@ -234,6 +234,42 @@ def test_a_weight_multiplies_the_squared_error(objective):
             objective.loss(model, x1, weight=torch.ones(shape))
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_contrasts_are_linear_functions_of_the_error(prediction):
+    objective = GaussianObjective(prediction=prediction, weighting="velocity")
+    x1, x0, t, model = data(), data(), torch.rand(4), lambda x, t: x.sin()
+    contrasts = torch.randn(4, 2, 8, 8)
+    x_t = objective.path.interpolate(x0, x1, t)
+    factor = objective._velocity_factor(t).view(4, 1, 1, 1).sqrt()
+    error = (model(x_t, t) - objective.target(x0, x1, t)) * factor
+    by_hand = sum((error * contrasts[:, m : m + 1]).sum(dim=(2, 3)).square() for m in range(2)).mean()
+    plain = objective.loss(model, x1, noise=x0, t=t)
+    torch.testing.assert_close(objective.loss(model, x1, noise=x0, t=t, contrasts=contrasts), plain + by_hand)
+    none = objective.loss(model, x1, noise=x0, t=t, contrasts=contrasts[:, :0])
+    assert torch.equal(none, plain)
+    for shape in ((2, 1, 8, 8), (8, 8), (4, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"contrasts must be \(batch, m, height, width\) for data \(4, 3, 8, 8\)"):
+            objective.loss(model, x1, contrasts=torch.ones(shape))
+
+
+def test_a_mirrored_contrast_is_the_mean_of_the_left_minus_that_of_the_right():
+    mask = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    mask[0, :2, :4], mask[0, 8:10, :2], mask[1, 4:6, 4:6], mask[1, 0, 0] = 1, 2, 1, 2  # the last one of a quarter cell
+    contrasts = mirrored_contrasts(mask, [(1, 2), (3, 4)], (8, 8), weight=4.0)
+    by_hand = torch.zeros(2, 2, 8, 8)
+    by_hand[0, 0, 0, :2], by_hand[0, 0, 4, 0] = 2 * 0.5, 2 * -1.0
+    torch.testing.assert_close(contrasts, by_hand)
+    image = torch.rand(1, 1, 8, 8)
+    found = (image * contrasts[:1, :1]).sum() / 2
+    torch.testing.assert_close(found, image[0, 0, 0, :2].mean() - image[0, 0, 4, 0])
+    assert mirrored_contrasts(mask, (), (8, 8)).shape == (2, 0, 8, 8)
+    for bad in (torch.zeros(2, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"masks must be integer labels \(batch, H, W\), got "):
+            mirrored_contrasts(bad, [(1, 2)], (8, 8))
+    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
+        mirrored_contrasts(mask, [(1, 2)], (8, 8), weight=-1)
+
+
 def test_class_weights_count_a_latent_as_its_heaviest_label():
     mask = torch.zeros(2, 16, 16, dtype=torch.uint8)
     mask[0, 0, 0] = 1  # one pixel of the first latent
@@ -272,7 +308,7 @@ def test_a_misspelt_argument_is_answered_with_the_closest_name():
         pytest.fail("the arguments are checked before the model runs")
 
     objective = build("flow-matching")
-    known = "noise, t, generator, weight, mask, cond"
+    known = "noise, t, generator, weight, contrasts, mask, cond"
     with pytest.raises(TypeError, match=f"loss takes no 'nois'. Did you mean 'noise'.*{known}"):
         objective.loss(model, data(), nois=data())
     with pytest.raises(TypeError, match="loss takes no 'masks'. Did you mean 'mask'"):

@@ -8,7 +8,8 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.clothes.presets import PRESETS
 from recipes.sisma import train
 from recipes.sisma.pairs import _pairs_to_encode, check_pairs, encoded_pairs, load_autoencoder, training_pairs
-from ssmgen.data import LabelSet
+from recipes.sisma.runs import new_model
+from ssmgen.data import CELEBAMASK19, LabelSet, mirrored_contrasts
 from ssmgen.data.folder import write_pair, write_records
 
 
@@ -84,3 +85,25 @@ def test_sizes_that_do_not_fit_the_test_split_are_rejected_before_training(shape
         check_pairs(train.parse(few))
     check_pairs(parsed([*few, "evaluate=false"]))
     check_pairs(parsed([f"data={apart}", "image_size=64x32", "evaluate_masks=2"]))
+
+
+def test_left_and_right_are_contrasted_in_the_loss_on_request(tmp_path):
+    words = [
+        "quick",
+        "drawn_count=4",
+        "image_size=64",
+        "flip=true",
+        f"cache={tmp_path / 'cache'}",
+        "autoencoder=identity",
+    ]
+    plain, config = train.parse(words), train.parse([*words, "mirrored_weighting=0.1"])
+    autoencoder = load_autoencoder(config)
+    without, pairs = encoded_pairs(plain, autoencoder), encoded_pairs(config, autoencoder)
+    assert "contrasts" not in without[0, 0]
+    for draw in range(4):  # mirrored in some
+        example = pairs[0, draw]
+        expected = mirrored_contrasts(example["mask"].unsqueeze(0), CELEBAMASK19.mirrored, (64, 64), 0.1)[0]
+        assert example["contrasts"].shape == (3, 64, 64) and torch.equal(example["contrasts"], expected)
+    config.mirrored_weighting = -1
+    with pytest.raises(ValueError, match="mirrored_weighting must be at least 0, got -1"):
+        train.check_config(config, new_model(config, autoencoder), autoencoder)

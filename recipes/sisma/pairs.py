@@ -17,7 +17,17 @@ from recipes.sisma.prepare.splits import MIN_TEST_PAIRS, remedy, shortfall
 from recipes.sisma.presets import ASSETS, Config
 from recipes.sisma.told import check_told, training_words
 from ssmgen import build
-from ssmgen.data import Crops, DrawnFaces, LabelSet, Pairs, PreparedFolder, class_weights, loss_weights, repeats
+from ssmgen.data import (
+    Crops,
+    DrawnFaces,
+    LabelSet,
+    Pairs,
+    PreparedFolder,
+    class_weights,
+    loss_weights,
+    mirrored_contrasts,
+    repeats,
+)
 from ssmgen.data.folder import load_splits
 from ssmgen.data.latent_cache import LatentCache, cache_record, rebuild_latent_cache, write_latent_cache
 from ssmgen.latents import autoencoder_at
@@ -127,8 +137,9 @@ class EncodedPairs(Dataset[dict[str, Any]]):
     """Examples for training from a latent cache, those with rare classes more than once.
 
     An example is ``{"data": latent, "mask": labels}``, with ``class_weighting`` also ``"weight"``, the factor of its
-    error by the rarity of its classes, and with ``style`` and ``words`` the values of these conditions. A coin derived
-    from (seed, index, draw) decides whether it is mirrored.
+    error by the rarity of its classes, with ``mirrored_weighting`` also ``"contrasts"`` between left and right, and
+    with ``style`` and ``words`` the values of these conditions. A coin derived from (seed, index, draw) decides whether
+    it is mirrored.
     """
 
     def __init__(self, cache: LatentCache, config: Config) -> None:
@@ -138,6 +149,7 @@ class EncodedPairs(Dataset[dict[str, Any]]):
             self.examples = repeats(self._masks(), config.balance, self.seed)
         self.style = config.style
         self.attributes = training_pairs(config).attributes if config.words else None  # type: ignore[attr-defined]
+        self.mirrored, self.mirrored_weighting = cache.labels.mirrored, config.mirrored_weighting
         self.class_weights = None
         if config.class_weighting:
             self.class_weights = class_weights(self._masks(), len(cache.labels), config.class_weighting)
@@ -150,9 +162,12 @@ class EncodedPairs(Dataset[dict[str, Any]]):
         index, before = self.examples[position]
         mirrored = self.flip and derived_seed(self.seed, "flip", index, draw, before) % 2
         example: dict[str, Any] = self.cache.flipped(index) if mirrored else self.cache[index]
+        masks, (height, width) = example["mask"].unsqueeze(0), example["data"].shape[-2:]
         if self.class_weights is not None:
-            size = example["data"].shape[-2:]
-            example["weight"] = loss_weights(example["mask"].unsqueeze(0), self.class_weights, size)[0]
+            example["weight"] = loss_weights(masks, self.class_weights, (height, width))[0]
+        if self.mirrored_weighting:
+            of_pairs = mirrored_contrasts(masks, self.mirrored, (height, width), self.mirrored_weighting)
+            example["contrasts"] = of_pairs[0]
         if self.style:
             own = {"latents": example["data"], "mask": example["mask"]}
             example["style"] = {"latents": example["data"]} if self.style == "whole" else own

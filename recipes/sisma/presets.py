@@ -94,6 +94,8 @@ class Config:
         crops: crops of every prepared pair to train on: the centre, and others of at least 80 % of its side.
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
+        mirrored_weighting: how strongly the loss counts the difference between left and right, of eyes, brows and ears,
+            see `ssmgen.data.mirrored_contrasts`; 0 does not.
         cache: folder for encoded images.
         rebuild_cache: encode damaged or missing files of the cache again, instead of stopping there.
         autoencoder: ``auto`` (the one that ``autoencoder_source`` holds), ``identity``, ``autoencoder-tiny`` or
@@ -130,6 +132,7 @@ class Config:
     crops: int = 1
     balance: float = 0.0
     class_weighting: float = 0.0
+    mirrored_weighting: float = 0.0
     cache: str = "runs/cache"
     rebuild_cache: bool = False
     autoencoder: str = "auto"

@@ -216,6 +216,8 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
     if config.class_weighting < 0:
         raise ValueError(f"class_weighting must be at least 0, got {config.class_weighting}")
+    if config.mirrored_weighting < 0:
+        raise ValueError(f"mirrored_weighting must be at least 0, got {config.mirrored_weighting}")
     build(config.objective, t_sampling=config.t_sampling)  # checks both
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")

@@ -2,6 +2,7 @@
 
 from ssmgen.data.balance import class_weights, loss_weights, repeats
 from ssmgen.data.buckets import aspect_buckets, check_buckets, frequent_buckets
+from ssmgen.data.contrasts import mirrored_contrasts
 from ssmgen.data.drawn_faces import DrawnFaces, draw_face
 from ssmgen.data.folder import PreparedFolder
 from ssmgen.data.images import read_image, read_mask, write_png
@@ -41,6 +42,7 @@ __all__ = [
     "flip_pair",
     "frequent_buckets",
     "loss_weights",
+    "mirrored_contrasts",
     "read_image",
     "rebuild_latent_cache",
     "read_mask",

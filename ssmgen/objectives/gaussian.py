@@ -72,6 +72,7 @@ class GaussianObjective:
         t: Tensor | None = None,
         generator: torch.Generator | None = None,
         weight: Tensor | None = None,
+        contrasts: Tensor | None = None,
         **condition: Any,
     ) -> Tensor:
         """Weighted mean squared error of the prediction, a scalar (SISMA eq. 3 for ``"velocity"``).
@@ -83,13 +84,18 @@ class GaussianObjective:
             generator: source of noise and t, on the device of ``data``.
             weight: factor of the squared error, ``(batch,)``, or ``(batch or 1, 1, height, width)`` such as
                 `ssmgen.data.loss_weights` gives. The best prediction does not depend on it.
+            contrasts: linear functions of the error that are counted beside it, ``(batch, m, height, width)`` such as
+                `ssmgen.data.mirrored_contrasts` gives: the loss has their squared values too, summed over m. The best
+                prediction does not depend on them either, because it is a mean, and so are its linear functions.
             **condition: passed to the model, e.g. ``mask=...``.
 
         Raises:
             TypeError: data that are not floating point, or a condition that the model does not take.
             ValueError: an empty batch, or a shape that does not fit data.
         """
-        check_keywords("loss", condition, ["noise", "t", "generator", "weight", *_conditions(model, condition)])
+        check_keywords(
+            "loss", condition, ["noise", "t", "generator", "weight", "contrasts", *_conditions(model, condition)]
+        )
         _check_data(data)
         if noise is None:
             noise = _noise_for(data, data.shape[0], generator)
@@ -97,13 +103,19 @@ class GaussianObjective:
             t = self.sample_t(data.shape[0], data.device, generator)
         if weight is not None and weight.dim() == 1:
             weight = broadcast_time(weight, data)
-        _check_shapes(data, noise, t, weight)
+        _check_shapes(data, noise, t, weight, contrasts)
         prediction = model(*self.inputs(self.path.interpolate(noise, data, t), t), **condition)
         precise = torch.promote_types(prediction.dtype, torch.float32)
-        error = (prediction.to(precise) - self.target(noise, data, t).to(precise)).square()
+        difference = prediction.to(precise) - self.target(noise, data, t).to(precise)
+        error = difference.square()
         if self.weighting == "velocity":
-            error = error * broadcast_time(self._velocity_factor(t), error)
-        return error.mean() if weight is None else (error * weight).mean()
+            factor = broadcast_time(self._velocity_factor(t), error)
+            difference, error = difference * factor.sqrt(), error * factor
+        loss = error.mean() if weight is None else (error * weight).mean()
+        if contrasts is None:
+            return loss
+        found = torch.einsum("bchw,bmhw->bmc", difference, contrasts.to(precise))
+        return loss + found.square().sum(dim=1).mean()
 
     def draw(self, data: Tensor, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:
         """The ``noise`` and ``t`` that `loss` draws, for a process that sees a part of the batch.
@@ -198,7 +210,9 @@ def _check_data(data: Tensor) -> None:
         raise ValueError(f"the batch is empty: data must hold at least one image, got {tuple(data.shape)}")
 
 
-def _check_shapes(data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None) -> None:
+def _check_shapes(
+    data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None, contrasts: Tensor | None = None
+) -> None:
     if noise.shape != data.shape or t.shape != data.shape[:1]:
         raise ValueError(
             f"noise must be {tuple(data.shape)} and t ({data.shape[0]},) to go with data, "
@@ -208,6 +222,10 @@ def _check_shapes(data: Tensor, noise: Tensor, t: Tensor, weight: Tensor | None)
         sizes = zip(reversed(weight.shape), reversed(data.shape), strict=False)
         if weight.dim() > data.dim() or any(size not in (1, wanted) for size, wanted in sizes):
             raise ValueError(f"weight must broadcast to data {tuple(data.shape)}, got {tuple(weight.shape)}")
+    if contrasts is not None and (contrasts.dim() != 4 or contrasts[:, 0:0].shape != data[:, 0:0].shape):
+        raise ValueError(
+            f"contrasts must be (batch, m, height, width) for data {tuple(data.shape)}, got {tuple(contrasts.shape)}"
+        )
 
 
 def _conditions(model: Callable[..., Tensor], given: dict[str, Any]) -> list[str]:
