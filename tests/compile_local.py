@@ -35,7 +35,8 @@ if __name__ == "__main__":
     for name in ("forward_kernel", "backward_kernel"):
         for dtype in ("bf16", "fp32"):
             compile_conv(name, dtype, 3, 90)
-    for capability, k in ((80, 3), (100, 3), (90, 5)):
-        compile_conv("backward_kernel", "fp32", k, capability)
+        for capability in (80, 100):
+            compile_conv(name, "fp32", 3, capability)
+    compile_conv("backward_kernel", "fp32", 5, 90)
     for name in ("forward_kernel", "backward_kernel"):  # channels that fill no program, and a grid of one column
         compile_conv(name, "fp32", 1, 80, dim=37, width=1)
