@@ -7,7 +7,7 @@
 # make hashes         constraints-hashes.txt from constraints.txt; asks the package index
 # make release-check  known advisories for what constraints-hashes.txt names, and its bill of materials; asks PyPI
 # make bench [RESULTS=benchmarks/results]  timings on this machine's processor, into that folder (minutes)
-# make bench-gpu [PART=1 to 10] [RESULTS=benchmarks/results] [PYTHON=python3]  timings on its GPU, all or a part of at most
+# make bench-gpu [PART=1 to 11] [RESULTS=benchmarks/results] [PYTHON=python3]  timings on its GPU, all or a part of at most
 #                     eight minutes, by a Python that has torch; needs no install
 # make bench-gpu PART=4 ONLY="'sample sisma-xl, batch 8'"  one row of a part, beside those that its file has
 PYTHON ?= python3
@@ -21,7 +21,7 @@ TORTURED ?= $(if $(ONLY),runs/torture.json,benchmarks/results/torture/cpu.json)
 STAMP := .venv/installed
 LOWEST := .venv-lowest
 TOOLS := .venv-tools
-LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_ssd ops_linear_attention ops_matrix_forms nn mixers conditions values dense_map token_sequence placed_sequence style_image models families likelihood objectives solvers sampling compose training pipeline pipeline_folder noise)
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_local_triton ops_ssd ops_linear_attention ops_matrix_forms nn mixers conditions values dense_map token_sequence placed_sequence style_image models families likelihood objectives solvers sampling compose training pipeline pipeline_folder noise)
 # A test file goes to one process as a whole, since its tests share what it trains.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
@@ -38,7 +38,8 @@ GPU_7 := models 'sample sisma-attn-xl*' 'sample dit-xl*'
 GPU_8 := models 'train sisma-xl'
 GPU_9 := models 'train sisma-attn-xl' 'train dit-xl'
 GPU_10 := models 'train sdm'
-GPU_PARTS := $(addprefix bench-gpu-,1 2 3 4 5 6 7 8 9 10)
+GPU_11 := gpu_layers '*'
+GPU_PARTS := $(addprefix bench-gpu-,1 2 3 4 5 6 7 8 9 10 11)
 
 .PHONY: install demo test test-isa test-lowest torture check hashes release-check docs bench bench-gpu $(GPU_PARTS) clean
 install: $(STAMP)

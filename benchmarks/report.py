@@ -120,6 +120,12 @@ def _compared(rows: list[Result]) -> str:
     return "\n".join(parts)
 
 
+def _gpu_layers(result: Result) -> str:
+    floors = [{} if row["floor"] is None else {"floor": row["floor"]} for row in result["rows"]]
+    rows = zip(result["rows"], floors, strict=True)
+    return _compared([row | {"medians": row["medians"] | floor} for row, floor in rows])
+
+
 def _blocks(result: Result) -> str:
     return _compared(result["rows"])
 
@@ -245,6 +251,7 @@ SECTIONS = {
     "demo_soak": ("The painting page under many requests", _demo_soak),
     "scan": ("The scan", _scan),
     "gpu_scan": ("The Triton scan", _gpu_scan),
+    "gpu_layers": ("The layers around the scan", _gpu_layers),
     "blocks": ("Blocks and a training step", _blocks),
     "sampling": ("Nothing twice while sampling", _sampling),
     "tokens": ("Cost per token", _tokens),

@@ -23,6 +23,10 @@ SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "maps"}
 FLOATS = {*("A", "D", "bias", "first_state", "last_state", "end", "total", "saved", "starts", "dlast")} | {
     *("dA", "dB", "dC", "dD", "dbias", "dinitial")
 }
+# Those of the convolution, in compile_local.py.
+SEQUENCES |= {"out", "dout", "dx"}
+FLOATS |= {"weight", "sums"}
+SIZES = {"chunks", "height", "width", "rows"}  # that need not be multiples of 16
 #: Those of `ssd`, whose step sizes are float32.
 SSD_SEQUENCES = {"x", "B", "C", "y", "dy", "dx"}
 SSD_FLOATS = {*("delta", "A", "gain", "passed", "entering", "leaving", "first", "last", "ddelta", "dA", "dB", "dC")}
@@ -46,7 +50,7 @@ def compiled(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags:
     constants = {name: flags[name] for name in kernel.arg_names if name in flags}
     signature = {name: "constexpr" if name in constants else kind(name, dtype, *sets) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    even = [] if ssd else [i for i, (n, type) in enumerate(signature.items()) if type != "constexpr" and n != "chunks"]
+    even = [] if ssd else [i for i, (n, type) in enumerate(signature.items()) if type != "constexpr" and n not in SIZES]
     aligned = {(i,): [["tt.divisibility", 16]] for i in even}
     source = ASTSource(kernel, signature=signature, constexprs=places, attrs=aligned)
     target = GPUTarget("cuda", ONLY or capability, 32)

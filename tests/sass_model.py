@@ -90,7 +90,8 @@ class Kernel:
     Attributes:
         registers: of a thread.
         spilled: bytes of a thread's registers that are kept in memory.
-        loops: the instructions of each loop, by their place; one inside another comes after it.
+        loops: the instructions of each loop, by their place; one inside another comes after it. Of a kernel without
+            loops, all its instructions.
     """
 
     def __init__(self, cubin: bytes) -> None:
@@ -106,7 +107,9 @@ class Kernel:
         self.registers, self.spilled = map(int, usage.groups())
         code = [x for x in map(_parse, told[1].splitlines()) if x is not None]
         jumps = sorted({(x.target, x.address) for x in code if x.target is not None and x.target < x.address - 64})
-        self.loops = [[x for x in code if first <= x.address <= last] for first, last in jumps]
+        loops = [[x for x in code if first <= x.address <= last] for first, last in jumps]
+        end = max(k for k, x in enumerate(code) if x.kind == "EXIT")
+        self.loops = loops or [code[: end + 1]]
 
     def resident(self, warps: int) -> int:
         """Warps that a quarter of a multiprocessor holds at once, of ``warps`` in all on the chip."""

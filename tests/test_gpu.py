@@ -7,7 +7,7 @@ import torch
 from conftest import randomize
 
 import ssmgen
-from ssmgen.ops import gated_delta_rule, selective_scan, ssd
+from ssmgen.ops import conv_silu, gated_delta_rule, selective_scan, ssd, sum_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -142,6 +142,44 @@ def test_ssd_agrees_with_the_float64_reference(shape, backend, dtype):
     for found, expected in zip(results(backend, "cuda", False), results("reference", "cpu", True), strict=True):
         error = (found.cpu().double() - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
         assert error < (1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 3), (2, 5, 7, 37, 3), (2, 16, 16, 256, 3), (1, 33, 9, 70, 5)])
+def test_the_convolution_agrees_with_float64_and_repeats_to_the_bit(shape, dtype):
+    batch, height, width, dim, k = shape
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randn(batch, height * width, 2 * dim, generator=draw).to(dtype)
+    weight, bias = torch.randn(dim, 1, k, k, generator=draw), torch.randn(dim, generator=draw)
+
+    def results(backend, device, exact):
+        tensors = [(x.double() if exact else x).to(device).requires_grad_() for x in (wide, weight, bias)]
+        y = conv_silu(tensors[0][..., :dim], *tensors[1:], (height, width), backend=backend)
+        slopes = torch.linspace(-1, 1, y.numel()).bfloat16().view(y.shape).to(y.device, y.dtype)
+        return [y, *torch.autograd.grad(y, tensors, slopes)]
+
+    found, again = (results("auto", "cuda", False) for _ in range(2))
+    assert all(map(torch.equal, found, again))
+    for got, want in zip(found, results("torch", "cpu", True), strict=True):
+        error = (got.double().cpu() - want).norm() / want.norm().clamp(min=1)
+        assert error < (1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_embedding_as_a_product_agrees_with_float64(dtype):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 19, (300, 64), generator=draw) + 19 * torch.arange(64)
+    table = torch.randn(64 * 19, 70, generator=draw).to(dtype)
+
+    def results(device, exact):
+        leaf = (table.double() if exact else table).to(device).requires_grad_()
+        out = sum_rows(leaf, rows.to(device), 19)
+        slopes = torch.linspace(-1, 1, out.numel()).bfloat16().view(out.shape).to(out.device, out.dtype)
+        return out, *torch.autograd.grad(out, leaf, slopes)
+
+    for got, want in zip(results("cuda", False), results("cpu", True), strict=True):
+        error = (got.double().cpu() - want).norm() / want.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_the_gated_delta_rule_agrees_with_the_float64_reference():

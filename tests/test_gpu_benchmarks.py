@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_scan, gpus, models, rows
+from benchmarks import gpu_layers, gpu_scan, gpus, models, report, rows
 from recipes.sisma import provenance
 from ssmgen.precision import Choice
 
@@ -124,6 +124,20 @@ def test_the_floor_is_that_of_bytes_or_exponentials():
     assert gpus.limits() is None or torch.cuda.is_available()
 
 
+def test_the_layers_are_timed_beside_torch_and_the_floor(monkeypatch):
+    shape, h100 = (8, 16, 16, 2048), gpus.LIMITS["H100 80GB HBM3"]
+    assert gpu_layers.floor_ms(shape, torch.bfloat16, False, h100) == pytest.approx(5.01e-3, rel=1e-3)
+    assert gpu_layers.floor_ms(shape, torch.float32, True, h100) == pytest.approx(25.04e-3, rel=1e-3)
+    monkeypatch.setattr(gpu_layers, "BACKENDS", ("auto", "torch"))
+    calls = gpu_layers.conv_calls((1, 2, 3, 4), torch.float32, True, "cpu")
+    calls |= gpu_layers.embedding_calls((3, 4, 2, 5), torch.float32, "cpu")
+    assert list(calls) == ["conv_silu auto", "conv_silu torch", "sum_rows dense", "sum_rows torch"]
+    for call in calls.values():
+        call()
+    figures = gpu_layers._figures("conv", {"triton": [1.0], "torch": [2.0]}, 0.5)
+    assert "| floor | 0.5 ms | 0.50 |" in report.SECTIONS["gpu_layers"][1]({"rows": [figures]})
+
+
 def test_mamba_ssm_comes_from_the_hub_where_it_is_not_installed(monkeypatch):
     def op(u, delta, A, B, C, D, delta_bias, delta_softplus):
         assert u.is_contiguous() and u.shape == delta.shape == (1, 3, 5) and B.shape == C.shape == (1, 2, 5)
@@ -149,12 +163,12 @@ def test_the_parts_of_make_bench_gpu_have_all_rows_once():
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     parts = re.findall(r"timeout 480 python -m benchmarks\.(\w+) .*--json /elsewhere/(\S+)\.json --only (.*)",
                        printed.replace("\\\n", ""))  # fmt: skip
-    assert len(parts) == 10 and all(file == f"{module}-gpu" for module, file, _ in parts)
+    assert len(parts) == 11 and all(file == f"{module}-gpu" for module, file, _ in parts)
     patterns = [p for module, _, only in parts for p in re.findall(r"'([^']*)'", only) if module == "models"]
     names = [f"sample {case.name}, batch {count}" for case in models.cases(True) for count in (1, 8)]
     names += [f"train {case.name}" for case in models.cases(True)[:-1]]
     assert {name: sum(fnmatch.fnmatchcase(name, p) for p in patterns) for name in names} == dict.fromkeys(names, 1)
-    assert {module for module, *_ in parts} == {"gpu_scan", "tokens", "models"}
+    assert {module for module, *_ in parts} == {"gpu_scan", "gpu_layers", "tokens", "models"}
 
 
 def test_the_commit_of_a_bare_tree_comes_from_the_environment(monkeypatch, tmp_path):
@@ -180,7 +194,8 @@ def test_the_gpu_tests_and_timings_run_from_a_bare_tree(tmp_path):
         "sys.meta_path.insert(0, Absent())\n"
         "import pytest\n"
         "code = pytest.main(['-m', 'gpu', '-p', 'no:cacheprovider'])\n"
-        "import ssmgen, benchmarks.gpu_scan, benchmarks.models, benchmarks.tokens\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"  # as python -m does
+        "import ssmgen, benchmarks.gpu_scan, benchmarks.gpu_layers, benchmarks.models, benchmarks.tokens\n"
         "print(code.name, ssmgen.__file__)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -17,7 +17,7 @@ def define(
     fake: Callable[..., Any],
     differentiated: tuple[int, ...],
     *,
-    refusal: str,
+    refusal: str | None = None,
     results: int = 1,
     dispatch_key: str = "CPU",
 ) -> None:
@@ -31,7 +31,7 @@ def define(
             results it takes each one's gradient or None, then the last result itself.
         fake: ``(*arguments)`` to empty results.
         differentiated: positions of the arguments that receive a gradient.
-        refusal: the message where a second derivative is asked for.
+        refusal: the message where a second derivative is asked for; that of the layers around the scan where None.
         results: number of tensors that ``forward`` returns.
         dispatch_key: torch's, for the devices it runs on.
     """
@@ -53,7 +53,8 @@ def define(
         return tuple(by_position.get(i) if isinstance(x, Tensor) else None for i, x in enumerate(inputs))
 
     def reject_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(refusal)
+        advice = f"ssmgen::{name} is differentiable once: use float64, which torch's own functions compute"
+        raise RuntimeError(refusal or advice)
 
     fake_backward = like(*(i + len(upstream) for i in differentiated))
     _register(name, arguments, results, forward, fake, dispatch_key)

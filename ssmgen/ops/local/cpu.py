@@ -4,7 +4,6 @@ torch's SiLU rounds differently with the number of threads: it vectorises all bu
 """
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +30,6 @@ _ConvArgs = cpu_library.structure(
 )
 _GeluArgs = cpu_library.structure("gelu_args", "count bf16", "x out dout dx")
 _EmbedArgs = cpu_library.structure("embed_args", "tokens places classes dim bf16", "rows dout dtable")
-
-
-def runs(x: Tensor) -> bool:
-    """Whether these operators accept a tensor of any shape: float32 or bfloat16 on a CPU where the library loads."""
-    return x.device.type == "cpu" and x.dtype in dtypes and not cpu_library.unavailable()
 
 
 def _norm_call(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, eps: float) -> _Call:
@@ -118,17 +112,12 @@ def _sum_rows_backward(dout: Tensor, table: Tensor, rows: Tensor, classes: int) 
     return dtable.to(table.dtype)
 
 
-def _define(name: str, arguments: str, forward: Any, backward: Any, fake: Any, differentiated: tuple[int, ...]) -> None:
-    refusal = f"ssmgen::{name} is differentiable once: use float64, which torch's own functions compute"
-    define(name, arguments, forward, backward, fake, differentiated, refusal=refusal)
-
-
 _NORM = "Tensor x, Tensor weight, Tensor bias, Tensor? z, float eps"
 _CONV = "Tensor x, Tensor weight, Tensor bias, int height, int width"
-_define("cpu_norm", _NORM, _norm, _norm_backward, like(0), (0, 1, 2, 3))
-_define("cpu_conv_silu", _CONV, _conv_silu, _conv_silu_backward, like(0), (0, 1, 2))
-_define("cpu_gelu", "Tensor x", _gelu, _gelu_backward, like(0), (0,))
-_define(
+define("cpu_norm", _NORM, _norm, _norm_backward, like(0), (0, 1, 2, 3))
+define("cpu_conv_silu", _CONV, _conv_silu, _conv_silu_backward, like(0), (0, 1, 2))
+define("cpu_gelu", "Tensor x", _gelu, _gelu_backward, like(0), (0,))
+define(
     "cpu_sum_rows",
     "Tensor table, Tensor rows, int classes",
     *(_sum_rows, _sum_rows_backward, lambda table, rows, _: table.new_empty(len(rows), table.shape[1]), (0,)),

@@ -1,4 +1,4 @@
-"""The layers around the scan: one kernel each for the tensors that `cpu.runs` accepts, torch's functions otherwise."""
+"""The layers around the scan: one kernel each where there is one for the device and dtype, else torch's functions."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssmgen.ops.backend import FLOATS, Backend
 from ssmgen.ops.dispatch import Operator
-from ssmgen.ops.local import cpu
+from ssmgen.ops.local import cpu, dense, triton
 
 
 class _Torch:
@@ -25,9 +25,15 @@ class _Torch:
         return "PyTorch's own functions, any device"
 
 
-LOCAL: tuple[Operator[Backend], ...] = tuple(
-    Operator(name, (cpu, _Torch())) for name in ("norm", "conv_silu", "gelu", "sum_rows")
-)
+_FAST: dict[str, tuple[Backend, ...]] = {"norm": (cpu,), "conv_silu": (cpu, triton), "gelu": (cpu,)}
+_FAST |= {"sum_rows": (cpu, dense)}
+LOCAL: tuple[Operator[Backend], ...] = tuple(Operator(name, (*fast, _Torch())) for name, fast in _FAST.items())
+_BY_NAME = {operator.name: operator for operator in LOCAL}
+
+
+def _chosen(name: str, x: Tensor, backend: str = "auto") -> str:
+    """The backend that runs an operator for a tensor's device and dtype."""
+    return _BY_NAME[name].choose(x.device.type, x.dtype, backend).name
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -60,13 +66,13 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None = None, *, ep
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     weight, bias = rows
-    if cpu.runs(x):
+    if _chosen("norm", x) == "cpu":
         return torch.ops.ssmgen.cpu_norm(x, weight, bias, None if z is None else z.to(x.dtype), eps)
     normed = F.layer_norm(x.to(precision), x.shape[-1:], eps=eps) * weight.unsqueeze(1) + bias.unsqueeze(1)
     return (normed if z is None else normed * F.silu(z.to(precision))).to(x.dtype)
 
 
-def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> Tensor:
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
     """Depthwise convolution over a grid, zero-padded, then SiLU: VMamba's before the scan (arXiv 2401.10166).
 
     Args:
@@ -74,12 +80,15 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
         weight: ``(dim, 1, k, k)``, k odd.
         bias: ``(dim,)``.
         size: (height, width).
+        backend: "auto", or one that ``backends("conv_silu")`` lists.
 
     Returns:
         Shape and dtype of ``x``.
 
     Raises:
-        ValueError: tokens that do not fill the grid, or weights for other channels.
+        ValueError: tokens that do not fill the grid, weights for other channels, or a k that the named backend does not
+            take.
+        RuntimeError: the named backend cannot run here, or does not take this device or dtype.
     """
     height, width = size
     if x.dim() != 3 or x.shape[1] != height * width:
@@ -90,8 +99,11 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
             f"weight must be ({dim}, 1, k, k) with an odd k, and bias ({dim},), for tokens of width {dim}, got "
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    if cpu.runs(x):
+    chosen = _chosen("conv_silu", x, backend)
+    if chosen == "cpu":
         return torch.ops.ssmgen.cpu_conv_silu(x, weight.float(), bias.float(), *size)
+    if chosen == "triton" and (k <= triton.LARGEST_KERNEL or backend == "triton"):
+        return triton.conv_silu(x, weight, bias, size)
     grid = rearrange(x, "b (h w) e -> b e h w", h=size[0])  # a channels-last view: nothing is copied
     convolved = F.conv2d(grid, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
     return F.silu(rearrange(convolved, "b e h w -> b (h w) e"))
@@ -99,28 +111,33 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int]) ->
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415, section 2), elementwise for any shape."""
-    return torch.ops.ssmgen.cpu_gelu(x) if cpu.runs(x) else F.gelu(x, approximate="tanh")
+    return torch.ops.ssmgen.cpu_gelu(x) if _chosen("gelu", x) == "cpu" else F.gelu(x, approximate="tanh")
 
 
-def sum_rows(table: Tensor, rows: Tensor, classes: int) -> Tensor:
+def sum_rows(table: Tensor, rows: Tensor, classes: int, *, backend: str = "auto") -> Tensor:
     """For each token, the sum of one row per place of its patch: the embedding of a patch of labels.
 
     Args:
         table: ``(places * classes, dim)``.
         rows: int64 ``(tokens, places)``; place p takes one of ``p * classes ... (p + 1) * classes - 1``.
         classes: rows per place.
+        backend: "auto", or one that ``backends("sum_rows")`` lists.
 
     Returns:
         ``(tokens, dim)``, the table's dtype.
 
     Raises:
         ValueError: rows of the wrong shape or dtype, or a table of the wrong length.
+        RuntimeError: the named backend cannot run here, or does not take this device or dtype.
     """
     if rows.dim() != 2 or rows.dtype != torch.int64 or table.dim() != 2 or len(table) != rows.shape[1] * classes:
         raise ValueError(
             f"rows must be int64 (tokens, places) and table (places * {classes}, dim), got {rows.dtype} "
             f"{tuple(rows.shape)} and {tuple(table.shape)}"
         )
-    if cpu.runs(table):
+    chosen = _chosen("sum_rows", table, backend)
+    if chosen == "cpu":
         return torch.ops.ssmgen.cpu_sum_rows(table, rows, classes)
+    if chosen == "dense":
+        return torch.ops.ssmgen.dense_sum_rows(table, rows, classes)
     return F.embedding_bag(rows, table, mode="sum")
