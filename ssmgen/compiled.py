@@ -98,8 +98,8 @@ class Buffers:
             for held, leaf in zip(self.held, tensors, strict=True):
                 held.copy_(leaf)
         self.sources = [weakref.ref(leaf) for leaf in tensors]
-        held = iter(self.held)
-        return tree_unflatten([next(held) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        placed = iter(self.held)
+        return tree_unflatten([next(placed) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
 
 def mark_static(tensor: Tensor) -> None:

@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
-from ssmgen.compiled import CompiledStep, allow_captures, shape_of
+import ssmgen
+from ssmgen.compiled import Buffers, CompiledStep, allow_captures, shape_of
 
 
 class State(NamedTuple):
@@ -117,6 +118,24 @@ def test_conditions_lie_in_buffers_that_are_written_when_they_change(captured, m
     assert seen[0]._dynamo_static_input_type == "unguarded" and not hasattr(tokens, "_dynamo_static_input_type")
     step(x, None, cond={"a": State(torch.ones(1, 4), (2, 2))}, scale=1)  # another shape has its own
     assert seen[-1] is not seen[0] and seen[-1].shape == (1, 4)
+
+
+def test_captured_graphs_are_told_that_buffers_stay_where_they_are():
+    """Of a model's step, only what changes from step to step is left for torch to copy."""
+    model, found = ssmgen.build("sisma-debug", depth=1), []
+
+    def backend(graph, inputs):
+        given = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        marked = [node.meta["tensor_dict"].get("_dynamo_static_input_type") for node in given]
+        found.extend(x.shape for x, mark in zip(inputs, marked, strict=True) if mark is None)
+        return graph
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        rows, cond = model.modulation(torch.zeros(1)), model.condition(size=(8, 12))
+        step = torch.compile(model, backend=backend, fullgraph=True)
+        step(torch.zeros(1, 3, 8, 12), None, cond=Buffers().holding([cond]), modulation=rows)
+    assert sorted(found) == sorted([(1, 3, 8, 12), rows.shape])
 
 
 def test_the_mode_of_compiling_is_that_of_device_and_wish(monkeypatch):

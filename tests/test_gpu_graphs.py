@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from fake_gpu import on_fake_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ssmgen
@@ -17,22 +17,6 @@ FAMILIES = {
     "dim-debug": ({"depth": 1}, {"triton_scan"}),
     "usm-debug": ({}, {"triton_scan"}),
 }
-
-
-def on_fake_gpu(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The module with fake weights on ``cuda``: it has shapes and no values."""
-    for each in module.modules():
-        for name, parameter in each._parameters.items():
-            if parameter is not None:
-                each._parameters[name] = nn.Parameter(like(parameter, mode), requires_grad=parameter.requires_grad)
-        for name, buffer in each._buffers.items():
-            each._buffers[name] = None if buffer is None else like(buffer, mode)
-    return module
-
-
-def like(tensor, mode):
-    with mode:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
