@@ -86,7 +86,7 @@ def check_keeping(wanted: bool | str, model: Any) -> None:
     if wanted not in (True, False, "auto"):
         raise ValueError(f"keep_states must be True, False or 'auto', got {wanted!r}")
     layers = model.modules() if isinstance(model, torch.nn.Module) else ()
-    if wanted is True and not any(hasattr(layer, "keep") and layer.u == "mask" for layer in layers):
+    if wanted is True and not any(getattr(layer, "keeps", False) for layer in layers):
         raise ValueError(
             "keep_states=True needs a Cross-Mamba with u='mask', whose states depend on the mask alone, and this model "
             "has none: leave it out"

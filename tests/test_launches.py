@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from count_launches import per_step
 
 #: Of the SISMA block with kept states: in_proj, x_proj and out_proj twice, and the step sizes of the one scan.
-PRODUCTS = {"mm": 7, "addmm": 2, "baddbmm": 1}
+PRODUCTS = {"mm": 7, "addmm": 2, "bmm": 1}
 #: The norms before the three layers, each with the residual before it, and those after the two Mamba layers.
 NORMS = {"reduction": 5}
 

@@ -83,7 +83,8 @@ def test_auto_keeps_states_on_a_gpu_where_they_fit(monkeypatch):
 def test_keeping_states_is_checked_before_anything_runs():
     with pytest.raises(ValueError, match="keep_states must be True, False or 'auto', got 'yes'"):
         Sampler(build("sisma-debug"), keep_states="yes")
-    for model in (build("dit-debug"), build("sisma-debug", u="image")):
+    sequence = {"cross": {"mask": "cross-mamba-sequence"}}  # reads a state already
+    for model in (build("dit-debug"), build("sisma-debug", u="image"), build("sisma-debug", **sequence)):
         with pytest.raises(ValueError, match="keep_states=True needs a Cross-Mamba with u='mask'"):
             Sampler(model, keep_states=True)
     with pytest.raises(ValueError, match="compile must be True, False or 'max-autotune', got 'fast'"):

@@ -257,7 +257,7 @@ class CrossMamba(nn.Module):
         super().__init__()
         if u not in _SCANNED:
             raise ValueError(f"u must be 'mask', 'image' or 'sum' (what is scanned), got {u!r}{closest(u, _SCANNED)}")
-        self.u = u
+        self.u, self.keeps = u, u == "mask"  # the second: whether `keep` has states to keep
         self.ssm = SelectiveSSM(dim, **ssm)
         inner, d_state = self.ssm.d_inner, self.ssm.directions * self.ssm.d_state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -284,7 +284,7 @@ class CrossMamba(nn.Module):
 
     def kept_bytes(self, cond: Any) -> int:
         """Bytes of the states that `keep` would compute; 0 where there are none."""
-        if self.u != "mask" or not isinstance(cond, CrossCondition):
+        if not self.keeps or not isinstance(cond, CrossCondition):
             return 0
         return cond.delta.numel() * self.ssm.d_state * cond.delta.element_size()
 
