@@ -33,7 +33,8 @@ def kept_states(ssm: Any, u: Tensor, delta: Tensor, B: Tensor, size: tuple[int, 
     A, orders = ssm.constants(size)
     parts = zip(*(x.chunk(ssm.directions, dim=-1) for x in (delta, B)), orders, strict=True)
     biases = ssm.dt_proj.bias.to(A.dtype).chunk(ssm.directions)
-    ones, states = u.new_ones(1, 1, 1).expand(*u.shape[:2], 1), []
+    ones = u.new_ones(1, 1, 1).expand(*u.shape[:2], 1)
+    states: list[Any] = []
     for (own_delta, own_B, order), own_A, bias in zip(parts, A.chunk(ssm.directions), biases, strict=True):
         shared: dict[str, Any] = {"delta_bias": bias, "delta_softplus": True, "order": order, "backend": ssm.backend}
         pairs = zip(own_A.split(1, dim=1), own_B.split(1, dim=2), strict=True)

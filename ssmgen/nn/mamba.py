@@ -34,7 +34,8 @@ class ScanConstants(NamedTuple):
     A: Tensor
     orders: tuple[ScanOrder | None, ...]
 
-    serves_all = True  # see `ssmgen.nn.parts`
+
+ScanConstants.serves_all = True  # type: ignore[attr-defined]  # see `ssmgen.nn.parts`
 
 
 class SelectiveSSM(nn.Module):
