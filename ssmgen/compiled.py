@@ -84,9 +84,11 @@ class Buffers:
         self.sources: list[weakref.ref[Tensor]] = []
 
     def holding(self, value: Any) -> Any:
-        """Nested tuples, lists and mappings ``value`` with these tensors in the place of its own, of any shape.
+        """``value`` with these tensors in the place of its own, which may have any shape.
 
-        They are copied if one of them is not the tensor that was copied last. What is no tensor is passed on.
+        Args:
+            value: nested tuples, lists and mappings. Its tensors are copied if one of them is not the tensor that was
+                copied last; anything else is passed on.
         """
         leaves, structure = tree_flatten(value)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

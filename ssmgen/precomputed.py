@@ -96,8 +96,8 @@ def check_keeping(wanted: bool | str, model: Any) -> None:
 def with_states(conds: Mapping[Any, Any], model: Any, wanted: bool | str, device: torch.device) -> dict[Any, Any]:
     """Conditions with the states of the scans that depend on them alone, which no step then computes.
 
-    Reading a state takes n times the bytes of a scan's inputs. On a GPU that is little beside the scan; ``"auto"``
-    keeps them there if they fit, and not on a CPU, whose scan is nearly as fast as its memory.
+    The states take n times the bytes of what is scanned. ``"auto"`` keeps them on a GPU if they fit, and not on a CPU,
+    whose scan takes no longer than reading them.
     """
     if not (hasattr(model, "keep_states") and conds) or wanted is False or (wanted == "auto" and device.type != "cuda"):
         return dict(conds)
