@@ -28,7 +28,7 @@ def kept_states(ssm: Any, u: Tensor, delta: Tensor, B: Tensor, size: tuple[int, 
     """The states of `SelectiveSSM.scan` for ``u`` ``(b, l, e)``, ``delta`` ``(b, l, k e)`` and ``B`` ``(b, l, k n)``.
 
     Each is rounded once to the dtype of ``u``. They come from a scan for each of the n states by itself, which with
-    C = 1 returns that state and does as much work as one n-th of the whole scan.
+    C = 1 returns that state.
     """
     A, orders = ssm.constants(size)
     parts = zip(*(x.chunk(ssm.directions, dim=-1) for x in (delta, B)), orders, strict=True)

@@ -136,7 +136,7 @@ class SelectiveSSM(nn.Module):
             B, C: ``(b, l, k n)``.
             size: (height, width).
             orders: of the directions, instead of the layer's own.
-            constants: what `constants` returned, to compute it once; it has no gradients, so not where they are needed.
+            constants: the result of `constants`, to compute it once; not used where gradients are needed.
         """
         A, own = self.constants(size) if constants is None or torch.is_grad_enabled() else constants
         shared = A, self.D, self.dt_proj.bias
@@ -205,6 +205,8 @@ class SelfMamba(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], constants: ScanConstants | None = None) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
+
+        ``constants`` is the result of `constants`, to compute it once; it is not used where gradients are needed.
 
         Raises:
             ValueError: the tokens do not fit ``size`` or the layer's width.
