@@ -17,13 +17,12 @@ from unittest import mock
 
 import torch
 import torch._functorch.config as functorch_config
-from fake_gpu import like, on_fake_gpu
+from fake_gpu import fake_tensors, like, on_fake_gpu
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._inductor.scheduler import NopKernelSchedulerNode
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 import ssmgen
@@ -90,12 +89,21 @@ def launches(depth: int, *, guided: bool, keep: bool, side: int = 32) -> Counter
                 found[str(node.target).split(".")[1]] += _launches_of(node)
         raise _Counted
 
-    mode = FakeTensorMode()
     with torch.device("meta"):
         model: Any = in_dtype(ssmgen.build("sisma-xl", depth=depth, mask_dropout=0.1).eval(), torch.bfloat16)
-    model = on_fake_gpu(model, mode)
     torch.compiler.reset()
-    with mode, torch.no_grad(), _told_of_an_h100(), mock.patch.object(GraphLowering, "codegen", count):
+    with (
+        fake_tensors() as mode,
+        torch.no_grad(),
+        _told_of_an_h100(),
+        mock.patch.object(GraphLowering, "codegen", count),
+    ):
+        _take_a_step(on_fake_gpu(model, mode), mode, guided, keep, side, found)
+    return found
+
+
+def _take_a_step(model: Any, mode: Any, guided: bool, keep: bool, side: int, found: Counter[str]) -> None:
+    with mode:
         labels = side * model.mask_scale
         cond = model.condition(torch.empty(1, model.num_classes, labels, labels, device="cuda", dtype=torch.bfloat16))
         cond = model.keep_states(cond) if keep else cond
@@ -108,7 +116,6 @@ def launches(depth: int, *, guided: bool, keep: bool, side: int = 32) -> Counter
         except Exception:
             if not found:
                 raise
-    return found
 
 
 def _launches_of(node: Any) -> int:

@@ -1,8 +1,23 @@
 """Modules and tensors on a GPU that is not there: they have shapes and no values."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ssmgen.ops.scan_order import _kept_permutation
+
+
+@contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """A mode for fake tensors. The orders that are cached in it are forgotten: they have no values either."""
+    _kept_permutation.cache_clear()
+    try:
+        yield FakeTensorMode()
+    finally:
+        _kept_permutation.cache_clear()
 
 
 def on_fake_gpu(module: nn.Module, mode: FakeTensorMode) -> nn.Module:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from fake_gpu import on_fake_gpu
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fake_gpu import fake_tensors, on_fake_gpu
 
 import ssmgen
 from ssmgen.ops.scan import triton
@@ -19,8 +18,14 @@ FAMILIES = {
 }
 
 
+@pytest.fixture
+def mode():
+    with fake_tensors() as mode:
+        yield mode
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name):
+def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name, mode):
     arguments, expected = FAMILIES[name]
     graphs, mode = [], FakeTensorMode()
 
