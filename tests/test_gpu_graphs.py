@@ -27,7 +27,7 @@ def mode():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name, mode):
     arguments, expected = FAMILIES[name]
-    graphs, mode = [], FakeTensorMode()
+    graphs = []
 
     def backend(graph, inputs):
         graphs.append({str(node.target) for node in graph.graph.nodes})
