@@ -13,15 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ssmgen.compiled import CompiledStep
+from ssmgen.compiled import CompiledStep, check_compile
 from ssmgen.guidance import Guidance, check_scale, check_start, plans, scale_of
 from ssmgen.precision import sampling_dtype
+from ssmgen.precomputed import Joined, Rows, check_keeping, with_states
 from ssmgen.registry import check_keywords, divided, find, make
 from ssmgen.solvers.base import Solver, shifted_grid
 from ssmgen.values import Value, padded_sequence, part_of, value_for
 
-# Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
-_MOST_ROW_BYTES = 512 * 2**20
 _CALL = ("x0", "sampling", "objective", "times", "progress")
 
 
@@ -31,7 +30,8 @@ class Model(Protocol):
     A model may also have ``conditions``, by name, each with its ``dropout``; without, it has one, ``mask``. And it may
     have ``modulation(t, vector)``: all that it derives from times ``(n,)`` and the vector of a condition, as many
     values as its ``widths`` add up to. It is then called with ``modulation=`` rows of that, and under guidance once
-    with ``cond=`` a list of conditions, each for an equal part of the batch.
+    with ``cond=`` a list of conditions, each for an equal part of the batch. ``join``, and ``keep_states``
+    with ``kept_bytes``, are optional too, see `ssmgen.models.TokenModel`.
     """
 
     training: bool
@@ -140,16 +140,34 @@ class Sampler:
             The first call for a shape compiles, for a minute or so, and again where ``guidance_start`` begins; needs a
             C++ compiler on a CPU. Sequences such as texts are padded to the next power of two from 16 on, so that few
             lengths compile. Any number of shapes may be compiled; each keeps its code, and on CUDA the memory of its
-            graph, as long as the sampler lives.
+            graph, as long as the sampler lives. ``"max-autotune"`` also times variants of the matrix products, which
+            takes many minutes per shape.
+        keep_states: keep all states of the scans that depend on the mask alone, those of Cross-Mamba with u = mask, so
+            that no step scans them again. They take d_state times the memory of what is scanned: 403 MB for each mask
+            of ``sisma-xl`` at 256 tokens in bfloat16. ``"auto"`` does so on CUDA where the states of a call take an
+            eighth of the device's memory or less. Results agree to rounding.
+
+    Raises:
+        ValueError: another ``compile`` or ``keep_states``, or ``keep_states=True`` for a model without such scans.
     """
 
-    def __init__(self, model: Model, *, dtype: torch.dtype | str | None = None, compile: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        dtype: torch.dtype | str | None = None,
+        compile: bool | str = False,
+        keep_states: bool | str = "auto",
+    ) -> None:
+        check_compile(compile)
+        check_keeping(keep_states, model)
         self.device = next(iter(model.parameters())).device
         self.dtype = sampling_dtype(dtype, self.device)
         self.model: Any = model if self.dtype is None else in_dtype(model, self.dtype)
         self.conditions: Mapping[str, Any] = dict(getattr(model, "conditions", {"mask": model}))
-        self.compiled = compile
-        self.step: Any = CompiledStep(self.model, self.device) if compile else self.model
+        self.compiled = bool(compile)
+        self.step: Any = CompiledStep(self.model, self.device, compile == "max-autotune") if compile else self.model
+        self.keep_states = keep_states
 
     def __call__(
         self,
@@ -200,6 +218,7 @@ class Sampler:
         guidances = settings.guidances(list(values), self.conditions)
         known = dict.fromkeys(tuple(each) for _, guidance in guidances for each in reversed(guidance.known))
         conds = {each: self._condition({name: values[name] for name in each}, x0) for each in known}
+        conds = with_states(conds, self.model, self.keep_states, self.device)
         shown = getattr(objective, "inputs", _unchanged)
         predict = self._predictor(list(conds.values()), solver.times(ts), shown)
 
@@ -235,7 +254,8 @@ class Sampler:
         What does not change between steps is computed beforehand, for solvers that tell their ``times``.
         """
         model, timed = self.model, hasattr(self.model, "modulation")
-        rows = _Rows(model, conds, times, shown, self.device) if timed else None
+        rows = Rows(model, conds, times, shown, self.device) if timed else None
+        joined = Joined(model)
 
         def predict(x: Tensor, t: Tensor, parts: list[Any]) -> Iterable[Tensor]:
             given, own_t = shown(x, t.to(self.device))
@@ -243,7 +263,8 @@ class Sampler:
             if rows is None:
                 return [self.step(given, own_t.view(1), cond=cond) for cond in parts]
             row = rows.at(t, own_t, parts, x.shape[0])
-            out = self.step(given.repeat(len(parts), 1, 1, 1), None, cond=parts, modulation=row)
+            given = given.repeat(len(parts), 1, 1, 1)
+            out = self.step(given, None, cond=joined(parts, len(given)), modulation=row)
             return out.chunk(len(parts))
 
         return predict
@@ -260,42 +281,6 @@ class _Task(NamedTuple):
     ts: Tensor
 
 
-class _Rows:
-    """Modulation rows by time: of the whole grid where the times are known and the rows fit, else per step."""
-
-    def __init__(self, model: Any, conds: list[Any], times: Tensor | None, shown: Any, device: torch.device) -> None:
-        self.model = model
-        self.tables: dict[int, Tensor] = {}
-        self.places: dict[float, int] = {}
-        if times is None:
-            return
-        _, own_times = shown(torch.zeros(len(times), 1, 1, 1, device=device), times.to(device))
-        alike = conds[:1] if _vector(conds[0]) is None else conds
-        count = sum(1 if vector is None else len(vector) for vector in map(_vector, alike))
-        if count * len(times) * 4 * sum(model.widths) <= _MOST_ROW_BYTES:
-            self.places = {time: place for place, time in enumerate(times.tolist())}
-            self.tables = {id(cond): self._rows(own_times, cond) for cond in alike}
-
-    def at(self, t: Tensor, own_t: Tensor, parts: list[Any], batch: int) -> Tensor:
-        """Rows ``(1, values)``, or ``(parts x batch, values)`` where conditions have vectors."""
-        place = self.places.get(float(t)) if self.places else None
-        alike = _vector(parts[0]) is None
-        found = [
-            self._rows(own_t.view(1), cond)[0] if place is None else self.tables[id(cond)][place]
-            for cond in (parts[:1] if alike else parts)
-        ]
-        return found[0] if alike else torch.cat([rows.expand(batch, -1) for rows in found])
-
-    def _rows(self, times: Tensor, cond: Any) -> Tensor:
-        """``(n, 1 or m, values)``."""
-        vector = _vector(cond)
-        return self.model.modulation(times).unsqueeze(1) if vector is None else self.model.modulation(times, vector)
-
-
-def _vector(cond: Any) -> Tensor | None:
-    return getattr(cond, "vector", None)
-
-
 def _unchanged(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return x, t
 
@@ -306,7 +291,8 @@ def sample(
     mask: Any = None,
     *,
     dtype: torch.dtype | str | None = None,
-    compile: bool = False,
+    compile: bool | str = False,
+    keep_states: bool | str = "auto",
     **settings: Any,
 ) -> Tensor:
     """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.
@@ -316,7 +302,7 @@ def sample(
     Args:
         model: a conditional model.
         x0, mask, settings: those of a `Sampler`'s call: ``solver``, ``steps``, ``guidance_scale``, ...
-        dtype, compile: those of `Sampler`.
+        dtype, compile, keep_states: those of `Sampler`.
 
     Returns:
         ``(batch, channels, height, width)`` on the device of the model, of the dtype of ``x0``.
@@ -324,7 +310,7 @@ def sample(
     Raises:
         ValueError, TypeError: see `Sampler`.
     """
-    return Sampler(model, dtype=dtype, compile=compile)(x0, mask, **settings)
+    return Sampler(model, dtype=dtype, compile=compile, keep_states=keep_states)(x0, mask, **settings)
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:

@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
-from ssmgen.compiled import CompiledStep, allow_captures, shape_of
+import ssmgen
+from ssmgen.compiled import Buffers, CompiledStep, allow_captures, shape_of
 
 
 class State(NamedTuple):
@@ -47,7 +48,7 @@ def captured(monkeypatch):
     monkeypatch.setattr("ssmgen.compiled._CAPTURES", sys.modules["ssmgen.compiled"]._CaptureThread())
     seen = []
 
-    def model(x, t):
+    def model(x, t, cond=None):
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         seen.append((threading.get_ident(), torch.is_grad_enabled(), autocast))
         return x if t is None else x + t
@@ -89,10 +90,62 @@ def test_that_thread_has_the_callers_settings_of_torch(captured, monkeypatch):
     step, streams, _ = captured
     streams.current = Stream()
     found = []
-    monkeypatch.setattr(step, "model", lambda x, t: found.append(torch.compiler.config.recompile_limit) or x)
+    monkeypatch.setattr(step, "model", lambda x, t, cond=None: found.append(torch.compiler.config.recompile_limit) or x)
     with torch._dynamo.config.patch(recompile_limit=77):
         step(torch.ones(3), None)
     assert found == [77]
+
+
+def test_conditions_lie_in_buffers_that_are_written_when_they_change(captured, monkeypatch):
+    """A captured graph reads them where they are: the same tensors at each call, and marked so."""
+    step, streams, _ = captured
+    streams.current, seen = Stream(), []
+
+    def model(x, t, cond, scale):
+        seen.append(cond["a"].tokens)
+        return x + scale * cond["a"].tokens.sum()
+
+    monkeypatch.setattr(step, "model", model)
+    x = torch.zeros(2)
+    for value in (1.0, 2.0, 1.0):  # as many calls of a sampler, with a mask each
+        tokens = torch.full((1, 4), value).expand(3, 4)
+        cond = {"a": State(tokens, (2, 2))}
+        before, count = seen[-1]._version if seen else 0, len(seen)
+        for _ in range(2):
+            assert torch.equal(step(x, None, cond=cond, scale=1), torch.full((2,), 12 * value))
+        assert seen[-1]._version - before == (count > 0)
+    assert len({id(tokens) for tokens in seen}) == 1 and seen[0] is not tokens
+    assert seen[0]._dynamo_static_input_type == "unguarded" and not hasattr(tokens, "_dynamo_static_input_type")
+    step(x, None, cond={"a": State(torch.ones(1, 4), (2, 2))}, scale=1)  # another shape has its own
+    assert seen[-1] is not seen[0] and seen[-1].shape == (1, 4)
+
+
+def test_captured_graphs_are_told_that_buffers_stay_where_they_are():
+    """Of a model's step, only what changes from step to step is left for torch to copy."""
+    model, found = ssmgen.build("sisma-debug", depth=1), []
+
+    def backend(graph, inputs):
+        given = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        marked = [node.meta["tensor_dict"].get("_dynamo_static_input_type") for node in given]
+        found.extend(x.shape for x, mark in zip(inputs, marked, strict=True) if mark is None)
+        return graph
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        rows, cond = model.modulation(torch.zeros(1)), model.condition(size=(8, 12))
+        step = torch.compile(model, backend=backend, fullgraph=True)
+        step(torch.zeros(1, 3, 8, 12), None, cond=Buffers().holding([cond]), modulation=rows)
+    assert sorted(found) == sorted([(1, 3, 8, 12), rows.shape])
+
+
+def test_the_mode_of_compiling_is_that_of_device_and_wish(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda f, *, mode, **given: modes.append(mode) or f)
+    for device, autotune in (("cpu", False), ("cpu", True), ("cuda", False), ("cuda", True)):
+        step = CompiledStep(lambda x, t, cond: x, torch.device(device), autotune)
+        monkeypatch.setattr("ssmgen.compiled._CAPTURES", mock.Mock())
+        step(torch.ones(1), None)
+    assert modes == [None, "max-autotune", "reduce-overhead", "max-autotune"]
 
 
 def test_a_thread_that_cannot_be_prepared_says_why(captured, monkeypatch):

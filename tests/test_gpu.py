@@ -100,6 +100,17 @@ def test_a_captured_step_runs_for_any_thread():
     assert len(found) == 1 and torch.equal(found[0], expected)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_a_captured_step_reads_the_states_of_the_mask_of_its_call(guidance_scale):
+    model, noise, _ = model_and_inputs(mask_dropout=0.1)
+    sampler = ssmgen.Sampler(model.cuda(), compile=True, keep_states=True)
+    settings = {"steps": 4, "guidance_scale": guidance_scale}
+    for value in (3, 11):  # the graph was captured with the first
+        mask = torch.full((1, 16, 16), value, dtype=torch.uint8, device="cuda")
+        scanned = ssmgen.sample(model, noise, mask, keep_states=False, **settings)
+        torch.testing.assert_close(sampler(noise, mask, **settings), scanned, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_kernels_run_on_the_device_of_their_tensors():
     tensors = scan_inputs(2, 19, 37, 16, torch.float32)

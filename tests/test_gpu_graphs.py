@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fake_gpu import fake_tensors, on_fake_gpu
 
 import ssmgen
 from ssmgen.ops.scan import triton
@@ -19,26 +18,16 @@ FAMILIES = {
 }
 
 
-def on_fake_gpu(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The module with fake weights on ``cuda``: it has shapes and no values."""
-    for each in module.modules():
-        for name, parameter in each._parameters.items():
-            if parameter is not None:
-                each._parameters[name] = nn.Parameter(like(parameter, mode), requires_grad=parameter.requires_grad)
-        for name, buffer in each._buffers.items():
-            each._buffers[name] = None if buffer is None else like(buffer, mode)
-    return module
-
-
-def like(tensor, mode):
-    with mode:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+@pytest.fixture
+def mode():
+    with fake_tensors() as mode:
+        yield mode
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name):
+def test_the_forward_of_training_and_of_sampling_is_one_graph_on_a_gpu(name, mode):
     arguments, expected = FAMILIES[name]
-    graphs, mode = [], FakeTensorMode()
+    graphs = []
 
     def backend(graph, inputs):
         graphs.append({str(node.target) for node in graph.graph.nodes})

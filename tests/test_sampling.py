@@ -365,7 +365,7 @@ def test_a_model_of_two_conditions_compiles_as_one_graph():
 def test_vectors_give_the_same_images_with_rows_made_at_once_and_per_step(monkeypatch, most):
     model, x, values = told_twice()
     expected = sample(model, x, **values, solver="heun", steps=3, guidance_scale=2.0)
-    monkeypatch.setattr("ssmgen.sampling._MOST_ROW_BYTES", most)
+    monkeypatch.setattr("ssmgen.precomputed._MOST_ROW_BYTES", most)
     calls = {"modulation": 0}
     counted(monkeypatch, model, "modulation", calls)
     out = sample(model, x, **values, solver="heun", steps=3, guidance_scale=2.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssmgen.nn.parts import expanded
+from ssmgen.nn.parts import expanded, joined
 from ssmgen.nn.patch import check_image
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import check_keywords, closest
@@ -35,7 +35,7 @@ _RESERVED = (
         "sampling",
     ),
     *("objective", "times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "dtype"),
-    *("compile", "probes", "seed"),
+    *("compile", "keep_states", "probes", "seed"),
 )
 
 
@@ -209,6 +209,18 @@ class ConditionalModel(nn.Module, ABC):
         if size is None:
             size = grids[0][0] * self.patch_size, grids[0][1] * self.patch_size
         return self._conditioning(signals, size)
+
+    def join(self, conds: list[Conditioning], batch: int) -> list[Conditioning]:
+        """One condition in the place of several that serve equal parts of a batch, each of as many items as it has.
+
+        Each layer then runs once for the whole batch. Conditions that serve more items than they were made from, or
+        that differ in more than values, are returned as they are.
+        """
+        part = batch // len(conds)
+        if len(conds) == 1 or any(cond.grid != conds[0].grid for cond in conds):
+            return conds
+        values = joined([(cond.added, cond.vector, cond.blocks) for cond in conds], part)
+        return conds if values is None else [Conditioning(conds[0].grid, batch, *values)]
 
     def modulation(self, t: Tensor, vector: Tensor | None = None) -> Tensor:
         """What all layers derive from times ``(n,)``, side by side: ``(n, values)``.

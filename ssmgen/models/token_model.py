@@ -168,6 +168,25 @@ class TokenModel(ConditionalModel):
         states = tuple(block.condition(signals, own) for block, own in zip(blocks, self.grids(grid), strict=True))
         return Conditioning(grid, batch_of(signals), added, vector, states)
 
+    def keep_states(self, cond: Conditioning) -> Conditioning:
+        """``cond`` with all states of the scans that depend on it alone, see `CrossMamba.keep`."""
+        grids = self.grids(cond.grid)
+        kept = tuple(
+            {key: layer.keep(state, grid) if hasattr(layer, "keep") else state for key, layer, state in states}
+            for states, grid in zip(self._states(cond), grids, strict=True)
+        )
+        return cond._replace(blocks=kept)
+
+    def kept_bytes(self, cond: Conditioning) -> int:
+        """Bytes of the states that `keep_states` adds."""
+        layers = [(layer, state) for states in self._states(cond) for _, layer, state in states]
+        return sum(layer.kept_bytes(state) for layer, state in layers if hasattr(layer, "kept_bytes"))
+
+    def _states(self, cond: Conditioning) -> list[list[tuple[str, Any, Any]]]:
+        """By block: the keys of what reads a condition, the layers, and what they derived from it."""
+        pairs = zip(self.blocks, cond.blocks, strict=True)
+        return [[(key, getattr(block, key), state) for key, state in states.items()] for block, states in pairs]
+
     def project(self, c: Tensor) -> list[Tensor]:
         """Modulations of every block and of the head, side by side."""
         shared = c if self.shared_adaln is None else self.shared_adaln.project(c)

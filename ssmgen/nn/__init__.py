@@ -10,8 +10,9 @@ from ssmgen.nn.convolution import Convolution
 from ssmgen.nn.embed import PositionEmbedding, TimeEmbedding, sincos_position
 from ssmgen.nn.feedforward import FeedForward
 from ssmgen.nn.joint_mamba import JointMamba, JointState
+from ssmgen.nn.kept_states import KeptStates
 from ssmgen.nn.linear_attention import GatedDelta
-from ssmgen.nn.mamba import CrossCondition, CrossMamba, SelectiveSSM, SelfMamba
+from ssmgen.nn.mamba import CrossCondition, CrossMamba, ScanConstants, SelectiveSSM, SelfMamba
 from ssmgen.nn.mamba2 import Mamba2
 from ssmgen.nn.mask_encoder import MaskEncoder
 from ssmgen.nn.patch import Patchify, Unpatchify
@@ -38,6 +39,7 @@ __all__ = [
     "FeedForward",
     "JointMamba",
     "JointState",
+    "KeptStates",
     "Mamba",
     "GatedDelta",
     "Mamba2",
@@ -50,6 +52,7 @@ __all__ = [
     "Regions",
     "SPADE",
     "SPADECondition",
+    "ScanConstants",
     "SelectiveSSM",
     "SequenceCrossMamba",
     "SequenceState",

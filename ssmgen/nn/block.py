@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssmgen.nn.adaln import Modulation
@@ -19,7 +20,8 @@ class Block(nn.Module):
     Args:
         dim: width.
         layers: triples of a key, a spec and the name of a condition or None. The key is the layer's attribute. A layer
-            without a condition is called as ``layer(x, size)``; one with a condition has
+            without a condition is called as ``layer(x, size)``, or in sampling as
+            ``layer(x, size, layer.constants(size))`` if it has ``constants``; one with a condition has
             ``condition(signal, size)``, what it derives from the condition alone, and is called as
             ``layer(x, states, size)``.
         gates: gate the residuals (AdaLN-Zero).
@@ -72,11 +74,17 @@ class Block(nn.Module):
     def condition(self, signals: Mapping[str, Signal | Tensor], size: tuple[int, int]) -> dict[str, Any]:
         """What each layer derives from its condition alone, by the layer's key.
 
+        Without gradients, as in sampling, also what a layer without a condition derives from weights and grid.
+
         Args:
             signals: by name of the condition; plain tokens ``(b, l, d)`` will do.
             size: (height, width) of the grid in tokens.
         """
-        return {key: getattr(self, key).condition(_on(signals[name], size), size) for key, name in self.readers()}
+        states = {key: getattr(self, key).condition(_on(signals[name], size), size) for key, name in self.readers()}
+        if not torch.is_grad_enabled():
+            others = [(key, getattr(self, key)) for key, name in self.condition_of.items() if name is None]
+            states |= {key: layer.constants(size) for key, layer in others if hasattr(layer, "constants")}
+        return states
 
     def readers(self) -> list[tuple[str, str]]:
         """The keys of what reads a condition, each with the condition's name."""
@@ -102,7 +110,10 @@ class Block(nn.Module):
             for changing in self.modulated_by:
                 change = _modulator(key, changing)
                 h = getattr(self, change)(h, [each[change] for each in conds], size)
-            update = layer(h, size) if name is None else layer(h, [each[key] for each in conds], size)
+            if name is None:
+                update = layer(h, size, conds[0][key]) if key in conds[0] else layer(h, size)
+            else:
+                update = layer(h, [each[key] for each in conds], size)
             x = modulation.residual(x, update)
         return x
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import at_least_float32, check_tokens, reset_heads
+from ssmgen.nn.mamba import at_least_float32, check_tokens
+from ssmgen.nn.step_size import reset_heads
 from ssmgen.ops import conv_silu, gated_delta_rule, scan_order
 from ssmgen.registry import register
 

@@ -13,12 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmgen.nn.kept_states import KeptStates, kept_states, read_states
 from ssmgen.nn.parts import parts_of, states_of
 from ssmgen.nn.signal import Signal
+from ssmgen.nn.step_size import reset_step_size
 from ssmgen.ops import ScanOrder, conv_silu, norm, scan_directions, scan_order, selective_scan
 from ssmgen.registry import closest, passes_on, register
 
 _SCANNED = ("mask", "image", "sum")
+
+
+class ScanConstants(NamedTuple):
+    """What a `SelectiveSSM` derives from its weights and the grid alone.
+
+    Attributes:
+        A: ``-exp(A_log)``, ``(k e, n)``, float32 or float64.
+        orders: of the directions, see `ssmgen.ops.scan_order`.
+    """
+
+    A: Tensor
+    orders: tuple[ScanOrder | None, ...]
+
+
+ScanConstants.serves_all = True  # type: ignore[attr-defined]  # see `ssmgen.nn.parts`
 
 
 class SelectiveSSM(nn.Module):
@@ -96,6 +113,11 @@ class SelectiveSSM(nn.Module):
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
         return conv_silu(x, self.conv.weight, bias, size)
 
+    def constants(self, size: tuple[int, int]) -> ScanConstants:
+        """What is computed once where weights and grid, of ``size`` (height, width), stay the same."""
+        orders = tuple(scan_order(name, *size, device=self.A_log.device) for name in self.orders)
+        return ScanConstants(-torch.exp(at_least_float32(self.A_log)), orders)
+
     def scan(
         self,
         u: Tensor,
@@ -104,6 +126,7 @@ class SelectiveSSM(nn.Module):
         C: Tensor,
         size: tuple[int, int],
         orders: Sequence[ScanOrder | None] | None = None,
+        constants: ScanConstants | None = None,
     ) -> Tensor:
         """`selective_scan` in this layer's orders with its A, D and step-size bias, summed over the directions.
 
@@ -113,17 +136,17 @@ class SelectiveSSM(nn.Module):
             B, C: ``(b, l, k n)``.
             size: (height, width).
             orders: of the directions, instead of the layer's own.
+            constants: the result of `constants`, to compute it once; not used where gradients are needed.
         """
-        if orders is None:
-            orders = [scan_order(name, *size, device=u.device) for name in self.orders]
-        shared = self.A_log, self.D, self.dt_proj.bias
+        A, own = self.constants(size) if constants is None or torch.is_grad_enabled() else constants
+        shared = A, self.D, self.dt_proj.bias
         deltas, Bs, Cs = (x.chunk(self.directions, dim=-1) for x in (delta, B, C))
-        A_logs, Ds, biases = (at_least_float32(x).chunk(self.directions) for x in shared)
+        As, Ds, biases = (at_least_float32(x).chunk(self.directions) for x in shared)
         results: list[Any] = [
             selective_scan(
                 u,
                 deltas[k],
-                -torch.exp(A_logs[k]),
+                As[k],
                 Bs[k],
                 Cs[k],
                 Ds[k],
@@ -132,7 +155,7 @@ class SelectiveSSM(nn.Module):
                 order=order,
                 backend=self.backend,
             )
-            for k, order in enumerate(orders)
+            for k, order in enumerate(own if orders is None else orders)
         ]
         return functools.reduce(torch.add, results)
 
@@ -146,24 +169,6 @@ class SelectiveSSM(nn.Module):
     def finish(self, y: Tensor, z: Tensor) -> Tensor:
         """Scan output ``(b, l, e)`` normalised, gated by ``z`` and projected to ``(b, l, d)``."""
         return self.out_proj(norm(y, self.out_norm.weight, self.out_norm.bias, z, eps=self.out_norm.eps))
-
-
-@torch.no_grad()
-def reset_step_size(bias: Tensor, smallest: float = 1e-3, largest: float = 1e-1) -> None:
-    """Draw a bias ``(n,)`` of step sizes whose softplus is log-uniform between two values (Mamba, section 3.6)."""
-    step = torch.empty_like(bias).uniform_(math.log(smallest), math.log(largest)).exp_()
-    bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
-
-
-def reset_heads(A_log: Tensor, dt_bias: Tensor) -> None:
-    """Initialise decays and step sizes of heads, both ``(heads,)``, as Mamba-2's code does: -A uniform in [1, 16].
-
-    Neither takes part in weight decay. The step sizes are those of `reset_step_size`.
-    """
-    with torch.no_grad():
-        A_log.uniform_(1, 16).log_()
-    reset_step_size(dt_bias)
-    A_log.no_weight_decay = dt_bias.no_weight_decay = True  # type: ignore[attr-defined]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -194,8 +199,14 @@ class SelfMamba(nn.Module):
         self.widths = [self.ssm.directions * n for n in (self.ssm.dt_rank, self.ssm.d_state, self.ssm.d_state)]
         self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def constants(self, size: tuple[int, int]) -> ScanConstants:
+        """What sampling computes once for a grid of ``size``, (height, width)."""
+        return self.ssm.constants(size)
+
+    def forward(self, x: Tensor, size: tuple[int, int], constants: ScanConstants | None = None) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
+
+        ``constants`` is the result of `constants`, to compute it once; it is not used where gradients are needed.
 
         Raises:
             ValueError: the tokens do not fit ``size`` or the layer's width.
@@ -204,7 +215,7 @@ class SelfMamba(nn.Module):
         content, z = self.in_proj(x).chunk(2, dim=-1)
         u = self.ssm.mix_locally(content, size)
         dt, B, C = self.x_proj(u).split(self.widths, dim=-1)
-        y = self.ssm.scan(u, self.ssm.step_size(dt), B, C, size)
+        y = self.ssm.scan(u, self.ssm.step_size(dt), B, C, size, constants=constants)
         return self.ssm.finish(y, z)
 
 
@@ -215,11 +226,13 @@ class CrossCondition(NamedTuple):
         u: the mask's part of the scanned sequence ``(b, l, e)``, or None where the image alone is scanned.
         delta: step sizes ``(b, l, k e)`` before bias and softplus.
         B: input maps ``(b, l, k n)``.
+        constants: of the scan; None where gradients are needed.
     """
 
     u: Tensor | None
     delta: Tensor
     B: Tensor
+    constants: ScanConstants | None = None
 
 
 @register("block", "cross-mamba")
@@ -247,7 +260,7 @@ class CrossMamba(nn.Module):
         super().__init__()
         if u not in _SCANNED:
             raise ValueError(f"u must be 'mask', 'image' or 'sum' (what is scanned), got {u!r}{closest(u, _SCANNED)}")
-        self.u = u
+        self.u, self.keeps = u, u == "mask"  # the second: whether `keep` has states to keep
         self.ssm = SelectiveSSM(dim, **ssm)
         inner, d_state = self.ssm.d_inner, self.ssm.directions * self.ssm.d_state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -261,15 +274,33 @@ class CrossMamba(nn.Module):
         tokens = condition_tokens(signal, size, self.cond_proj.in_features)
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split(self.widths, dim=-1)
-        return CrossCondition(None if self.u == "image" else m, self.ssm.step_size(dt), B)
+        constants = None if torch.is_grad_enabled() else self.ssm.constants(size)
+        return CrossCondition(None if self.u == "image" else m, self.ssm.step_size(dt), B, constants)
 
-    def forward(self, x: Tensor, cond: Tensor | CrossCondition | list[CrossCondition], size: tuple[int, int]) -> Tensor:
+    def keep(self, cond: Any, size: tuple[int, int]) -> Any:
+        """What `condition` returned, with all states of the scan instead, where these depend on the mask alone.
+
+        They are n times as large as what is scanned, see `kept_bytes`. Where u is not the mask, they depend on the
+        content too, and ``cond`` is returned as it is.
+        """
+        return kept_states(self.ssm, cond.u, cond.delta, cond.B, size) if self.kept_bytes(cond) else cond
+
+    def kept_bytes(self, cond: Any) -> int:
+        """Bytes of the states that `keep` would compute; 0 where there are none."""
+        if not self.keeps or not isinstance(cond, CrossCondition):
+            return 0
+        return cond.delta.numel() * self.ssm.d_state * cond.delta.element_size()
+
+    def forward(
+        self, x: Tensor, cond: Tensor | CrossCondition | KeptStates | list[Any], size: tuple[int, int]
+    ) -> Tensor:
         """Mix content tokens ``(batch, height * width, dim)`` with a condition on the same grid.
 
         Args:
             x: content tokens in row-major order.
-            cond: condition tokens of the same shape, or what `condition` made of them. A condition of batch 1 serves
-                every item of the batch. Several in a list serve as many equal parts of the batch, without being copied.
+            cond: condition tokens of the same shape, or what `condition` or `keep` made of them. A condition of batch 1
+                serves every item of the batch. Several in a list serve as many equal parts of the batch, without being
+                copied.
             size: (height, width) in tokens.
 
         Raises:
@@ -280,10 +311,14 @@ class CrossMamba(nn.Module):
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
-        scanned = [
-            self.ssm.scan(self._scanned(own.u, part), own.delta, own.B, C_part, size)
-            for own, part, C_part in parts_of(states, content, C)
-        ]
+        scanned = (
+            read_states(states, C)
+            if isinstance(states[0], KeptStates)
+            else [
+                self.ssm.scan(self._scanned(own.u, part), own.delta, own.B, C_part, size, constants=own.constants)
+                for own, part, C_part in parts_of(states, content, C)
+            ]
+        )
         return self.ssm.finish(scanned[0] if len(scanned) == 1 else torch.cat(scanned), z)
 
     def _scanned(self, m: Tensor | None, content: Tensor) -> Tensor:

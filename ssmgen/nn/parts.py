@@ -1,13 +1,16 @@
 """Several conditions that serve equal parts of one batch, as guidance needs them.
 
 A state is whatever a layer's ``condition`` computed: a tensor, or a named tuple of tensors and None. One of batch 1
-serves every item of its part, without being copied.
+serves every item of its part, without being copied. A named tuple with ``serves_all`` depends on no condition and is
+the same for all parts.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def states_of(layer: Any, cond: Any, size: tuple[int, int]) -> list[Any]:
@@ -35,6 +38,8 @@ def expanded(state: Any, batch: int) -> Any:
     Raises:
         ValueError: it was made for another number of items, and not for one.
     """
+    if serves_all(state):
+        return state
     if isinstance(state, tuple):
         return type(state)(*(expanded(part, batch) for part in state))  # a named tuple
     if state is None or state.shape[0] == batch:
@@ -45,3 +50,27 @@ def expanded(state: Any, batch: int) -> Any:
             "items, or from one"
         )
     return state.expand(batch, *state.shape[1:])
+
+
+def joined(states: list[Any], batch: int) -> Any:
+    """Several states as one of their batches in turn; nested tuples and mappings of tensors and None.
+
+    None where they are unlike, or one is not of ``batch`` items: something would have to be repeated.
+    """
+    flat, structures = zip(*(tree_flatten(state, is_leaf=serves_all) for state in states), strict=True)
+    if any(each != structures[0] for each in structures):
+        return None
+    results = []
+    for parts in zip(*flat, strict=True):
+        first = parts[0]
+        if len({(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in parts}) > 1:
+            return None
+        if isinstance(first, Tensor) and len(first) != batch:
+            return None
+        results.append(torch.cat(parts) if isinstance(first, Tensor) else first)
+    return tree_unflatten(results, structures[0])
+
+
+def serves_all(state: Any) -> bool:
+    """Whether a state is the same for all parts of a batch."""
+    return getattr(state, "serves_all", False)

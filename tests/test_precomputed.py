@@ -1,0 +1,150 @@
+"""What a sampler computes before the first step: kept states, constants of scans, and joined conditions."""
+
+import pytest
+import torch
+from conftest import randomize
+
+import ssmgen
+from ssmgen import Sampler, build, sample
+from ssmgen.nn import CrossMamba, KeptStates, SelfMamba
+from ssmgen.nn.parts import joined
+
+SIZE, BF16 = (3, 5), torch.bfloat16
+
+
+@pytest.mark.parametrize("directions", [1, 2, 4])
+@pytest.mark.parametrize(("told", "batch"), [(1, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 0.02)]
+)
+def test_what_is_read_from_kept_states_is_what_is_scanned(directions, told, batch, dtype, tolerance):
+    torch.manual_seed(0)
+    layer = randomize(CrossMamba(8, d_state=3, directions=directions, order="column")).to(dtype)
+    with torch.no_grad():
+        cond = layer.condition(torch.randn(told, 15, 8, dtype=dtype), SIZE)
+        kept = layer.keep(cond, SIZE)
+        assert kept.h.shape == (told, 15, directions * 3, 16) and kept.h.dtype == dtype
+        assert kept.h.numel() * kept.h.element_size() == layer.kept_bytes(cond)
+        x = torch.randn(batch, 15, 8, dtype=dtype)
+        expected = layer(x, cond, SIZE)
+        torch.testing.assert_close(layer(x, kept, SIZE), expected, rtol=tolerance, atol=tolerance)
+        other = layer.keep(layer.condition(torch.randn(told, 15, 8, dtype=dtype), SIZE), SIZE)
+        both = torch.cat([expected, layer(x, other, SIZE)])
+        out = layer(torch.cat([x, x]), [kept, other], SIZE)
+        torch.testing.assert_close(out, both, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("u", ["image", "sum"])
+def test_states_that_depend_on_the_content_are_not_kept(u):
+    layer = CrossMamba(8, u=u)
+    cond = layer.condition(torch.randn(1, 15, 8), SIZE)
+    assert layer.kept_bytes(cond) == 0 and layer.keep(cond, SIZE) is cond
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "guidance_start": 0.4}])
+@pytest.mark.parametrize("masks", [1, 2])
+@pytest.mark.parametrize("name", ["sisma-debug", "told-twice"])
+def test_a_sampler_that_keeps_states_gives_the_same_images(monkeypatch, name, masks, settings):
+    torch.manual_seed(0)
+    model = randomize(built(name), std=0.1)
+    x0, mask = torch.randn(2, 3, 8, 12), torch.randint(0, 19, (masks, 8, 12))
+    expected = sample(model, x0, mask, steps=3, keep_states=False, **settings)
+    reads = []
+    read = ssmgen.nn.mamba.read_states
+    monkeypatch.setattr("ssmgen.nn.mamba.read_states", lambda states, C: reads.append(len(states)) or read(states, C))
+    torch.testing.assert_close(sample(model, x0, mask, steps=3, keep_states=True, **settings), expected)
+    assert reads
+    reads.clear()
+    sample(model, x0, mask, steps=1, **settings)
+    assert not reads  # "auto" keeps none on a CPU
+
+
+def built(name):
+    if name == "sisma-debug":
+        return build("sisma-debug", mask_dropout=0.1, depth=1)
+    words = {"name": "token-sequence", "width": 8, "dropout": 0.1}
+    kinds = {"conditions": {"mask": {"name": "label-map", "dropout": 0.1}, "text": words}}
+    cross = {"mask": "cross-mamba", "text": "cross-mamba-sequence"}
+    return build("sisma-debug", **kinds, cross=cross, depth=1)
+
+
+def test_auto_keeps_states_on_a_gpu_where_they_fit(monkeypatch):
+    model = build("sisma-debug", depth=1)
+    device, mask = torch.device("cuda"), torch.randint(0, 19, (1, 8, 12))
+    with torch.no_grad():
+        conds = {"mask": model.condition(mask), "none": model.condition(size=(8, 12))}
+    assert model.kept_bytes(conds["mask"]) == 4 * 24 * 16 * 64  # float32, tokens, states, channels
+    for memory, kept in ((8 * 2 * 4 * 24 * 16 * 64, True), (8 * 2 * 4 * 24 * 16 * 64 - 8, False)):
+        monkeypatch.setattr("ssmgen.precomputed.memory_of", lambda device, memory=memory: memory)
+        found = ssmgen.precomputed.with_states(conds, model, "auto", device)
+        assert {isinstance(cond.blocks[0]["cross_mamba"], KeptStates) for cond in found.values()} == {kept}
+
+
+def test_keeping_states_is_checked_before_anything_runs():
+    with pytest.raises(ValueError, match="keep_states must be True, False or 'auto', got 'yes'"):
+        Sampler(build("sisma-debug"), keep_states="yes")
+    sequence = {"cross": {"mask": "cross-mamba-sequence"}}  # reads a state already
+    for model in (build("dit-debug"), build("sisma-debug", u="image"), build("sisma-debug", **sequence)):
+        with pytest.raises(ValueError, match="keep_states=True needs a Cross-Mamba with u='mask'"):
+            Sampler(model, keep_states=True)
+    with pytest.raises(ValueError, match="compile must be True, False or 'max-autotune', got 'fast'"):
+        Sampler(build("sisma-debug"), compile="fast")
+
+
+def test_a_step_of_sampling_computes_no_constants(monkeypatch):
+    """The sampled step neither exponentiates A_log nor makes an order, and training does both as before."""
+    model, calls = randomize(build("sisma-debug", depth=2), std=0.1), []
+    x, mask = torch.randn(2, 3, 8, 12), torch.randint(0, 19, (1, 8, 12))
+    with torch.no_grad():
+        cond = model.condition(mask)
+    monkeypatch.setattr("ssmgen.nn.mamba.scan_order", lambda *given, **more: calls.append(given))
+    with torch.no_grad():
+        model(x, torch.rand(2), cond=[cond, cond])
+    assert not calls
+    model(x, torch.rand(2), cond=cond).sum().backward()  # a condition made without gradients hides none of A_log's
+    assert len(calls) == 4 and all(block.self_mamba.ssm.A_log.grad.abs().sum() > 0 for block in model.blocks)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_weights_that_change_between_calls_count(keep):
+    torch.manual_seed(0)
+    model = randomize(build("sisma-debug", depth=1), std=0.1)
+    x0, mask = torch.randn(1, 3, 8, 12), torch.randint(0, 19, (1, 8, 12))
+    sampler = Sampler(model, keep_states=keep)
+    images = [sampler(x0, mask, steps=2)]
+    optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if n.endswith("A_log")], lr=1e3)
+    model(x0, torch.rand(1), mask).square().sum().backward()
+    loaded = {n: p + 0.5 if n.endswith("A_log") else p for n, p in model.state_dict().items()}
+    for change in (optimizer.step, lambda: model.load_state_dict(loaded)):
+        change()
+        images.append(sampler(x0, mask, steps=2))
+        assert not torch.allclose(images[-1], images[-2])
+        assert torch.equal(images[-1], sample(model, x0, mask, steps=2, keep_states=keep))
+
+
+def test_conditions_are_joined_where_nothing_is_repeated():
+    model = build("sisma-debug", mask_dropout=0.1, depth=1)
+    with torch.no_grad():
+        one, two, null = (model.condition(given, size=(8, 12)) for given in (labels(1), labels(2), None))
+    (both,) = model.join([one, null], 2)
+    assert both.batch == 2 and both.grid == one.grid
+    for part, cond in enumerate((one, null)):
+        found, wanted = both.blocks[0]["cross_mamba"], cond.blocks[0]["cross_mamba"]
+        assert torch.equal(found.B[part], wanted.B[0]) and torch.equal(found.constants.A, wanted.constants.A)
+    assert [cond.batch for cond in model.join([two, two], 4)] == [4]
+    for conds, batch in (([one, null], 4), ([two, null], 4), ([one], 1)):
+        assert model.join(conds, batch) is conds
+    assert joined([{"a": torch.ones(1, 3)}, {"a": torch.ones(1, 4)}], 1) is None
+    assert joined([{"a": torch.ones(1, 3)}, {"b": torch.ones(1, 3)}], 1) is None
+    assert joined([{"a": torch.ones(1, 3)}, {"a": None}], 1) is None
+
+
+def labels(batch):
+    return torch.randint(0, 19, (batch, 8, 12))
+
+
+def test_a_layer_given_its_constants_gives_the_same():
+    layer = SelfMamba(8, order="column-boustrophedon")
+    x = torch.randn(2, 15, 8)
+    with torch.no_grad():
+        assert torch.equal(layer(x, SIZE, layer.constants(SIZE)), layer(x, SIZE))
