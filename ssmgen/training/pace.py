@@ -44,6 +44,8 @@ def seconds_per_step(
         while len(taken) < 2 or (len(taken) < _MOST and _agreed(accelerator, sum(taken)) < limit):
             started = time.perf_counter()
             training_step(state, objective, next(batches), settings, len(taken))
+            if state.late:  # the step was only launched
+                torch.cuda.synchronize(accelerator.device)
             taken.append(time.perf_counter() - started)
     return _agreed(accelerator, statistics.median(taken[min(_WARM_UP, len(taken) - 1) :]))
 
