@@ -84,7 +84,7 @@ def sharded_like(tensor: Tensor, reference: Any) -> Tensor:
 
 
 def gathered(part: Tensor, reference: Any) -> Tensor:
-    """The whole tensor of which this process holds ``part``, divided among the processes as ``reference`` is.
+    """The whole tensor, of any shape, of which this process holds ``part``, divided as ``reference`` is.
 
     All processes must call this if ``reference`` is sharded; otherwise the part is the whole.
     """

@@ -115,11 +115,21 @@ def test_sixteen_bit_weights_stay_near_the_float32_sample():
     assert (narrow - exact).norm() < 0.05 * exact.norm()
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Twelve random examples."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        draw = torch.Generator().manual_seed(key[0])
+        mask = torch.randint(0, 19, (16, 16), generator=draw, dtype=torch.uint8)
+        return {"data": torch.randn(3, 16, 16, generator=draw), "mask": mask}
+
+
 def training_on_the_gpu(optimizer):
     """A state after one step, and a function that takes another step with its batch times a factor."""
     pytest.importorskip("accelerate", reason="training needs accelerate")
-    from toy_training import Toy
-
     from ssmgen.training import TrainSettings
     from ssmgen.training.launch import make_accelerator
     from ssmgen.training.step import batches_from, prepare, training_step
@@ -127,7 +137,7 @@ def training_on_the_gpu(optimizer):
     settings = TrainSettings(steps=9, batch_size=4, optimizer=optimizer, weight_decay=0.1, precision="bf16")
     accelerator, objective = make_accelerator(settings), ssmgen.build("flow-matching")
     state = prepare(randomize(ssmgen.build("sisma-debug", mask_dropout=0.2)), settings, accelerator)
-    batches = iter(batches_from(0, Toy(), settings, accelerator))
+    batches = iter(batches_from(0, Drawn(), settings, accelerator))
     given = [next(batches) for _ in range(3)]
 
     def take(step, factor=1.0):

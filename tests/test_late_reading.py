@@ -13,7 +13,7 @@ from toy_training import Toy, digests, run
 
 from ssmgen import build
 from ssmgen.conditions.label_map import LabelMap
-from ssmgen.training import TrainSettings, checkpoints, results, step, verify_checkpoint
+from ssmgen.training import TrainSettings, checkpoints, results, seconds_per_step, step, verify_checkpoint
 from ssmgen.training.launch import make_accelerator
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
@@ -163,6 +163,22 @@ def test_on_a_gpu_values_are_copied_in_the_background_and_waited_for_when_they_a
 
 def test_only_cuda_reads_late():
     assert [results.reads_late(torch.device(name)) for name in ("cuda:1", "cpu", "mps")] == [True, False, False]
+
+
+@pytest.mark.parametrize(("rounding", "expected"), [("high", True), ("highest", False)])
+def test_training_and_its_measurement_round_as_the_run_says(folder, monkeypatch, rounding, expected):
+    before, module = torch.get_float32_matmul_precision(), build("sisma-debug", dim=24, depth=1)
+    settings = TrainSettings(steps=1, batch_size=4, matmul_precision=rounding)
+    try:
+        for call in (
+            lambda: seconds_per_step(module, build("flow-matching"), Toy(), settings, limit=0.0),
+            lambda: run(folder, steps=1, matmul_precision=rounding),
+        ):
+            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not expected)
+            call()
+            assert torch.backends.cudnn.allow_tf32 == expected and torch.get_float32_matmul_precision() == rounding
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class NothingRead(TorchDispatchMode):

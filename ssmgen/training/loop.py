@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ssmgen.atomic import remove_leftovers
 from ssmgen.extras import require
+from ssmgen.precision import set_product_precision
 from ssmgen.signals import StopRequests, say, stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
@@ -139,7 +140,7 @@ def train(
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
     run = Path(run)
-    torch.set_float32_matmul_precision(settings.matmul_precision)
+    set_product_precision(settings.matmul_precision)
     with watched() as watchdog:  # all of it: a rank may fail while the others wait for it
         accelerator = make_accelerator(settings)
         with run_lock(run) if accelerator.is_main_process else nullcontext() as lock:

@@ -109,7 +109,7 @@ class MovingAverage(AveragedModel):
 
         Args:
             model: the model that was copied.
-            skipped: a bool without dimensions on the device, True to change nothing. The count is then kept there too,
+            skipped: a bool, scalar, on the device, True to change nothing. The count is then kept there too,
                 and the host reads neither.
         """
         if skipped is not None:

@@ -41,7 +41,7 @@ class StepResult:
 
     @property
     def skipped(self) -> Tensor:
-        """Whether the step must change no weight: a bool without dimensions, on the device."""
+        """Whether the step must change no weight: a bool, scalar, on the device."""
         return ~self._device_values[:2].isfinite().all()
 
     @cached_property
