@@ -14,7 +14,9 @@ from toy_training import Toy, digests, run
 from ssmgen import build
 from ssmgen.conditions.label_map import LabelMap
 from ssmgen.training import TrainSettings, checkpoints, results, seconds_per_step, step, verify_checkpoint
+from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
+from ssmgen.training.log import RunLog
 
 pytest.importorskip("accelerate", reason="training needs accelerate")
 
@@ -159,6 +161,16 @@ def test_on_a_gpu_values_are_copied_in_the_background_and_waited_for_when_they_a
     result = results.StepResult(SimpleNamespace(is_cuda=True, device="cuda:1", to=copied))
     assert calls == [("cpu", {"non_blocking": True}), {"blocking": True}, "recorded on the stream of cuda:1"]
     assert (result.loss, result.stop, result.finite) == (2.0, True, False) and calls[3:] == ["waited"]
+
+
+def test_the_speed_in_the_log_is_of_when_values_were_known_and_not_of_when_they_were_reported(tmp_path, monkeypatch):
+    """Before a checkpoint, two steps are reported at the same time."""
+    monkeypatch.setattr("time.monotonic", lambda: 10.0)
+    with RunLog(tmp_path, 0, TrainSettings(steps=2, batch_size=8, log_every=1), {}) as log:
+        for step, known in ((1, 12.0), (2, 16.0)):
+            log.step(step, 1.0, 1.0, 0.1, Health(), known)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines] == [4.0, 2.0]
 
 
 def test_only_cuda_reads_late():

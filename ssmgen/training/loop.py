@@ -273,7 +273,7 @@ def _report(
         log.event(step, event, result.loss, result.norm, origin_of(step, data, settings))
     progress.health.check(step)
     if log is not None:
-        log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
+        log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health, result.known)
 
 
 def _due(on_step: Any) -> Callable[[int], bool]:

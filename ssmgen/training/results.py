@@ -7,6 +7,7 @@ launched the next one (`LAG`). On other devices it reads them at once.
 """
 
 import math
+import time
 from collections import deque
 from functools import cached_property
 
@@ -30,7 +31,12 @@ class StepResult:
 
     Args:
         found: ``(3,)``, on any device: loss, norm, and the share of the processes that were asked to stop.
+
+    Attributes:
+        known: when `Unread` had read it, in seconds of `time.monotonic`.
     """
+
+    known: float
 
     def __init__(self, found: Tensor) -> None:
         self._device_values, self._copied = found, None
@@ -103,6 +109,8 @@ class Unread:
         lag = 0 if everything or self._read == self._first else self._lag
         while len(self._results) > lag:
             self._read += 1
-            found.append((self._read, self._results.popleft()))
-            lag = 0 if found[-1][1].stop else lag
+            result = self._results.popleft()
+            lag = 0 if result.stop else lag
+            result.known = time.monotonic()
+            found.append((self._read, result))
         return found
