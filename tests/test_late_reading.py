@@ -13,7 +13,7 @@ from toy_training import Toy, digests, run
 
 from ssmgen import build
 from ssmgen.conditions.label_map import LabelMap
-from ssmgen.training import TrainSettings, checkpoints, results, seconds_per_step, step, verify_checkpoint
+from ssmgen.training import TrainSettings, checkpoints, processes, results, seconds_per_step, step, verify_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
 from ssmgen.training.log import RunLog
@@ -161,6 +161,11 @@ def test_on_a_gpu_values_are_copied_in_the_background_and_waited_for_when_they_a
     result = results.StepResult(SimpleNamespace(is_cuda=True, device="cuda:1", to=copied))
     assert calls == [("cpu", {"non_blocking": True}), {"blocking": True}, "recorded on the stream of cuda:1"]
     assert (result.loss, result.stop, result.finite) == (2.0, True, False) and calls[3:] == ["waited"]
+
+
+def test_a_process_that_waits_for_a_value_of_a_gpu_is_not_taken_for_stalled():
+    """It may wait for the other processes."""
+    assert torch.cuda.Event.synchronize.__code__.co_filename.startswith(processes._WAITING)
 
 
 def test_the_speed_in_the_log_is_of_when_values_were_known_and_not_of_when_they_were_reported(tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ class StepResult:
 
     def __init__(self, found: Tensor) -> None:
         self._device_values, self._copied = found, None
-        self._values = found.to("cpu", non_blocking=True)  # on CUDA into pinned memory
+        # On CUDA into pinned memory. Other devices may not be asked when such a copy is complete.
+        self._values = found.to("cpu", non_blocking=found.is_cuda)
         if found.is_cuda:
             self._copied = torch.cuda.Event(blocking=True)  # the waiting host leaves its core to the loader
             self._copied.record(torch.cuda.current_stream(found.device))
