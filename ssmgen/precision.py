@@ -65,6 +65,19 @@ def choose_precision(asked: str, device: torch.device | str = "cpu") -> Choice:
     return Choice(precision, f"a layer's products take {float32} in float32, {bfloat16} in bfloat16")
 
 
+def set_product_precision(rounding: str) -> None:
+    """Set how this process rounds the factors of float32 products, of matrices and on CUDA of convolutions as well.
+
+    torch by itself lets cuDNN round to TensorFloat32 whatever matrix products do.
+
+    Args:
+        rounding: ``"highest"`` (not at all), ``"high"`` or ``"medium"``, as `torch.set_float32_matmul_precision` takes
+            it; on CUDA both are TensorFloat32.
+    """
+    torch.set_float32_matmul_precision(rounding)
+    torch.backends.cudnn.allow_tf32 = rounding != "highest"
+
+
 def sampling_dtype(asked: torch.dtype | str | None, device: torch.device | str) -> torch.dtype | None:
     """The dtype of a model's weights while sampling; None leaves them as they are.
 

@@ -83,6 +83,20 @@ def sharded_like(tensor: Tensor, reference: Any) -> Tensor:
     return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
 
 
+def gathered(part: Tensor, reference: Any) -> Tensor:
+    """The whole tensor, of any shape, of which this process holds ``part``, divided as ``reference`` is.
+
+    All processes must call this if ``reference`` is sharded; otherwise the part is the whole.
+    """
+    if not hasattr(reference, "placements"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = reference.shape, reference.stride()
+    divided = DTensor.from_local(part, reference.device_mesh, reference.placements, shape=shape, stride=stride)
+    return full_tensor(divided)
+
+
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into one of the same shape that may be sharded."""
     with torch.no_grad():

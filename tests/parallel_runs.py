@@ -4,7 +4,9 @@ The processes are forked from one that has imported torch, which saves seconds f
 """
 
 import json
+import math
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -14,8 +16,28 @@ import torch
 from toy_training import Rectangles, Toy
 
 from ssmgen import build
-from ssmgen.training import TrainSettings, checkpoints, train
+from ssmgen.training import TrainSettings, checkpoints, step, train
 from ssmgen.weights import read_weights, tensors_of
+
+
+class Poisoned(Toy):
+    """No numbers in the second epoch, which is steps 3 to 5 of four examples each."""
+
+    def __getitem__(self, key):
+        example = super().__getitem__(key)
+        return example | {"data": example["data"] * (math.nan if key[1] == 1 else 1.0)}
+
+
+class Warned(Toy):
+    """The second process is asked to stop while it reads the batch of its third step."""
+
+    def __getitem__(self, key):
+        if key[1] == 1 and os.environ["RANK"] == "1" and not self.told:
+            self.told = True
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().__getitem__(key)
+
+    told = False
 
 
 class Sheets:
@@ -46,7 +68,9 @@ def one_process(rank, processes, port, run, resume, changes):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     options = dict(steps=20, batch_size=4, lr=1e-3, weight_decay=0.1, ema_decay=0.9, log_every=1)
-    data = Rectangles() if changes.pop("buckets", False) else Toy()
+    data = {"buckets": Rectangles, "poisoned": Poisoned, "warned": Warned}.get(changes.pop("data", ""), Toy)()
+    if changes.pop("late", False):
+        step.reads_late = lambda device: True
     settings = TrainSettings(**options | {"checkpoint_every": 10} | changes)
     done = train(small_model(rank), build("flow-matching"), data, settings, run, resume=resume, on_step=Sheets(run))
     if rank == 0:

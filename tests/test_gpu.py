@@ -126,6 +126,63 @@ def test_sixteen_bit_weights_stay_near_the_float32_sample():
     assert (narrow - exact).norm() < 0.05 * exact.norm()
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Twelve random examples."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        draw = torch.Generator().manual_seed(key[0])
+        mask = torch.randint(0, 19, (16, 16), generator=draw, dtype=torch.uint8)
+        return {"data": torch.randn(3, 16, 16, generator=draw), "mask": mask}
+
+
+def training_on_the_gpu(optimizer):
+    """A state after one step, and a function that takes another step with its batch times a factor."""
+    pytest.importorskip("accelerate", reason="training needs accelerate")
+    from ssmgen.training import TrainSettings
+    from ssmgen.training.launch import make_accelerator
+    from ssmgen.training.step import batches_from, prepare, training_step
+
+    settings = TrainSettings(steps=9, batch_size=4, optimizer=optimizer, weight_decay=0.1, precision="bf16")
+    accelerator, objective = make_accelerator(settings), ssmgen.build("flow-matching")
+    state = prepare(randomize(ssmgen.build("sisma-debug", mask_dropout=0.2)), settings, accelerator)
+    batches = iter(batches_from(0, Drawn(), settings, accelerator))
+    given = [next(batches) for _ in range(3)]
+
+    def take(step, factor=1.0):
+        return training_step(state, objective, given[step] | {"data": given[step]["data"].mul_(factor)}, settings, step)
+
+    assert take(0).finite  # compiles the kernels and makes the optimiser's state
+    return state, take
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_step_waits_for_nothing(optimizer):
+    state, take = training_on_the_gpu(optimizer)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = take(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.late and result.finite and not result.skipped and int(state.ema.n_averaged) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gpu_leaves_out_a_step_that_is_not_finite(optimizer):
+    state, take = training_on_the_gpu(optimizer)
+
+    def kept():
+        slots = [value for each in state.saved["optimizer"].state.values() for value in each.values()]
+        return [x.clone() for x in [*state.model.parameters(), *state.ema.module.parameters(), *slots]]
+
+    before = kept()
+    assert not take(1, factor=float("nan")).finite
+    assert all(map(torch.equal, before, kept())) and int(state.ema.n_averaged) == 1
+    assert take(2).finite and not all(map(torch.equal, before, kept()))
+
+
 def test_a_bad_label_is_an_error_and_not_a_device_assert():
     model, noise, mask = model_and_inputs()
     mask[0, 3, 5] = 77

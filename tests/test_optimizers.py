@@ -5,6 +5,8 @@ from collections import defaultdict
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssmgen import build
 from ssmgen.training import TrainSettings, make_optimizer, moving_average, muon, parameter_groups
@@ -27,6 +29,21 @@ def test_moving_average_is_its_formula():
         moving_average(model, 1.0)
     with pytest.raises(ValueError, match="16-bit"):
         moving_average(torch.nn.Linear(2, 2).bfloat16(), 0.999)
+
+
+def test_the_moving_average_on_a_device_has_the_bits_of_that_on_the_host():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2).double())
+    host, device = moving_average(net, 0.3), moving_average(net, 0.3)
+    for skipped in (True, False, False, True, False, False, False, False):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.normal_()
+            net[1](torch.randn(4, 2))
+        if not skipped:
+            host.update_parameters(net)
+        device.update_parameters(net, torch.tensor(skipped))
+        assert int(host.n_averaged) == int(device.n_averaged)
+        assert all(torch.equal(x, host.state_dict()[name]) for name, x in device.state_dict().items())
 
 
 def test_weight_decay_spares_vectors_and_state_matrices():
@@ -108,6 +125,89 @@ def test_large_matrices_are_orthogonalised_a_few_at_a_time(monkeypatch):
         found.append(matrices)
     for matrices in found[1:]:
         assert all(map(torch.allclose, matrices, found[0]))
+
+
+def parameters_with_gradients(shapes):
+    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    return matrices
+
+
+def test_muon_takes_all_parameters_together_to_the_bits_of_one_after_the_other():
+    torch.manual_seed(0)
+    matrices = parameters_with_gradients([(8, 12), (12, 8), (40, 40)])
+    group, state = {"params": matrices, "lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}, defaultdict(dict)
+    expected = []
+    for matrix in matrices:
+        average = torch.zeros_like(matrix).lerp_(matrix.grad, 1 - 0.9)
+        direction = matrix.grad.lerp(average, 0.9)
+        wide = direction if matrix.shape[0] <= matrix.shape[1] else direction.mT
+        update = orthogonalize(wide.unsqueeze(0).contiguous(), torch.float32)[0]
+        moved = matrix.detach() * (1 - 0.1 * 0.3)
+        moved.add_(update if wide is direction else update.mT, alpha=-0.1 * 0.2 * max(matrix.shape) ** 0.5)
+        expected.append((average, moved))
+    muon.muon_step(group, state, torch.float32)
+    for matrix, (average, moved) in zip(matrices, expected, strict=True):
+        assert torch.equal(state[matrix]["momentum_buffer"], average)
+        torch.testing.assert_close(matrix.detach(), moved, rtol=0, atol=1e-6)  # products are shared by shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_leaves_out_a_step_that_the_device_says_is_not_finite(dtype):
+    """To the bit, and with the bits of a step that nobody asked about where it says the step is."""
+    torch.manual_seed(0)
+    matrices = parameters_with_gradients([(8, 12), (12, 8), (3, 4)])
+    others = [torch.nn.Parameter(matrix.detach().clone()) for matrix in matrices]
+    groups = [{"params": each, "lr": 0.1, "weight_decay": 0.3, "momentum": 0.9} for each in (matrices, others)]
+    states = defaultdict(dict), defaultdict(dict)
+    for finite in (False, True, True, False, True):
+        for matrix, other in zip(matrices, others, strict=True):
+            other.grad = torch.randn_like(other)
+            matrix.grad = other.grad.clone() if finite else other.grad * math.nan
+        muon.muon_step(groups[0], states[0], dtype, torch.tensor(not finite))
+        if finite:
+            muon.muon_step(groups[1], states[1], dtype)
+        for matrix, other in zip(matrices, others, strict=True):
+            assert torch.equal(matrix, other)
+            if other in states[1]:
+                assert torch.equal(states[0][matrix]["momentum_buffer"], states[1][other]["momentum_buffer"])
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "most", "batches"), [("cuda", 2**26, 3), ("cuda", 40 * 60 * 2, 5), ("cpu", 1, 8)])
+def test_on_a_gpu_the_matrices_of_one_shape_share_their_products(monkeypatch, device, most, batches):
+    monkeypatch.setattr(muon, "_GPU_BATCH" if device == "cuda" else "_BATCH", most)
+    with FakeTensorMode(), torch.device(device):
+        matrices = parameters_with_gradients([(40, 60), (60, 40)] * 2 + [(60, 40), (3, 4), (16, 60), (16, 60)])
+        group = {"params": matrices, "lr": 1.0, "weight_decay": 0.1, "momentum": 0.95}
+        with Products() as products:
+            muon.muon_step(group, defaultdict(dict), torch.bfloat16, torch.zeros((), dtype=torch.bool))
+    assert products.count == batches * 3 * 5, "three products in each of five iterations"
+
+
+def test_the_products_of_sisma_xl_are_few_on_a_gpu():
+    with torch.device("meta"):
+        shapes = [p.shape for p in make_optimizer(build("sisma-xl"), "muon", 0.1, 0.0).param_groups[0]["params"]]
+    with FakeTensorMode(), torch.device("cuda"):
+        matrices = [torch.nn.Parameter(torch.empty(shape)) for shape in shapes]
+        for matrix in matrices:
+            matrix.grad = torch.empty_like(matrix)
+        group = {"params": matrices, "lr": 1.0, "weight_decay": 0.1, "momentum": 0.95}
+        with Products() as products:
+            muon.muon_step(group, defaultdict(dict), torch.bfloat16)
+    assert (len(matrices), products.count) == (312, 255)
 
 
 def test_muon_repeats_to_the_bit_for_any_number_of_threads():

@@ -15,7 +15,7 @@ pytest.importorskip("accelerate", reason="training needs accelerate")
 from parallel_runs import difference
 
 from ssmgen import build
-from ssmgen.training import TrainSettings, checkpoints, train
+from ssmgen.training import TrainSettings, checkpoints, train, verify_checkpoint
 from ssmgen.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -27,15 +27,18 @@ def runs(tmp_path_factory):
     """A folder of trainings of 20 steps, in processes forked from one."""
     folder = tmp_path_factory.mktemp("parallel")
     sharded, muon = {"shard": True, "processes": 2}, {"optimizer": "muon", "accumulate": 2}
+    poisoned = {"data": "poisoned", "steps": 8, "log_every": 4}
     wanted = {
         "one": {},
         "two": {"processes": 2},
         "four": {"processes": 4, "steps": 5},
         "sharded": sharded,
-        "one-buckets": {"buckets": True, "steps": 10},
-        "two-buckets": {"buckets": True, "steps": 10, "processes": 2},
+        "one-buckets": {"data": "buckets", "steps": 10},
+        "two-buckets": {"data": "buckets", "steps": 10, "processes": 2},
         "two-muon": muon | {"processes": 2},
         "sharded-muon": muon | sharded | {"checkpoint_activations": True},
+        **{f"late-{late}": sharded | muon | poisoned | {"late": late} for late in (True, False)},
+        **{f"warned-{late}": {"processes": 2, "data": "warned", "late": late} for late in (True, False)},
         "resumed-whole": muon | {"resume": str(folder / "sharded-muon" / STEP_10)},
         "resumed-sharded": sharded | {"resume": str(folder / "one" / STEP_10)},
     }
@@ -78,6 +81,21 @@ def test_a_sharded_training_has_the_weights_of_a_whole_one(runs, optimizer):
 def test_a_checkpoint_resumes_in_another_number_of_processes(runs):
     assert max(difference(runs / "sharded-muon", runs / "resumed-whole")) < 1e-5
     assert max(difference(runs / "one", runs / "resumed-sharded")) < 1e-5
+
+
+def test_sharded_processes_that_read_late_leave_out_the_same_steps(runs):
+    assert max(difference(runs / "late-True", runs / "late-False")) == 0
+    for name in ("late-True", "late-False"):
+        lines = [json.loads(line) for line in (runs / name / "log.jsonl").open()]
+        assert [line["step"] for line in lines] == [3, 4, 4, 5, 8] and lines[-1]["skipped"] == 3, name
+        assert verify_checkpoint(checkpoints(runs / name / "checkpoints")[-1])["averaged"] == 5
+
+
+@pytest.mark.parametrize(("late", "last"), [(False, 3), (True, 4)])
+def test_processes_agree_on_the_step_after_which_they_stop(runs, late, last):
+    """One of two is asked before it launches the third step; where values are read late, the fourth follows."""
+    (only,) = checkpoints(runs / f"warned-{late}" / "checkpoints")
+    assert verify_checkpoint(only)["step"] == last == len(losses(runs / f"warned-{late}"))
 
 
 def test_samples_and_result_of_a_sharded_training_come_from_the_whole_average(runs):

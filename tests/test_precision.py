@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from ssmgen import precision
-from ssmgen.precision import Choice, ProductTimes, choose_precision, product_times, sampling_dtype
+from ssmgen.precision import (
+    Choice,
+    ProductTimes,
+    choose_precision,
+    product_times,
+    sampling_dtype,
+    set_product_precision,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,19 @@ def test_cuda_is_asked_for_its_instructions_and_not_for_emulation(monkeypatch, n
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     choice = choose_precision("auto", "cuda")
     assert choice.precision == ("bf16" if native else "no") and choice.reason.startswith("A card ")
+
+
+@pytest.mark.parametrize(("rounding", "tf32"), [("highest", False), ("high", True), ("medium", True)])
+def test_products_and_convolutions_are_rounded_to_tf32_only_when_asked(monkeypatch, rounding, tf32):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        set_product_precision(rounding)
+        assert torch.backends.cudnn.allow_tf32 == (torch.backends.cuda.matmul.fp32_precision == "tf32") == tf32
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == tf32
+        assert torch.get_float32_matmul_precision() == rounding
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_measuring_happens_once_and_disturbs_nothing():

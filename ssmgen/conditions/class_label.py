@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ssmgen.conditions.condition import Condition
 from ssmgen.nn.signal import Signal
+from ssmgen.ops.readable import readable
 from ssmgen.registry import register
 
 
@@ -42,14 +43,18 @@ class ClassLabel(Condition):
             ValueError: a label out of range, or not one per image.
             TypeError: labels that are not integers.
         """
+        self.check(given)
+        rows = given.long() if keep is None else torch.where(keep, given.long(), self.num_labels)
+        return Signal(vector=self.table(rows))
+
+    def check(self, given: Tensor) -> None:  # type: ignore[override]
+        """Reject labels that are not one integer per image, or out of range."""
         if given.dim() != 1 or not len(given):
             raise ValueError(f"labels must be (batch,), one per image, got {tuple(given.shape)}")
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise TypeError(f"labels must be integers, got {given.dtype}: use labels.long()")
-        if not (given.is_meta or torch.compiler.is_compiling()):  # reading values would break a compiled graph
+        if readable(given):
             outside = ((given < 0) | (given >= self.num_labels)).nonzero().flatten().tolist()
             if outside:
                 label, item, last = int(given[outside[0]]), outside[0], self.num_labels - 1
                 raise ValueError(f"label {label} of item {item} is outside 0..{last}: relabel it, or set num_labels")
-        rows = given.long() if keep is None else torch.where(keep, given.long(), self.num_labels)
-        return Signal(vector=self.table(rows))

@@ -106,6 +106,15 @@ class Condition(nn.Module, ABC):
         """(height, width) of the latent that a value of `value_of` belongs to; None where it does not tell."""
         return None
 
+    def check(self, given: Value) -> None:
+        """Check the values of `value_of` as far as they need no size; `signal` does so too.
+
+        A training step calls this before it copies a batch to a GPU, where reading them would wait for the device.
+
+        Raises:
+            TypeError, ValueError: see `signal`.
+        """
+
     @abstractmethod
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Any:
         """Any valid value of batch 1; `signal` gets it with ``keep`` False."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ssmgen.conditions.maps import MapCondition
 from ssmgen.nn.patch import Patchify
 from ssmgen.nn.signal import Signal
+from ssmgen.ops.readable import readable
 from ssmgen.registry import register
 
 
@@ -56,7 +57,7 @@ class DenseMap(MapCondition):
             ValueError: another shape, number of channels or size, or a value that is not finite.
             TypeError: a map that is not floating point.
         """
-        self._check(given)
+        self.check(given)
         given = self.at_full_size(given, size).to(self.nothing.dtype)
         tokens = self.encoder(given)
         if keep is not None:
@@ -64,14 +65,15 @@ class DenseMap(MapCondition):
         side = self.encoder.patch_size
         return Signal(tokens, (given.shape[-2] // side, given.shape[-1] // side))
 
-    def _check(self, given: Tensor) -> None:
+    def check(self, given: Tensor) -> None:  # type: ignore[override]
+        """Reject another shape or dtype, and values that are not finite."""
         if given.dim() != 4 or given.shape[1] != self.channels or 0 in given.shape:
             raise ValueError(f"a map must be (batch, {self.channels}, height, width), got {tuple(given.shape)}")
         if not given.is_floating_point():
             raise TypeError(
                 f"a map must be floating point, got {given.dtype}: use map.float(), and scale it to [-1, 1]"
             )
-        if given.is_meta or torch.compiler.is_compiling():  # reading values would break a compiled graph
+        if not readable(given):
             return
         bad = (~given.isfinite()).nonzero()
         if len(bad):

@@ -17,6 +17,10 @@ class _Mask(MapCondition):
 
     num_classes: int
 
+    def check(self, given: Tensor) -> None:  # type: ignore[override]
+        """Reject a label out of range, or another number of classes."""
+        check_label_map(given, self.num_classes, 1)
+
     def null(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
         """Zeros of the size."""
         if size is None:

@@ -15,6 +15,7 @@ from ssmgen.conditions.condition import Condition, check_positive
 from ssmgen.conditions.placing import Placed, class_shares
 from ssmgen.nn.mask_encoder import check_label_map
 from ssmgen.nn.signal import Signal
+from ssmgen.ops.readable import readable
 from ssmgen.registry import register
 
 
@@ -117,6 +118,10 @@ class StyleImage(Placed, Condition):
         tokens = self.placed_codes(codes, self.nothing, given.get("target"), grid)
         return Signal(tokens, grid, vector)
 
+    def check(self, given: Mapping[str, Tensor]) -> None:  # type: ignore[override]
+        """Reject latents of other channels or not finite, and a mask that does not fit them."""
+        self._checked(given)
+
     def _checked(self, given: Mapping[str, Tensor]) -> Tensor:
         """The latents; everything given is checked."""
         expected = f"latents of a style image must be (batch, {self.in_channels}, height, width)"
@@ -127,7 +132,7 @@ class StyleImage(Placed, Condition):
             raise ValueError(f"{expected} with at least one pixel and one item, got {tuple(latents.shape)}")
         if not latents.is_floating_point():
             raise TypeError(f"{expected}, floating point, got {latents.dtype}: encode the picture")
-        if not (latents.is_meta or torch.compiler.is_compiling() or bool(latents.isfinite().all())):
+        if readable(latents) and not bool(latents.isfinite().all()):
             raise ValueError("the latents of a style image hold values that are not finite: encode the picture again")
         if not self.classes:
             return latents

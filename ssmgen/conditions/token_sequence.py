@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ssmgen.conditions.condition import Condition
 from ssmgen.nn.signal import Signal
+from ssmgen.ops.readable import readable
 from ssmgen.registry import register
 
 
@@ -75,6 +76,10 @@ class TokenSequence(Condition):
         shares = valid.to(tokens.dtype) / valid.sum(dim=1, keepdim=True)
         return self.pool((tokens * shares.unsqueeze(2).to(tokens.dtype)).sum(dim=1))
 
+    def check(self, given: Mapping[str, Tensor]) -> None:  # type: ignore[override]
+        """Reject another width or dtype, wrong lengths, and values that are not finite."""
+        self._divided(given)
+
     def _divided(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Vectors and lengths, checked."""
         if "tokens" not in given:
@@ -89,7 +94,7 @@ class TokenSequence(Condition):
             raise TypeError(f"tokens must be floating point, got {vectors.dtype}: give features, not ids")
         if lengths is not None:
             _check_lengths(lengths, vectors)
-        if not (vectors.is_meta or torch.compiler.is_compiling()):  # reading values would break a compiled graph
+        if readable(vectors):
             _check_finite(vectors, lengths)
         return vectors, lengths
 
@@ -100,7 +105,7 @@ def _check_lengths(lengths: Tensor, vectors: Tensor) -> None:
         raise ValueError(f"lengths must be ({batch},), one per item, got {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.is_meta or torch.compiler.is_compiling():
+    if not readable(lengths):
         return
     for item, length in enumerate(lengths.tolist()):
         if length > m:

@@ -5,7 +5,8 @@ Letters: b batch, c channels, h x w latent (or pixel) size, d width, n times.
 
 import keyword
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ssmgen.nn.parts import expanded, joined
 from ssmgen.nn.patch import check_image
 from ssmgen.nn.signal import Signal
+from ssmgen.ops.readable import unread_values
 from ssmgen.registry import check_keywords, closest
 
 #: Arguments of models, objectives, samplers and `log_likelihood`, which conditions are passed beside.
@@ -221,6 +223,22 @@ class ConditionalModel(nn.Module, ABC):
             return conds
         values = joined([(cond.added, cond.vector, cond.blocks) for cond in conds], part)
         return conds if values is None else [Conditioning(conds[0].grid, batch, *values)]
+
+    @contextmanager
+    def checked(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """Check values of conditions now; inside, the model reads no value, so that it need not wait for a GPU.
+
+        Args:
+            given: values by the names of their conditions, where they can be read at once; other entries are ignored.
+
+        Raises:
+            TypeError, ValueError: a value that does not suit its condition, which is named.
+        """
+        for name, each in self._named():
+            if given.get(name) is not None:
+                _named_in_errors(name, lambda value, each=each: each.check(each.value_of(value)), given[name])
+        with unread_values():
+            yield
 
     def modulation(self, t: Tensor, vector: Tensor | None = None) -> Tensor:
         """What all layers derive from times ``(n,)``, side by side: ``(n, values)``.

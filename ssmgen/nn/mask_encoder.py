@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssmgen.ops import check_labels, sum_rows
+from ssmgen.ops.readable import readable
 from ssmgen.registry import register
 
 
@@ -109,5 +110,5 @@ def check_label_map(mask: Tensor, num_classes: int, multiple: int) -> None:
             raise TypeError(f"a one-hot mask must be floating point, got {mask.dtype}: use mask.float()")
     elif mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
         raise TypeError(f"labels (batch, height, width) must be integers, got {mask.dtype}: use mask.long()")
-    elif not (mask.is_meta or torch.compiler.is_compiling()):  # reading values would break a compiled graph
+    elif readable(mask):
         check_labels(mask, num_classes)

@@ -25,7 +25,7 @@ from ssmgen.ops.local import cpu as cpu_layers
 from ssmgen.ops.scan import triton
 from ssmgen.ops.scan.selective_scan import SELECTIVE_SCAN
 from ssmgen.registry import build
-from ssmgen.training import make_optimizer
+from ssmgen.training import make_optimizer, muon
 
 _READ_A_VALUE = torch.ops.aten._local_scalar_dense.default
 _NO_WORK = {torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default}
@@ -268,6 +268,7 @@ def _kernels(gpu: bool) -> Iterator[None]:
         if gpu:
             stack.enter_context(mock.patch.object(cpu_layers, "runs", lambda x: False))
             stack.enter_context(mock.patch.object(SELECTIVE_SCAN, "choose", lambda *given: triton))
+            stack.enter_context(mock.patch.object(muon, "_BATCH", muon._GPU_BATCH))
         yield
 
 

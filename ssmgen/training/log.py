@@ -57,8 +57,8 @@ class RunLog(AbstractContextManager["RunLog"]):
         values = {"loss": loss, "grad_norm": norm}
         self._write({"step": step, "event": event} | _finite(values) | origin)
 
-    def step(self, step: int, loss: float, norm: float, lr: float, health: Health) -> None:
-        """Report a finished step; every ``log_every`` of them make a line.
+    def step(self, step: int, loss: float, norm: float, lr: float, health: Health, known: float | None = None) -> None:
+        """Report a finished step, ``known`` since a time of `time.monotonic`; every ``log_every`` of them make a line.
 
         The line's loss is the mean over its steps with a finite loss, its norm that of the last one.
         """
@@ -67,7 +67,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._bar.update()
         if step % self._settings.log_every and step != self._settings.steps:
             return
-        now = time.monotonic()
+        now = time.monotonic() if known is None else known
         speed = self._fresh * self._settings.batch_size / (now - self._since)
         finite = [loss for loss in self._losses if math.isfinite(loss)]
         mean = sum(finite) / len(finite) if finite else math.nan

@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 
 from ssmgen.atomic import remove_leftovers
 from ssmgen.extras import require
+from ssmgen.precision import set_product_precision
 from ssmgen.signals import StopRequests, say, stop_requests
 from ssmgen.training.checkpoint import collect, load_checkpoint
 from ssmgen.training.health import Health
 from ssmgen.training.launch import make_accelerator
 from ssmgen.training.lock import RunLock, run_lock
 from ssmgen.training.log import RunLog
+from ssmgen.training.results import StepResult, Unread
 from ssmgen.training.resume import (
     History,
     check_free,
@@ -138,7 +140,7 @@ def train(
     if settings.steps < 1:
         raise ValueError(f"steps={settings.steps} leaves the number of steps undecided: set TrainSettings.steps")
     run = Path(run)
-    torch.set_float32_matmul_precision(settings.matmul_precision)
+    set_product_precision(settings.matmul_precision)
     with watched() as watchdog:  # all of it: a rank may fail while the others wait for it
         accelerator = make_accelerator(settings)
         with run_lock(run) if accelerator.is_main_process else nullcontext() as lock:
@@ -208,7 +210,12 @@ def _steps(
     lock: RunLock | None,
     watchdog: Watchdog,
 ) -> int:
-    """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves."""
+    """Train until the last step or a request to stop; returns its signal. The main process logs, samples and saves.
+
+    Where the host reads late, a step is judged and logged after the next one was launched, and a request to stop takes
+    effect at the end of the step that is launched with it, or one step later if processes must agree on it. What is
+    logged, counted and saved is the same as if every step was read at once.
+    """
     loader, log = batches_from(progress.step, data, settings, state.accelerator), None
     saver = Saver(run / "checkpoints", settings.keep_checkpoints)
     if state.accelerator.is_main_process:
@@ -216,33 +223,62 @@ def _steps(
         saver.check_space(sum(p.numel() * p.element_size() for p in state.model.parameters()))
         log = RunLog(run, progress.step, settings, progress.record, progress.pending)
         _warn_of_the_rate(settings, progress)
-    _sample(state, on_step, progress.step)
+    due = _due(on_step)
+    if due(progress.step):
+        _sample(state, on_step, progress.step)
     progress.started = time.monotonic()
+    unread, alone = Unread(progress.step, state.late), state.accelerator.num_processes == 1
     with log or nullcontext(), stop_requests() as stop, watchdog.batches(loader, progress.step) as batches:
         for batch in batches:
-            result = training_step(state, objective, batch, settings, progress.step, bool(stop))
-            watchdog.computed()
-            event = progress.health.count(result.loss, result.norm)
+            unread.add(training_step(state, objective, batch, settings, progress.step, bool(stop)))
             progress.step += 1
             step = progress.step
-            ending = step >= settings.steps or result.stop
-            if log is not None and event is not None:
-                log.event(step, event, result.loss, result.norm, origin_of(step, data, settings))
-            progress.health.check(step)
-            if log is not None:
-                log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health)
+            ending, saving = step >= settings.steps, step % settings.checkpoint_every == 0
+            # A checkpoint never holds a step that was not judged. One process needs nobody's consent to stop.
+            read = unread.read(ending or saving or due(step) or (alone and bool(stop)))
+            watchdog.computed()
+            for number, result in read:
+                _report(number, result, progress, log, settings, data)
+                ending |= result.stop
             if step >= settings.steps:
                 progress.check_trained()
-            if ending or step % settings.checkpoint_every == 0:
+            if ending or saving:
                 if lock is not None:
                     lock.check()
                 tensors = collect(**state.saved, keep=log is not None)
                 if log is not None:
                     saver.save(step, tensors, progress.for_checkpoint(log.pending), last=ending)
-            _sample(state, on_step, step, log, stop)
+            if due(step):
+                _sample(state, on_step, step, log, stop)
             if ending:
                 break
     return stop.number
+
+
+def _report(
+    step: int,
+    result: StepResult,
+    progress: _Progress,
+    log: RunLog | None,
+    settings: TrainSettings,
+    data: Dataset[Batch],
+) -> None:
+    """Judge a step, counted from 1, and log it in the main process.
+
+    Raises:
+        FloatingPointError: too many steps in a row were skipped.
+    """
+    event = progress.health.count(result.loss, result.norm)
+    if log is not None and event is not None:
+        log.event(step, event, result.loss, result.norm, origin_of(step, data, settings))
+    progress.health.check(step)
+    if log is not None:
+        log.step(step, result.loss, result.norm, settings.lr_at(step - 1), progress.health, result.known)
+
+
+def _due(on_step: Any) -> Callable[[int], bool]:
+    """Whether ``on_step`` is called after a step."""
+    return getattr(on_step, "due", lambda step: on_step is not None)
 
 
 def _sample(
@@ -252,18 +288,16 @@ def _sample(
 
     All processes take part in gathering a sharded model for it.
     """
-    due = getattr(on_step, "due", lambda step: on_step is not None)
-    if due(step):
-        with state.averaged() as model:
-            picture = None
-            if state.accelerator.is_main_process:
-                try:
-                    picture = stop.unless_stopped(on_step, step, model) if stop is not None else on_step(step, model)
-                except OSError as error:
-                    say(f"{error}\nthe samples of step {step} are missing; training goes on")
-        if log is not None:
-            log.samples(step, picture)
-        state.wrapped.train()
+    with state.averaged() as model:
+        picture = None
+        if state.accelerator.is_main_process:
+            try:
+                picture = stop.unless_stopped(on_step, step, model) if stop is not None else on_step(step, model)
+            except OSError as error:
+                say(f"{error}\nthe samples of step {step} are missing; training goes on")
+    if log is not None:
+        log.samples(step, picture)
+    state.wrapped.train()
 
 
 def _warn_of_the_rate(settings: TrainSettings, progress: _Progress) -> None:

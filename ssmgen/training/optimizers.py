@@ -72,9 +72,15 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([muon, *self._adamw.param_groups], {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both. State and groups are kept here, so that saving and loading see one optimiser."""
+        """One step of both. State and groups are kept here, so that saving and loading see one optimiser.
+
+        If the attribute ``found_inf`` is set, a float on the device that is not 0 makes the step change nothing but
+        missing state, as in torch's fused optimisers.
+        """
         self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[1:]
-        muon_step(self.param_groups[0], self.state, self._dtype)
+        found = getattr(self, "found_inf", None)
+        self._adamw.found_inf = found  # type: ignore[attr-defined]
+        muon_step(self.param_groups[0], self.state, self._dtype, None if found is None else found.bool())
         self._adamw.step()
 
 
@@ -98,8 +104,17 @@ class MovingAverage(AveragedModel):
         return self
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take the parameters at the first update, and move towards them at later ones. Buffers are always taken."""
+    def update_parameters(self, model: nn.Module, skipped: Tensor | None = None) -> None:
+        """Take the parameters at the first update, and move towards them at later ones. Buffers are always taken.
+
+        Args:
+            model: the model that was copied.
+            skipped: a bool, scalar, on the device, True to change nothing. The count is then kept there too,
+                and the host reads neither.
+        """
+        if skipped is not None:
+            self._update_unless(skipped, model)
+            return
         n = int(self.n_averaged)
         averaged = [local_shard(p) for p in self.module.parameters()]
         current = [local_shard(p).to(own.device) for p, own in zip(model.parameters(), averaged, strict=True)]
@@ -111,8 +126,23 @@ class MovingAverage(AveragedModel):
             own.copy_(other)
         self.n_averaged += 1
 
+    def _update_unless(self, skipped: Tensor, model: nn.Module) -> None:
+        """`update_parameters` to the same bits, by one `lerp_` for each tensor: foreach takes no weight of a device."""
+        self.n_averaged = n = self.n_averaged.to(skipped.device)
+        weight = 1 - ((1 + n).double() / (10 + n)).clamp(max=self.decay)
+        weight = torch.where(n == 0, 1.0, weight).masked_fill(skipped, 0.0)
+        weights: dict[torch.dtype, Tensor] = {}
+        for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            own = local_shard(averaged)
+            if own.dtype not in weights:
+                weights[own.dtype] = weight.to(own.dtype)
+            own.lerp_(local_shard(current), weights[own.dtype])
+        for kept, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(torch.where(skipped, kept, other))
+        self.n_averaged = n + ~skipped
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+
+def moving_average(model: nn.Module, decay: float) -> MovingAverage:
     """An `AveragedModel` of ``model`` with decay ``min(decay, (1 + n) / (10 + n))`` at its n-th update.
 
     The ramp, that of TensorFlow's ``ExponentialMovingAverage``, lets short runs forget their initial weights. Call

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ssmgen.extras import require
+from ssmgen.precision import set_product_precision
 from ssmgen.training.launch import make_accelerator
 from ssmgen.training.settings import TrainSettings
 from ssmgen.training.step import Batch, batches_from, prepare, training_step
@@ -34,7 +35,7 @@ def seconds_per_step(
     Returns:
         The same number in every process of a distributed training; all of them must call this.
     """
-    torch.set_float32_matmul_precision(settings.matmul_precision)
+    set_product_precision(settings.matmul_precision)
     accelerator = make_accelerator(settings, quiet=True)
     state = prepare(copy.deepcopy(model), settings, accelerator)
     loader = batches_from(0, data, settings, accelerator)
@@ -44,6 +45,8 @@ def seconds_per_step(
         while len(taken) < 2 or (len(taken) < _MOST and _agreed(accelerator, sum(taken)) < limit):
             started = time.perf_counter()
             training_step(state, objective, next(batches), settings, len(taken))
+            if state.late:  # the step was only launched
+                torch.cuda.synchronize(accelerator.device)
             taken.append(time.perf_counter() - started)
     return _agreed(accelerator, statistics.median(taken[min(_WARM_UP, len(taken) - 1) :]))
 

@@ -18,8 +18,9 @@ from ssmgen.extras import require
 from ssmgen.training.lock import _machine, _start_of
 
 _PACKAGES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-# Where a process waits for the others: the gradients' mean in backward, and the step's own exchange of loss and norm.
-_WAITING = tuple(str(Path(torch.__file__).parent / name) for name in ("distributed", "autograd"))
+# Where a process waits for the others: the gradients' mean in backward, and the step's own exchange of loss and norm,
+# on CUDA until these are known.
+_WAITING = tuple(str(Path(torch.__file__).parent / name) for name in ("distributed", "autograd", "cuda/streams.py"))
 _TRAINING = str(Path(__file__).parent)
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h of Linux
 

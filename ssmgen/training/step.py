@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from ssmgen.signals import ignore_stop_requests
 from ssmgen.training.launch import loader_processes
-from ssmgen.training.optimizers import make_optimizer, moving_average
+from ssmgen.training.optimizers import MovingAverage, make_optimizer, moving_average
 from ssmgen.training.order import derived_seed, order_of
 from ssmgen.training.parallel import check_parallel, host_copy_of, is_sharded, set_rank_slice, shard, whole_model
 from ssmgen.training.processes import end_with_parent
+from ssmgen.training.results import StepResult, reads_late
 from ssmgen.training.settings import TrainSettings
 from ssmgen.values import batch_of_value, mapped
 from ssmgen.weights import full_tensor, unwrapped
@@ -33,8 +33,9 @@ class TrainState:
     model: nn.Module
     wrapped: nn.Module  # the same model as accelerate prepared it, which averages gradients over the processes
     optimizer: Any  # as accelerate prepared it
-    ema: AveragedModel
+    ema: MovingAverage
     outline: nn.Module | None = None  # of a sharded model, for `averaged`
+    late: bool = False  # whether the host reads the values of a step later, see `ssmgen.training.results`
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
         """The averaged model, in one piece in the main process; all processes must enter this if it is sharded."""
@@ -46,22 +47,23 @@ class TrainState:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return {"model": self.model, "ema": self.ema, "optimizer": optimizer}
 
+    def checked(self, batch: Batch) -> AbstractContextManager[None]:
+        """Check a batch on the host where the model's own check would read it from a GPU."""
+        check = getattr(unwrapped(self.model), "checked", None) if self.late else None
+        return check(batch) if check is not None else nullcontext()
 
-@dataclass(frozen=True)
-class StepResult:
-    """Mean loss, gradient norm, and whether any process was asked to stop; the same in every process.
-
-    A norm that is not finite in one process alone is finite in none.
-    """
-
-    loss: float
-    norm: float
-    stop: bool
-
-    @property
-    def finite(self) -> bool:
-        """Whether the step changed the weights."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
+    def update(self, result: StepResult) -> None:
+        """Step the optimiser and the average, which a step that is not finite leaves as they are."""
+        if not self.late:
+            if result.finite:
+                self.optimizer.step()
+                self.ema.update_parameters(self.model)
+            return
+        skipped, optimizer = result.skipped, self.saved["optimizer"]
+        optimizer.found_inf = skipped.float()  # by which `torch.amp.GradScaler` has a fused optimiser skip a step
+        self.optimizer.step()
+        del optimizer.found_inf
+        self.ema.update_parameters(self.model, skipped)
 
 
 def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> TrainState:
@@ -86,9 +88,12 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
     optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay, settings.precision)
     wrapped, optimizer = (model, accelerator.prepare(optimizer)) if sharded else accelerator.prepare(model, optimizer)
     wrapped.train()
-    return TrainState(
-        accelerator, accelerator.unwrap_model(wrapped), wrapped, optimizer, ema.to(accelerator.device), outline
+    inner, averaged, late = (
+        accelerator.unwrap_model(wrapped),
+        ema.to(accelerator.device),
+        reads_late(accelerator.device),
     )
+    return TrainState(accelerator, inner, wrapped, optimizer, averaged, outline, late)
 
 
 def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, accelerator: Any) -> DataLoader[Batch]:
@@ -118,7 +123,8 @@ def training_step(
 ) -> StepResult:
     """One optimiser step, and one of the moving average.
 
-    A loss or norm that is not finite changes no weight. All processes get the same result, so they decide alike.
+    A loss or norm that is not finite changes no weight. All processes get the same result, so they decide alike. On
+    CUDA the step is only launched: nothing in it waits for the device, see `ssmgen.training.results`.
     """
     accelerator, optimizer, parts = state.accelerator, state.optimizer, settings.accumulate
     device = accelerator.device
@@ -128,13 +134,14 @@ def training_step(
     # What an objective draws for the whole batch is the same in all processes.
     draw = getattr(objective, "draw", None) if processes > 1 else None
     seeds = seeds_of(step, settings, 0 if draw else rank)
-    for index, (seed, part) in enumerate(zip(seeds, split(batch, parts), strict=True)):
+    for index, (seed, given) in enumerate(zip(seeds, split(batch, parts), strict=True)):
         torch.manual_seed(seed)
-        part = {name: _moved(x, device) for name, x in part.items()}
+        part = {name: _moved(x, device) for name, x in given.items()}
         drawn = draw(part["data"], rank, processes) if draw else {}
         # The gradients are averaged over the processes once, after the last part; sharded ones after each, because
         # whole ones would have to be kept until then.
-        with nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped):
+        whole = nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped)
+        with state.checked(given), whole:
             # The cache of autocast would keep the gathered weights of all blocks in bfloat16.
             with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16", cache_enabled=not sharded):
                 loss = objective.loss(state.wrapped, **drawn | part) / parts
@@ -142,11 +149,8 @@ def training_step(
         total += loss.detach()
     norm = full_tensor(accelerator.clip_grad_norm_(state.wrapped.parameters(), settings.clip or math.inf))
     found = torch.stack([total, norm.to(total), torch.full_like(total, stop)])
-    loss, shared_norm, stops = accelerator.reduce(found, reduction="mean").tolist()
-    result = StepResult(loss, shared_norm, stops > 0)
-    if result.finite:
-        optimizer.step()
-        state.ema.update_parameters(state.model)
+    result = StepResult(accelerator.reduce(found, reduction="mean"))
+    state.update(result)
     optimizer.zero_grad()
     return result
 
