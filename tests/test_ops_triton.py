@@ -179,6 +179,18 @@ def without(args, name):
     return {key: each for key, each in args.items() if key != name}
 
 
+@pytest.mark.parametrize(
+    ("width", "first", "d_state", "words"),
+    [(8, 2, 4, True), (8, 1, 4, False), (9, 2, 4, False), (8, 2, 3, False), (4, 0, 4, True)],
+)
+def test_rows_of_bfloat16_are_words_where_their_numbers_lie_in_pairs(width, first, d_state, words):
+    rows = torch.randn(2, 3, width).to(torch.bfloat16)[..., first : first + d_state]
+    read = triton_scan._words(rows)
+    assert read.dtype == (torch.int32 if words else torch.bfloat16)
+    assert torch.equal(read.view(torch.bfloat16), rows)
+    assert triton_scan._words(rows.half()).dtype == torch.float16
+
+
 def test_large_steps_stay_finite():
     args = on_device(arguments(length=20, dtype=torch.float32))
     args["delta"].fill_(1e4)

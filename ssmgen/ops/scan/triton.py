@@ -7,6 +7,9 @@ exp(A sum(delta)), so a first pass needs only what each chunk adds to the state 
 program of the last pass combines those of the chunks before its own. Backward does the same from the end. Forward
 saves the state before every 32nd step for it, from which it computes the states in between again.
 
+The gate is part of the kernels: forward multiplies the output by SiLU(z) before it rounds it, and backward computes the
+output again for the gradient of z.
+
 Sums over channels are partial sums per program, added in a fixed order: results repeat to the bit. Strides along the
 length, ``dim`` and ``d_state`` are constants of the compiled kernels, so that most addresses are too; the batch and the
 length are not. Registers, spills and a model's cycles are in `docs/performance.md`; no GPU has been timed.
@@ -65,7 +68,7 @@ def _kernels() -> Any:
 
 def _words(rows: Tensor) -> Tensor:
     """Rows of bfloat16 as words of two, where they lie so: the halves of a word are the upper ones of two float32."""
-    places = *rows.stride()[:-1], rows.shape[-1], rows.data_ptr() // 2
+    places = *rows.stride()[:-1], rows.shape[-1], rows.storage_offset(), rows.data_ptr() // 2
     paired = rows.dtype == torch.bfloat16 and not any(place % 2 for place in places)
     return rows.view(torch.int32) if paired else rows
 
@@ -103,8 +106,8 @@ class _Plan:
         inputs = inputs.apply(dense_rows, *SEQUENCES)
         inputs = inputs.apply(_words, "B", "C")
         inputs = inputs.apply(Tensor.contiguous, "A", "D", "delta_bias", "initial_state", "order")
-        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, *rest = inputs
-        self.initial, self.order, softplus = rest
+        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias = inputs[:8]
+        self.initial, self.order, softplus = inputs[8:]
         self.batch, self.length, self.dim = self.u.shape
         self.n = self.A.shape[1]
         self.blocks = -(-self.dim // tile.CHANNELS)
