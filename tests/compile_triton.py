@@ -19,7 +19,7 @@ from ssmgen.ops.ssd import triton as triton_ssd
 from ssmgen.ops.ssd import triton_kernels as ssd_kernels
 
 ONLY = int(sys.argv[1]) if len(sys.argv) > 1 else None
-SEQUENCES = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "maps"}
+SEQUENCES = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz", "x", "maps"}
 FLOATS = {*("A", "D", "bias", "first_state", "last_state", "end", "total", "saved", "starts", "dlast")} | {
     *("dA", "dB", "dC", "dD", "dbias", "dinitial")
 }
@@ -33,13 +33,15 @@ SSD_FLOATS = {*("delta", "A", "gain", "passed", "entering", "leaving", "first", 
 #: The call that is modelled: its strides are those of `sisma-xl`.
 BATCH, DIM, LENGTH = 8, 2048, 256
 SCAN: dict[str, Any] = {"SOFTPLUS": True, "WHOLE": True, "dim": DIM, "u_step": 2 * DIM, "delta_step": DIM}
-SCAN |= {"x_step": DIM, "SEGMENT": triton_scan._SEGMENT}
+SCAN |= {"x_step": DIM, "z_step": 2 * DIM, "SEGMENT": triton_scan._SEGMENT}
 
 
 def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
     """Triton's type of an argument."""
     if name == "order":
         return "*i64"
+    if name in {"B", "C", "maps"} and dtype == "bf16" and sequences is SEQUENCES:
+        return "*i32"
     return f"*{dtype}" if name in sequences else "*fp32" if name in floats else "i32"
 
 
@@ -60,14 +62,17 @@ def compiled(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags:
     return made
 
 
-def compile_scan(dtype: str, n: int, ordered: bool, capability: int = 90, carried: bool = False) -> None:
+def compile_scan(
+    dtype: str, n: int, ordered: bool, capability: int = 90, carried: bool = False, gated: bool = False
+) -> None:
     """Compile the kernels of the scan for one size of the state, and say what their machine code is like.
 
     Kernels for a length that is cut into chunks come last, if ``carried``.
     """
-    absent: dict[str, Any] = {} if ordered else {"order": None}
+    absent: dict[str, Any] = ({} if ordered else {"order": None}) | ({} if gated else {"z": None, "dz": None})
     uncut = absent | {"end": None, "total": None}
-    constants = SCAN | {"B_step": n, "C_step": 2 * n, "maps_step": n, "n": n}
+    words = 2 if dtype == "bf16" else 1  # numbers in what holds a piece of B or C
+    constants = SCAN | {"B_step": n // words, "C_step": 2 * n // words, "maps_step": n // words, "n": n}
     forward, backward = triton_scan._Tile.forward(n), triton_scan._Tile.backward(n)
     segments = LENGTH // triton_scan._SEGMENT
     trips = [segments, LENGTH // backward.STEPS - segments, LENGTH // backward.STEPS]
@@ -84,7 +89,7 @@ def compile_scan(dtype: str, n: int, ordered: bool, capability: int = 90, carrie
         code = Kernel(made.asm["cubin"])
         cycles = code.cycles(-(-DIM // tile.CHANNELS) * BATCH, trips)
         print(
-            f"{name}, {dtype}, d_state {n}, sm_{ONLY or capability}: {code.registers} registers, "
+            f"{name}, {dtype}, d_state {n}{', gated' * gated}, sm_{ONLY or capability}: {code.registers} registers, "
             f"{code.spilled} bytes spilled, {cycles} cycles",
             flush=True,
         )
@@ -103,6 +108,7 @@ def compile_ssd(dtype: str, width: int, states: int, capability: int, **flags: A
 if __name__ == "__main__":
     compile_scan("fp32", 16, ordered=False, carried=True)
     compile_scan("bf16", 16, ordered=True)
+    compile_scan("bf16", 16, ordered=True, gated=True)
     compile_scan("bf16", 64, ordered=True)
     for capability in (80, 100):
         compile_scan("fp32", 16, ordered=False, capability=capability)

@@ -7,6 +7,9 @@ exp(A sum(delta)), so a first pass needs only what each chunk adds to the state 
 program of the last pass combines those of the chunks before its own. Backward does the same from the end. Forward
 saves the state before every 32nd step for it, from which it computes the states in between again.
 
+The gate is part of the kernels: forward multiplies the output by SiLU(z) before it rounds it, and backward computes the
+output again for the gradient of z.
+
 Sums over channels are partial sums per program, added in a fixed order: results repeat to the bit. Strides along the
 length, ``dim`` and ``d_state`` are constants of the compiled kernels, so that most addresses are too; the batch and the
 length are not. Registers, spills and a model's cycles are in `docs/performance.md`; no GPU has been timed.
@@ -19,14 +22,13 @@ import os
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssmgen.ops.backend import FLOATS_UP_TO_32
 from ssmgen.ops.launch import launch
 from ssmgen.ops.operator import dense_rows
 from ssmgen.ops.scan.fused import define_scan, run_scan
-from ssmgen.ops.scan.inputs import ScanInputs
+from ssmgen.ops.scan.inputs import SEQUENCES, ScanInputs
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton then runs its kernels in Python, for tests
 name, takes_order = "triton", True
@@ -54,15 +56,21 @@ def describe() -> str:
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """SISMA eq. 5 for float32 and 16-bit inputs: y ``(batch, length, dim)`` and the state; autograd for the gate."""
-    y, last = run_scan("triton_scan", inputs._replace(z=None))
-    return (y if inputs.z is None else (y.float() * F.silu(inputs.z.float())).to(y.dtype)), last
+    """SISMA eq. 5 for float32 and 16-bit inputs, the gate included: y ``(batch, length, dim)`` and the last state."""
+    return run_scan("triton_scan", inputs)
 
 
 def _kernels() -> Any:
     from ssmgen.ops.scan import triton_kernels
 
     return triton_kernels
+
+
+def _words(rows: Tensor) -> Tensor:
+    """Rows of bfloat16 as words of two, where they lie so: the halves of a word are the upper ones of two float32."""
+    places = *rows.stride()[:-1], rows.shape[-1], rows.storage_offset(), rows.data_ptr() // 2
+    paired = rows.dtype == torch.bfloat16 and not any(place % 2 for place in places)
+    return rows.view(torch.int32) if paired else rows
 
 
 class _Tile(NamedTuple):
@@ -82,9 +90,9 @@ class _Tile(NamedTuple):
 
     @classmethod
     def backward(cls, n: int) -> Self:
-        """All states of a channel side by side: sums over channels are then mostly within a lane."""
+        """Up to 32 states of a channel side by side: sums over channels are then mostly within a lane."""
         states = _padded(n)
-        return cls(max(1, min(16, 512 // states)), states, states, 4 if states <= 16 else 2)
+        return cls(max(1, min(16, 512 // states)), min(32, states), states, 4 if states <= 16 else 2)
 
 
 def _padded(n: int) -> int:
@@ -95,9 +103,11 @@ class _Plan:
     """How a call is divided among programs, and the arguments that all its kernels share."""
 
     def __init__(self, inputs: ScanInputs, tile: _Tile) -> None:
-        inputs = inputs.apply(dense_rows, "u", "delta", "B", "C")
+        inputs = inputs.apply(dense_rows, *SEQUENCES)
+        inputs = inputs.apply(_words, "B", "C")
         inputs = inputs.apply(Tensor.contiguous, "A", "D", "delta_bias", "initial_state", "order")
-        self.u, self.delta, self.A, self.B, self.C, self.D, _, self.bias, self.initial, self.order, softplus = inputs
+        self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias = inputs[:8]
+        self.initial, self.order, softplus = inputs[8:]
         self.batch, self.length, self.dim = self.u.shape
         self.n = self.A.shape[1]
         self.blocks = -(-self.dim // tile.CHANNELS)
@@ -117,10 +127,11 @@ class _Plan:
         }
 
     def layout(self, *rows: Tensor) -> tuple[Any, ...]:
-        """Where the rows of tensors lie: distances between images, sizes, and distances between tokens."""
+        """Where the rows of tensors and the gate lie: distances between images, sizes, distances between tokens."""
         order_batch = self.length if self.order is not None and self.order.dim() == 2 else 0
         sizes = order_batch, self.length, self.chunk_length, self.chunks
-        return *(x.stride(0) for x in rows), *sizes, *(x.stride(1) for x in rows)
+        images, steps = ([0 if x is None else x.stride(axis) for x in (*rows, self.z)] for axis in (0, 1))
+        return *images, *sizes, *steps
 
     def states(self, *count: int) -> Tensor:
         """An uninitialised float32 tensor of states, ``(batch, *count, dim, n)``."""
@@ -133,7 +144,7 @@ class _Plan:
         end, total = self.states(self.chunks), self.A.new_empty(self.batch, self.chunks, self.dim)
         launch(
             *(_kernels().carry_kernel, (self.blocks, self.chunks - 1, self.batch)),
-            *(x, self.delta, self.A, maps, self.bias, self.order, end, total),
+            *(x, self.delta, self.A, maps, self.z, self.bias, self.order, end, total),
             *self.layout(x, self.delta, maps),
             BACKWARD=backward,
             **self.flags,
@@ -153,7 +164,7 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     end, total = plan.carried(plan.u, plan.B, backward=False)
     launch(
         *(_kernels().forward_kernel, plan.programs),
-        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order, plan.initial),
+        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.z, plan.bias, plan.order, plan.initial),
         *(y, end, total, last, saved),
         *plan.layout(plan.u, plan.delta, plan.B, plan.C),
         SEGMENT=_SEGMENT,
@@ -167,6 +178,7 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> t
     dy, dlast = dy.contiguous(), dlast.contiguous()
     end, total = plan.carried(dy, plan.C, backward=True)
     du, ddelta = (x.new_empty(x.shape) for x in (plan.u, plan.delta))
+    dz = None if plan.z is None else plan.u.new_empty(plan.u.shape)
     dA, dinitial = plan.states(plan.chunks), plan.states()
     dB, dC = (plan.A.new_empty(plan.batch, plan.blocks, plan.length, plan.n) for _ in range(2))
     dD, dbias = (plan.A.new_empty(plan.batch, plan.chunks, plan.dim) for _ in range(2))
@@ -174,14 +186,14 @@ def _backward(dy: Tensor, dlast: Tensor, saved: Tensor, inputs: ScanInputs) -> t
     starts = plan.A.new_empty(math.prod(plan.programs), _SEGMENT // plan.flags["STEPS"], tile)
     launch(
         *(_kernels().backward_kernel, plan.programs),
-        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.bias, plan.order),
-        *(dy, dlast, saved, end, total, starts, du, ddelta, dA, dB, dC, dD, dbias, dinitial),
+        *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.z, plan.bias, plan.order),
+        *(dy, dlast, saved, end, total, starts, du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial),
         *plan.layout(plan.u, plan.delta, plan.B, plan.C),
         SEGMENT=_SEGMENT,
         **plan.flags,
     )
-    maps = (sums.sum(1).to(plan.B.dtype) for sums in (dB, dC))
-    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), None, dbias.sum((0, 1)), dinitial
+    maps = (sums.sum(1).to(plan.u.dtype) for sums in (dB, dC))
+    return du, ddelta, dA.sum((0, 1)), *maps, dD.sum((0, 1)), dz, dbias.sum((0, 1)), dinitial
 
 
 define_scan("triton_scan", name, _forward, _backward, _saved_shape, "CompositeExplicitAutograd")

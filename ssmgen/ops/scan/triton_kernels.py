@@ -11,18 +11,26 @@ from ssmgen.ops.scan.triton_tiles import (
     advance,
     along,
     both,
+    decayed,
     entering,
     load_channels,
     load_group,
-    load_maps,
+    load_outputs,
     load_rows,
     load_states,
+    mapped,
     next_group,
+    no_states,
     over,
-    over_states,
+    plus_outer,
     row,
+    scaled,
+    sigmoid,
     slope,
     step_sizes,
+    steps_of,
+    store_channels,
+    store_states,
     store_sum,
     tile,
     tokens_of,
@@ -32,80 +40,88 @@ from ssmgen.ops.triton_place import program_place
 
 @triton.jit
 def forward_kernel(
-    u, delta, A, B, C, D, bias, order, first_state, y, end, total, last_state, saved,
-    u_batch, delta_batch, B_batch, C_batch, order_batch, length, chunk_length, chunks,
-    u_step: tl.constexpr, delta_step: tl.constexpr, B_step: tl.constexpr, C_step: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, order, first_state, y, end, total, last_state, saved,
+    u_batch, delta_batch, B_batch, C_batch, z_batch, order_batch, length, chunk_length, chunks,
+    u_step: tl.constexpr, delta_step: tl.constexpr, B_step: tl.constexpr, C_step: tl.constexpr, z_step: tl.constexpr,
     dim: tl.constexpr, n: tl.constexpr, SOFTPLUS: tl.constexpr, WHOLE: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """SISMA eq. 5 over a chunk of one image and a few channels: the output, and the states that backward starts from.
+
+    Where there is a gate ``z``, the output is times SiLU(z).
 
     The rows of the next group of steps are loaded, as they are stored, before the work on this group begins, and the
     tokens of the group after it.
     """
     MOVED: tl.constexpr = order is not None or not WHOLE
     block, chunk, batch = program_place(tl.cdiv(dim, CHANNELS), chunks)
-    d, i, at, in_d, written = tile(block, dim, n, CHANNELS, WIDTH, STATES)
-    a = load_states(A + at, written, n, STATES, dim, CHANNELS) * LOG2_E
+    d, i, in_d = tile(block, dim, CHANNELS, WIDTH)
+    a = scaled(load_states(A, d, i, in_d, dim, n, STATES), LOG2_E)
     skip, shift = load_channels(D, d), load_channels(bias, d)
-    h = tl.zeros(a.shape, tl.float32)
+    h = no_states(d, i, STATES)
     if first_state is not None:
-        h = load_states(first_state + batch * dim * n + at, written, n, STATES, dim, CHANNELS)
+        h = load_states(first_state + batch * dim * n, d, i, in_d, dim, n, STATES)
     if end is not None:
-        h = entering(h, end, total, a, batch * chunks, chunk, 1, at, written, d, n, STATES, dim, CHANNELS)
-    u, delta, y = u + batch * u_batch + d, delta + batch * delta_batch + d, y + batch * length * dim + d
+        h = entering(h, end, total, a, batch * chunks, chunk, 1, d, i, in_d, dim, n, STATES)
+    u, delta, y = u + batch * u_batch + d, delta + batch * delta_batch + d, y + batch * length * dim + block * CHANNELS
     B, C = B + batch * B_batch, C + batch * C_batch
+    if z is not None:
+        z += batch * z_batch + d
     if order is not None:
         order += batch * order_batch
-    first = chunk * chunk_length
-    last = tl.minimum(first + chunk_length, length)
+    first, last = steps_of(chunk, chunk_length, length)
     tokens = tokens_of(order, first, last, WHOLE, STEPS)
     raw = load_group(tokens, first, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
-    Cs = load_maps(C, i, tokens, first, C_step, n, STATES, MOVED, STEPS)
+    outputs = load_outputs(C, z, i, tokens, first, C_step, z_step, n, STATES, MOVED, STEPS)
     tokens = tokens_of(order, next_group(first, last, WHOLE, STEPS), last, WHOLE, STEPS)
     for k0 in range(first, last, STEPS):
         k1 = next_group(k0, last, WHOLE, STEPS)
         ahead = load_group(tokens, k1, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
-        Cs_ahead = load_maps(C, i, tokens, k1, C_step, n, STATES, MOVED, STEPS)
+        outputs_ahead = load_outputs(C, z, i, tokens, k1, C_step, z_step, n, STATES, MOVED, STEPS)
         tokens = tokens_of(order, next_group(k1, last, WHOLE, STEPS), last, WHOLE, STEPS)
         if saved is not None:
             segment = (tl.full([], 0, tl.int32) + k0) // SEGMENT
             place = batch * tl.cdiv(length, SEGMENT) + segment
-            tl.store(saved + place * dim * n + at, h, mask=both(written, segment * SEGMENT == k0))
+            store_states(saved + place * dim * n, h, d, i, both(in_d, segment * SEGMENT == k0), n)
         steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, WHOLE, STEPS)
         for j in tl.static_range(STEPS):
             x = raw[2][j].to(tl.float32)
-            h = tl.exp2(over(steps[j]) * a) * h + over(steps[j] * x) * along(raw[3][j])
-            out = over_states(h * along(Cs[j])) + skip * x
-            tl.store(row(y, raw[0][j], k0, j, dim, MOVED), out, mask=in_d if WHOLE else both(in_d, k0 + j < last))
-        raw, Cs = ahead, Cs_ahead
-    tl.store(last_state + batch * dim * n + at, h, mask=both(written, chunk == chunks - 1))
+            h = plus_outer(decayed(h, steps[j], a), steps[j] * x, raw[3][j])
+            out = mapped(h, outputs[0][j]) + skip * x
+            if z is not None:
+                gate = outputs[1][j].to(tl.float32)
+                out *= gate * sigmoid(gate)
+            live = in_d if WHOLE else both(in_d, k0 + j < last)
+            store_channels(row(y, raw[0][j], k0, j, dim, MOVED), out.to(y.dtype.element_ty), live)
+        raw, outputs = ahead, outputs_ahead
+    store_states(last_state + batch * dim * n, h, d, i, both(in_d, chunk == chunks - 1), n)
 
 
 @triton.jit
 def carry_kernel(
-    x, delta, A, maps, bias, order, end, total,
-    x_batch, delta_batch, maps_batch, order_batch, length, chunk_length, chunks,
-    x_step: tl.constexpr, delta_step: tl.constexpr, maps_step: tl.constexpr, dim: tl.constexpr, n: tl.constexpr,
-    SOFTPLUS: tl.constexpr, BACKWARD: tl.constexpr, WHOLE: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr,
+    x, delta, A, maps, z, bias, order, end, total,
+    x_batch, delta_batch, maps_batch, z_batch, order_batch, length, chunk_length, chunks,
+    x_step: tl.constexpr, delta_step: tl.constexpr, maps_step: tl.constexpr, z_step: tl.constexpr,
+    dim: tl.constexpr, n: tl.constexpr, SOFTPLUS: tl.constexpr, BACKWARD: tl.constexpr, WHOLE: tl.constexpr,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """What a chunk adds to the state, and its sum of step sizes, for all chunks but the last.
 
-    If BACKWARD, what it adds to the state's gradient, from dy and C, for all chunks but the first.
+    If BACKWARD, what it adds to the state's gradient, from dy, C and the gate, for all chunks but the first.
     """
     block, chunk, batch = program_place(tl.cdiv(dim, CHANNELS), chunks - 1)
     if BACKWARD:
         chunk += 1
-    d, i, at, in_d, written = tile(block, dim, n, CHANNELS, WIDTH, STATES)
-    a = load_states(A + at, written, n, STATES, dim, CHANNELS) * LOG2_E
+    d, i, in_d = tile(block, dim, CHANNELS, WIDTH)
+    a = scaled(load_states(A, d, i, in_d, dim, n, STATES), LOG2_E)
     shift, passed = load_channels(bias, d), tl.zeros([CHANNELS], tl.float32)
     x, delta, maps = x + batch * x_batch + d, delta + batch * delta_batch + d, maps + batch * maps_batch
+    if z is not None:
+        z += batch * z_batch + d
     if order is not None:
         order += batch * order_batch
-    h = tl.zeros(a.shape, tl.float32)
-    first = chunk * chunk_length
-    last = tl.minimum(first + chunk_length, length)
+    h = no_states(d, i, STATES)
+    first, last = steps_of(chunk, chunk_length, length)
     groups = tl.cdiv(last - first, STEPS)
     k0 = first + (groups - 1) * STEPS if BACKWARD else first
     tokens = tokens_of(order, k0, last, WHOLE, STEPS)
@@ -116,19 +132,40 @@ def carry_kernel(
         ahead = load_group(tokens, k1, order, x, delta, maps, i, x_step, delta_step, maps_step, n, STATES, WHOLE, STEPS)
         steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, WHOLE, STEPS)
         if BACKWARD:
+            if z is not None:
+                gates = load_rows(z, raw[0], k0, z_step, order is not None or not WHOLE, STEPS)
             for j in tl.static_range(STEPS - 1, -1, -1):
                 up = raw[2][j].to(tl.float32)
+                if z is not None:
+                    gate = gates[j].to(tl.float32)
+                    up *= gate * sigmoid(gate)
                 if not WHOLE:
                     up = tl.where(k0 + j < last, up, 0.0)
-                h = tl.exp2(over(steps[j]) * a) * (h + over(up) * along(raw[3][j]))
+                h = decayed(plus_outer(h, up, raw[3][j]), steps[j], a)
         else:
             h = advance(h, raw, steps, a, STEPS)
         for j in tl.static_range(STEPS):
             passed += steps[j]
         raw, k0 = ahead, k1
     place = batch * chunks + chunk
-    tl.store(end + place * dim * n + at, h, mask=written)
+    store_states(end + place * dim * n, h, d, i, in_d, n)
     tl.store(total + place * dim + d, passed, mask=in_d)
+
+
+@triton.jit
+def store_scratch(at, tiles):
+    """Write tiles of states one after another; ``at`` holds the places of the first."""
+    for r in tl.static_range(len(tiles)):
+        tl.store(at + r * tiles[r].numel, tiles[r])
+
+
+@triton.jit
+def load_scratch(at, REPEATS: tl.constexpr):
+    """Read what `store_scratch` wrote."""
+    tiles = ()
+    for r in tl.static_range(REPEATS):
+        tiles += (tl.load(at + r * at.numel),)
+    return tiles
 
 
 @triton.jit
@@ -138,43 +175,59 @@ def store_starts(
     WHOLE: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Write the state before each group of a segment, from ``h`` before the first."""
-    tl.store(starts, h)
+    store_scratch(starts, h)
     for q in range(1, groups):
         k0 = k1 + (q - 1) * STEPS
         tokens = tokens_of(order, k0, last, WHOLE, STEPS)
         raw = load_group(tokens, k0, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
         steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, True, STEPS)
-        h = advance(h, raw, steps, a * LOG2_E, STEPS)
-        tl.store(starts + q * SIZE, h)
+        h = advance(h, raw, steps, scaled(a, LOG2_E), STEPS)
+        store_scratch(starts + q * SIZE, h)
     tl.debug_barrier()  # of one warp: it may now load what it has stored
 
 
 @triton.jit
 def backward_group(
-    g, h, sum_A, sum_D, sum_bias, raw, dys, Cs, a, skip, shift, k0, last, i, in_d, summed, du, ddelta, dB, dC,
+    g, h, sum_A, sum_D, sum_bias, raw, dys, outputs, a, skip, shift, k0, last, i, in_d, summed,
+    du, ddelta, dB, dC, dz,
     du_step: tl.constexpr, n: tl.constexpr, SOFTPLUS: tl.constexpr, WHOLE: tl.constexpr, MOVED: tl.constexpr,
     STATES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a group of steps from the state before it and the gradient ``g`` of the state after it."""
+    REPEATS: tl.constexpr = len(a)
     steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, WHOLE, STEPS)
     hs, decays = (h,), ()
     for j in tl.static_range(STEPS):
-        decays += (tl.exp2(over(steps[j]) * (a * LOG2_E)),)
-        h = decays[j] * h + over(steps[j] * raw[2][j].to(tl.float32)) * along(raw[3][j])
-        hs += (h,)
+        decay, after, drive = (), (), steps[j] * raw[2][j].to(tl.float32)
+        for r in tl.static_range(REPEATS):
+            decay += (tl.exp2(over(steps[j]) * (a[r] * LOG2_E)),)
+            after += (decay[r] * hs[j][r] + over(drive) * along(raw[3][j][r]),)
+        hs += (after,)
+        decays += (decay,)
     for j in tl.static_range(STEPS - 1, -1, -1):
-        token, step, x, b = raw[0][j], steps[j], raw[2][j].to(tl.float32), along(raw[3][j])
-        live = in_d if WHOLE else both(in_d, k0 + j < last)
+        token, step, x = raw[0][j], steps[j], raw[2][j].to(tl.float32)
+        live, counted = (in_d, summed) if WHOLE else (both(in_d, k0 + j < last), both(summed, k0 + j < last))
         up = tl.where(live, dys[j].to(tl.float32), 0.0)
-        g += over(up) * along(Cs[j])
-        mapped = summed if WHOLE else both(summed, k0 + j < last)
-        store_sum(row(dC, token, k0, j, n, MOVED), over(up) * hs[j + 1], i, mapped)
-        store_sum(row(dB, token, k0, j, n, MOVED), g * over(step * x), i, mapped)
-        to_input = over_states(g * b)
-        g *= decays[j]
-        exponent = g * hs[j]
-        d_step = (over_states(exponent * a) + to_input * x) * slope(step, SOFTPLUS)
-        sum_A += exponent * over(step)
+        if dz is not None:
+            gate = outputs[1][j].to(tl.float32)
+            opened = sigmoid(gate)
+            d_gate = up * (mapped(hs[j + 1], outputs[0][j]) + skip * x) * (opened * (1 + gate * (1 - opened)))
+            tl.store(row(dz, token, k0, j, du_step, MOVED), d_gate, mask=live)
+            up *= gate * opened
+        before, sums_A = (), ()
+        for r in tl.static_range(REPEATS):
+            b, after = along(raw[3][j][r]), g[r] + over(up) * along(outputs[0][j][r])
+            store_sum(row(dC, token, k0, j, n, MOVED), over(up) * hs[j + 1][r], i, r, counted, n)
+            store_sum(row(dB, token, k0, j, n, MOVED), after * over(step * x), i, r, counted, n)
+            before += (after * decays[j][r],)
+            exponent = before[r] * hs[j][r]
+            sums_A += (sum_A[r] + exponent * over(step),)
+            if r == 0:
+                inputs, exponents = after * b, exponent * a[r]
+            else:
+                inputs, exponents = inputs + after * b, exponents + exponent * a[r]
+        g, sum_A, to_input = before, sums_A, tl.sum(inputs, axis=1)
+        d_step = (tl.sum(exponents, axis=1) + to_input * x) * slope(step, SOFTPLUS)
         sum_D += up * x
         sum_bias += tl.where(live, d_step, 0.0)
         tl.store(row(du, token, k0, j, du_step, MOVED), to_input * step + skip * up, mask=live)
@@ -184,10 +237,10 @@ def backward_group(
 
 @triton.jit
 def backward_kernel(
-    u, delta, A, B, C, D, bias, order, dy, dlast, saved, end, total, starts,
-    du, ddelta, dA, dB, dC, dD, dbias, dinitial,
-    u_batch, delta_batch, B_batch, C_batch, order_batch, length, chunk_length, chunks,
-    u_step: tl.constexpr, delta_step: tl.constexpr, B_step: tl.constexpr, C_step: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, order, dy, dlast, saved, end, total, starts,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
+    u_batch, delta_batch, B_batch, C_batch, z_batch, order_batch, length, chunk_length, chunks,
+    u_step: tl.constexpr, delta_step: tl.constexpr, B_step: tl.constexpr, C_step: tl.constexpr, z_step: tl.constexpr,
     dim: tl.constexpr, n: tl.constexpr, SOFTPLUS: tl.constexpr, WHOLE: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
@@ -198,48 +251,48 @@ def backward_kernel(
     MOVED: tl.constexpr = order is not None or not WHOLE
     SIZE: tl.constexpr = CHANNELS * STATES
     block, chunk, batch = program_place(tl.cdiv(dim, CHANNELS), chunks)
-    d, i, at, in_d, written = tile(block, dim, n, CHANNELS, WIDTH, STATES)
-    a = load_states(A + at, written, n, STATES, dim, CHANNELS)
+    d, i, in_d = tile(block, dim, CHANNELS, WIDTH)
+    a = load_states(A, d, i, in_d, dim, n, STATES)
     skip, shift = load_channels(D, d), load_channels(bias, d)
-    g = load_states(dlast + batch * dim * n + at, written, n, STATES, dim, CHANNELS)
+    g = load_states(dlast + batch * dim * n, d, i, in_d, dim, n, STATES)
     if end is not None:
         place = batch * chunks + chunks - 1
-        g = entering(g, end, total, a * LOG2_E, place, chunks - 1 - chunk, -1, at, written, d, n, STATES, dim, CHANNELS)
-    sum_A = tl.zeros(a.shape, tl.float32)
-    sum_D, sum_bias = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
-    summed = (i < n)[:, None, :] & (tl.arange(0, CHANNELS) == 0)[None, :, None]
+        g = entering(g, end, total, scaled(a, LOG2_E), place, chunks - 1 - chunk, -1, d, i, in_d, dim, n, STATES)
+    sum_A, sum_D, sum_bias = no_states(d, i, STATES), tl.zeros(d.shape, tl.float32), tl.zeros(d.shape, tl.float32)
+    summed = tl.arange(0, CHANNELS) == 0
     u, delta, B, C = u + batch * u_batch + d, delta + batch * delta_batch + d, B + batch * B_batch, C + batch * C_batch
     dense, partial = batch * length * dim + d, (batch * tl.cdiv(dim, CHANNELS) + block) * length * n
     dy, du, ddelta, dB, dC = dy + dense, du + dense, ddelta + dense, dB + partial, dC + partial
+    if z is not None:
+        z, dz = z + batch * z_batch + d, dz + dense
     if order is not None:
         order += batch * order_batch
-    first = chunk * chunk_length
-    last = tl.minimum(first + chunk_length, length)
+    first, last = steps_of(chunk, chunk_length, length)
     starts += tl.program_id(0).to(tl.int64) * (SEGMENT // STEPS * SIZE)
-    starts += tl.arange(0, CHANNELS)[None, :, None] * STATES + i[:, None, :]
+    starts += tl.arange(0, CHANNELS)[:, None] * WIDTH + i[None, :]
     segments = tl.cdiv(last - first, SEGMENT)
     for back in range(segments):
         k1 = first + (segments - 1 - back) * SEGMENT
         groups = tl.cdiv(tl.minimum(last - k1, SEGMENT), STEPS)
         place = batch * tl.cdiv(length, SEGMENT) + k1 // SEGMENT
-        h = load_states(saved + place * dim * n + at, written, n, STATES, dim, CHANNELS)
+        h = load_states(saved + place * dim * n, d, i, in_d, dim, n, STATES)
         store_starts(
             h, starts, k1, groups, last, order, u, delta, B, i, a, shift,
             u_step, delta_step, B_step, n, SOFTPLUS, WHOLE, STATES, STEPS, SIZE,
         )  # fmt: skip
         for q in range(groups):
             k0 = k1 + (groups - 1 - q) * STEPS
-            h = tl.load(starts + (groups - 1 - q) * SIZE)
+            h = load_scratch(starts + (groups - 1 - q) * SIZE, STATES // WIDTH)
             tokens = tokens_of(order, k0, last, WHOLE, STEPS)
             raw = load_group(tokens, k0, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
             dys = load_rows(dy, raw[0], k0, dim, MOVED, STEPS)
-            Cs = load_maps(C, i, raw[0], k0, C_step, n, STATES, MOVED, STEPS)
+            outputs = load_outputs(C, z, i, raw[0], k0, C_step, z_step, n, STATES, MOVED, STEPS)
             g, sum_A, sum_D, sum_bias = backward_group(
-                g, h, sum_A, sum_D, sum_bias, raw, dys, Cs, a, skip, shift, k0, last, i, in_d, summed,
-                du, ddelta, dB, dC, dim, n, SOFTPLUS, WHOLE, MOVED, STATES, STEPS,
+                g, h, sum_A, sum_D, sum_bias, raw, dys, outputs, a, skip, shift, k0, last, i, in_d, summed,
+                du, ddelta, dB, dC, dz, dim, n, SOFTPLUS, WHOLE, MOVED, STATES, STEPS,
             )  # fmt: skip
     place = batch * chunks + chunk
-    tl.store(dA + place * dim * n + at, sum_A, mask=written)
+    store_states(dA + place * dim * n, sum_A, d, i, in_d, n)
     tl.store(dD + place * dim + d, sum_D, mask=in_d)
     tl.store(dbias + place * dim + d, sum_bias, mask=in_d)
-    tl.store(dinitial + batch * dim * n + at, g, mask=both(written, chunk == 0))
+    store_states(dinitial + batch * dim * n, g, d, i, both(in_d, chunk == 0), n)

@@ -1,10 +1,13 @@
 """What the kernels of `ssmgen.ops.scan.triton` are made of: tiles of states, and the rows of a group of steps.
 
-A program is one warp and holds its states as a tile (REPEATS, CHANNELS, WIDTH), d_state being REPEATS x WIDTH. Triton
+A program is one warp and holds its states as REPEATS tiles (CHANNELS, WIDTH), d_state being REPEATS x WIDTH. Triton
 gives a lane four neighbours of the last axis, spreads the rest of that axis and then the channels over the lanes, and
 what is left over further registers of each lane. So WIDTH says how many lanes share a channel, and REPEATS how many
 times four of its states a lane owns. Channels beyond ``dim`` read the last channel, and only what they would write is
 masked; steps beyond the last read the step before it, and have no size.
+
+Rows of B and C are loaded in pieces of less than 32 numbers, which Triton loads in the layout in which they are used;
+larger ones would pass through shared memory.
 """
 
 import triton
@@ -46,16 +49,21 @@ def step_sizes(raws, shift, k0, last, SOFTPLUS: tl.constexpr, WHOLE: tl.constexp
 
 
 @triton.jit
-def tile(block, dim: tl.constexpr, n: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr):
-    """Channels (all of which exist) and states of a program, where they lie in ``(dim, n)``, and which to write."""
+def tile(block, dim: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Channels of a program, all of which exist; the states of its first tile; and which channels to write."""
     d = block * CHANNELS + tl.arange(0, CHANNELS)
-    i = tl.arange(0, STATES // WIDTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     in_d = tl.arange(0, CHANNELS) >= 0
     if dim % CHANNELS:
         in_d = d < dim
         d = tl.minimum(d, dim - 1)
-    written = in_d[None, :, None] & (i < n)[:, None, :]
-    return d, i, d[None, :, None] * n + i[:, None, :], in_d, written
+    return d, tl.arange(0, WIDTH), in_d
+
+
+@triton.jit
+def steps_of(chunk, chunk_length, length):
+    """The first step of a chunk, and the one after its last."""
+    first = chunk * chunk_length
+    return first, tl.minimum(first + chunk_length, length)
 
 
 @triton.jit
@@ -65,11 +73,38 @@ def both(mask, condition):
 
 
 @triton.jit
-def load_states(at, written, n: tl.constexpr, STATES: tl.constexpr, dim: tl.constexpr, CHANNELS: tl.constexpr):
-    """A tile of states, zero where there are none."""
-    if n < STATES or dim % CHANNELS:
-        return tl.load(at, mask=written, other=0.0)
-    return tl.load(at)
+def states_of(d, i, n: tl.constexpr, r: tl.constexpr):
+    """Where the states of tile ``r`` lie in ``(dim, n)``."""
+    return d[:, None] * n + (i + r * i.shape[0])[None, :]
+
+
+@triton.jit
+def no_states(d, i, STATES: tl.constexpr):
+    """Tiles of zeros."""
+    tiles = ()
+    for _ in tl.static_range(STATES // i.shape[0]):
+        tiles += (tl.zeros([d.shape[0], i.shape[0]], tl.float32),)
+    return tiles
+
+
+@triton.jit
+def load_states(base, d, i, in_d, dim: tl.constexpr, n: tl.constexpr, STATES: tl.constexpr):
+    """Tiles of states, zero where there are none."""
+    tiles = ()
+    for r in tl.static_range(STATES // i.shape[0]):
+        at = base + states_of(d, i, n, r)
+        if n < STATES or dim // d.shape[0] * d.shape[0] < dim:
+            tiles += (tl.load(at, mask=in_d[:, None] & (i + r * i.shape[0] < n)[None, :], other=0.0),)
+        else:
+            tiles += (tl.load(at),)
+    return tiles
+
+
+@triton.jit
+def store_states(base, tiles, d, i, written, n: tl.constexpr):
+    """Write tiles of states for the channels that are ``written``."""
+    for r in tl.static_range(len(tiles)):
+        tl.store(base + states_of(d, i, n, r), tiles[r], mask=written[:, None] & (i + r * i.shape[0] < n)[None, :])
 
 
 @triton.jit
@@ -95,7 +130,9 @@ def tokens_of(order, k0, last, WHOLE: tl.constexpr, STEPS: tl.constexpr):
 @triton.jit
 def row(base, token, k0, j: tl.constexpr, step: tl.constexpr, MOVED: tl.constexpr):
     """Where the row of step ``k0 + j`` lies: at its token, or at a distance from that of ``k0`` known when compiled."""
-    return base + token * step if MOVED else base + (tl.full([], 0, tl.int64) + k0) * step + j * step
+    if MOVED:
+        return base + token * step
+    return base + (tl.full([], 0, tl.int64) + k0) * step + j * step
 
 
 @triton.jit
@@ -112,36 +149,99 @@ def load_maps(
     base, i, tokens, k0, step: tl.constexpr, n: tl.constexpr, STATES: tl.constexpr,
     MOVED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of B or C, ``(REPEATS, WIDTH)`` each, zero beyond ``n``."""
+    """Rows of B or C as they are stored, in a piece for each tile of states, zero beyond ``n``.
+
+    Words of 32 bits hold two numbers each.
+    """
+    PACKED: tl.constexpr = 2 if base.dtype.element_ty == tl.int32 else 1
+    WIDTH: tl.constexpr = i.shape[0] // PACKED
     rows = ()
     for j in tl.static_range(STEPS):
-        at = row(base, tokens[j], k0, j, step, MOVED) + i
-        rows += (tl.load(at, mask=i < n, other=0.0) if n < STATES else tl.load(at),)
+        pieces = ()
+        for r in tl.static_range(STATES // i.shape[0]):
+            place = tl.arange(0, WIDTH) + r * WIDTH
+            if MOVED:
+                at = row(base + place, tokens[j], k0, j, step, MOVED)
+            else:
+                at = row(base, tokens[j], k0, j, step, MOVED) + place
+            pieces += (tl.load(at, mask=place < n // PACKED, other=0) if n < STATES else tl.load(at),)
+        rows += (pieces,)
     return rows
+
+
+@triton.jit
+def load_outputs(
+    C, z, i, tokens, k0, C_step: tl.constexpr, z_step: tl.constexpr, n: tl.constexpr, STATES: tl.constexpr,
+    MOVED: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What a group of steps makes its outputs with, as stored: rows of C, and of the gate if there is one."""
+    maps, gates = load_maps(C, i, tokens, k0, C_step, n, STATES, MOVED, STEPS), ()
+    if z is not None:
+        gates = load_rows(z, tokens, k0, z_step, MOVED, STEPS)
+    return maps, gates
+
+
+@triton.jit
+def sigmoid(x):
+    """The logistic function."""
+    return 1 / (1 + tl.exp2(x * -LOG2_E))
 
 
 @triton.jit
 def over(x):
     """A value for each channel beside a tile of states."""
-    return x[None, :, None]
+    return x[:, None]
 
 
 @triton.jit
 def along(x):
-    """A row of B or C beside a tile of states."""
-    return x.to(tl.float32)[:, None, :]
+    """A piece of a row of B or C beside a tile of states."""
+    if x.dtype == tl.int32:  # two bfloat16 each, which are the upper halves of a float32
+        low, high = (x << 16).to(tl.float32, bitcast=True), (x & -65536).to(tl.float32, bitcast=True)
+        x = tl.reshape(tl.join(low, high), [2 * x.shape[0]])
+    return x.to(tl.float32)[None, :]
 
 
 @triton.jit
-def over_states(x):
-    """The sum of a tile over its states: first within a lane, then between lanes."""
-    return tl.sum(tl.sum(x, axis=0), axis=1)
+def mapped(tiles, pieces):
+    """The sum over its states of the products of a row of B or C with tiles of states."""
+    total = tiles[0] * along(pieces[0])
+    for r in tl.static_range(1, len(tiles)):
+        total += tiles[r] * along(pieces[r])
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def decayed(tiles, step, a):
+    """Tiles of states times their decays in a step; ``a`` is a multiple of log2(e)."""
+    result = ()
+    for r in tl.static_range(len(tiles)):
+        result += (tl.exp2(over(step) * a[r]) * tiles[r],)
+    return result
+
+
+@triton.jit
+def plus_outer(tiles, x, pieces):
+    """Tiles of states plus the products of a value for each channel and a row of B or C."""
+    result = ()
+    for r in tl.static_range(len(tiles)):
+        result += (tiles[r] + over(x) * along(pieces[r]),)
+    return result
+
+
+@triton.jit
+def scaled(tiles, factor):
+    """Tiles of states times a number."""
+    result = ()
+    for r in tl.static_range(len(tiles)):
+        result += (tiles[r] * factor,)
+    return result
 
 
 @triton.jit
 def entering(
-    h, end, total, a, place, count, step: tl.constexpr, at, written, d,
-    n: tl.constexpr, STATES: tl.constexpr, dim: tl.constexpr, CHANNELS: tl.constexpr,
+    h, end, total, a, place, count, step: tl.constexpr, d, i, in_d,
+    dim: tl.constexpr, n: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
     """The state that enters a chunk, from what enters the first and what each chunk in between adds to it.
 
@@ -151,10 +251,13 @@ def entering(
         ends, totals = (), ()
         for j in tl.static_range(4):
             q = place + step * tl.minimum(q0 + j, count - 1)
-            ends += (load_states(end + q * dim * n + at, written, n, STATES, dim, CHANNELS),)
+            ends += (load_states(end + q * dim * n, d, i, in_d, dim, n, STATES),)
             totals += (tl.load(total + q * dim + d),)
         for j in tl.static_range(4):
-            h = tl.where(q0 + j < count, tl.exp2(over(totals[j]) * a) * h + ends[j], h)
+            passed, result = decayed(h, totals[j], a), ()
+            for r in tl.static_range(len(h)):
+                result += (tl.where(q0 + j < count, passed[r] + ends[j][r], h[r]),)
+            h = result
     return h
 
 
@@ -180,7 +283,7 @@ def next_group(k0, last, WHOLE: tl.constexpr, STEPS: tl.constexpr):
 def advance(h, raw, steps, a, STEPS: tl.constexpr):
     """The state after a group of steps."""
     for j in tl.static_range(STEPS):
-        h = tl.exp2(over(steps[j]) * a) * h + over(steps[j] * raw[2][j].to(tl.float32)) * along(raw[3][j])
+        h = plus_outer(decayed(h, steps[j], a), steps[j] * raw[2][j].to(tl.float32), raw[3][j])
     return h
 
 
@@ -193,7 +296,21 @@ def slope(step, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def store_sum(at, x, i, mask):
+def store_channels(at, x, in_d):
+    """Write a value for each channel, ``at`` the first of them, from the first of the lanes that share it.
+
+    One column for each lane, so that Triton finds the values in the lanes that write them.
+    """
+    CHANNELS: tl.constexpr = x.shape[0]
+    LANES: tl.constexpr = 32 // CHANNELS
+    lane = tl.arange(0, LANES)[None, :]
+    place = tl.max_contiguous(tl.arange(0, CHANNELS)[:, None] + lane, [1, LANES])
+    tl.store(at + place, tl.broadcast_to(x[:, None], [CHANNELS, LANES]), mask=in_d[:, None] & (lane == 0))
+
+
+@triton.jit
+def store_sum(at, x, i, r: tl.constexpr, summed, n: tl.constexpr):
     """Write the sum of a tile over its channels, from the lanes of the first: so it needs no other layout."""
-    total = tl.broadcast_to(tl.sum(x, axis=1)[:, None, :], x.shape)
-    tl.store(at + i[:, None, :] + tl.zeros(x.shape, tl.int32), total, mask=mask)
+    total = tl.broadcast_to(tl.sum(x, axis=0)[None, :], x.shape)
+    place = (i + r * i.shape[0])[None, :] + tl.zeros(x.shape, tl.int32)
+    tl.store(at + place, total, mask=summed[:, None] & (i + r * i.shape[0] < n)[None, :])
