@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from benchmarks.fidelity.ways_in import COARSE, FINE, WAYS
+from benchmarks.fidelity.ways_in import COARSE, FINE, SIDES, WAYS
 from benchmarks.timing import RESULTS
 
 
@@ -148,6 +148,14 @@ EXPERIMENTS = {
         WAYS,
         COARSE,
         stages=STARTING,
+        detailed=True,
+    ),
+    "sides": Experiment(
+        "What makes both eyes of one colour? A layer that compares regions, and a loss that counts the difference "
+        "between left and right. Equal parameters and steps, without guidance.",
+        SIDES,
+        FINE,
+        stages=(1300,),
         detailed=True,
     ),
     "design": Experiment(

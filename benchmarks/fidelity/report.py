@@ -134,30 +134,46 @@ def _stage(figure: str, experiment: Experiment, steps: int) -> str:
 
 
 def _detailed(experiment: Experiment, found: dict[str, list[Result]]) -> str:
-    """A table of small classes, eyes and consistency, with what real images have below it."""
-    columns = {"variant": list(found)}
-    for at, steps in enumerate(experiment.stages):
-        columns[_stage("small", experiment, steps)] = [
-            _spread([small_classes(stage["mask_agreement"]) for stage in _at(results, at)])
-            for results in found.values()
-        ]
-    ends = [_at(results, len(experiment.stages) - 1) for results in found.values()]
-    for eye in ("l_eye", "r_eye"):
-        columns[eye] = [_spread([stage["mask_agreement"]["iou"][eye] for stage in end]) for end in ends]
-    columns["both eyes"] = [_spread([stage["consistency"]["generated"]["both_eyes"] for stage in end]) for end in ends]
-    for key, name in (("iris_distance", "iris"), ("brow_distance", "brows"), ("hair_chroma_variance", "hair chroma")):
-        columns[name] = [_spread([stage["consistency"]["ratio"][key] for stage in end], 2) for end in ends]
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    """Tables of small classes, eyes and consistency: at the last stage of all, and at the end of those that got there.
+
+    Below them stands what real images have.
+    """
+    reached = min(len(result["stages"]) for results in found.values() for result in results)
+    tables = [_small(experiment, found)]
+    for at in sorted({reached - 1, len(experiment.stages) - 1}):
+        if there := {name: seen for name, results in found.items() if (seen := _at(results, at))}:
+            tables.append(_consistency(_stage("eyes and consistency", experiment, experiment.stages[at]), there))
     real = stages(next(iter(found.values()))[0])[-1]
     figures = real["consistency"]["autoencoder"]
     mean = f"small {small_classes(real['autoencoder_ceiling']):.3f}, both eyes {figures['both_eyes']:.3f}, "
     parts = f"iris {figures['iris_distance']:.3f}, brows {figures['brow_distance']:.3f}, "
-    return (
-        f"{table(list(columns), rows)}\nSmall: mean IoU of {', '.join(SMALL)}. Iris, brows and hair chroma are ratios "
-        f"to real images after the autoencoder, at the last stage (1 is as consistent as they are, more is less). "
-        f"Those have {mean}{parts}hair chroma {figures['hair_chroma_variance']:.5f}: "
-        "see [Evaluation](evaluation.md).\n\n"
+    return "\n".join(tables) + (
+        f"\nSmall: mean IoU of {', '.join(SMALL)}. Iris, brows and hair chroma are ratios to real images after the "
+        f"autoencoder (1 is as consistent as they are, more is less). Those have {mean}{parts}hair chroma "
+        f"{figures['hair_chroma_variance']:.5f}: see [Evaluation](evaluation.md).\n\n"
     )
+
+
+def _small(experiment: Experiment, found: dict[str, list[Result]]) -> str:
+    columns = {"variant": list(found)}
+    for at, steps in enumerate(experiment.stages):
+        reached = [_at(results, at) for results in found.values()]
+        columns[_stage("small", experiment, steps)] = [
+            _spread([small_classes(stage["mask_agreement"]) for stage in each]) for each in reached
+        ]
+    return table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def _consistency(title: str, found: dict[str, list[Result]]) -> str:
+    """A table of eyes and consistency from the stages of each variant."""
+    columns = {title: list(found)}
+    for eye in ("l_eye", "r_eye"):
+        columns[eye] = [_spread([stage["mask_agreement"]["iou"][eye] for stage in each]) for each in found.values()]
+    eyes = [[stage["consistency"]["generated"]["both_eyes"] for stage in each] for each in found.values()]
+    columns["both eyes"] = list(map(_spread, eyes))
+    for key, name in (("iris_distance", "iris"), ("brow_distance", "brows"), ("hair_chroma_variance", "hair chroma")):
+        columns[name] = [_spread([s["consistency"]["ratio"][key] for s in each], 2) for each in found.values()]
+    return table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
 def small_classes(agreement: Result) -> float:

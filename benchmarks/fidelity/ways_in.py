@@ -53,3 +53,15 @@ CANDIDATES = {
 }
 
 WAYS = KNOWN | CANDIDATES
+
+#: What makes left and right of one colour: a layer that compares regions, and a loss that counts the difference.
+SIDES = {
+    "added": WAYS["added"],
+    "added-weighting-0.03": (*WAYS["added"], "mirrored_weighting=0.03"),
+    "regions": WAYS["regions+added"],
+    "regions-weighting-0.03": (*WAYS["regions+added"], "mirrored_weighting=0.03"),
+    "mirrored": WAYS["mirrored-regions+added"],
+    "mirrored-weighting-0.01": (*WAYS["mirrored-regions+added"], "mirrored_weighting=0.01"),
+    "mirrored-weighting-0.03": (*WAYS["mirrored-regions+added"], "mirrored_weighting=0.03"),
+    "mirrored-weighting-0.1": (*WAYS["mirrored-regions+added"], "mirrored_weighting=0.1"),
+}
