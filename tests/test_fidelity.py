@@ -224,7 +224,15 @@ def test_an_experiment_in_detail_has_small_classes_and_consistency(tmp_path):
     page = report.page(tmp_path)
     assert "| added | 1 | 1 | 0.700 | 0.700 | 0.700 | 0.700 | 70% | 0.500 |" in page
     assert "| variant | small, 100 steps | small, 200 steps |" in page and "mIoU, time of 1300 steps" in page
-    assert "| added | 0.500 | 0.500 | 0.500 | 0.500 | 0.400 | 0.600 | 0.750 | 1.25 | 1.50 | 0.80 |" in page
+    assert "| added | 0.500 | 0.500 | 0.500 | 0.500 |\n" in page
+    assert "| eyes and consistency, 1300 steps | l_eye | r_eye |" in page and "350 steps | l_eye" not in page
+    assert "| added | 0.400 | 0.600 | 0.750 | 1.25 | 1.50 | 0.80 |" in page
+    early = detailed_result("u=image", 0.3, 0.2, 4.5)
+    del early["stages"]["1300"]
+    (tmp_path / "ways-in" / "u=image-seed0.json").write_text(json.dumps(early))
+    both = report.page(tmp_path)
+    assert "| u=image | 0.200 | 0.400 | 0.750 | 4.50 | 1.50 | 0.80 |" in both, "at the last stage that all have"
+    assert "| eyes and consistency, 350 steps | l_eye |" in both and "eyes and consistency, 1300 steps | l_eye" in both
     assert "both eyes 0.750, iris 0.050, brows 0.020, hair chroma 0.00012" in page
     assert "| 100 / 200 / 350 / 1300 |" in page
 
