@@ -57,7 +57,10 @@ def embedding_calls(shape: tuple[int, int, int, int], dtype: torch.dtype, device
 def floor_ms(
     shape: tuple[int, int, int, int], dtype: torch.dtype, backward: bool, found: Limits | None
 ) -> float | None:
-    """Milliseconds to read the tokens and write the result; with backward, also to read both again and write one."""
+    """Milliseconds to read the tokens and write the result.
+
+    With backward, also to read the tokens and the gradient of the result, and to write that of the tokens.
+    """
     batch, height, width, dim = shape
     values = batch * height * width * dim * (5 if backward else 2)
     return None if found is None else 1e3 * values * dtype.itemsize / found.bandwidth

@@ -5,13 +5,13 @@ Both are timed in turn on the same inputs, over several layers, so that states c
 
 from __future__ import annotations
 
-import time
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import arguments, measure, medians
+from benchmarks.timing import arguments, measure, medians, write
 from ssmgen.nn import CrossCondition, CrossMamba
 from ssmgen.nn.kept_states import read_states
 from ssmgen.nn.parts import expanded
@@ -27,9 +27,8 @@ def main() -> None:
     layers = [CrossMamba(DIM, order="column").eval().to(device) for _ in range(LAYERS)]
     with torch.no_grad():
         conds = [layer.condition(torch.randn(1, 256, DIM, device=device), SIZE) for layer in layers]
-        started = time.perf_counter()
-        kept = [layer.keep(cond, SIZE) for layer, cond in zip(layers, conds, strict=True)]
-        seconds = (time.perf_counter() - started) / LAYERS
+        kept = _kept(layers, conds)
+        ratios = {}
         for batch in (1, 8):
             x, C = torch.randn(batch, 256, DIM, device=device), torch.randn(batch, 256, 16, device=device)
             ways = {
@@ -37,13 +36,20 @@ def main() -> None:
                 "read": lambda C=C: [read_states([each], C) for each in kept],
                 "layer, scanned": partial(_layers, layers, conds, x),
                 "layer, kept": partial(_layers, layers, kept, x),
+                "keep": partial(_kept, layers, conds),
             }
             found = medians(measure(ways, given.rounds))
-            print(
-                f"batch {batch}: read / scan {found['read'] / found['scan']:.2f}, layer kept / scanned "
-                f"{found['layer, kept'] / found['layer, scanned']:.2f}, computing the states takes "
-                f"{1e3 * seconds * LAYERS / found['scan']:.1f} scans"
-            )
+            ratios[batch] = {
+                "read / scan": found["read"] / found["scan"],
+                "layer kept / scanned": found["layer, kept"] / found["layer, scanned"],
+                "computing the states / scan": found["keep"] / found["scan"],
+            }
+            print(f"batch {batch}: {', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios[batch].items())}")
+    write(given.json, "kept_states", {"ratios": ratios})
+
+
+def _kept(layers: list[CrossMamba], conds: list[CrossCondition]) -> list[Any]:
+    return [layer.keep(cond, SIZE) for layer, cond in zip(layers, conds, strict=True)]
 
 
 def _scan(layer: CrossMamba, cond: CrossCondition, C: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def choose_precision(asked: str, device: torch.device | str = "cpu") -> Choice:
 
 
 def set_product_precision(rounding: str) -> None:
-    """Set how this process rounds the factors of float32 products, of matrices and on CUDA of convolutions as well.
+    """Set how this process rounds the factors of float32 matrix products, and on CUDA of convolutions.
 
     torch by itself lets cuDNN round to TensorFloat32 whatever matrix products do.
 

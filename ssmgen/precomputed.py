@@ -10,9 +10,10 @@ from torch import Tensor
 
 # Modulation rows of the whole time grid are computed at once up to this size, and per step beyond it.
 _MOST_ROW_BYTES = 512 * 2**20
-# What part of a GPU's memory the kept states of scans may take. A compiled sampler holds them up to four times: each
-# condition's, those of all conditions together, and the buffers of its graphs with guidance and without.
-_MOST_STATES = 1 / 8
+_NONE_TO_KEEP = (
+    "keep_states=True needs a Cross-Mamba with u='mask', whose states depend on the mask alone, and this model has "
+    "none: leave it out"
+)
 
 
 class Rows:
@@ -77,36 +78,34 @@ class Joined:
         return self.found[key]
 
 
-def check_keeping(wanted: bool | str, model: Any) -> None:
-    """Reject a ``keep_states`` other than True, False and ``"auto"``, and True where no layer has states to keep.
-
-    Raises:
-        ValueError: says what is expected, or which layers have such states.
-    """
-    if wanted not in (True, False, "auto"):
-        raise ValueError(f"keep_states must be True, False or 'auto', got {wanted!r}")
-    layers = model.modules() if isinstance(model, torch.nn.Module) else ()
-    if wanted is True and not any(getattr(layer, "keeps", False) for layer in layers):
-        raise ValueError(
-            "keep_states=True needs a Cross-Mamba with u='mask', whose states depend on the mask alone, and this model "
-            "has none: leave it out"
-        )
+def check_keeping(wanted: bool, model: Any) -> None:
+    """Reject a ``keep_states`` that is no bool, and True for a model without ``keep_states``, by a `ValueError`."""
+    if not isinstance(wanted, bool):
+        raise ValueError(f"keep_states must be True or False, got {wanted!r}")
+    if wanted and not hasattr(model, "keep_states"):
+        raise ValueError(_NONE_TO_KEEP)
 
 
-def with_states(conds: Mapping[Any, Any], model: Any, wanted: bool | str, device: torch.device) -> dict[Any, Any]:
+def with_states(conds: Mapping[Any, Any], model: Any, device: torch.device) -> dict[Any, Any]:
     """Conditions with the states of the scans that depend on them alone, which no step then computes.
 
-    The states take n times the bytes of what is scanned. ``"auto"`` keeps them on a GPU if they fit, and not on a CPU,
-    whose scan takes no longer than reading them.
+    Raises:
+        ValueError: there are no such states, or those of a GPU do not fit into its memory.
     """
-    if not (hasattr(model, "keep_states") and conds) or wanted is False or (wanted == "auto" and device.type != "cuda"):
-        return dict(conds)
     needed = sum(map(model.kept_bytes, conds.values()))
-    if wanted == "auto" and needed > _MOST_STATES * memory_of(device):
-        return dict(conds)
+    if not needed:
+        raise ValueError(_NONE_TO_KEEP)
+    if (free := free_memory(device)) is not None and needed > free:
+        raise ValueError(
+            f"the states of this call take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the GPU's memory are "
+            "free: sample fewer masks in one call, or leave out keep_states"
+        )
     return {name: model.keep_states(cond) for name, cond in conds.items()}
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a CUDA device."""
-    return torch.cuda.get_device_properties(device).total_memory
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a GPU, those that torch holds without using them included; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

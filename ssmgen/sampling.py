@@ -30,8 +30,8 @@ class Model(Protocol):
     A model may also have ``conditions``, by name, each with its ``dropout``; without, it has one, ``mask``. And it may
     have ``modulation(t, vector)``: all that it derives from times ``(n,)`` and the vector of a condition, as many
     values as its ``widths`` add up to. It is then called with ``modulation=`` rows of that, and under guidance once
-    with ``cond=`` a list of conditions, each for an equal part of the batch. ``join``, and ``keep_states``
-    with ``kept_bytes``, are optional too, see `ssmgen.models.TokenModel`.
+    with ``cond=`` a list of conditions, each for an equal part of the batch. ``join``,
+    ``keep_states`` and ``kept_bytes`` are optional too, see `ssmgen.models.TokenModel`.
     """
 
     training: bool
@@ -141,14 +141,14 @@ class Sampler:
             C++ compiler on a CPU. Sequences such as texts are padded to the next power of two from 16 on, so that few
             lengths compile. Any number of shapes may be compiled; each keeps its code, and on CUDA the memory of its
             graph, as long as the sampler lives. ``"max-autotune"`` also times variants of the matrix products, which
-            takes many minutes per shape.
+            takes much longer than compiling alone.
         keep_states: keep all states of the scans that depend on the mask alone, those of Cross-Mamba with u = mask, so
             that no step scans them again. They take d_state times the memory of what is scanned: 403 MB for each mask
-            of ``sisma-xl`` at 256 tokens in bfloat16. ``"auto"`` does so on CUDA where the states of a call take an
-            eighth of the device's memory or less. Results agree to rounding.
+            of ``sisma-xl`` at 256 tokens in bfloat16, and a compiled sampler on CUDA keeps those of each shape.
+            Computing them takes about as long as d_state scans. Results agree to rounding.
 
     Raises:
-        ValueError: another ``compile`` or ``keep_states``, or ``keep_states=True`` for a model without such scans.
+        ValueError: another ``compile`` or ``keep_states``, or ``keep_states=True`` for a model without ``keep_states``.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Sampler:
         *,
         dtype: torch.dtype | str | None = None,
         compile: bool | str = False,
-        keep_states: bool | str = "auto",
+        keep_states: bool = False,
     ) -> None:
         check_compile(compile)
         check_keeping(keep_states, model)
@@ -193,7 +193,8 @@ class Sampler:
             **others: values of other conditions, and single settings that replace those of ``sampling``.
 
         Raises:
-            ValueError: bad settings, a value that does not fit, or guidance on a model trained without dropout.
+            ValueError: bad settings, a value that does not fit, guidance on a model trained without dropout, or states
+                to keep that the model does not have or a GPU's memory does not hold.
             TypeError: neither a condition nor a setting; names the closest.
         """
         given = {"mask": mask, **others} if mask is not None else others
@@ -218,7 +219,8 @@ class Sampler:
         guidances = settings.guidances(list(values), self.conditions)
         known = dict.fromkeys(tuple(each) for _, guidance in guidances for each in reversed(guidance.known))
         conds = {each: self._condition({name: values[name] for name in each}, x0) for each in known}
-        conds = with_states(conds, self.model, self.keep_states, self.device)
+        if self.keep_states:
+            conds = with_states(conds, self.model, self.device)
         shown = getattr(objective, "inputs", _unchanged)
         predict = self._predictor(list(conds.values()), solver.times(ts), shown)
 
@@ -292,7 +294,7 @@ def sample(
     *,
     dtype: torch.dtype | str | None = None,
     compile: bool | str = False,
-    keep_states: bool | str = "auto",
+    keep_states: bool = False,
     **settings: Any,
 ) -> Tensor:
     """Turn noise into data by integrating the model's velocity from t = 0 to t = 1.

@@ -245,6 +245,9 @@ def test_contrasts_are_linear_functions_of_the_error(prediction):
     by_hand = sum((error * contrasts[:, m : m + 1]).sum(dim=(2, 3)).square() for m in range(2)).mean()
     plain = objective.loss(model, x1, noise=x0, t=t)
     torch.testing.assert_close(objective.loss(model, x1, noise=x0, t=t, contrasts=contrasts), plain + by_hand)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = objective.loss(model, x1, noise=x0, t=t, contrasts=contrasts)
+    torch.testing.assert_close(again, plain + by_hand, rtol=1e-5, atol=0), "nothing is rounded to 16 bits"
     none = objective.loss(model, x1, noise=x0, t=t, contrasts=contrasts[:, :0])
     assert torch.equal(none, plain)
     for shape in ((2, 1, 8, 8), (8, 8), (4, 1, 4, 4)):
@@ -266,7 +269,7 @@ def test_a_mirrored_contrast_is_the_mean_of_the_left_minus_that_of_the_right():
     for bad in (torch.zeros(2, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"masks must be integer labels \(batch, H, W\), got "):
             mirrored_contrasts(bad, [(1, 2)], (8, 8))
-    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="weight must be a number from 0 on, got -1"):
         mirrored_contrasts(mask, [(1, 2)], (8, 8), weight=-1)
 
 

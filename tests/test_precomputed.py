@@ -1,13 +1,16 @@
 """What a sampler computes before the first step: kept states, constants of scans, and joined conditions."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import randomize
 
 import ssmgen
 from ssmgen import Sampler, build, sample
-from ssmgen.nn import CrossMamba, KeptStates, SelfMamba
+from ssmgen.nn import CrossMamba, KeptStates, SelectiveSSM, SelfMamba
 from ssmgen.nn.parts import joined
+from ssmgen.precomputed import with_states
 
 SIZE, BF16 = (3, 5), torch.bfloat16
 
@@ -68,36 +71,78 @@ def built(name):
     return build("sisma-debug", **kinds, cross=cross, depth=1)
 
 
-def test_auto_keeps_states_on_a_gpu_where_they_fit(monkeypatch):
-    model = build("sisma-debug", depth=1)
-    device, mask = torch.device("cuda"), torch.randint(0, 19, (1, 8, 12))
+def test_states_that_do_not_fit_into_a_gpu_are_an_error_before_any_step(monkeypatch):
+    model, mask = build("sisma-debug", depth=1), torch.randint(0, 19, (1, 8, 12))
     with torch.no_grad():
-        conds = {"mask": model.condition(mask), "none": model.condition(size=(8, 12))}
-    assert model.kept_bytes(conds["mask"]) == 4 * 24 * 16 * 64  # float32, tokens, states, channels
-    for memory, kept in ((8 * 2 * 4 * 24 * 16 * 64, True), (8 * 2 * 4 * 24 * 16 * 64 - 8, False)):
-        monkeypatch.setattr("ssmgen.precomputed.memory_of", lambda device, memory=memory: memory)
-        found = ssmgen.precomputed.with_states(conds, model, "auto", device)
-        assert {isinstance(cond.blocks[0]["cross_mamba"], KeptStates) for cond in found.values()} == {kept}
+        cond = model.condition(mask)
+    needed = 4 * 24 * 16 * 64  # float32, tokens, states, channels
+    assert model.kept_bytes(cond) == needed
+    monkeypatch.setattr("ssmgen.precomputed.free_memory", lambda device: needed)
+    assert isinstance(with_states({"m": cond}, model, torch.device("cuda"))["m"].blocks[0]["cross_mamba"], KeptStates)
+    with pytest.raises(ValueError, match=r"take 0.0 GB, and 0.0 GB of the GPU's memory are free: sample fewer masks"):
+        with_states({"m": cond, "n": cond}, model, torch.device("cuda"))
 
 
 def test_keeping_states_is_checked_before_anything_runs():
-    with pytest.raises(ValueError, match="keep_states must be True, False or 'auto', got 'yes'"):
-        Sampler(build("sisma-debug"), keep_states="yes")
+    for wanted in ("yes", 1, None):
+        with pytest.raises(ValueError, match=f"keep_states must be True or False, got {wanted!r}"):
+            Sampler(build("sisma-debug"), keep_states=wanted)
+    with pytest.raises(ValueError, match="keep_states=True needs a Cross-Mamba with u='mask'"):
+        Sampler(build("sdm-debug"), keep_states=True)
+    x0, mask = torch.randn(1, 3, 8, 12), torch.randint(0, 19, (1, 8, 12))
     sequence = {"cross": {"mask": "cross-mamba-sequence"}}  # reads a state already
     for model in (build("dit-debug"), build("sisma-debug", u="image"), build("sisma-debug", **sequence)):
         with pytest.raises(ValueError, match="keep_states=True needs a Cross-Mamba with u='mask'"):
-            Sampler(model, keep_states=True)
+            Sampler(model, keep_states=True)(x0, mask, steps=1)
     with pytest.raises(ValueError, match="compile must be True, False or 'max-autotune', got 'fast'"):
         Sampler(build("sisma-debug"), compile="fast")
 
 
+def test_kept_states_are_for_sampling_and_for_all_conditions():
+    model, mask = build("sisma-debug", depth=1), torch.randint(0, 19, (1, 8, 12))
+    x, t = torch.randn(2, 3, 8, 12), torch.rand(2)
+    with torch.no_grad():
+        cond = model.condition(mask)
+        kept = model.keep_states(cond)
+        for conds in ([kept, cond], [cond, kept]):
+            with pytest.raises(TypeError, match="some conditions have kept states and others have none"):
+                model(x, t, cond=conds)
+    with pytest.raises(RuntimeError, match="no gradients for the scan's weights: read them under torch.no_grad"):
+        model(x, t, cond=kept)
+
+
+def test_a_sampler_runs_each_layer_once_for_all_conditions():
+    model, seen = build("sisma-debug", depth=1, mask_dropout=0.1), []
+    sampler = Sampler(model)
+    step = sampler.step
+    sampler.step = lambda x, t, *, cond, **given: seen.append((len(x), len(cond))) or step(x, t, cond=cond, **given)
+    sampler(torch.randn(1, 3, 8, 12), torch.randint(0, 19, (1, 8, 12)), steps=2, guidance_scale=2.0)
+    assert seen and set(seen) == {(2, 1)}
+
+
+def test_only_tensors_are_joined():
+    one, other = ({"a": torch.zeros(1, 2), "b": (torch.ones(1, 3), None)} for _ in range(2))
+    assert joined([one, other], 1)["b"][0].shape == (2, 3)
+    for odd in (3, "word", SimpleNamespace(x=torch.zeros(1))):
+        assert joined([one | {"c": odd}, other | {"c": odd}], 1) is None, "a layer's own kind of state stays in a list"
+    assert joined([one, other], 2) is None and joined([one, other | {"a": torch.zeros(1, 3)}], 1) is None
+
+
+def test_a_block_that_takes_no_constants_is_given_none(monkeypatch):
+    monkeypatch.setattr(SelfMamba, "forward", lambda self, x, size: x)  # as that of a user's block
+    model = build("sisma-debug", depth=1)
+    assert not model.blocks[0].with_constants
+    sample(model, torch.randn(1, 3, 8, 12), torch.randint(0, 19, (1, 8, 12)), steps=1)
+
+
 def test_a_step_of_sampling_computes_no_constants(monkeypatch):
-    """The sampled step neither exponentiates A_log nor makes an order, and training does both as before."""
+    """The sampled step computes neither -exp(A_log) nor an order, and training does both as before."""
     model, calls = randomize(build("sisma-debug", depth=2), std=0.1), []
     x, mask = torch.randn(2, 3, 8, 12), torch.randint(0, 19, (1, 8, 12))
     with torch.no_grad():
         cond = model.condition(mask)
-    monkeypatch.setattr("ssmgen.nn.mamba.scan_order", lambda *given, **more: calls.append(given))
+    constants = SelectiveSSM.constants
+    monkeypatch.setattr(SelectiveSSM, "constants", lambda ssm, size: calls.append(size) or constants(ssm, size))
     with torch.no_grad():
         model(x, torch.rand(2), cond=[cond, cond])
     assert not calls

@@ -104,6 +104,10 @@ def test_left_and_right_are_contrasted_in_the_loss_on_request(tmp_path):
         example = pairs[0, draw]
         expected = mirrored_contrasts(example["mask"].unsqueeze(0), CELEBAMASK19.mirrored, (64, 64), 0.1)[0]
         assert example["contrasts"].shape == (3, 64, 64) and torch.equal(example["contrasts"], expected)
-    config.mirrored_weighting = -1
-    with pytest.raises(ValueError, match="mirrored_weighting must be at least 0, got -1"):
-        train.check_config(config, new_model(config, autoencoder), autoencoder)
+    model, without_sides = new_model(config, autoencoder), LabelSet("two", ("a", "b"), ((0, 0, 0), (9, 9, 9)))
+    with pytest.raises(ValueError, match="mirrored_weighting needs labels with a left and a right"):
+        train.check_config(config, model, autoencoder, without_sides)
+    for wrong in (-1, float("nan"), float("inf")):
+        config.mirrored_weighting = wrong
+        with pytest.raises(ValueError, match=f"mirrored_weighting must be a number from 0 on, got {wrong}"):
+            train.check_config(config, model, autoencoder)

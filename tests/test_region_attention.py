@@ -72,7 +72,7 @@ def test_mirrored_classes_are_one_region():
         pairs(x, pairs.condition(signal(), SIZE), SIZE), block(x, block.condition(together, SIZE), SIZE)
     )
     model = TokenModel(mixer="self-mamba", cross={"mask": "region-attention"}, mirrored=[[3, 4]], **SMALL)
-    assert [block.region_attention.region_of for block in model.blocks] == [[0, 1, 2, 3, 3, 5]] * 2
+    assert [block.region_attention.mirrored for block in model.blocks] == [[(3, 4)]] * 2
 
 
 def test_gradients_are_those_of_differences():
@@ -100,9 +100,13 @@ def test_several_layers_read_one_condition():
 def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="num_heads must divide dim, got dim=8, num_heads=3"):
         RegionAttention(8, 3, num_heads=3)
-    for pair in ((1, 1), (0, 3), (-1, 0), (0, 1, 2)):
-        with pytest.raises(ValueError, match=r"mirrored holds pairs of classes from 0 to 2, got \("):
+    for pair in ((1, 1), (0, 3), (-1, 0), (0, 1, 2), 1):
+        with pytest.raises(ValueError, match=r"mirrored holds pairs of classes from 0 to 2, got [(1]"):
             RegionAttention(8, 3, mirrored=[pair])
+    with pytest.raises(ValueError, match="mirrored has the class 1 in two pairs"):
+        RegionAttention(8, 3, mirrored=[(0, 1), (2, 1)])
+    with pytest.raises(ValueError, match="condition 'mask' is not used"):
+        TokenModel(mixer="self-mamba", cross={"mask": []}, **SMALL)
     with pytest.raises(TypeError, match="cross of 'mask' must be a spec or a list of specs, got 3"):
         TokenModel(mixer="self-mamba", cross={"mask": 3}, **SMALL)
     with pytest.raises(ValueError, match="every layer needs a key of its own"):

@@ -67,6 +67,8 @@ def main() -> None:
     if arguments.experiment is None:
         print("\n".join(f"{name}: {e.question}\n    {' | '.join(e.variants)}" for name, e in EXPERIMENTS.items()))
         return
+    if arguments.stages is not None and arguments.stages < 1:
+        parser.error(f"--stages must be at least 1, got {arguments.stages}")
     experiment = _known(arguments.experiment, EXPERIMENTS, parser)
     chosen = arguments.variants or list(experiment.variants)
     for name in chosen:
@@ -125,7 +127,7 @@ def run_variant(
             folder.mkdir(exist_ok=True)
             (run / "result.json").rename(measured)
         whole = json.loads(measured.read_text())
-        result["stages"][steps] = {key: whole[key] for key in _KEPT if key in whole}
+        result["stages"][steps] = {key: whole[key] for key in (*_KEPT, "commit") if key in whole}
         result |= {key: whole[key] for key in _PROVENANCE}
     return result
 

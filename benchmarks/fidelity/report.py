@@ -226,7 +226,9 @@ def _clock(times: Result) -> str:
 
 def _origin(name: str, found: dict[str, list[Result]]) -> str:
     results = [result for some in found.values() for result in some]
-    commits = ", ".join(f"`{commit}`" for commit in sorted({result["commit"] for result in results}))
+    # A result from before stages had commits of their own has one for all.
+    known = {stage.get("commit", result["commit"]) for result in results for stage in result["stages"].values()}
+    commits = ", ".join(f"`{commit}`" for commit in sorted(known))
     seeds = ", ".join(str(seed) for seed in sorted({result["seed"] for result in results}))
     places = sorted({r["hardware"]["gpu"] or r["hardware"]["processor"] for r in results})
     torches = ", ".join(sorted({result["versions"]["torch"] for result in results}))

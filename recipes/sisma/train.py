@@ -10,6 +10,7 @@ The run's folder receives ``config.yaml``, ``labels.json``, ``source.json``, ``l
 it in a browser.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -214,10 +215,11 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
         raise ValueError(f"image_size must be a multiple of {multiple} (autoencoder x model), got {given}")
     if not 0 <= config.balance <= 1:
         raise ValueError(f"balance is a share of the masks, in [0, 1], got {config.balance}")
-    if config.class_weighting < 0:
-        raise ValueError(f"class_weighting must be at least 0, got {config.class_weighting}")
-    if config.mirrored_weighting < 0:
-        raise ValueError(f"mirrored_weighting must be at least 0, got {config.mirrored_weighting}")
+    for key in ("class_weighting", "mirrored_weighting"):
+        if not 0 <= getattr(config, key) < math.inf:
+            raise ValueError(f"{key} must be a number from 0 on, got {getattr(config, key)}")
+    if config.mirrored_weighting and not labels.mirrored:
+        raise ValueError("mirrored_weighting needs labels with a left and a right, and these have none: leave it out")
     build(config.objective, t_sampling=config.t_sampling)  # checks both
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")

@@ -20,7 +20,7 @@ def mirrored_contrasts(
     difference. Counted by itself, that error teaches the model to look at the other eye.
 
     Args:
-        masks: integer labels ``(batch, H, W)``; H and W are multiples of those of ``size``.
+        masks: integer labels ``(batch, H, W)``; H and W may differ from ``size``.
         mirrored: pairs of classes, such as a label set's ``mirrored``.
         size: (height, width) of the data.
         weight: of the squared difference, beside the mean squared error over all of an image; 0 or more.
@@ -32,10 +32,10 @@ def mirrored_contrasts(
     Raises:
         ValueError: masks of another dtype or shape, or a weight below 0.
     """
-    if masks.is_floating_point() or masks.dim() != 3 or not masks.numel():
+    if masks.is_floating_point() or masks.dtype == torch.bool or masks.dim() != 3 or not masks.numel():
         raise ValueError(f"masks must be integer labels (batch, H, W), got {masks.dtype} {tuple(masks.shape)}")
-    if not weight >= 0:
-        raise ValueError(f"weight must be at least 0, got {weight}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight must be a number from 0 on, got {weight}")
     found = []
     for pair in mirrored:
         held = torch.stack([masks == each for each in pair], dim=1).float()

@@ -181,6 +181,8 @@ class ConditionalModel(nn.Module, ABC):
     def condition(self, mask: Any = None, size: tuple[int, int] | None = None, **others: Any) -> Conditioning:
         """Everything that depends on the conditions alone, to be computed once and reused at every step.
 
+        Without gradients it also holds what layers derive from their weights alone: make it again if weights change.
+
         Args:
             mask, others: values of the conditions by name, see `ssmgen.conditions`; one left out is null. In training
                 each condition's ``dropout`` replaces some items by the null.

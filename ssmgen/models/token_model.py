@@ -87,8 +87,9 @@ class TokenModel(ConditionalModel):
         _check_conditions(named, given)
         self.set_conditions({name: make(spec, **offered_to(name, settings) | given) for name, spec in named.items()})
         keys = {key for each in mixers for key, _, _ in _layers(each, cross, "feed-forward")}
-        _check_names(self.conditions, [*cross, *modulate], self.add, keys)
-        _check_widths(self.conditions, [*cross, *modulate, *self.add], dim)
+        read = [*(name for name, _ in _readers(cross)), *modulate]
+        _check_names(self.conditions, read, self.add, keys)
+        _check_widths(self.conditions, [*read, *self.add], dim)
         self.blocks = nn.ModuleList()
         scanning = 0
         for i in range(depth):

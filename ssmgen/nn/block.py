@@ -1,5 +1,6 @@
 """A block as a list of layers, each behind its own AdaLN."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Block(nn.Module):
         dim: width.
         layers: triples of a key, a spec and the name of a condition or None. The key is the layer's attribute. A layer
             without a condition is called as ``layer(x, size)``, or in sampling as
-            ``layer(x, size, layer.constants(size))`` if it has ``constants``; one with a condition has
+            ``layer(x, size, layer.constants(size))`` if its ``forward`` takes ``constants``; one with a condition has
             ``condition(signal, size)``, what it derives from the condition alone, and is called as
             ``layer(x, states, size)``.
         gates: gate the residuals (AdaLN-Zero).
@@ -63,6 +64,12 @@ class Block(nn.Module):
                     raise ValueError(f"modulate of {name!r}: {divided(change)[0]!r} takes no condition")
                 self.add_module(_modulator(key, name), changing)
         self.modulated_by = list(modulate or ())
+        #: Layers that take what they derive from weights and grid alone, see `condition`.
+        self.with_constants = [
+            key
+            for key, _, condition in layers
+            if condition is None and "constants" in inspect.signature(getattr(self, key).forward).parameters
+        ]
         if len({key for key, _, _ in layers}) < len(layers):
             raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
 
@@ -82,8 +89,7 @@ class Block(nn.Module):
         """
         states = {key: getattr(self, key).condition(_on(signals[name], size), size) for key, name in self.readers()}
         if not torch.is_grad_enabled():
-            others = [(key, getattr(self, key)) for key, name in self.condition_of.items() if name is None]
-            states |= {key: layer.constants(size) for key, layer in others if hasattr(layer, "constants")}
+            states |= {key: getattr(self, key).constants(size) for key in self.with_constants}
         return states
 
     def readers(self) -> list[tuple[str, str]]:

@@ -47,7 +47,15 @@ def read_states(states: list[KeptStates], C: Tensor) -> list[Tensor]:
     """``C h + skip`` of each part of the batch, ``(part, l, e)``; C is ``(b, l, k n)``.
 
     States of batch 1 are read once for all items that they serve.
+
+    Raises:
+        TypeError: only some of the states are kept.
+        RuntimeError: gradients are on, and the weights of the scan would get none.
     """
+    if not all(isinstance(state, KeptStates) for state in states):
+        raise TypeError("some conditions have kept states and others have none: keep those of all, or of none")
+    if torch.is_grad_enabled():
+        raise RuntimeError("kept states have no gradients for the scan's weights: read them under torch.no_grad()")
     results = []
     for (h, skip), (_, own) in zip(states, parts_of(states, C), strict=True):
         if len(h) == 1:

@@ -260,7 +260,7 @@ class CrossMamba(nn.Module):
         super().__init__()
         if u not in _SCANNED:
             raise ValueError(f"u must be 'mask', 'image' or 'sum' (what is scanned), got {u!r}{closest(u, _SCANNED)}")
-        self.u, self.keeps = u, u == "mask"  # the second: whether `keep` has states to keep
+        self.u = u
         self.ssm = SelectiveSSM(dim, **ssm)
         inner, d_state = self.ssm.d_inner, self.ssm.directions * self.ssm.d_state
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -287,7 +287,7 @@ class CrossMamba(nn.Module):
 
     def kept_bytes(self, cond: Any) -> int:
         """Bytes of the states that `keep` would compute; 0 where there are none."""
-        if not self.keeps or not isinstance(cond, CrossCondition):
+        if self.u != "mask" or not isinstance(cond, CrossCondition):
             return 0
         return cond.delta.numel() * self.ssm.d_state * cond.delta.element_size()
 
@@ -311,14 +311,13 @@ class CrossMamba(nn.Module):
         content, z = self.in_proj(x).chunk(2, dim=-1)
         content = self.ssm.mix_locally(content, size)
         C = self.x_proj(content)
-        scanned = (
-            read_states(states, C)
-            if isinstance(states[0], KeptStates)
-            else [
+        if any(isinstance(state, KeptStates) for state in states):
+            scanned = read_states(states, C)
+        else:
+            scanned = [
                 self.ssm.scan(self._scanned(own.u, part), own.delta, own.B, C_part, size, constants=own.constants)
                 for own, part, C_part in parts_of(states, content, C)
             ]
-        )
         return self.ssm.finish(scanned[0] if len(scanned) == 1 else torch.cat(scanned), z)
 
     def _scanned(self, m: Tensor | None, content: Tensor) -> Tensor:

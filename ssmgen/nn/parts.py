@@ -55,7 +55,8 @@ def expanded(state: Any, batch: int) -> Any:
 def joined(states: list[Any], batch: int) -> Any:
     """Several states as one of their batches in turn; nested tuples and mappings of tensors and None.
 
-    None where they are unlike, or one is not of ``batch`` items: something would have to be repeated.
+    None where they cannot be one: a tensor is not of ``batch`` items and would have to be repeated, or something else
+    than tensors differs.
     """
     flat, structures = zip(*(tree_flatten(state, is_leaf=serves_all) for state in states), strict=True)
     if any(each != structures[0] for each in structures):
@@ -63,11 +64,13 @@ def joined(states: list[Any], batch: int) -> Any:
     results = []
     for parts in zip(*flat, strict=True):
         first = parts[0]
-        if len({(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in parts}) > 1:
+        tensors = [x for x in parts if isinstance(x, Tensor)]
+        if len(tensors) == len(parts) and len({(x.shape, x.dtype) for x in tensors}) == 1 and len(first) == batch:
+            results.append(torch.cat(tensors))
+        elif all(x is None for x in parts) or all(map(serves_all, parts)):
+            results.append(first)
+        else:
             return None
-        if isinstance(first, Tensor) and len(first) != batch:
-            return None
-        results.append(torch.cat(parts) if isinstance(first, Tensor) else first)
     return tree_unflatten(results, structures[0])
 
 

@@ -1,4 +1,4 @@
-"""Regions of a mask that tell one another what they look like: one token for each class, however large the image.
+"""Attention between the regions of a mask, each a mean over its tokens: its cost does not grow with the image.
 
 Letters: b batch, l length (= height x width tokens), d dim, k classes and one more, n heads.
 """
@@ -21,7 +21,7 @@ class Regions(NamedTuple):
     """What a `RegionAttention` derives from the mask alone: computed once per mask, used at every step.
 
     Attributes:
-        region: of each token, the first of its classes, int64 ``(b, l)``.
+        region: of each token, its class, or of a mirrored pair the first class; int64 ``(b, l)``.
         means: ``(b, k, l)``; its product with the tokens is the mean of each region, zero for a class without tokens.
         present: ``(b, 1, 1, k)`` bool, whether a class has tokens.
     """
@@ -37,11 +37,11 @@ class RegionAttention(nn.Module):
 
     With the class k(i) of each token i and the mean r of the tokens of each class: ``s = attention(r + embedding)``
     over the classes that the mask has (arXiv 1706.03762, eq. 1); output ``out_proj(s[k(i)] SiLU(z_i))``,
-    ``z = gate(x)``. A scan carries what it saw at one eye along all tokens up to the other; here the two are
-    neighbours at every distance. Its cost beside the projections is that of a few dozen tokens. SEAN (arXiv
-    1911.12861) has codes by region too, taken from another picture.
+    ``z = gate(x)``. A scan carries what it saw at one eye along all tokens up to the other; here the distance between
+    them does not matter. Beside the projections, its cost is that of a few dozen tokens. SEAN (arXiv 1911.12861) has
+    codes by region too, taken from another picture.
 
-    It reads no content of the mask's tokens, so something else has to: add them at the input.
+    Of the mask's tokens it reads only the classes, so a model should also add the tokens at the input.
 
     Args:
         dim: width of the tokens.
@@ -50,7 +50,8 @@ class RegionAttention(nn.Module):
         mirrored: pairs of classes that are one region here, such as a label set's left and right.
 
     Raises:
-        ValueError: heads that do not divide the width, or pairs of other numbers than two different classes.
+        ValueError: no classes, heads that do not divide the width, or ``mirrored`` with something else than pairs of
+            classes, or with a class in two pairs.
     """
 
     #: Whether the condition's tokens must lie on the image's token grid.
@@ -63,14 +64,12 @@ class RegionAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = (dim // 32 if dim % 32 == 0 else 1) if num_heads is None else num_heads
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be positive, got {num_classes}")
         if self.num_heads < 1 or dim % self.num_heads:
             raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
         self.num_classes = num_classes
-        self.region_of = list(range(num_classes + 1))
-        for pair in mirrored:
-            if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(range(num_classes)):
-                raise ValueError(f"mirrored holds pairs of classes from 0 to {num_classes - 1}, got {pair!r}")
-            self.region_of[pair[1]] = self.region_of[pair[0]]
+        self.mirrored = _checked_pairs(mirrored, num_classes)
         # About as large as the means of normalised tokens, so that regions are told apart from the start.
         self.embedding = nn.Parameter(torch.randn(num_classes + 1, dim) / 2)
         self.embedding.no_weight_decay = True  # type: ignore[attr-defined]
@@ -86,10 +85,11 @@ class RegionAttention(nn.Module):
         tokens = condition_tokens(signal, size, self.gate.in_features)
         told = None if isinstance(signal, Tensor) else signal.classes
         classes = tokens.new_full(tokens.shape[:2], self.num_classes, dtype=torch.long) if told is None else told
-        regions = torch.tensor(self.region_of, device=classes.device)[classes]
-        inside = F.one_hot(regions, self.num_classes + 1).transpose(1, 2).to(tokens.dtype)
+        for first, second in self.mirrored:
+            classes = torch.where(classes == second, first, classes)
+        inside = F.one_hot(classes, self.num_classes + 1).transpose(1, 2).to(tokens.dtype)
         count = inside.sum(2, keepdim=True)
-        return Regions(regions, inside / count.clamp(min=1), rearrange(count > 0, "b k 1 -> b 1 1 k"))
+        return Regions(classes, inside / count.clamp(min=1), rearrange(count > 0, "b k 1 -> b 1 1 k"))
 
     def forward(self, x: Tensor, cond: Tensor | Regions | list[Regions], size: tuple[int, int]) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` region by region.
@@ -115,3 +115,15 @@ class RegionAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=regions.present)
         mixed = rearrange(mixed, "b n k d -> b k (n d)")
         return mixed.gather(1, regions.region.unsqueeze(2).expand(-1, -1, mixed.shape[2]))
+
+
+def _checked_pairs(mirrored: Sequence[Sequence[int]], num_classes: int) -> list[tuple[int, int]]:
+    known, used = set(range(num_classes)), set[int]()
+    for pair in mirrored:
+        found = set(pair) if isinstance(pair, Sequence) and len(pair) == 2 else set()
+        if len(found) != 2 or not found <= known:
+            raise ValueError(f"mirrored holds pairs of classes from 0 to {num_classes - 1}, got {pair!r}")
+        if twice := found & used:
+            raise ValueError(f"mirrored has the class {min(twice)} in two pairs")
+        used |= found
+    return [(first, second) for first, second in mirrored]

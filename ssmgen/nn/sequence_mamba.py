@@ -63,7 +63,6 @@ class SequenceCrossMamba(CrossMamba):
                 "backwards"
             )
         super().__init__(dim, **ssm)
-        self.keeps = False
 
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> SequenceState:  # type: ignore[override]
         """Everything that depends on the condition tokens ``(batch, any length, dim)`` alone."""

@@ -107,15 +107,14 @@ class GaussianObjective:
         prediction = model(*self.inputs(self.path.interpolate(noise, data, t), t), **condition)
         precise = torch.promote_types(prediction.dtype, torch.float32)
         difference = prediction.to(precise) - self.target(noise, data, t).to(precise)
-        error = difference.square()
-        if self.weighting == "velocity":
-            factor = broadcast_time(self._velocity_factor(t), error)
-            difference, error = difference * factor.sqrt(), error * factor
+        factor = broadcast_time(self._velocity_factor(t), data) if self.weighting == "velocity" else None
+        error = difference.square() if factor is None else difference.square() * factor
         loss = error.mean() if weight is None else (error * weight).mean()
         if contrasts is None:
             return loss
-        found = torch.einsum("bchw,bmhw->bmc", difference, contrasts.to(precise))
-        return loss + found.square().sum(dim=1).mean()
+        # No matrix product: rounded to 16 bits, errors that left and right share would no longer cancel.
+        found = (difference.unsqueeze(1) * contrasts.to(precise).unsqueeze(2)).sum(dim=(3, 4)).square()
+        return loss + (found if factor is None else found * factor.flatten(1).unsqueeze(2)).sum(dim=1).mean()
 
     def draw(self, data: Tensor, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:
         """The ``noise`` and ``t`` that `loss` draws, for a process that sees a part of the batch.

@@ -53,7 +53,7 @@ def define(
         return tuple(by_position.get(i) if isinstance(x, Tensor) else None for i, x in enumerate(inputs))
 
     def reject_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-        advice = f"ssmgen::{name} is differentiable once: use float64, which torch's own functions compute"
+        advice = f"ssmgen::{name} is differentiable once: use float64 or backend='torch', torch's own functions"
         raise RuntimeError(refusal or advice)
 
     fake_backward = like(*(i + len(upstream) for i in differentiated))

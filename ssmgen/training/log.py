@@ -58,8 +58,9 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._write({"step": step, "event": event} | _finite(values) | origin)
 
     def step(self, step: int, loss: float, norm: float, lr: float, health: Health, known: float | None = None) -> None:
-        """Report a finished step, ``known`` since a time of `time.monotonic`; every ``log_every`` of them make a line.
+        """Report a finished step; every ``log_every`` of them make a line.
 
+        ``known`` is when its values were read, in seconds of `time.monotonic`; now where None.
         The line's loss is the mean over its steps with a finite loss, its norm that of the last one.
         """
         self._losses.append(loss)

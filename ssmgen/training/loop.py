@@ -113,8 +113,8 @@ def train(
         model: what is trained; with ``settings.shard`` its weights are divided among the processes, in place.
         objective: has ``loss(model, data, **others)``, see `ssmgen.objectives`.
         data: the examples. ``data[index, draw]`` is a mapping ``{"data": x, NAME: condition, ...}`` with the names of
-            the model's conditions and an optional ``weight`` of the error; ``draw`` counts the epochs and seeds
-            augmentation. A batch of them goes to the loss as keyword arguments. If ``data`` has a method
+            the model's conditions and optional ``weight`` and ``contrasts`` of the error; ``draw`` counts the epochs
+            and seeds augmentation. A batch of them goes to the loss as keyword arguments. If ``data`` has a method
             ``bucket_of(index)``, a batch has examples of one bucket, see `ssmgen.training.StepOrder`.
         settings: how to train.
         run: gets ``log.jsonl`` and ``checkpoints/``, and ``lock.json`` while training lasts.

@@ -38,7 +38,7 @@ def muon_step(
         group: ``params``, two-dimensional, ``lr``, ``weight_decay`` (decoupled) and ``momentum`` (Nesterov's).
         state: state of each parameter; gets ``momentum_buffer``.
         dtype: dtype of the products, float32 or bfloat16.
-        skipped: a bool, scalar, on the device of the matrices; True changes no bit of matrices and momentum.
+        skipped: a bool, scalar, on the device of the matrices; True changes no value of matrices and momentum.
 
     A sharded matrix is gathered for its products, which every process computes; all processes must call this.
     """

@@ -33,7 +33,7 @@ class StepResult:
         found: ``(3,)``, on any device: loss, norm, and the share of the processes that were asked to stop.
 
     Attributes:
-        known: when `Unread` had read it, in seconds of `time.monotonic`.
+        known: when the host had read its values, in seconds of `time.monotonic`.
     """
 
     known: float

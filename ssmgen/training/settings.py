@@ -35,7 +35,7 @@ class TrainSettings:
             machine, see `ssmgen.precision`. The run records which; Muon's products follow it.
         matmul_precision: how products of float32 matrices are rounded, torch's ``"highest"`` (float32), ``"high"``
             (TensorFloat32 on a GPU) or ``"medium"`` (the same on a GPU, bfloat16 on a CPU that has it; sums stay
-            float32). On a GPU convolutions follow it.
+            float32). On a GPU, convolutions follow it too.
         seed: seed of everything random.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: number of checkpoints kept.

@@ -21,7 +21,7 @@ from ssmgen.training.settings import TrainSettings
 from ssmgen.values import batch_of_value, mapped
 from ssmgen.weights import full_tensor, unwrapped
 
-#: ``data``, one entry per condition of the model under its name, and an optional ``weight``.
+#: ``data``, one entry per condition of the model under its name, and optional ``weight`` and ``contrasts``.
 Batch = Mapping[str, Any]
 
 
@@ -136,12 +136,12 @@ def training_step(
     seeds = seeds_of(step, settings, 0 if draw else rank)
     for index, (seed, given) in enumerate(zip(seeds, split(batch, parts), strict=True)):
         torch.manual_seed(seed)
-        part = {name: _moved(x, device) for name, x in given.items()}
-        drawn = draw(part["data"], rank, processes) if draw else {}
         # The gradients are averaged over the processes once, after the last part; sharded ones after each, because
         # whole ones would have to be kept until then.
         whole = nullcontext() if index == parts - 1 else accelerator.no_sync(state.wrapped)
         with state.checked(given), whole:
+            part = {name: _moved(x, device) for name, x in given.items()}
+            drawn = draw(part["data"], rank, processes) if draw else {}
             # The cache of autocast would keep the gathered weights of all blocks in bfloat16.
             with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16", cache_enabled=not sharded):
                 loss = objective.loss(state.wrapped, **drawn | part) / parts

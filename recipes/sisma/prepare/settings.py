@@ -27,8 +27,8 @@ class Settings:
         merge: a file with a table that merges the labels into fewer classes, see `ssmgen.data.read_merge_table`, looked
             for as ``labels`` is.
         size: side in pixels of the stored images and masks; without it, image files are copied unchanged.
-        sides: ``fix`` swaps left and right in masks of faces where they are the wrong way round, as in about 7 % of
-            CelebAMask-HQ; ``keep`` names these masks only.
+        sides: ``fix`` swaps left and right in masks of faces where they are the wrong way round, as in some of
+            CelebAMask-HQ; ``keep`` only names these masks.
         on_bad: ``stop`` writes nothing if any pair is bad, ``skip`` leaves bad pairs out.
         count: number of drawn faces.
         seed: of the drawn faces.

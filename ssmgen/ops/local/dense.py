@@ -15,7 +15,7 @@ name = "dense"
 devices: tuple[str, ...] | None = None
 dtypes = FLOATS_UP_TO_32
 auto_for: tuple[str, ...] | None = ("cuda",)
-#: Elements of a block's matrix: 128 MB in float32, with a byte more for each while it is made.
+#: Elements of a block's matrix: 128 MiB in float32, with a byte more for each while it is made.
 _LARGEST = 2**25
 
 

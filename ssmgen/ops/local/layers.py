@@ -119,7 +119,8 @@ def sum_rows(table: Tensor, rows: Tensor, classes: int, *, backend: str = "auto"
 
     Args:
         table: ``(places * classes, dim)``.
-        rows: int64 ``(tokens, places)``; place p takes one of ``p * classes ... (p + 1) * classes - 1``.
+        rows: int64 ``(tokens, places)``; place p takes one of ``p * classes ... (p + 1) * classes - 1``. Nothing checks
+            this on a GPU, where reading them would wait for it.
         classes: rows per place.
         backend: "auto", or one that ``backends("sum_rows")`` lists.
 

@@ -6,8 +6,8 @@ what is left over further registers of each lane. So WIDTH says how many lanes s
 times four of its states a lane owns. Channels beyond ``dim`` read the last channel, and only what they would write is
 masked; steps beyond the last read the step before it, and have no size.
 
-Rows of B and C are loaded in pieces of less than 32 numbers, which Triton loads in the layout in which they are used;
-larger ones would pass through shared memory.
+Rows of B and C are loaded in pieces of WIDTH numbers. Triton loads less than 32 of them in the layout in which they are
+used; more, as with many states a channel, pass through shared memory.
 """
 
 import triton
