@@ -23,6 +23,7 @@ from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._inductor.scheduler import NopKernelSchedulerNode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map_only
 
 import ssmgen
@@ -122,10 +123,16 @@ def _launches_of(node: Any) -> int:
     """Launches of an operator of ours: those of the scan are counted, all others launch one kernel."""
     if not str(node.target).startswith("ssmgen.triton_scan"):
         return 1
-    given = [x.meta["val"] if isinstance(x, torch.fx.Node) else x for x in node.args]
-    with mock.patch.object(triton, "launch") as launch:
+    with unset_fake_temporarily():
+        given = [_real(x.meta["val"]) if isinstance(x, torch.fx.Node) else x for x in node.args]
+    with unset_fake_temporarily(), mock.patch.object(triton, "launch") as launch:
         triton._forward(ScanInputs(*given[:-1]), given[-1])
     return launch.call_count
+
+
+def _real(fake: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU without its values: where it lies in memory counts too."""
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype)
 
 
 def per_step(depth: int, **settings: Any) -> tuple[int, Counter[str]]:

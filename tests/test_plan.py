@@ -16,7 +16,7 @@ from ssmgen.cli import main
 from ssmgen.models.summary import summarize
 from ssmgen.nn import sincos_position
 from ssmgen.ops import scan_order
-from ssmgen.ops.local import cpu as cpu_layers
+from ssmgen.ops.local import layers
 from ssmgen.planning import DEVICES, count_step, gather_seconds, make_plan, reduce_seconds
 from ssmgen.planning.check import check_here, check_reduce, saved_bytes, training_step
 from ssmgen.planning.counting import Call, StepCounts, count_activations
@@ -56,7 +56,7 @@ def test_weights_gradients_and_optimiser_are_exact(optimizer):
 )
 def test_activations_are_what_autograd_saves(name, settings, batch, gpu):
     _, model, loss = training_step(name, settings, batch, 16)
-    with mock.patch.object(cpu_layers, "runs", lambda x: False) if gpu else nullcontext():
+    with mock.patch.object(layers, "_chosen", lambda *given: "torch") if gpu else nullcontext():
         saved = saved_bytes(model, loss)
     predicted = count_activations(name, batch, 16, gpu=gpu, precision="no", **settings)
     assert predicted == pytest.approx(saved, rel=0.02)
