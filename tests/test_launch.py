@@ -46,7 +46,7 @@ def environment_free():
     [
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulate=2 of the run decides"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "precision=no of the run decides"),
-        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "training does not compile the model"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "compile=False of the run decides"),
         ("ACCELERATE_GRADIENT_CLIPPING", "0.001", ""),
     ],
 )

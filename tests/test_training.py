@@ -383,6 +383,27 @@ def test_a_compiled_model_is_trained_and_resumed_as_a_plain_one(tmp_path, monkey
     assert digests(checkpoints(tmp_path / "mixed/checkpoints")[-1]) == digests(checkpoints(plain / "checkpoints")[-1])
 
 
+def test_a_training_that_compiles_is_the_same_and_checks_what_it_is_given(tmp_path, monkeypatch):
+    calls, compile = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: calls.append(how) or compile(model, backend="eager"))
+    run(tmp_path / "plain")
+    run(tmp_path / "compiled", steps=3, compile=True)
+    assert calls == [{"fullgraph": True, "dynamic": False}]
+    run(tmp_path / "compiled", resume="auto")
+    assert digests(checkpoints(tmp_path / "compiled/checkpoints")[-1]) == digests(
+        checkpoints(tmp_path / "plain/checkpoints")[-1]
+    )
+
+    class Wrong(Toy):
+        def __getitem__(self, key):
+            return super().__getitem__(key) | {"mask": torch.full((4, 4), 19, dtype=torch.uint8)}
+
+    with pytest.raises(ValueError, match="mask: label 19 is outside 0..18"):
+        run(tmp_path / "wrong", data=Wrong(), compile=True)
+    with pytest.raises(ValueError, match="compile=True does not work with shard=True"):
+        TrainSettings(steps=1, batch_size=2, compile=True, shard=True)
+
+
 def maybe_compiled(built):
     return torch.compile(built, backend="eager") if isinstance(built, torch.nn.Module) else built
 

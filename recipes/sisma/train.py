@@ -66,7 +66,7 @@ from ssmgen.training.resume import check_lost
 _FREE = {
     *("recipe", "preset", "run", "resume", "steps", "minutes", "cache", "rebuild_cache"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
-    *("shard", "checkpoint_activations", "num_workers", "tracker", "sample_every"),
+    *("shard", "checkpoint_activations", "compile", "num_workers", "tracker", "sample_every"),
     *("evaluate", "evaluate_masks", "parser"),
     *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
     *("data", "autoencoder_source"),  # compared by content, not by path

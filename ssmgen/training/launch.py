@@ -25,7 +25,7 @@ _SHARDING = {
 _IGNORED = (
     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "accumulate={accumulate} of the run decides"),
     ("ACCELERATE_MIXED_PRECISION", "no", "precision={precision} of the run decides"),
-    ("ACCELERATE_DYNAMO_BACKEND", "no", "training does not compile the model"),
+    ("ACCELERATE_DYNAMO_BACKEND", "no", "compile={compile} of the run decides"),
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 #: How long a process waits for another, which may save or sample for long; the watchdog notices one that does not live.

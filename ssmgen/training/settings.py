@@ -22,6 +22,9 @@ class TrainSettings:
         shard: divide weights, gradients, optimiser state and moving average among the processes (FSDP2), instead of
             keeping all of them in each. Without effect in a single process.
         checkpoint_activations: keep only the inputs of the blocks for the backward pass and compute the rest again.
+        compile: pass the model's forward and backward through `torch.compile`, as one graph for each shape of the data,
+            up to eight. The first step of a shape takes a minute or so, and results differ from those without by
+            rounding. Not with ``shard``.
         optimizer: ``"adamw"``, or ``"muon"``, which takes the blocks' matrices and leaves the rest to AdamW at a third
             of ``lr``.
         lr: learning rate after the warm-up.
@@ -54,6 +57,7 @@ class TrainSettings:
     accumulate: int = 1
     shard: bool = False
     checkpoint_activations: bool = False
+    compile: bool = False
     optimizer: str = "adamw"
     lr: float = 1e-4
     warmup: int = 0
@@ -83,6 +87,8 @@ class TrainSettings:
                 f"lr_decay_steps={self.decay_steps} ends before steps={self.steps}: the rest would train at a "
                 f"learning rate of zero. Set lr_decay_steps={self.steps}, or 0 for a constant rate."
             )
+        if self.compile and self.shard:
+            raise ValueError("compile=True does not work with shard=True: leave one of them out")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         check_tracker(self.tracker)

@@ -31,11 +31,13 @@ class TrainState:
 
     accelerator: Any  # accelerate's `Accelerator`
     model: nn.Module
-    wrapped: nn.Module  # the same model as accelerate prepared it, which averages gradients over the processes
+    # The same model as accelerate prepared it, which averages gradients over the processes; compiled if it is to be.
+    wrapped: nn.Module
     optimizer: Any  # as accelerate prepared it
     ema: MovingAverage
     outline: nn.Module | None = None  # of a sharded model, for `averaged`
     late: bool = False  # whether the host reads the values of a step later, see `ssmgen.training.results`
+    compiled: bool = False  # a compiled model reads no value of what it is given
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
         """The averaged model, in one piece in the main process; all processes must enter this if it is sharded."""
@@ -48,8 +50,8 @@ class TrainState:
         return {"model": self.model, "ema": self.ema, "optimizer": optimizer}
 
     def checked(self, batch: Batch) -> AbstractContextManager[None]:
-        """Check a batch on the host where the model's own check would read it from a GPU."""
-        check = getattr(unwrapped(self.model), "checked", None) if self.late else None
+        """Check a batch on the host where the model does not, or would read it from a GPU."""
+        check = getattr(unwrapped(self.model), "checked", None) if self.late or self.compiled else None
         return check(batch) if check is not None else nullcontext()
 
     def update(self, result: StepResult) -> None:
@@ -93,7 +95,9 @@ def prepare(model: nn.Module, settings: TrainSettings, accelerator: Any) -> Trai
         ema.to(accelerator.device),
         reads_late(accelerator.device),
     )
-    return TrainState(accelerator, inner, wrapped, optimizer, averaged, outline, late)
+    if settings.compile:  # data parallelism cuts the graph where it averages gradients
+        wrapped = torch.compile(wrapped, fullgraph=accelerator.num_processes == 1, dynamic=False)
+    return TrainState(accelerator, inner, wrapped, optimizer, averaged, outline, late, settings.compile)
 
 
 def batches_from(first: int, data: Dataset[Batch], settings: TrainSettings, accelerator: Any) -> DataLoader[Batch]:
