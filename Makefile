@@ -21,7 +21,7 @@ TORTURED ?= $(if $(ONLY),runs/torture.json,benchmarks/results/torture/cpu.json)
 STAMP := .venv/installed
 LOWEST := .venv-lowest
 TOOLS := .venv-tools
-LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_local_triton ops_ssd ops_linear_attention ops_matrix_forms nn mixers conditions values dense_map token_sequence placed_sequence style_image models families likelihood objectives solvers sampling compose training pipeline pipeline_folder noise)
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,registry plugins contracts ops ops_cpu ops_layers ops_orders ops_triton ops_local_triton ops_ssd ops_linear_attention ops_matrix_forms nn mixers region_attention conditions values dense_map token_sequence placed_sequence style_image models families likelihood objectives solvers sampling compose precomputed optimizers training late_reading pipeline pipeline_folder noise)
 # A test file goes to one process as a whole, since its tests share what it trains.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
