@@ -169,9 +169,9 @@ EXPERIMENTS = {
         stages=(1300,),
         detailed=True,
         finding=(
-            "Not finished: one seed, and some variants are missing. So far, the more the loss counts the difference, the "
-            "more the irises are alike and the lower is the agreement. In `ways-in`, without it, the irises have 3.0 "
-            "times the distance of real ones both with and without the layer that compares regions."
+            "Not finished: one seed, and some variants are missing. So far, the more the loss counts the difference, "
+            "the more the irises are alike and the lower is the agreement. In `ways-in`, without it, the irises have "
+            "3.0 times the distance of real ones both with and without the layer that compares regions."
         ),
     ),
     "design": Experiment(
