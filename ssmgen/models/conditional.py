@@ -21,21 +21,8 @@ from ssmgen.registry import check_keywords, closest
 
 #: Arguments of models, objectives, samplers and `log_likelihood`, which conditions are passed beside.
 _RESERVED = (
-    *(
-        "x",
-        "t",
-        "cond",
-        "modulation",
-        "size",
-        "model",
-        "data",
-        "noise",
-        "generator",
-        "weight",
-        "contrasts",
-        "x0",
-        "sampling",
-    ),
+    *("x", "t", "cond", "modulation", "size", "model", "data", "noise", "generator", "weight", "contrasts"),
+    *("x0", "sampling"),
     *("objective", "times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "dtype"),
     *("compile", "keep_states", "probes", "seed"),
 )
