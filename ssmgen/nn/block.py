@@ -71,7 +71,10 @@ class Block(nn.Module):
             if condition is None and "constants" in inspect.signature(getattr(self, key).forward).parameters
         ]
         if len({key for key, _, _ in layers}) < len(layers):
-            raise ValueError(f"every layer needs a key of its own, got {[key for key, _, _ in layers]}")
+            raise ValueError(
+                f"every layer needs a key of its own, got {[key for key, _, _ in layers]}: a condition can be read by "
+                "one layer of each kind"
+            )
 
     @classmethod
     def takes(cls, arguments: Mapping[str, Any]) -> list[str]:
