@@ -245,7 +245,8 @@ class Mislabelled(Toy):
         return example
 
 
-def test_labels_are_checked_before_they_are_copied(folder, late):
+def test_labels_are_checked_before_they_are_copied(folder, late, monkeypatch):
+    monkeypatch.setattr("ssmgen.training.step._moved", lambda x, device: pytest.fail("copied before it was checked"))
     with pytest.raises(ValueError, match=r"mask: label 19 is outside 0..18; .* \(row, column\) = \(1, 2\) of item 0"):
         run(folder, data=Mislabelled())
 
