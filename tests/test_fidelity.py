@@ -237,6 +237,12 @@ def test_an_experiment_in_detail_has_small_classes_and_consistency(tmp_path):
     assert "| 100 / 200 / 350 / 1300 |" in page
 
 
+def test_stages_of_several_commits_name_them_all():
+    later = detailed_result("added", 0.7, 0.4, 1.25)
+    later["stages"] = {"100": later["stages"]["100"] | {"commit": "first"}, "200": later["stages"]["200"]}
+    assert "commit `abc`, `first`, seeds 0" in report._origin("ways-in", {"added": [later]})
+
+
 def test_runs_of_other_lengths_say_their_steps(tmp_path):
     file = next(report.FOLDER.glob("mask-entry/*.json"))
     result = json.loads(file.read_text())
