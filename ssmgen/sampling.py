@@ -68,9 +68,12 @@ class Sampling:
         guidance_start: guidance acts from this t on. Near the noise it mostly exaggerates contrast (Kynkaanniemi et
             al., arXiv 2404.07724, limit it in the same way). Or one start by condition: ``{"mask": 0.2}`` guides a
             style or words, whose colours are decided near the noise, from 0 on and the mask later.
+        shared_noise: where the labels have a left and a right, both start from the same noise, see
+            `ssmgen.noise.shared_noise`, so that they are painted alike. Pipelines do this, which know the labels.
 
     Raises:
         ValueError: a value out of range, or no such solver.
+        TypeError: a solver of another type, or ``shared_noise`` that is not True or False.
     """
 
     solver: Any = "ab3"
@@ -78,6 +81,7 @@ class Sampling:
     shift: float = 1.0
     guidance_scale: Any = 1.0
     guidance_start: Any = 0.0
+    shared_noise: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str | Mapping):
@@ -90,6 +94,8 @@ class Sampling:
             raise ValueError(f"shift must be a number above 0, got {self.shift!r}")
         check_scale(self.guidance_scale)
         check_start(self.guidance_start)
+        if not isinstance(self.shared_noise, bool):
+            raise TypeError(f"shared_noise must be True or False, got {self.shared_noise!r}")
         for name in ("steps", "shift", "guidance_scale", "guidance_start"):
             object.__setattr__(self, name, _writable(getattr(self, name), int if name == "steps" else float))
 
@@ -206,6 +212,11 @@ class Sampler:
             values = {name: self._of_few_lengths(name, value) for name, value in values.items()}
         chosen = {name: value for name, value in given.items() if name not in self.conditions}
         settings = (sampling or Sampling()).for_values(values, self.conditions).replaced(**chosen)
+        if settings.shared_noise:
+            raise ValueError(
+                "shared_noise needs labels, which a Sampler does not know: sample with a MaskToImage, or give "
+                "x0 = ssmgen.noise.shared_noise(noise, mask, pairs of classes) without this setting"
+            )
         resolved: Objective = resolve(objective, "objective")
         solver: Solver = resolve(settings.solver, "solver", path=getattr(resolved, "path", None))
         ts = shifted_grid(settings.steps, settings.shift) if times is None else _checked_times(times)

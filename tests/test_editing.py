@@ -87,6 +87,21 @@ def test_little_noise_stays_near_and_much_forgets(pipe, face):
     assert len(variations(pipe, image, mask, num_images=3)) == 3
 
 
+def test_edits_start_from_shared_noise_too(pipe, face, hat):
+    """That of the new mask, and never what an inversion found."""
+    image, mask = face
+    settings = {"shared_noise": True, "output_type": "pt"}
+    found = pipe(mask, seed=4, **settings)
+    assert torch.allclose(variations(pipe, image, mask, strength=1.0, seed=4, **settings), found, atol=1e-5)
+    assert not torch.allclose(found, pipe(mask, seed=4, output_type="pt"), atol=1e-2)
+    everywhere = {"region": torch.ones(SIZE, SIZE, dtype=torch.bool), "seed": 4}
+    assert torch.allclose(edit(pipe, image, hat, mask, **everywhere, **settings), found, atol=1e-5)
+    inverted = [
+        edit(pipe, image, mask, hat, start="inversion", output_type="pt", shared_noise=m) for m in (True, False)
+    ]
+    assert torch.equal(*inverted)
+
+
 def test_interpolation_begins_and_ends_with_the_seeds(pipe, face):
     images = interpolate(pipe, face[1], (3, 9), 5, output_type="pt")
     both = pipe(face[1], seed=[3, 9], num_images=2, output_type="pt")

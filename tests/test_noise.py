@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ssmgen
+from ssmgen.noise import shared_noise
 from ssmgen.training import derived_seed
 
 
@@ -53,3 +54,74 @@ def test_noise_that_cannot_be_is_explained():
             ssmgen.initial_noise(seeds, (3, 4, 4))
     with pytest.raises(TypeError, match="Sampler takes no 'step'. Did you mean 'steps'"):
         ssmgen.sample(ssmgen.build("sisma-debug"), torch.zeros(1), step=3)
+
+
+def eyes(left=(4, 12, 8, 12), right=(20, 28, 8, 12), side=32):
+    """A mask whose classes 1 and 2 are rectangles (x, x, y, y)."""
+    mask = torch.zeros(1, side, side, dtype=torch.long)
+    for each, (x0, x1, y0, y1) in ((1, left), (2, right)):
+        mask[0, y0:y1, x0:x1] = each
+    return mask
+
+
+def test_the_right_side_starts_from_the_noise_of_the_left():
+    noise = ssmgen.initial_noise([0, 1], (3, 8, 8))
+    found = shared_noise(noise, eyes(), [(1, 2)])
+    changed = (found != noise).any(1)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[1:4, 4:8] = True  # the right eye, cells 5 and 6 of row 2, and its neighbours
+    assert torch.equal(changed, expected.expand(2, -1, -1))
+    assert torch.equal(found[..., 1:4, 4:8], noise[..., 1:4, 0:4])
+    assert torch.equal(shared_noise(found, eyes(), [(1, 2)]), found), "twice changes nothing"
+
+
+def test_shared_noise_is_moved_by_whole_cells_to_the_nearest_place():
+    """Never by rounding cell by cell, which would take some of them twice."""
+    places = torch.arange(64.0).view(1, 1, 8, 8)
+    for offset in range(8):
+        found = shared_noise(places, eyes(right=(16 + offset, 24 + offset, 10, 14)), [(1, 2)])
+        moves = set((places - found)[found != places].tolist())
+        assert len(moves) == 1 and moves <= {8 * rows + round(3 + offset / 4) for rows in (0, 1)}, "half a row"
+
+
+def test_shared_noise_stays_standard_normal():
+    noise = shared_noise(ssmgen.initial_noise(range(4000), (1, 8, 8)), eyes(), [(1, 2)]).flatten(1)
+    assert noise.mean(0).abs().max() < 0.08 and (noise.std(0) - 1).abs().max() < 0.06
+    related = (torch.corrcoef(noise.T) - torch.eye(64)).abs() > 0.5
+    assert related.sum() == 2 * 12, "each of the twelve cells goes with one other"
+
+
+def test_shared_noise_leaves_what_has_no_other_side():
+    noise = ssmgen.initial_noise([0], (3, 8, 8))
+    for mask, pairs in (
+        (eyes(), []),
+        (eyes(), [(3, 4)]),
+        (torch.ones(1, 32, 32, dtype=torch.uint8), [(1, 2)]),
+        (eyes(right=(20, 22, 8, 10)), [(1, 2)]),  # a quarter of a cell
+    ):
+        assert torch.equal(shared_noise(noise, mask, pairs), noise)
+
+
+def test_each_mask_has_its_own_sides_and_a_mixed_cell_its_nearer_one():
+    noise = ssmgen.initial_noise([0, 1], (3, 8, 8))
+    masks = torch.cat([eyes(), eyes(right=(20, 28, 16, 20))])
+    found = shared_noise(noise, masks, [(1, 2)])
+    for i in range(2):
+        assert torch.equal(found[i : i + 1], shared_noise(noise[i : i + 1], masks[i : i + 1], [(1, 2)]))
+    masks[:, 4:8, 4:12], masks[:, 4:8, 20:28] = 3, 4  # brows right above the eyes
+    both = shared_noise(noise[:1], masks[:1], [(1, 2), (3, 4)])
+    assert torch.equal(both, shared_noise(noise[:1], masks[:1], [(3, 4), (1, 2)])), "in any order of the pairs"
+    assert torch.equal(both[..., 1:3, 5:7], noise[:1, :, 1:3, 1:3])
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.zeros(1, 8, 8), r"integer labels \(batch, H, W\), got torch.float32 \(1, 8, 8\)"),
+        (torch.zeros(8, 8, dtype=torch.long), r"got torch.int64 \(8, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.long), "got 3 masks for the noise of 2"),
+    ],
+)
+def test_shared_noise_names_what_is_wrong(masks, message):
+    with pytest.raises(ValueError, match=message):
+        shared_noise(torch.zeros(2, 1, 4, 4), masks, [(1, 2)])

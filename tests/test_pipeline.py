@@ -14,6 +14,8 @@ import ssmgen
 from ssmgen import MaskToImage
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap, write_png
 from ssmgen.data.images import to_pil
+from ssmgen.noise import shared_noise
+from ssmgen.pipeline import interpolate
 from ssmgen.precision import Choice
 
 
@@ -321,3 +323,22 @@ def test_a_model_of_several_sizes_takes_the_one_that_suits_the_mask(bucketed, pi
 
 def image_mask(mask, size):
     return torch.nn.functional.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+
+
+def test_a_pipeline_starts_both_sides_from_the_same_noise(pipe, face):
+    mask, labels = pipe.labels_of(face), pipe.recipe.labels
+    plain, mirrored = (
+        pipe(mask, seed=3, num_images=2, shared_noise=each, output_type="latent") for each in (False, True)
+    )
+    start = shared_noise(ssmgen.initial_noise([3, 4], pipe.latent_size), mask[None], labels.mirrored)
+    assert torch.equal(mirrored, pipe(mask, noise=start, num_images=2, output_type="latent"))
+    assert not torch.equal(mirrored, plain)
+    recipe = replace(pipe.recipe, sampling=replace(pipe.recipe.sampling, shared_noise=True))
+    own = MaskToImage(pipe.model, pipe.autoencoder, recipe)
+    assert torch.equal(own(mask, seed=3, num_images=2, output_type="latent"), mirrored)
+    first, last = interpolate(own, mask, (3, 4), 2, output_type="latent")
+    assert torch.allclose(torch.stack([first, last]), mirrored, atol=1e-4)
+    with pytest.raises(ValueError, match="shared_noise needs labels, which a Sampler does not know"):
+        pipe.sampler(start, mask[None], shared_noise=True)
+    with pytest.raises(TypeError, match="shared_noise must be True or False, got 1"):
+        pipe(mask, shared_noise=1)

@@ -58,6 +58,7 @@ WAYS = KNOWN | CANDIDATES
 SIDES = {
     "added": WAYS["added"],
     "added-weighting-0.03": (*WAYS["added"], "mirrored_weighting=0.03"),
+    "added-weighting-0.1": (*WAYS["added"], "mirrored_weighting=0.1"),
     "regions": WAYS["regions+added"],
     "regions-weighting-0.03": (*WAYS["regions+added"], "mirrored_weighting=0.03"),
     "mirrored": WAYS["mirrored-regions+added"],

@@ -153,6 +153,7 @@ class SamplingKeys:
         solver, steps, shift: of `ssmgen.Sampling`; the run's own where None.
         guidance_scale, guidance_start: of all conditions, or by condition, such as ``guidance_scale.words=3``; the
             run's own where none is given.
+        shared_noise: of `ssmgen.Sampling`; the run's own where None.
     """
 
     solver: str | None = None
@@ -160,6 +161,7 @@ class SamplingKeys:
     shift: float | None = None
     guidance_scale: Any = None
     guidance_start: Any = None
+    shared_noise: bool | None = None
 
 
 def sampling_of(pipe: MaskToImage, keys: SamplingKeys, given: Sequence[str] = ("mask",)) -> Sampling:

@@ -68,7 +68,7 @@ _FREE = {
     *("checkpoint_every", "keep_checkpoints", "log_every"),
     *("shard", "checkpoint_activations", "compile", "num_workers", "tracker", "sample_every"),
     *("evaluate", "evaluate_masks", "parser"),
-    *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start"),
+    *("solver", "solver_steps", "shift", "guidance_scale", "guidance_start", "shared_noise"),
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
 #: With fewer steps the faces hardly follow their masks; with more, the small network of `quick` gains little.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ssmgen.noise import checked_seed, image_seeds, initial_noise
 from ssmgen.pipeline.checks import check_output_type, checked_sampling
 from ssmgen.pipeline.mask_to_image import MaskToImage, to_output
-from ssmgen.pipeline.values import divided_keywords
+from ssmgen.pipeline.values import divided_keywords, started
 from ssmgen.registry import keywords, make
 from ssmgen.sampling import SETTINGS, Sampling
 from ssmgen.solvers import shifted_grid
@@ -64,9 +64,9 @@ def edit(
     check_output_type(options.get("output_type", "pil"), ("pil", "np", "pt"))
     given = _Options(pipe, edit, options, mask)
     pipe = given.pipe
-    noise = initial_noise([seed], pipe.latent_size).to(pipe.device)
     old = pipe.labels_of(mask, **given.orders)
     new = pipe.labels_of(new_mask, name="the new mask", **given.orders)
+    noise = given.start(initial_noise([seed], pipe.latent_size), new)
     widened = _region(old, new, region, margin).to(pipe.device)
     if start == "inversion":
         _check_reversible(given.sampling)
@@ -107,8 +107,8 @@ def variations(
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     given = _Options(pipe, variations, options, mask, num_images)
     pipe = given.pipe
-    noise = initial_noise(image_seeds(seed, num_images), pipe.latent_size).to(pipe.device)
     labels = pipe.labels_of(mask, **given.orders)
+    noise = given.start(initial_noise(image_seeds(seed, num_images), pipe.latent_size), labels)
     grid = shifted_grid(given.sampling.steps, given.sampling.shift)
     first = 1 - strength
     data = pipe.encode(image)
@@ -157,9 +157,14 @@ class _Options:
         check_output_type(self.output_type)
         self.orders: dict[str, Any] = {name: own.get(name, "") for name in ("palette", "remap")}
         own_sampling, conditions = pipe.recipe.sampling, pipe.sampler.conditions
-        self.sampling = checked_sampling(own_sampling, own.get("sampling"), settings, told, conditions)
+        self.settings = checked_sampling(own_sampling, own.get("sampling"), settings, told, conditions)
+        self.sampling = self.settings.replaced(shared_noise=False)  # of x0, which `start` makes
         self.pipe = pipe.fitted(mask, **self.orders)
         self.values: dict[str, Any] = self.pipe.values_of(told, images, **self.orders)
+
+    def start(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """The noise that images of one mask ``(height, width)`` start from, on the pipeline's device."""
+        return started(noise, labels[None], self.settings, self.pipe.recipe.labels)[0].to(self.pipe.device)
 
     def sample(self, x: Tensor, labels: Tensor, objective: Any = None, **options: Any) -> Tensor:
         """Latents of one mask ``(height, width)``."""

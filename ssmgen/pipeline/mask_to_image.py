@@ -34,6 +34,7 @@ from ssmgen.pipeline.values import (
     divided_keywords,
     examples_of,
     prepared_values,
+    started,
     text_encoder_of,
     to_pixels,
 )
@@ -200,7 +201,7 @@ class MaskToImage:
             seed: seed of the first image, from 0 to 2**64 - 1; later images count up, mask by mask. Or one per image.
             num_images: images per mask.
             size: side or (height, width) of the images if not the recipe's, see `resized`.
-            noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds.
+            noise: initial noise ``(n, c, h, w)``, one per image, instead of seeds; ``shared_noise`` changes it too.
             output_type: ``"pil"`` for a list; ``"np"`` ``(n, H, W, 3)`` and ``"pt"`` ``(n, 3, H, W)`` for float32 in
                 [0, 1]; ``"uint8"`` ``(n, 3, H, W)``; ``"latent"`` for latents ``(n, c, h, w)``.
             palette: the label set of an RGB mask's colours: a registered name such as ``bisenet19``, or a `LabelSet`.
@@ -209,8 +210,8 @@ class MaskToImage:
             callback: called as ``callback(step, x)`` with the latents after each step of each batch, from step 1 on;
                 adaptive solvers do not call it.
             sampling: settings of sampling; the recipe's if None.
-            **settings: single settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``; and
-                values of the model's other conditions, see `values_of`.
+            **settings: single settings: ``steps``, ``solver``, ``guidance_scale``, ``guidance_start``, ``shift``,
+                ``shared_noise``; and values of the model's other conditions, see `values_of`.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an invalid mask (see `to_labels`), setting or value, or a
@@ -229,6 +230,7 @@ class MaskToImage:
         check_noise(x0, (count, *pipe.latent_size))
         values: dict[str, Any] = {"mask": masks.repeat_interleave(num_images, dim=0) if len(masks) > 1 else masks}
         values |= pipe.values_of(told, count, palette=palette, remap=remap)
+        x0, sampling = started(x0, values["mask"], sampling, self.recipe.labels)
         how = {"sampling": sampling, "objective": self.objective, "progress": callback}
         return self._images(x0, values, how, batch_size, output_type)
 

@@ -17,8 +17,10 @@ from ssmgen.data.images import from_pil, read_image, to_pil
 from ssmgen.data.labels import LabelSet
 from ssmgen.data.mask_input import to_labels
 from ssmgen.data.transforms import check_same_shape
+from ssmgen.noise import shared_noise
 from ssmgen.pipeline.checks import check_shape
 from ssmgen.registry import check_keywords, make
+from ssmgen.sampling import Sampling
 from ssmgen.text import TextEncoder, from_record
 from ssmgen.values import Value, value_for
 
@@ -44,6 +46,20 @@ class Context(NamedTuple):
     labels: LabelSet
     text_encoder: Callable[[str], TextEncoder]
     orders: Mapping[str, str | LabelSet]
+
+
+def started(noise: Tensor, masks: Tensor, sampling: Sampling, labels: LabelSet) -> tuple[Tensor, Sampling]:
+    """The noise that images of these masks start from, and the settings for a `Sampler` that gets it.
+
+    Args:
+        noise: ``(n, c, h, w)``.
+        masks: labels ``(n or 1, H, W)``.
+        sampling: the settings.
+        labels: the classes of the masks.
+    """
+    if not sampling.shared_noise:
+        return noise, sampling
+    return shared_noise(noise, masks, labels.mirrored), sampling.replaced(shared_noise=False)
 
 
 def keywords_of(conditions: Mapping[str, Any]) -> list[str]:
