@@ -32,7 +32,7 @@ EQUAL = [
 def parameters(name, variant):
     """Their number, of a variant of an experiment."""
     experiment = EXPERIMENTS[name]
-    config = train.parse([experiment.preset, *experiment.base, *experiment.variants[variant]])
+    config = train.parse(experiment.training(experiment.variants[variant]))
     config.autoencoder_source = "drawn"  # real faces' own is not at hand
     autoencoder = load_autoencoder(config)
     with torch.device("meta"):
@@ -53,7 +53,7 @@ def test_ways_in_have_equal_parameters_within_two_percent(name):
 @pytest.mark.parametrize("name", [name for name, e in EXPERIMENTS.items() if not e.sampled])
 def test_every_variant_can_be_built(name):
     for words in EXPERIMENTS[name].variants.values():
-        config = train.parse([EXPERIMENTS[name].preset, *EXPERIMENTS[name].base, *words])
+        config = train.parse(EXPERIMENTS[name].training(words))
         config.autoencoder_source = "drawn"  # real faces' own is not at hand
         autoencoder = load_autoencoder(config)
         train.check_config(config, new_model(config, autoencoder), autoencoder)

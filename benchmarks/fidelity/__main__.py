@@ -116,13 +116,14 @@ def run_variant(
         KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
     """
     words = [*experiment.base, *experiment.variants[name]]
-    training, sampling = (experiment.base, experiment.variants[name]) if experiment.sampled else (words, ())
+    given = experiment.variants[name]
+    training, sampling = experiment.training(() if experiment.sampled else given), given if experiment.sampled else ()
     run = folder.with_name(f"seed{seed}") if experiment.sampled else folder
     result: dict[str, Any] = {"variant": name, "words": " ".join(words), "stages": {}}
     for steps in stages:
         measured = folder / f"result-{steps}.json"
         if not measured.exists():
-            _train([experiment.preset, *training, *local], experiment.stages_of(name)[-1], steps, seed, run)
+            _train([*training, *local], experiment.stages_of(name)[-1], steps, seed, run)
             evaluate.main([f"run={run}", *sampling, *measure])
             folder.mkdir(exist_ok=True)
             (run / "result.json").rename(measured)

@@ -9,6 +9,13 @@ from dataclasses import dataclass, field
 from benchmarks.fidelity.ways_in import COARSE, FINE, SIDES, WAYS
 from benchmarks.timing import RESULTS
 
+_BEFORE = ("model_args.mask_input=add", "mirrored_weighting=0", "shared_noise=false")
+#: What makes a preset what it was when most experiments began: with Cross-Mamba, and without what makes sides alike.
+EARLIER = {
+    "quick": ("model=sisma-mini", *_BEFORE),
+    "faces": ("model=sisma-s", "model_args.depth=4", *_BEFORE),
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -19,6 +26,7 @@ class Experiment:
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
         preset: what they are changes of.
+        earlier: of that preset as it was before it took the results of `ways-in` and `sides`, see `EARLIER`.
         stages: training steps after which each run is measured; the learning rate decays to zero over the last. What is
             measured are averages of the weights over about the last ninth of the steps until then (the ramp of
             `ssmgen.training.optimizers.moving_average`), which stands in for the decay at the stages before the last.
@@ -33,12 +41,17 @@ class Experiment:
     variants: dict[str, tuple[str, ...]]
     base: tuple[str, ...] = ("guidance_scale=1",)
     preset: str = "quick"
+    earlier: bool = True
     stages: tuple[int, ...] = (350, 1050)
     paces: dict[str, float] = field(default_factory=dict)
     timed_by: str = ""
     detailed: bool = False
     sampled: bool = False
     finding: str = ""
+
+    def training(self, words: Iterable[str] = ()) -> list[str]:
+        """The words of recipes.sisma.train for a variant of these ``words``; of a setting, the last word counts."""
+        return [self.preset, *(EARLIER[self.preset] if self.earlier else ()), *self.base, *words]
 
     def stages_of(self, name: str) -> tuple[int, ...]:
         """Training steps after which a variant is measured."""
@@ -173,6 +186,20 @@ EXPERIMENTS = {
             "the more the irises are alike and the lower is the agreement. In `ways-in`, without it, the irises have "
             "3.0 times the distance of real ones both with and without the layer that compares regions."
         ),
+    ),
+    "alike": Experiment(
+        "What does it do to the preset `quick` that left and right start from the same noise?",
+        {
+            "quick": (),
+            "independent-noise": ("shared_noise=false",),
+            "unguided": ("guidance_scale=1",),
+            "unguided-independent-noise": ("guidance_scale=1", "shared_noise=false"),
+        },
+        base=(),
+        earlier=False,
+        stages=(1450,),
+        detailed=True,
+        sampled=True,
     ),
     "design": Experiment(
         "Which of our choices and the paper's matter? Each variant changes one setting; attention and DiT replace "

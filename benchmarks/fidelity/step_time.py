@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     experiment = EXPERIMENTS[arguments.experiment]
-    steps = {
-        name: whole_step([experiment.preset, *experiment.base, *words]) for name, words in experiment.variants.items()
-    }
+    steps = {name: whole_step(experiment.training(words)) for name, words in experiment.variants.items()}
     times = measure(steps, arguments.rounds)
     first = next(iter(times))
     show(f"{arguments.experiment}: a training step", times, first)
