@@ -14,10 +14,11 @@ PRESETS = ("quick", "faces")
 #: What names a run or its data and is no choice among better and worse.
 NAMES = ("preset", "run", "data", "parser", "autoencoder_source", "evaluate_masks", "sample_every", "lr_decay_steps")
 STANDS_ON = {
-    "model": "`ways-in`: nothing beats adding; sizes were not compared; gates: `design`; four states: `design`",
+    "model": "sizes were not compared; gates: `design`, and level in `faces`; four states in sisma-mini: `design`",
     "model_args.dim": "a small network for a small set; sizes were not compared",
     "model_args.depth": "a small network for a small set; sizes were not compared",
     "model_args.patch_size": "a token per 8 x 8 pixels, so that eyes and earrings have their own; not compared",
+    "model_args.mask_input": "`mask-entry`: level with adding or concatenating alone; `ways-in`: nothing beats adding",
     "model_args.mask_dropout": "guidance needs it; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",
@@ -28,7 +29,7 @@ STANDS_ON = {
     "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",
     "precision": "speed: bf16 if the machine is faster with it; not compared",
-    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 1,450",
+    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 1,300",
     "minutes": "`make demo` within nine minutes on two AVX2 cores",
     "ema_decay": "not varied",
     "solver_steps": "`sampling`",

@@ -9,12 +9,8 @@ from dataclasses import dataclass, field
 from benchmarks.fidelity.ways_in import COARSE, FINE, SIDES, WAYS
 from benchmarks.timing import RESULTS
 
-_BEFORE = ("model_args.mask_input=add", "mirrored_weighting=0", "shared_noise=false")
-#: What makes a preset what it was when most experiments began: with Cross-Mamba, and without what makes sides alike.
-EARLIER = {
-    "quick": ("model=sisma-mini", *_BEFORE),
-    "faces": ("model=sisma-s", "model_args.depth=4", *_BEFORE),
-}
+#: What makes the presets what they were when most experiments began: without what makes left and right alike.
+EARLIER = ("mirrored_weighting=0", "shared_noise=false")
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class Experiment:
         variants: name to the ``key=value`` words of recipes.sisma.train that make it.
         base: the words all variants share.
         preset: what they are changes of.
-        earlier: of that preset as it was before it took the results of `ways-in` and `sides`, see `EARLIER`.
+        earlier: of that preset as it was before it took the results of `sides`, see `EARLIER`.
         stages: training steps after which each run is measured; the learning rate decays to zero over the last. What is
             measured are averages of the weights over about the last ninth of the steps until then (the ramp of
             `ssmgen.training.optimizers.moving_average`), which stands in for the decay at the stages before the last.
@@ -51,7 +47,7 @@ class Experiment:
 
     def training(self, words: Iterable[str] = ()) -> list[str]:
         """The words of recipes.sisma.train for a variant of these ``words``; of a setting, the last word counts."""
-        return [self.preset, *(EARLIER[self.preset] if self.earlier else ()), *self.base, *words]
+        return [self.preset, *(EARLIER if self.earlier else ()), *self.base, *words]
 
     def stages_of(self, name: str) -> tuple[int, ...]:
         """Training steps after which a variant is measured."""
@@ -197,7 +193,7 @@ EXPERIMENTS = {
         },
         base=(),
         earlier=False,
-        stages=(1450,),
+        stages=(1300,),
         detailed=True,
         sampled=True,
     ),

@@ -109,7 +109,7 @@ class Config:
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
         steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
-        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,450. A
+        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
             continued run keeps the number it began with.
         train: see `ssmgen.training.TrainSettings`.
         sampling: how samples are drawn, in grids and in the evaluation, see `ssmgen.Sampling`.
@@ -171,11 +171,11 @@ def quick() -> Config:
     """Drawn faces at 128 pixels through the shipped f4 autoencoder: minutes on two cores."""
     return Config(
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
-        model="sisma2-mini",
-        model_args={"patch_size": 2, "mask_dropout": 0.1},
+        model="sisma-mini",
+        model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,
-        mirrored_weighting=0.1,
+        mirrored_weighting=0.03,
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
@@ -195,8 +195,7 @@ def faces() -> Config:
         crops=2,
         autoencoder_source="madebyollin/taesd",
         # One token per latent: 8 x 8 pixels, as in `quick`.
-        model="sisma2-s",
-        model_args={"dim": 128, "depth": 5, "patch_size": 1, "mask_dropout": 0.1},
+        model_args={"dim": 128, "depth": 4, "patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
         balance=0.5,
         class_weighting=0.5,
         mirrored_weighting=0.05,
