@@ -44,15 +44,14 @@ def shared_noise(noise: Tensor, masks: Tensor, mirrored: Sequence[Sequence[int]]
     """Noise in which the second class of each pair starts as the first does.
 
     A model that paints an iris by the noise in its place gives two eyes two colours, however well it paints each. From
-    the same noise it gives them nearly the same. The noise of every cell is still standard normal, and so is that of
-    every region with its surroundings, which is all that such a model sees; only the two regions together are no longer
-    independent. So a model need not be trained with it. Noise shared in part has made the frames of videos agree before
-    (arXiv 2305.10474).
+    the same noise it gives them nearly the same (docs/fidelity.md, alike). The noise of every cell is still standard
+    normal, and the cells of one region are still independent; only left and right depend on one another. So a model
+    need not be trained with it. Noise shared in part has made the frames of videos agree before (arXiv 2305.10474).
 
-    A region is where a class has a part of a cell, and the cells next to it. The noise is moved from the middle of one
-    region to that of the other by whole cells, and not flipped: so irises agreed best. Where two regions meet, a cell
-    belongs to the class that has more of its neighbourhood. A pair of which a mask has less than half a cell of either
-    class keeps its noise.
+    A region is where a class has a part of a cell, and the cells next to it; where regions meet, a cell belongs to the
+    class that has most of its neighbourhood. Noise is moved from the middle of one region to that of the other by whole
+    cells. No cell gives its noise to two others, and none that got another's gives it on: such cells keep their own. So
+    do pairs of which a mask has less than half a cell of either class. Shared twice is shared once.
 
     Args:
         noise: ``(batch, channels, h, w)``, independent standard normal values such as those of `initial_noise`.
@@ -63,8 +62,12 @@ def shared_noise(noise: Tensor, masks: Tensor, mirrored: Sequence[Sequence[int]]
         Noise of the shape, dtype and device given.
 
     Raises:
-        ValueError: masks of another dtype or shape.
+        ValueError: noise or masks of another dtype or shape, or something else than pairs of classes.
     """
+    if noise.dim() != 4:
+        raise ValueError(f"noise must be (batch, channels, h, w), got {tuple(noise.shape)}")
+    if any(not isinstance(pair, Sequence) or [type(each) for each in pair] != [int, int] for pair in mirrored):
+        raise ValueError(f"mirrored holds pairs of class ids, such as [(4, 5)], got {mirrored!r}")
     if masks.is_floating_point() or masks.dtype == torch.bool or masks.dim() != 3 or not masks.numel():
         raise ValueError(f"masks must be integer labels (batch, H, W), got {masks.dtype} {tuple(masks.shape)}")
     if len(masks) not in (1, len(noise)):
@@ -83,21 +86,27 @@ def _shared_cells(masks: Tensor, mirrored: Sequence[Sequence[int]], size: tuple[
     """
     height, width = size
     y, x = torch.meshgrid(*(torch.arange(n, device="cpu") for n in size), indexing="ij")
-    source, most = (
-        (y * width + x).expand(len(masks), -1, -1),
-        torch.zeros(len(masks), *size, dtype=torch.float64, device="cpu"),
-    )
+    own = (y * width + x).expand(len(masks), -1, -1)
+    source, most = own, torch.zeros(own.shape, dtype=torch.float64, device="cpu")
     for pair in mirrored:
-        first, second = (F.adaptive_avg_pool2d((masks == each).double(), size) for each in pair)
+        first, second = (F.adaptive_avg_pool2d((masks == each).float(), size).double() for each in pair)
         enough = (torch.minimum(first.sum((1, 2)), second.sum((1, 2))) >= _LEAST).view(-1, 1, 1)
         (y1, x1), (y2, x2) = _middle(first, y, x), _middle(second, y, x)
         from_y, from_x = y + (y1 - y2).round().long(), x + (x1 - x2).round().long()
         inside = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-        near = F.avg_pool2d(second.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
-        taken = enough & inside & (near > most)
-        source = torch.where(taken, from_y * width + from_x, source)
-        most = torch.where(taken, near, most)
-    return source
+        moved = torch.where(enough & inside, from_y * width + from_x, own)
+        for region, cells in ((first, own), (second, moved)):
+            near = F.avg_pool2d(region.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
+            source, most = torch.where(near > most, cells, source), torch.maximum(near, most)
+    return _given_once(source.flatten(1), own.flatten(1), most.flatten(1)).view(own.shape)
+
+
+def _given_once(source: Tensor, own: Tensor, most: Tensor) -> Tensor:
+    """The sources ``(batch, cells)`` without those that were moved themselves, or that give to a cell with more."""
+    source = torch.where(source.gather(1, source) == source, source, own)
+    rank = torch.where(source == own, 0, most + own * 1e-9)  # of equal ones, the last
+    best = torch.zeros_like(most).scatter_reduce(1, source, rank, "amax")
+    return torch.where(rank == best.gather(1, source), source, own)
 
 
 def _middle(shares: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

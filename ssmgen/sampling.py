@@ -69,7 +69,8 @@ class Sampling:
             al., arXiv 2404.07724, limit it in the same way). Or one start by condition: ``{"mask": 0.2}`` guides a
             style or words, whose colours are decided near the noise, from 0 on and the mask later.
         shared_noise: where the labels have a left and a right, both start from the same noise, see
-            `ssmgen.noise.shared_noise`, so that they are painted alike. Pipelines do this, which know the labels.
+            `ssmgen.noise.shared_noise`, so that they are painted more alike. Pipelines do this, which know the labels;
+            other labels change nothing. A stochastic solver goes on with noise that is not shared.
 
     Raises:
         ValueError: a value out of range, or no such solver.

@@ -11,6 +11,7 @@ from pipelines import random_pipe
 import ssmgen
 from ssmgen import MaskToImage, initial_noise
 from ssmgen.data import BISENET19, CELEBAMASK19, draw_face, remap
+from ssmgen.noise import shared_noise
 from ssmgen.pipeline import MaskToImagePipeline, SchedulerSolver, dynamic_shift
 
 MASK = draw_face(2, 32)[1]
@@ -128,6 +129,9 @@ def test_noise_comes_from_generator_or_latents(pipe):
     assert torch.equal(
         theirs(MASK, **settings).images, theirs(MASK, latents=initial_noise([0], (3, 32, 32)), **settings).images
     )
+    shared = theirs(MASK, latents=noise, shared_noise=True, **settings).images
+    start = shared_noise(noise, MASK[None], CELEBAMASK19.mirrored)
+    assert torch.equal(shared, theirs(MASK, latents=start, **settings).images) and not torch.equal(shared, a)
     with pytest.raises(ValueError, match=r"noise must be \(1, 3, 32, 32\), .* got \(2, 3, 32, 32\)"):
         theirs(MASK, latents=torch.cat([noise, noise]), **settings)
     with pytest.raises(ValueError, match="one per image: got 2 for 1 image"):

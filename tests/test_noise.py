@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ssmgen
+from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.noise import shared_noise
 from ssmgen.training import derived_seed
 
@@ -102,6 +103,18 @@ def test_shared_noise_leaves_what_has_no_other_side():
         assert torch.equal(shared_noise(noise, mask, pairs), noise)
 
 
+def test_noise_is_given_once_where_regions_of_faces_meet():
+    masks = torch.stack([draw_face(i, 128)[1] for i in range(40)])
+    for side in (16, 32):
+        cells = torch.arange(1.0, side * side + 1).view(1, 1, side, side).expand(40, -1, -1, -1)
+        found = shared_noise(cells, masks, CELEBAMASK19.mirrored)
+        assert (found != cells).flatten(1).sum(1).double().mean() > 12
+        assert torch.equal(shared_noise(found, masks, CELEBAMASK19.mirrored), found), "twice is once"
+        assert max(int(each.unique(return_counts=True)[1].max()) for each in found) == 2
+        inside = torch.nn.functional.adaptive_avg_pool2d((masks == 4).float(), (side, side)) > 0.9
+        assert torch.equal(found[:, 0][inside], cells[:, 0][inside]), "the first class keeps its noise"
+
+
 def test_each_mask_has_its_own_sides_and_a_mixed_cell_its_nearer_one():
     noise = ssmgen.initial_noise([0, 1], (3, 8, 8))
     masks = torch.cat([eyes(), eyes(right=(20, 28, 16, 20))])
@@ -125,3 +138,11 @@ def test_each_mask_has_its_own_sides_and_a_mixed_cell_its_nearer_one():
 def test_shared_noise_names_what_is_wrong(masks, message):
     with pytest.raises(ValueError, match=message):
         shared_noise(torch.zeros(2, 1, 4, 4), masks, [(1, 2)])
+
+
+@pytest.mark.parametrize("pairs", [[(1, 2, 3)], [("a", "b")], (1, 2), [(True, False)]])
+def test_shared_noise_wants_pairs_of_classes(pairs):
+    with pytest.raises(ValueError, match="pairs of class ids, such as"):
+        shared_noise(torch.zeros(2, 1, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long), pairs)
+    with pytest.raises(ValueError, match=r"noise must be \(batch, channels, h, w\), got \(1, 4, 4\)"):
+        shared_noise(torch.zeros(1, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long), [(1, 2)])

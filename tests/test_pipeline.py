@@ -336,6 +336,10 @@ def test_a_pipeline_starts_both_sides_from_the_same_noise(pipe, face):
     recipe = replace(pipe.recipe, sampling=replace(pipe.recipe.sampling, shared_noise=True))
     own = MaskToImage(pipe.model, pipe.autoencoder, recipe)
     assert torch.equal(own(mask, seed=3, num_images=2, output_type="latent"), mirrored)
+    masks = [mask, face.flip(1)]
+    together = own(masks, seed=3, num_images=2, output_type="latent")
+    apart = [own(each, seed=seed, num_images=2, output_type="latent") for each, seed in zip(masks, (3, 5), strict=True)]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-4)
     first, last = interpolate(own, mask, (3, 4), 2, output_type="latent")
     assert torch.allclose(torch.stack([first, last]), mirrored, atol=1e-4)
     with pytest.raises(ValueError, match="shared_noise needs labels, which a Sampler does not know"):

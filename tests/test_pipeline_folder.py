@@ -64,6 +64,16 @@ def test_the_objective_travels_with_the_model(tmp_path):
         replace(pipe.recipe, objective="x1")
 
 
+def test_a_folder_records_shared_noise_where_it_is_used(pipe, tmp_path):
+    """Earlier versions do not know the setting and read a folder without it."""
+    for used in (False, True):
+        recipe = replace(pipe.recipe, sampling=pipe.recipe.sampling.replaced(shared_noise=used))
+        MaskToImage(pipe.model, pipe.autoencoder, recipe).save_pretrained(tmp_path / str(used))
+        stored = json.loads((tmp_path / str(used) / "config.json").read_text())["sampling"]
+        assert stored.get("shared_noise", False) == used and ("shared_noise" in stored) == used
+        assert MaskToImage.from_pretrained(tmp_path / str(used)).recipe.sampling.shared_noise == used
+
+
 def test_a_folder_of_the_first_format_gives_the_same_pictures():
     """The packaged model was written before objectives, conditions and their names of today."""
     folder = Path(ssmgen.__file__).parent / "pretrained" / "drawn-faces"

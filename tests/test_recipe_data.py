@@ -7,7 +7,14 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 
 from recipes.clothes.presets import PRESETS
 from recipes.sisma import train
-from recipes.sisma.pairs import _pairs_to_encode, check_pairs, encoded_pairs, load_autoencoder, training_pairs
+from recipes.sisma.pairs import (
+    EncodedPairs,
+    _pairs_to_encode,
+    check_pairs,
+    encoded_pairs,
+    load_autoencoder,
+    training_pairs,
+)
 from recipes.sisma.runs import new_model
 from ssmgen.data import CELEBAMASK19, LabelSet, mirrored_contrasts
 from ssmgen.data.folder import write_pair, write_records
@@ -96,7 +103,7 @@ def test_left_and_right_are_contrasted_in_the_loss_on_request(tmp_path):
         f"cache={tmp_path / 'cache'}",
         "autoencoder=identity",
     ]
-    plain, config = train.parse(words), train.parse([*words, "mirrored_weighting=0.1"])
+    plain, config = (train.parse([*words, f"mirrored_weighting={weight}"]) for weight in (0, 0.1))
     autoencoder = load_autoencoder(config)
     without, pairs = encoded_pairs(plain, autoencoder), encoded_pairs(config, autoencoder)
     assert "contrasts" not in without[0, 0]
@@ -105,8 +112,11 @@ def test_left_and_right_are_contrasted_in_the_loss_on_request(tmp_path):
         expected = mirrored_contrasts(example["mask"].unsqueeze(0), CELEBAMASK19.mirrored, (64, 64), 0.1)[0]
         assert example["contrasts"].shape == (3, 64, 64) and torch.equal(example["contrasts"], expected)
     model, without_sides = new_model(config, autoencoder), LabelSet("two", ("a", "b"), ((0, 0, 0), (9, 9, 9)))
-    with pytest.raises(ValueError, match="mirrored_weighting needs labels with a left and a right"):
-        train.check_config(config, model, autoencoder, without_sides)
+    config.evaluate = False  # the shipped parser knows faces
+    train.check_config(config, model, autoencoder, without_sides)  # a preset sets it for all data
+    config.balance = config.class_weighting = 0.0
+    pairs.cache.labels = without_sides
+    assert "contrasts" not in EncodedPairs(pairs.cache, config)[0, 0]
     for wrong in (-1, float("nan"), float("inf")):
         config.mirrored_weighting = wrong
         with pytest.raises(ValueError, match=f"mirrored_weighting must be a number from 0 on, got {wrong}"):

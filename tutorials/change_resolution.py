@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.sisma.parser import SHIPPED, load_parser
-from ssmgen import MaskToImage, initial_noise
+from ssmgen import MaskToImage
 from ssmgen.data import CELEBAMASK19, draw_face
 from ssmgen.data.images import to_pil
 from ssmgen.metrics import MaskAgreement
@@ -37,9 +37,8 @@ def main() -> None:
 
 def sample(pipe: MaskToImage, masks: Tensor) -> Tensor:
     """Images ``(n, 3, h, w)`` in [0, 1] for masks ``(n, h, w)`` of any size that the patches fill."""
-    sides = [side // pipe.autoencoder.factor for side in masks.shape[1:]]
-    noise = initial_noise(range(len(masks)), (pipe.autoencoder.channels, *sides))
-    return pipe.decode(pipe.sampler(noise, masks, pipe.recipe.sampling))
+    made: Tensor = pipe.resized(masks.shape[1:])(masks, output_type="pt")
+    return made
 
 
 def faces(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

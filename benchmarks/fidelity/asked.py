@@ -43,6 +43,7 @@ from ssmgen.data.drawn_faces import draw_face
 from ssmgen.data.drawn_faces.words import sentence
 from ssmgen.metrics import MaskAgreement
 from ssmgen.pipeline.mask_to_image import to_output
+from ssmgen.pipeline.values import started
 from ssmgen.training import progress_bar
 
 _BATCH = 16
@@ -165,6 +166,7 @@ class Asked:
 def sample_images(pipe: MaskToImage, noise: Tensor, values: Mapping[str, Any], sampling: Any, what: str) -> Tensor:
     """Images, uint8 ``(n, 3, h, w)``, of noise and values of the same number of items."""
     parts = []
+    noise, sampling = started(noise, values["mask"], sampling, pipe.recipe.labels)
     with progress_bar(len(noise), "img", what=what) as bar:
         for start in range(0, len(noise), _BATCH):
             own = {name: _part(value, slice(start, start + _BATCH)) for name, value in values.items()}

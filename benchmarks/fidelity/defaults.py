@@ -24,7 +24,7 @@ STANDS_ON = {
     "crops": "a small set; not varied",
     "balance": "`design`: 0.5 level with 1, 0 lower, within the spread; `faces`: 1 gives no gain",
     "class_weighting": "`design`: lower without both it and balance; not varied alone",
-    "mirrored_weighting": "`sides`; in `faces` not varied",
+    "mirrored_weighting": "`sides`, with another layer; in `faces` not varied",
     "optimizer": "`design`",
     "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",
@@ -35,7 +35,7 @@ STANDS_ON = {
     "solver_steps": "`sampling`",
     "guidance_scale": "`sampling`",
     "guidance_start": "`sampling`: level, at a lower cost",
-    "shared_noise": "`sides`: no cost; in `faces` not varied",
+    "shared_noise": "`alike`: left and right agree more, at no cost; in `faces` not varied",
 }
 
 

@@ -149,7 +149,8 @@ class EncodedPairs(Dataset[dict[str, Any]]):
             self.examples = repeats(self._masks(), config.balance, self.seed)
         self.style = config.style
         self.attributes = training_pairs(config).attributes if config.words else None  # type: ignore[attr-defined]
-        self.mirrored, self.mirrored_weighting = cache.labels.mirrored, config.mirrored_weighting
+        self.mirrored = cache.labels.mirrored
+        self.mirrored_weighting = config.mirrored_weighting if self.mirrored else 0.0
         self.class_weights = None
         if config.class_weighting:
             self.class_weights = class_weights(self._masks(), len(cache.labels), config.class_weighting)

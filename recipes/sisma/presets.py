@@ -95,7 +95,8 @@ class Config:
         balance: classes that fewer than this share of the masks contain are shown more often (`ssmgen.data.repeats`).
         class_weighting: how strongly the loss counts rare classes, the power of their rarity; 0 counts all alike.
         mirrored_weighting: how strongly the loss counts the difference between left and right, of eyes, brows and ears,
-            see `ssmgen.data.mirrored_contrasts`; 0 leaves it out.
+            see `ssmgen.data.mirrored_contrasts`; 0 leaves it out, and labels without a left and a right have nothing
+            to count.
         cache: folder for encoded images.
         rebuild_cache: encode damaged or missing files of the cache again, instead of stopping there.
         autoencoder: ``auto`` (the one that ``autoencoder_source`` holds), ``identity``, ``autoencoder-tiny`` or

@@ -218,8 +218,6 @@ def check_config(config: Config, model: nn.Module, autoencoder: Any, labels: Lab
     for key in ("class_weighting", "mirrored_weighting"):
         if not 0 <= getattr(config, key) < math.inf:
             raise ValueError(f"{key} must be a number from 0 on, got {getattr(config, key)}")
-    if config.mirrored_weighting and not labels.mirrored:
-        raise ValueError("mirrored_weighting needs labels with a left and a right, and these have none: leave it out")
     build(config.objective, t_sampling=config.t_sampling)  # checks both
     if not config.run:
         raise ValueError("run= is empty: name the run's folder")

@@ -187,6 +187,7 @@ class MaskToImagePipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
         guidance_start: float | Mapping[str, float] | None = None,
+        shared_noise: bool | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -205,6 +206,8 @@ class MaskToImagePipeline:
             num_inference_steps: steps of the scheduler; the recipe's if None.
             guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
             guidance_start: t in [0, 1] at which guidance begins, or one by condition; the recipe's if None.
+            shared_noise: whether left and right start from the same noise, which also changes ``latents`` and the noise
+                of a generator, see `ssmgen.Sampling`; the recipe's if None.
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
             latents: initial noise ``(n, c, h, w)``.
@@ -227,6 +230,7 @@ class MaskToImagePipeline:
             solver=self._solver(callback_on_step_end, pipe.latent_size),
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
+            shared_noise=shared_noise,
             shift=1.0,  # the scheduler applies its own
             num_images=num_images_per_prompt,
             noise=self._drawn((count, *pipe.latent_size), generator) if latents is None else latents,

@@ -36,7 +36,8 @@ def edit(
     Outside the region, latents follow the objective's path to those of the image; inside, they follow the model, so
     both arrive together. Pixels outside the region are then copied from the image. Inside, the model starts from new
     noise or from the inversion of the image (the ODE solved backwards under the old mask). Inversion keeps a little
-    more of the colours, takes twice the time, and resists a change of class.
+    more of the colours, takes twice the time, and resists a change of class. ``shared_noise`` concerns new noise alone,
+    so an eye that is redrawn by itself does not take the colour of the other.
 
     Args:
         pipe: the pipeline that redraws.

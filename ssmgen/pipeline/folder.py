@@ -228,6 +228,8 @@ def _write_parts(folder: Path, model: nn.Module, autoencoder: Any, recipe: Recip
         autoencoder.save(folder / _AUTOENCODER)
     folder.joinpath(_CARD).write_text(card, encoding="utf-8")
     content = {"format": _FORMAT, **asdict(recipe)}
+    if not recipe.sampling.shared_noise:
+        del content["sampling"]["shared_noise"]  # earlier versions do not know it
     if not recipe.text_encoders:
         del content["text_encoders"]
         content["format"] = _FORMAT if len(recipe.sizes) > 1 else 2  # what earlier versions can read, they should
