@@ -30,10 +30,11 @@ SIZES = {"chunks", "height", "width", "rows"}  # that need not be multiples of 1
 #: Those of `ssd`, whose step sizes are float32.
 SSD_SEQUENCES = {"x", "B", "C", "y", "dy", "dx"}
 SSD_FLOATS = {*("delta", "A", "gain", "passed", "entering", "leaving", "first", "last", "ddelta", "dA", "dB", "dC")}
+SSD_LAUNCH = {"num_warps": triton_ssd._WARPS}
 #: The call that is modelled: its strides are those of `sisma-xl`.
 BATCH, DIM, LENGTH = 8, 2048, 256
 SCAN: dict[str, Any] = {"SOFTPLUS": True, "WHOLE": True, "dim": DIM, "u_step": 2 * DIM, "delta_step": DIM}
-SCAN |= {"x_step": DIM, "z_step": 2 * DIM, "SEGMENT": triton_scan._SEGMENT}
+SCAN |= {"x_step": DIM, "z_step": 2 * DIM, "SEGMENT": triton_scan._SEGMENT, "ROUND": triton_scan._ROUND}
 
 
 def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
@@ -45,7 +46,7 @@ def kind(name: str, dtype: str, sequences: set[str], floats: set[str]) -> str:
     return f"*{dtype}" if name in sequences else "*fp32" if name in floats else "i32"
 
 
-def compiled(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags: Any) -> Any:
+def compiled(kernel: Any, dtype: str, launch: dict[str, int], capability: int = 90, **flags: Any) -> Any:
     """Compile one kernel and say how large it is; tensors and sizes of the scan are multiples of 16, as most are."""
     ssd = kernel.__module__ == ssd_kernels.__name__
     sets = (SSD_SEQUENCES, SSD_FLOATS) if ssd else (SEQUENCES, FLOATS)
@@ -56,7 +57,7 @@ def compiled(kernel: Any, dtype: str, warps: int, capability: int = 90, **flags:
     aligned = {(i,): [["tt.divisibility", 16]] for i in even}
     source = ASTSource(kernel, signature=signature, constexprs=places, attrs=aligned)
     target = GPUTarget("cuda", ONLY or capability, 32)
-    made = triton.compile(source, target=target, options=OPTIONS | {"num_warps": warps})
+    made = triton.compile(source, target=target, options=OPTIONS | launch)
     size, shared = len(made.asm["cubin"]), made.metadata.shared
     print(f"{kernel.__name__} {dtype}: {size} bytes of machine code, {shared} of shared memory", flush=True)
     return made
@@ -73,11 +74,11 @@ def compile_scan(
     uncut = absent | {"end": None, "total": None}
     words = 2 if dtype == "bf16" else 1  # numbers in what holds a piece of B or C
     constants = SCAN | {"B_step": n // words, "C_step": 2 * n // words, "maps_step": n // words, "n": n}
-    forward, backward = triton_scan._Tile.forward(n), triton_scan._Tile.backward(n)
+    forward, backward = triton_scan._Tile.forward(n, whole=True), triton_scan._Tile.backward(n)
     segments = LENGTH // triton_scan._SEGMENT
     trips = [segments, LENGTH // backward.STEPS - segments, LENGTH // backward.STEPS]
     calls = [
-        ("forward_kernel", forward, uncut | {"saved": None, "first_state": None}, [LENGTH // forward.STEPS]),
+        ("forward_kernel", forward, uncut | {"saved": None, "first_state": None}, [LENGTH // triton_scan._ROUND]),
         ("backward_kernel", backward, uncut, trips),
     ]
     if carried:
@@ -85,7 +86,8 @@ def compile_scan(
             calls.append(("carry_kernel", tile, absent | {"BACKWARD": back}, [LENGTH // tile.STEPS]))
     for name, tile, flags, trips in calls:
         kernel = getattr(triton_kernels, name)
-        made = compiled(kernel, dtype, 1, capability, **constants, **tile._asdict(), **flags)
+        launch = {"num_warps": 1} | (triton_scan._FORWARD_LAUNCH if name == "forward_kernel" else {})
+        made = compiled(kernel, dtype, launch, capability, **constants, **tile._asdict(), **flags)
         code = Kernel(made.asm["cubin"])
         cycles = code.cycles(-(-DIM // tile.CHANNELS) * BATCH, trips)
         print(
@@ -100,16 +102,16 @@ def compile_ssd(dtype: str, width: int, states: int, capability: int, **flags: A
     flags |= {"capability": capability, "PRECISION": "ieee" if dtype == "fp32" else "tf32", "STEPS": triton_ssd._STEPS}
     flags |= {"WIDTH": width, "STATES": states}
     for backward in (False, True):
-        compiled(ssd_kernels.gain_kernel, dtype, triton_ssd._WARPS, **flags, BACKWARD=backward)
-    compiled(ssd_kernels.output_kernel, dtype, triton_ssd._WARPS, **flags)
-    compiled(ssd_kernels.gradient_kernel, dtype, triton_ssd._WARPS, **flags)
+        compiled(ssd_kernels.gain_kernel, dtype, SSD_LAUNCH, **flags, BACKWARD=backward)
+    compiled(ssd_kernels.output_kernel, dtype, SSD_LAUNCH, **flags)
+    compiled(ssd_kernels.gradient_kernel, dtype, SSD_LAUNCH, **flags)
 
 
 if __name__ == "__main__":
     compile_scan("fp32", 16, ordered=False, carried=True)
     compile_scan("bf16", 16, ordered=True)
     compile_scan("bf16", 16, ordered=True, gated=True)
-    compile_scan("bf16", 64, ordered=True)
+    compile_scan("bf16", 64, ordered=True, carried=True)
     for capability in (80, 100):
         compile_scan("fp32", 16, ordered=False, capability=capability)
     # Products of float32 make long code: larger heads take minutes to compile.
@@ -117,4 +119,4 @@ if __name__ == "__main__":
     compile_ssd("bf16", 64, 64, 80, HAS_ORDER=True)
     for reverse in (False, True):
         passing = {"REVERSE": reverse, "ELEMENTS": triton_ssd._ELEMENTS}
-        compiled(ssd_kernels.pass_kernel, "fp32", triton_ssd._WARPS, **passing)
+        compiled(ssd_kernels.pass_kernel, "fp32", SSD_LAUNCH, **passing)

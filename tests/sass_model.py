@@ -26,11 +26,11 @@ PIPE_OF = {
     **dict.fromkeys(("IADD3", "LEA", "SHF", "LOP3", "ISETP", "FSETP", "FSEL", "SEL", "PRMT", "MOV", "FMNMX"), "alu"),
     **dict.fromkeys(("PLOP3", "CS2R", "P2R", "R2P", "F2FP", "I2FP", "VIADD", "HFMA2"), "alu"),
     **dict.fromkeys(("MUFU", "I2F", "F2I", "F2F"), "special"),
-    **dict.fromkeys(("SHFL", "LDS", "STS", "LDG", "STG", "LDSM", "LDL", "STL"), "memory"),
+    **dict.fromkeys(("SHFL", "LDS", "STS", "LDG", "STG", "LDSM", "STSM", "LDL", "STL"), "memory"),
 }
 LATENCY = {"LDG": LOAD, "MUFU": 24, "SHFL": 26, "LDS": 30, "LDSM": 33, "LDL": 30}
 #: Instructions that write nothing, and those whose first two operands are written.
-SILENT = {"STG", "STS", "STL", "BAR", "BRA", "NOP", "EXIT", "WARPSYNC", "BSYNC", "BSSY", "DEPBAR", "MEMBAR"}
+SILENT = {"STG", "STS", "STSM", "STL", "BAR", "BRA", "NOP", "EXIT", "WARPSYNC", "BSYNC", "BSSY", "DEPBAR", "MEMBAR"}
 PAIRS = {"ISETP", "FSETP", "PLOP3", "UISETP", "UPLOP3", "HSETP2"}
 LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?)([A-Z0-9_.]+)\s*(.*?);")
 
@@ -48,7 +48,7 @@ class Instruction(NamedTuple):
 
 
 def _width(name: str) -> int:
-    return 4 if ".128" in name else 2 if ".64" in name else 1
+    return 4 if ".128" in name or name.endswith(".M88.4") else 2 if ".64" in name or name.endswith(".M88.2") else 1
 
 
 def _registers(operand: str, count: int) -> list[str]:
@@ -72,7 +72,7 @@ def _parse(line: str) -> Instruction | None:
     written = [register for x in operands[:count] for register in _registers(x, wide)]
     read = set(re.findall(r"U?P\d+", predicate))
     for position, operand in enumerate(operands[count:]):
-        stored = kind in {"STG", "STS", "STL"} and position > 0
+        stored = kind in {"STG", "STS", "STSM", "STL"} and position > 0
         addend = ".WIDE" in name and position == 2
         read.update(_registers(operand, _width(name) if stored else 2 if addend or ".64" in operand else 1))
     if predicate:  # what is not written keeps its value

@@ -1,5 +1,6 @@
 """What a sampler computes before the first step: kept states, constants of scans, and joined conditions."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,53 @@ def test_a_step_of_sampling_computes_no_constants(monkeypatch):
     assert not calls
     model(x, torch.rand(2), cond=cond).sum().backward()  # a condition made without gradients hides none of A_log's
     assert len(calls) == 4 and all(block.self_mamba.ssm.A_log.grad.abs().sum() > 0 for block in model.blocks)
+
+
+#: Models of one block whose only scan is that of a layer.
+WITH_SCAN = {
+    "mamba": {"mixer": "mamba", "cross": {}, "add": ("mask",)},
+    "conditioned-mamba": {"mixer": None, "cross": {"mask": "conditioned-mamba"}},
+    "class-ordered-mamba": {"mixer": None, "cross": {"mask": "class-ordered-mamba"}},
+    "joint-mamba": {"mixer": None, "cross": {"mask": "joint-mamba"}},
+}
+
+
+@pytest.mark.parametrize("layer", WITH_SCAN)
+def test_each_layer_computes_its_constants_once_for_a_call(monkeypatch, layer):
+    """Neither -exp(A_log) nor an order depends on the steps, and the images are those of steps that compute both."""
+    torch.manual_seed(0)
+    model = randomize(build("sisma-debug", depth=1, mask_dropout=0.1, **WITH_SCAN[layer]), std=0.1)
+    x0, mask = torch.randn(1, 3, 8, 12), torch.randint(0, 19, (1, 8, 12))
+    calls, constants = [], SelectiveSSM.constants
+    monkeypatch.setattr(SelectiveSSM, "constants", lambda ssm, size: calls.append("A") or constants(ssm, size))
+    for name in ("mamba", "causal", "joint_mamba", "class_ordered_mamba"):
+        module = importlib.import_module(f"ssmgen.nn.{name}")
+        order = module.scan_order
+        counted = lambda *given, order=order, **options: calls.append("order") or order(*given, **options)  # noqa: E731
+        monkeypatch.setattr(module, "scan_order", counted)
+
+    def images(steps):
+        calls.clear()
+        return sample(model, x0, mask, steps=steps, solver="euler", guidance_scale=2.0)
+
+    images(1)
+    once = calls.copy()
+    found = images(4)
+    assert calls == once and once.count("A") == 2  # of the mask, and of none
+    monkeypatch.setattr(ssmgen.nn.block.Block, "condition", without_constants(ssmgen.nn.block.Block.condition))
+    assert torch.equal(images(4), found)
+    assert calls.count("A") >= 4 and calls.count("order") >= 4
+
+
+def without_constants(condition):
+    """`Block.condition` as before: each state computes its constants again."""
+
+    def leaves_them_out(block, *given):
+        made = condition(block, *given)
+        kept = {key: state for key, state in made.items() if key not in block.with_constants}
+        return {key: state._replace(constants=None) for key, state in kept.items()}
+
+    return leaves_them_out
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import SelectiveSSM, check_tokens
+from ssmgen.nn.mamba import ScanConstants, SelectiveSSM, check_tokens
 from ssmgen.ops import reorder, scan_order
 from ssmgen.registry import passes_on, register
 
@@ -63,17 +63,26 @@ class Mamba(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * self.ssm.d_inner, bias=False)
         self.x_proj = nn.Linear(self.ssm.d_inner, self.ssm.dt_rank + 2 * self.ssm.d_state, bias=False)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def constants(self, size: tuple[int, int]) -> ScanConstants:
+        """What sampling computes once for a grid of ``size``, (height, width); the order is that of the layer."""
+        order = scan_order(self.order, *size, device=self.ssm.A_log.device)
+        return ScanConstants(self.ssm.constants(size).A, (order,))
+
+    def forward(self, x: Tensor, size: tuple[int, int], constants: ScanConstants | None = None) -> Tensor:
         """Mix tokens ``(batch, height * width, dim)`` in row-major order; ``size`` is (height, width) in tokens.
+
+        ``constants`` is the result of `constants`, to compute it once; its A is not used where gradients are needed.
 
         Raises:
             ValueError: the tokens do not fit ``size`` or the layer's width.
         """
         check_tokens(x, size, self.in_proj.in_features, "x")
-        order, ssm = scan_order(self.order, *size, device=x.device), self.ssm
+        ssm = self.ssm
+        order = scan_order(self.order, *size, device=x.device) if constants is None else constants.orders[0]
         sequence = x if order is None else reorder(x, order.forward)
         content, z = self.in_proj(sequence).chunk(2, dim=-1)
         u = ssm.mix_locally(content, size)
         dt, B, C = self.x_proj(u).split([ssm.dt_rank, ssm.d_state, ssm.d_state], dim=-1)
-        out = ssm.finish(ssm.scan(u, ssm.step_size(dt), B, C, size), z)
+        y = ssm.scan(u, ssm.step_size(dt), B, C, size, [None], constants)  # the sequence is in order already
+        out = ssm.finish(y, z)
         return out if order is None else reorder(out, order.inverse)

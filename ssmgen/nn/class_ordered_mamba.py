@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmgen.nn.conditioned_mamba import ConditionedMamba
+from ssmgen.nn.mamba import ScanConstants
 from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.ops import ScanOrder, scan_order
@@ -23,6 +24,7 @@ class ClassOrderedState(NamedTuple):
         content, maps: as of `ConditionedState`; the maps include a row for each token's class.
         forward, inverse: the tokens class by class, and back, int64 ``(b, l)``.
         starts: 1 where a class begins in that sequence and 0 elsewhere, ``(b, l, 1)``.
+        constants: of the scans; None where gradients are needed.
     """
 
     content: Tensor
@@ -30,6 +32,7 @@ class ClassOrderedState(NamedTuple):
     forward: Tensor
     inverse: Tensor
     starts: Tensor
+    constants: ScanConstants | None = None
 
 
 @register("block", "class-ordered-mamba")
@@ -64,11 +67,11 @@ class ClassOrderedMamba(ConditionedMamba):
 
         Plain tokens have no class.
         """
-        content, maps = super().condition(signal, size)
+        content, maps, constants = super().condition(signal, size)
         told = None if isinstance(signal, Tensor) else signal.classes
         classes = content.new_full(content.shape[:2], self.num_classes, dtype=torch.long) if told is None else told
         maps = maps + F.pad(self.prompts[classes], (maps.shape[-1] - self.ssm.d_state, 0)).to(maps.dtype)
-        return ClassOrderedState(content, maps, *class_order(classes, self.ssm.order, size, content.dtype))
+        return ClassOrderedState(content, maps, *class_order(classes, self.ssm.order, size, content.dtype), constants)
 
     def _scan(self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, states: list[Any], size: tuple[int, int]) -> Tensor:
         own = [state for state, _ in parts_of(states, u)]
@@ -76,8 +79,9 @@ class ClassOrderedMamba(ConditionedMamba):
         by_order, by_class = self.ssm.step_size(dt).chunk(2, dim=-1)
         reset = (starts * self.reset).to(by_class.dtype)  # under autocast the products are of 16 bits
         delta = torch.cat([by_order, by_class + reset], dim=-1)
-        orders = [scan_order(self.ssm.order, *size, device=u.device), ScanOrder(forward, inverse)]
-        return self.ssm.scan(u, delta, B, C, size, orders)
+        constants = states[0].constants
+        path = scan_order(self.ssm.order, *size, device=u.device) if constants is None else constants.orders[0]
+        return self.ssm.scan(u, delta, B, C, size, [path, ScanOrder(forward, inverse)], constants)
 
 
 _ORDER = ("forward", "inverse", "starts")

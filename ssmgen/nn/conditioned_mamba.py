@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import SelfMamba, check_tokens, condition_tokens, states_on_grid
+from ssmgen.nn.mamba import ScanConstants, SelfMamba, check_tokens, condition_tokens, states_on_grid
 from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.registry import passes_on, register
@@ -20,10 +20,12 @@ class ConditionedState(NamedTuple):
     Attributes:
         content: joins the projected content and its gate, ``(b, l, 2 e)``.
         maps: joins step sizes (of low rank), B and C, ``(b, l, k (r + 2 n))``.
+        constants: of the scan; None where gradients are needed.
     """
 
     content: Tensor
     maps: Tensor
+    constants: ScanConstants | None = None
 
 
 @register("block", "conditioned-mamba")
@@ -55,7 +57,8 @@ class ConditionedMamba(SelfMamba):
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> ConditionedState:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
         tokens = condition_tokens(signal, size, self.cond_proj.in_features)
-        return ConditionedState(self.cond_proj(tokens), self.cond_x_proj(tokens))
+        constants = None if torch.is_grad_enabled() else self.constants(size)
+        return ConditionedState(self.cond_proj(tokens), self.cond_x_proj(tokens), constants)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, cond: Tensor | ConditionedState | list[ConditionedState], size: tuple[int, int]
@@ -80,7 +83,7 @@ class ConditionedMamba(SelfMamba):
 
     def _scan(self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, states: list[Any], size: tuple[int, int]) -> Tensor:
         """Scan ``u`` with step sizes of low rank ``dt``; a subclass may do so in another order."""
-        return self.ssm.scan(u, self.ssm.step_size(dt), B, C, size)
+        return self.ssm.scan(u, self.ssm.step_size(dt), B, C, size, constants=states[0].constants)
 
 
 def with_states(x: Tensor, states: list[Any], name: str) -> Tensor:

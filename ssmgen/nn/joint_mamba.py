@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmgen.nn.mamba import SelfMamba, check_tokens, condition_tokens, states_on_grid
+from ssmgen.nn.mamba import ScanConstants, SelfMamba, check_tokens, condition_tokens, states_on_grid
 from ssmgen.nn.parts import parts_of
 from ssmgen.nn.signal import Signal
 from ssmgen.ops import ScanOrder, scan_order
@@ -26,11 +26,13 @@ class JointState(NamedTuple):
         u: the condition's half of the scanned sequence, ``(b, l, e)``.
         delta: its step sizes, ``(b, l, k e)``, before bias and softplus.
         B: its input maps, ``(b, l, k n)``.
+        constants: of the scan; None where gradients are needed.
     """
 
     u: Tensor
     delta: Tensor
     B: Tensor
+    constants: ScanConstants | None = None
 
 
 @register("block", "joint-mamba")
@@ -57,13 +59,22 @@ class JointMamba(SelfMamba):
         self.cond_step = nn.Parameter(torch.full((self.ssm.directions * self.ssm.d_inner,), _STEP))
         self.cond_step.no_weight_decay = True  # type: ignore[attr-defined]
 
+    def constants(self, size: tuple[int, int]) -> ScanConstants:
+        """What sampling computes once for a grid of ``size``, (height, width); the orders are those of both in turn."""
+        A = self.ssm.constants(size).A
+        return ScanConstants(A, self._orders(size, A.device))
+
+    def _orders(self, size: tuple[int, int], device: torch.device) -> tuple[ScanOrder, ...]:
+        return tuple(in_turn(name, size, device) for name in self.ssm.orders)
+
     def condition(self, signal: Signal | Tensor, size: tuple[int, int]) -> JointState:
         """Everything that depends on the condition tokens ``(batch, height * width, dim)`` alone."""
         tokens = condition_tokens(signal, size, self.cond_proj.in_features)
         m = self.ssm.mix_locally(self.cond_proj(tokens), size)
         dt, B = self.cond_x_proj(m).split(self.widths[:2], dim=-1)
         delta = self.ssm.step_size(dt)
-        return JointState(m, delta + self.cond_step.to(delta.dtype), B)
+        constants = None if torch.is_grad_enabled() else self.constants(size)
+        return JointState(m, delta + self.cond_step.to(delta.dtype), B, constants)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, cond: Tensor | JointState | list[JointState], size: tuple[int, int]
@@ -89,9 +100,10 @@ class JointMamba(SelfMamba):
             torch.cat([torch.cat([getattr(state, name) for state in own]), part], dim=1)
             for name, part in (("u", u), ("delta", self.ssm.step_size(dt)), ("B", B))
         )
-        orders = [in_turn(name, size, u.device) for name in self.ssm.orders]
+        constants = states[0].constants
+        orders = self._orders(size, u.device) if constants is None else constants.orders
         read = torch.cat([torch.zeros_like(C), C], dim=1)
-        y = self.ssm.scan(joint_u, delta, joint_B, read, size, orders)
+        y = self.ssm.scan(joint_u, delta, joint_B, read, size, orders, constants)
         return self.ssm.finish(y[:, x.shape[1] :].contiguous(), z)
 
 

@@ -59,11 +59,10 @@ class Device:
         return self.matrix_share * (self.bfloat16 if precision == "bf16" else self.float32)
 
 
-# Cycles of a streaming multiprocessor per state update in the package's Triton scan, forward and backward. From the
-# compiled sm_90 instructions in an in-order issue model at 1.8 GHz: 126 and 554 microseconds for 67.1 million updates
-# on 132 multiprocessors. No GPU ran it; the model is good to about 40 %. The kernels were redesigned since, and the
-# model gives the new ones about a third of these cycles (docs/performance.md), so plans are rather too slow.
-_FORWARD_CYCLES, _BACKWARD_CYCLES = 0.447, 1.96
+# Cycles of a streaming multiprocessor per state update in the package's Triton scan, forward and backward. The modelled
+# cycles of a quarter of a multiprocessor for bfloat16 in an order, d_state 16, that `tests/test_ops_triton.py` pins,
+# for 67.1 million updates on 132 multiprocessors. No GPU ran it; the model is good to about 40 %.
+_FORWARD_CYCLES, _BACKWARD_CYCLES = (132 * cycles / (8 * 2048 * 256 * 16) for cycles in (48_848, 291_852))
 
 
 def _gpu(name: str, multiprocessors: int, clock: float, **figures: Any) -> Device:

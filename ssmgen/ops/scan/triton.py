@@ -37,8 +37,10 @@ dtypes = FLOATS_UP_TO_32
 auto_for: tuple[str, ...] | None = ("cuda",)
 # Looked up once, since Dynamo of torch 2.11 refuses to trace the look-up.
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# Steps that are loaded together, and steps from one saved state to the next.
-_STEPS, _SEGMENT = 4, 32
+# Steps of a round of the loop, and steps from one saved state to the next.
+_ROUND, _SEGMENT = 8, 32
+# Of the forward kernel. Without the limit, Nvidia's compiler keeps a third warp on the chip by spilling registers.
+_FORWARD_LAUNCH: dict[str, int] = {} if torch.version.hip else {"maxnreg": 255}
 # Warps that a chip holds at once, two for each quarter of 132 multiprocessors, as far as the registers go.
 _ENOUGH_PROGRAMS = 1024
 
@@ -82,11 +84,16 @@ class _Tile(NamedTuple):
     STEPS: int
 
     @classmethod
-    def forward(cls, n: int) -> Self:
-        """Up to 16 states of one channel per lane, so that few lanes compute the same step size."""
+    def forward(cls, n: int, whole: bool) -> Self:
+        """Up to 32 states per lane, of one channel or two: a number of B or C that is read then serves several.
+
+        With masks in every group, four steps of 64 states would need more registers than there are.
+        """
         states = _padded(n)
-        channels = max(1, min(16, 512 // states))
-        return cls(channels, min(128 // channels, states), states, 4 if states <= 16 else 2)
+        channels = max(1, min(16, 1024 // states))
+        width = min(max(128 // channels, 16 if states > 16 else 8), states)
+        steps = _ROUND if states <= 16 else 2 if states == 64 and not whole else 4
+        return cls(channels, width, states, steps)
 
     @classmethod
     def backward(cls, n: int) -> Self:
@@ -97,6 +104,11 @@ class _Tile(NamedTuple):
 
 def _padded(n: int) -> int:
     return max(4, 1 << (n - 1).bit_length())
+
+
+def _whole(inputs: ScanInputs) -> bool:
+    """Whether the length is made of whole rounds, so that no step is masked."""
+    return inputs.u.shape[1] % _ROUND == 0
 
 
 class _Plan:
@@ -119,7 +131,7 @@ class _Plan:
         self.programs = self.blocks, self.chunks, self.batch
         self.flags: dict[str, Any] = {
             "SOFTPLUS": softplus,
-            "WHOLE": self.length % tile.STEPS == 0,
+            "WHOLE": _whole(inputs),
             "dim": self.dim,
             "n": self.n,
             **tile._asdict(),
@@ -158,7 +170,7 @@ def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 
 
 def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _Plan(inputs, _Tile.forward(inputs.A.shape[1]))
+    plan = _Plan(inputs, _Tile.forward(inputs.A.shape[1], _whole(inputs)))
     y, last = plan.u.new_empty(plan.u.shape), plan.states()
     saved = plan.A.new_empty(_saved_shape(plan.u, plan.A)) if save else None
     end, total = plan.carried(plan.u, plan.B, backward=False)
@@ -167,7 +179,9 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         *(plan.u, plan.delta, plan.A, plan.B, plan.C, plan.D, plan.z, plan.bias, plan.order, plan.initial),
         *(y, end, total, last, saved),
         *plan.layout(plan.u, plan.delta, plan.B, plan.C),
+        ROUND=_ROUND,
         SEGMENT=_SEGMENT,
+        **_FORWARD_LAUNCH,
         **plan.flags,
     )
     return y, last, plan.A.new_empty(0) if saved is None else saved

@@ -6,6 +6,22 @@ Triton compiles these functions to machine code: a subset of Python, with its ow
 import triton
 import triton.language as tl
 
+from ssmgen.ops.scan.triton_groups import (
+    advanced,
+    before,
+    group_step_sizes,
+    group_tokens,
+    lane_sums,
+    load_channel_rows,
+    load_map_rows,
+    load_maps_of_group,
+    pieces_of,
+    pieces_of_both,
+    rows_at,
+    split_pairs,
+    stacked,
+    sum_of_lanes,
+)
 from ssmgen.ops.scan.triton_tiles import (
     LOG2_E,
     advance,
@@ -29,7 +45,6 @@ from ssmgen.ops.scan.triton_tiles import (
     slope,
     step_sizes,
     steps_of,
-    store_channels,
     store_states,
     store_sum,
     tile,
@@ -39,19 +54,37 @@ from ssmgen.ops.triton_place import program_place
 
 
 @triton.jit
+def prepared(inputs, shift, k0, last, SOFTPLUS: tl.constexpr, WHOLE: tl.constexpr):
+    """Of a group: the sequence ``(steps, channels)`` in float32, and its rows of step sizes and of drives in turn."""
+    step, x = group_step_sizes(inputs[0], shift, k0, last, SOFTPLUS, WHOLE), inputs[1].to(tl.float32)
+    return x, split_pairs(step, step * x)
+
+
+@triton.jit
+def group_outputs(h, fed, maps, a, WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr):
+    """The states after a group of steps, and what it reads from them, ``(steps, channels)``."""
+    PIECES: tl.constexpr = STATES // WIDTH
+    pieces, sums = pieces_of_both(maps[0], maps[1], WIDTH), ()
+    for j in tl.static_range(STEPS):
+        h = advanced(h, fed[2 * j], fed[2 * j + 1], a, pieces, 2 * j * PIECES)
+        sums += (lane_sums(h, pieces, (2 * j + 1) * PIECES),)
+    return h, sum_of_lanes(stacked(sums, 0, STEPS))
+
+
+@triton.jit
 def forward_kernel(
     u, delta, A, B, C, D, z, bias, order, first_state, y, end, total, last_state, saved,
     u_batch, delta_batch, B_batch, C_batch, z_batch, order_batch, length, chunk_length, chunks,
     u_step: tl.constexpr, delta_step: tl.constexpr, B_step: tl.constexpr, C_step: tl.constexpr, z_step: tl.constexpr,
     dim: tl.constexpr, n: tl.constexpr, SOFTPLUS: tl.constexpr, WHOLE: tl.constexpr, CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr,
+    WIDTH: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr, ROUND: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """SISMA eq. 5 over a chunk of one image and a few channels: the output, and the states that backward starts from.
 
     Where there is a gate ``z``, the output is times SiLU(z).
 
     The rows of the next group of steps are loaded, as they are stored, before the work on this group begins, and the
-    tokens of the group after it.
+    tokens of the group after it. A round of the loop works on several groups, so that no register is copied between.
     """
     MOVED: tl.constexpr = order is not None or not WHOLE
     block, chunk, batch = program_place(tl.cdiv(dim, CHANNELS), chunks)
@@ -63,37 +96,45 @@ def forward_kernel(
         h = load_states(first_state + batch * dim * n, d, i, in_d, dim, n, STATES)
     if end is not None:
         h = entering(h, end, total, a, batch * chunks, chunk, 1, d, i, in_d, dim, n, STATES)
-    u, delta, y = u + batch * u_batch + d, delta + batch * delta_batch + d, y + batch * length * dim + block * CHANNELS
+    u, delta, y = u + batch * u_batch, delta + batch * delta_batch, y + batch * length * dim
     B, C = B + batch * B_batch, C + batch * C_batch
     if z is not None:
-        z += batch * z_batch + d
+        z += batch * z_batch
     if order is not None:
         order += batch * order_batch
     first, last = steps_of(chunk, chunk_length, length)
-    tokens = tokens_of(order, first, last, WHOLE, STEPS)
-    raw = load_group(tokens, first, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
-    outputs = load_outputs(C, z, i, tokens, first, C_step, z_step, n, STATES, MOVED, STEPS)
-    tokens = tokens_of(order, next_group(first, last, WHOLE, STEPS), last, WHOLE, STEPS)
-    for k0 in range(first, last, STEPS):
-        k1 = next_group(k0, last, WHOLE, STEPS)
-        ahead = load_group(tokens, k1, order, u, delta, B, i, u_step, delta_step, B_step, n, STATES, WHOLE, STEPS)
-        outputs_ahead = load_outputs(C, z, i, tokens, k1, C_step, z_step, n, STATES, MOVED, STEPS)
-        tokens = tokens_of(order, next_group(k1, last, WHOLE, STEPS), last, WHOLE, STEPS)
-        if saved is not None:
-            segment = (tl.full([], 0, tl.int32) + k0) // SEGMENT
-            place = batch * tl.cdiv(length, SEGMENT) + segment
-            store_states(saved + place * dim * n, h, d, i, both(in_d, segment * SEGMENT == k0), n)
-        steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, WHOLE, STEPS)
-        for j in tl.static_range(STEPS):
-            x = raw[2][j].to(tl.float32)
-            h = plus_outer(decayed(h, steps[j], a), steps[j] * x, raw[3][j])
-            out = mapped(h, outputs[0][j]) + skip * x
+    k1 = next_group(first, last, WHOLE, STEPS)
+    tokens, tokens1 = group_tokens(order, first, last, WHOLE, STEPS), group_tokens(order, k1, last, WHOLE, STEPS)
+    tokens2 = group_tokens(order, next_group(k1, last, WHOLE, STEPS), last, WHOLE, STEPS)
+    map_tokens = group_tokens(order, k1, last, WHOLE, STEPS)
+    inputs = load_channel_rows(delta, u, tokens, first, d, delta_step, u_step, MOVED)
+    maps = load_maps_of_group(B, C, tokens, first, B_step, C_step, n, STATES, MOVED)
+    x, fed = prepared(inputs, shift, first, last, SOFTPLUS, WHOLE)
+    inputs = load_channel_rows(delta, u, tokens1, k1, d, delta_step, u_step, MOVED)
+    for start in range(first, last, ROUND):
+        for group in tl.static_range(ROUND // STEPS):
+            k0 = start + group * STEPS
+            k1 = next_group(k0, last, WHOLE, STEPS)
+            k2 = next_group(k1, last, WHOLE, STEPS)
+            inputs_ahead = load_channel_rows(delta, u, tokens2, k2, d, delta_step, u_step, MOVED)
+            maps_ahead = load_maps_of_group(B, C, map_tokens, k1, B_step, C_step, n, STATES, MOVED)
+            tokens3 = group_tokens(order, next_group(k2, last, WHOLE, STEPS), last, WHOLE, STEPS)
+            map_tokens = group_tokens(order, k2, last, WHOLE, STEPS)
             if z is not None:
-                gate = outputs[1][j].to(tl.float32)
-                out *= gate * sigmoid(gate)
-            live = in_d if WHOLE else both(in_d, k0 + j < last)
-            store_channels(row(y, raw[0][j], k0, j, dim, MOVED), out.to(y.dtype.element_ty), live)
-        raw, outputs = ahead, outputs_ahead
+                gate = tl.load(rows_at(z, tokens, k0, d, z_step, MOVED))
+            if saved is not None and group == 0:
+                segment = (tl.full([], 0, tl.int32) + k0) // SEGMENT
+                place = batch * tl.cdiv(length, SEGMENT) + segment
+                store_states(saved + place * dim * n, h, d, i, both(in_d, segment * SEGMENT == k0), n)
+            x_ahead, fed_ahead = prepared(inputs, shift, k1, last, SOFTPLUS, WHOLE)
+            h, out = group_outputs(h, fed, maps, a, WIDTH, STATES, STEPS)
+            out += skip[None, :] * x
+            if z is not None:
+                out *= gate.to(tl.float32) * sigmoid(gate.to(tl.float32))
+            live = in_d[None, :] if WHOLE else in_d[None, :] & before(last, k0, STEPS)
+            tl.store(rows_at(y, tokens, k0, d, dim, MOVED), out.to(y.dtype.element_ty), mask=live)
+            x, fed, inputs, maps = x_ahead, fed_ahead, inputs_ahead, maps_ahead
+            tokens, tokens1, tokens2 = tokens1, tokens2, tokens3
     store_states(last_state + batch * dim * n, h, d, i, both(in_d, chunk == chunks - 1), n)
 
 
@@ -109,44 +150,50 @@ def carry_kernel(
 
     If BACKWARD, what it adds to the state's gradient, from dy, C and the gate, for all chunks but the first.
     """
+    MOVED: tl.constexpr = order is not None or not WHOLE
+    PIECES: tl.constexpr = STATES // WIDTH
     block, chunk, batch = program_place(tl.cdiv(dim, CHANNELS), chunks - 1)
     if BACKWARD:
         chunk += 1
     d, i, in_d = tile(block, dim, CHANNELS, WIDTH)
     a = scaled(load_states(A, d, i, in_d, dim, n, STATES), LOG2_E)
     shift, passed = load_channels(bias, d), tl.zeros([CHANNELS], tl.float32)
-    x, delta, maps = x + batch * x_batch + d, delta + batch * delta_batch + d, maps + batch * maps_batch
+    x, delta, maps = x + batch * x_batch, delta + batch * delta_batch, maps + batch * maps_batch
     if z is not None:
-        z += batch * z_batch + d
+        z += batch * z_batch
     if order is not None:
         order += batch * order_batch
     h = no_states(d, i, STATES)
     first, last = steps_of(chunk, chunk_length, length)
     groups = tl.cdiv(last - first, STEPS)
     k0 = first + (groups - 1) * STEPS if BACKWARD else first
-    tokens = tokens_of(order, k0, last, WHOLE, STEPS)
-    raw = load_group(tokens, k0, order, x, delta, maps, i, x_step, delta_step, maps_step, n, STATES, WHOLE, STEPS)
+    tokens = group_tokens(order, k0, last, WHOLE, STEPS)
+    inputs = load_channel_rows(delta, x, tokens, k0, d, delta_step, x_step, MOVED)
+    rows = load_map_rows(maps, tokens, k0, maps_step, n, STATES, MOVED)
     for _ in range(groups):
         k1 = tl.maximum(k0 - STEPS, first) if BACKWARD else next_group(k0, last, WHOLE, STEPS)
-        tokens = tokens_of(order, k1, last, WHOLE, STEPS)
-        ahead = load_group(tokens, k1, order, x, delta, maps, i, x_step, delta_step, maps_step, n, STATES, WHOLE, STEPS)
-        steps = step_sizes(raw[1], shift, k0, last, SOFTPLUS, WHOLE, STEPS)
+        if BACKWARD and z is not None:
+            gate = tl.load(rows_at(z, tokens, k0, d, z_step, MOVED)).to(tl.float32)
+        tokens = group_tokens(order, k1, last, WHOLE, STEPS)
+        inputs_ahead = load_channel_rows(delta, x, tokens, k1, d, delta_step, x_step, MOVED)
+        rows_ahead = load_map_rows(maps, tokens, k1, maps_step, n, STATES, MOVED)
+        step, drive = group_step_sizes(inputs[0], shift, k0, last, SOFTPLUS, WHOLE), inputs[1].to(tl.float32)
         if BACKWARD:
             if z is not None:
-                gates = load_rows(z, raw[0], k0, z_step, order is not None or not WHOLE, STEPS)
-            for j in tl.static_range(STEPS - 1, -1, -1):
-                up = raw[2][j].to(tl.float32)
-                if z is not None:
-                    gate = gates[j].to(tl.float32)
-                    up *= gate * sigmoid(gate)
-                if not WHOLE:
-                    up = tl.where(k0 + j < last, up, 0.0)
-                h = decayed(plus_outer(h, up, raw[3][j]), steps[j], a)
+                drive *= gate * sigmoid(gate)
+            if not WHOLE:
+                drive = tl.where(before(last, k0, STEPS), drive, 0.0)
         else:
-            h = advance(h, raw, steps, a, STEPS)
-        for j in tl.static_range(STEPS):
-            passed += steps[j]
-        raw, k0 = ahead, k1
+            drive *= step
+        fed, pieces = split_pairs(step, drive), pieces_of(rows, WIDTH)
+        if BACKWARD:
+            for j in tl.static_range(STEPS - 1, -1, -1):
+                h = decayed(plus_outer(h, fed[2 * j + 1], pieces, j * PIECES), fed[2 * j], a)
+        else:
+            for j in tl.static_range(STEPS):
+                h = advanced(h, fed[2 * j], fed[2 * j + 1], a, pieces, j * PIECES)
+        passed += tl.sum(step, axis=0)
+        inputs, rows, k0 = inputs_ahead, rows_ahead, k1
     place = batch * chunks + chunk
     store_states(end + place * dim * n, h, d, i, in_d, n)
     tl.store(total + place * dim + d, passed, mask=in_d)

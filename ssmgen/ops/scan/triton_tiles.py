@@ -221,11 +221,11 @@ def decayed(tiles, step, a):
 
 
 @triton.jit
-def plus_outer(tiles, x, pieces):
-    """Tiles of states plus the products of a value for each channel and a row of B or C."""
+def plus_outer(tiles, x, pieces, first: tl.constexpr = 0):
+    """Tiles of states plus the products of a value for each channel and a row of B or C, from the ``first`` piece."""
     result = ()
     for r in tl.static_range(len(tiles)):
-        result += (tiles[r] + over(x) * along(pieces[r]),)
+        result += (tiles[r] + over(x) * along(pieces[first + r]),)
     return result
 
 
@@ -293,19 +293,6 @@ def slope(step, SOFTPLUS: tl.constexpr):
     if SOFTPLUS:
         return tl.where(step < 1e-3, step - step * step * 0.5, 1 - tl.exp2(step * -LOG2_E))
     return step * 0 + 1
-
-
-@triton.jit
-def store_channels(at, x, in_d):
-    """Write a value for each channel, ``at`` the first of them, from the first of the lanes that share it.
-
-    One column for each lane, so that Triton finds the values in the lanes that write them.
-    """
-    CHANNELS: tl.constexpr = x.shape[0]
-    LANES: tl.constexpr = 32 // CHANNELS
-    lane = tl.arange(0, LANES)[None, :]
-    place = tl.max_contiguous(tl.arange(0, CHANNELS)[:, None] + lane, [1, LANES])
-    tl.store(at + place, tl.broadcast_to(x[:, None], [CHANNELS, LANES]), mask=in_d[:, None] & (lane == 0))
 
 
 @triton.jit
