@@ -113,7 +113,7 @@ def test_left_and_right_are_contrasted_in_the_loss_on_request(tmp_path):
         assert example["contrasts"].shape == (3, 64, 64) and torch.equal(example["contrasts"], expected)
     model, without_sides = new_model(config, autoencoder), LabelSet("two", ("a", "b"), ((0, 0, 0), (9, 9, 9)))
     config.evaluate = False  # the shipped parser knows faces
-    train.check_config(config, model, autoencoder, without_sides)  # a preset sets it for all data
+    train.check_config(config, model, autoencoder, without_sides)
     config.balance = config.class_weighting = 0.0
     pairs.cache.labels = without_sides
     assert "contrasts" not in EncodedPairs(pairs.cache, config)[0, 0]

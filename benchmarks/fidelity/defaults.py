@@ -24,7 +24,6 @@ STANDS_ON = {
     "crops": "a small set; not varied",
     "balance": "`design`: 0.5 level with 1, 0 lower, within the spread; `faces`: 1 gives no gain",
     "class_weighting": "`design`: lower without both it and balance; not varied alone",
-    "mirrored_weighting": "`sides`, with another layer; in `faces` not varied",
     "optimizer": "`design`",
     "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",

@@ -28,7 +28,7 @@ _HEAD = """# Fidelity
 
 This page measures the contribution of each part of SISMA. Each row is the mean over seeds of the preset `quick` (in
 *faces*, of the preset `faces`) at the commit below its table, with the listed settings changed. All but `alike` changed
-the presets as they were before `sides`: with `mirrored_weighting=0 shared_noise=false` besides. The models were trained
+the presets as they were before `shared_noise`, that is with `shared_noise=false`. The models were trained
 on drawn faces (in *faces*, on real faces) and measured on unseen masks. ± is the standard deviation over seeds
 (weights, order of the data, noise). mIoU comes from the shipped parser (in *faces*, from a parser trained on real
 faces); its floor and ceilings are below each table. Only differences of several times the spread are meaningful.

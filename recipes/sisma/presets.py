@@ -176,7 +176,6 @@ def quick() -> Config:
         model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,
-        mirrored_weighting=0.03,
         t_sampling="logit-normal",
         # With drawing, encoding and evaluating, `make demo` then ends within nine minutes on two AVX2 cores.
         minutes=6.0,
@@ -199,7 +198,6 @@ def faces() -> Config:
         model_args={"dim": 128, "depth": 4, "patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
         balance=0.5,
         class_weighting=0.5,
-        mirrored_weighting=0.05,
         t_sampling="logit-normal",
         train=muon_training(steps=2000, ema_decay=0.998),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2, shared_noise=True),
