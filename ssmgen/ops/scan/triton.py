@@ -40,7 +40,7 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 # Steps of a round of the loop, and steps from one saved state to the next.
 _ROUND, _SEGMENT = 8, 32
 # Of the forward kernel. Without the limit, Nvidia's compiler keeps a third warp on the chip by spilling registers.
-_FORWARD_LAUNCH: dict[str, int] = {} if torch.version.hip else {"maxnreg": 255}
+_FORWARD_LAUNCH: dict[str, Any] = {} if torch.version.hip else {"maxnreg": 255}
 # Warps that a chip holds at once, two for each quarter of 132 multiprocessors, as far as the registers go.
 _ENOUGH_PROGRAMS = 1024
 
