@@ -205,8 +205,8 @@ EXPERIMENTS = {
         detailed=True,
         sampled=True,
         finding=(
-            "Irises and brows differ less, and nothing else changes: agreement differs by less than 0.001, with guidance "
-            "and without. The irises of real faces still agree more. One trained model and one seed. Where the middles "
+            "Irises and brows differ less, and nothing else changes: agreement differs by less than 0.001, guided or "
+            "not. The irises of real faces still agree more. One trained model and one seed. Where the middles "
             "of two eyes are not whole cells apart, their noise is off by up to half a cell, which may be what is left."
         ),
     ),

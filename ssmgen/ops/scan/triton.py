@@ -181,8 +181,7 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         *plan.layout(plan.u, plan.delta, plan.B, plan.C),
         ROUND=_ROUND,
         SEGMENT=_SEGMENT,
-        **_FORWARD_LAUNCH,
-        **plan.flags,
+        **(plan.flags | _FORWARD_LAUNCH),
     )
     return y, last, plan.A.new_empty(0) if saved is None else saved
 
