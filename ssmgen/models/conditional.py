@@ -23,7 +23,8 @@ from ssmgen.registry import check_keywords, closest
 _RESERVED = (
     *("x", "t", "cond", "modulation", "size", "model", "data", "noise", "generator", "weight", "contrasts"),
     *("x0", "sampling"),
-    *("objective", "times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start", "dtype"),
+    *("objective", "times", "progress", "solver", "steps", "shift", "guidance_scale", "guidance_start"),
+    *("shared_noise", "dtype"),
     *("compile", "keep_states", "probes", "seed"),
 )
 

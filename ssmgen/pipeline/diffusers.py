@@ -206,8 +206,7 @@ class MaskToImagePipeline:
             num_inference_steps: steps of the scheduler; the recipe's if None.
             guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
             guidance_start: t in [0, 1] at which guidance begins, or one by condition; the recipe's if None.
-            shared_noise: whether left and right start from the same noise, which also changes ``latents`` and the noise
-                of a generator, see `ssmgen.Sampling`; the recipe's if None.
+            shared_noise: see `ssmgen.Sampling`; it changes ``latents`` and drawn noise alike. The recipe's if None.
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
             latents: initial noise ``(n, c, h, w)``.
@@ -220,8 +219,7 @@ class MaskToImagePipeline:
         Raises:
             TypeError, ValueError: see `SchedulerSolver` and `MaskToImage`; or not a generator.
         """
-        known = keywords(MaskToImagePipeline.__call__)
-        divided_keywords("MaskToImagePipeline", values, known, self.pipe.sampler.conditions)
+        self._check_names(values)
         count = num_images_per_prompt * (len(mask) if isinstance(mask, list | tuple) else 1)
         pipe = self._fitted(mask, height, width, {"palette": palette, "remap": remap})
         images = pipe(
@@ -241,6 +239,10 @@ class MaskToImagePipeline:
             **values,
         )
         return ImageOutput(images) if return_dict else (images,)
+
+    def _check_names(self, values: Mapping[str, Any]) -> None:
+        known = keywords(MaskToImagePipeline.__call__)
+        divided_keywords("MaskToImagePipeline", values, known, self.pipe.sampler.conditions)
 
     def _fitted(self, mask: Any, height: int | None, width: int | None, orders: dict[str, Any]) -> MaskToImage:
         if (height is None) != (width is None):

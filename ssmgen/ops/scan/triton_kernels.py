@@ -72,6 +72,20 @@ def group_outputs(h, fed, maps, a, WIDTH: tl.constexpr, STATES: tl.constexpr, ST
 
 
 @triton.jit
+def states_at_entry(
+    first_state, end, total, a, batch, chunk, chunks, d, i, in_d, dim: tl.constexpr, n: tl.constexpr,
+    STATES: tl.constexpr,
+):  # fmt: skip
+    """The states before a chunk: those given for the image, decayed by the chunks before it, and what these add."""
+    h = no_states(d, i, STATES)
+    if first_state is not None:
+        h = load_states(first_state + batch * dim * n, d, i, in_d, dim, n, STATES)
+    if end is not None:
+        h = entering(h, end, total, a, batch * chunks, chunk, 1, d, i, in_d, dim, n, STATES)
+    return h
+
+
+@triton.jit
 def forward_kernel(
     u, delta, A, B, C, D, z, bias, order, first_state, y, end, total, last_state, saved,
     u_batch, delta_batch, B_batch, C_batch, z_batch, order_batch, length, chunk_length, chunks,
@@ -91,11 +105,7 @@ def forward_kernel(
     d, i, in_d = tile(block, dim, CHANNELS, WIDTH)
     a = scaled(load_states(A, d, i, in_d, dim, n, STATES), LOG2_E)
     skip, shift = load_channels(D, d), load_channels(bias, d)
-    h = no_states(d, i, STATES)
-    if first_state is not None:
-        h = load_states(first_state + batch * dim * n, d, i, in_d, dim, n, STATES)
-    if end is not None:
-        h = entering(h, end, total, a, batch * chunks, chunk, 1, d, i, in_d, dim, n, STATES)
+    h = states_at_entry(first_state, end, total, a, batch, chunk, chunks, d, i, in_d, dim, n, STATES)
     u, delta, y = u + batch * u_batch, delta + batch * delta_batch, y + batch * length * dim
     B, C = B + batch * B_batch, C + batch * C_batch
     if z is not None:
