@@ -201,7 +201,7 @@ class MaskToImagePipeline:
         """Generate images of a mask or a list of masks, all in one batch.
 
         Args:
-            mask, palette, remap: see `MaskToImage`.
+            mask, palette, remap, output_type: see `MaskToImage`.
             height, width: of the images in pixels, both or neither; see `MaskToImage.resized`.
             num_inference_steps: steps of the scheduler; the recipe's if None.
             guidance_scale: 1 disables guidance; the recipe's if None. Or one scale by condition.
@@ -210,7 +210,6 @@ class MaskToImagePipeline:
             num_images_per_prompt: images per mask.
             generator: source of the noise, one or one per image; if None, image i has seed i.
             latents: initial noise ``(n, c, h, w)``.
-            output_type: see `MaskToImage`.
             return_dict: return an `ImageOutput`; a tuple if False.
             callback_on_step_end: called with (self, step, timestep, {"latents": x}) after each step; sampling
                 continues with the latents it returns.
