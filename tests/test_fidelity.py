@@ -39,6 +39,11 @@ def parameters(name, variant):
         return sum(p.numel() for p in new_model(config, autoencoder).parameters())
 
 
+def test_experiments_sample_as_the_presets_did_when_they_began():
+    used = {name: train.parse(e.training()).sampling.shared_noise for name, e in EXPERIMENTS.items()}
+    assert [name for name, shared in used.items() if shared] == ["alike"]
+
+
 @pytest.mark.parametrize(("name", "chosen", "other"), EQUAL)
 def test_variants_have_equal_parameters(name, chosen, other):
     assert parameters(name, chosen) == pytest.approx(parameters(name, other), rel=0.002)

@@ -85,6 +85,14 @@ def test_shared_noise_is_moved_by_whole_cells_to_the_nearest_place():
         assert len(moves) == 1 and moves <= {8 * rows + round(3 + offset / 4) for rows in (0, 1)}, "half a row"
 
 
+def test_noise_is_moved_along_both_axes_and_never_into_the_first_class():
+    noise = ssmgen.initial_noise([0], (3, 8, 8))
+    lower = shared_noise(noise, eyes(right=(20, 28, 16, 20)), [(1, 2)])
+    assert torch.equal(lower[..., 4, 5:7], noise[..., 2, 1:3])
+    beside = shared_noise(noise, eyes(left=(4, 12, 8, 12), right=(12, 20, 8, 12)), [(1, 2)])
+    assert torch.equal(beside[..., 2, 1:3], noise[..., 2, 1:3]) and torch.equal(beside[..., 2, 3:5], noise[..., 2, 1:3])
+
+
 def test_shared_noise_stays_standard_normal():
     noise = shared_noise(ssmgen.initial_noise(range(4000), (1, 8, 8)), eyes(), [(1, 2)]).flatten(1)
     assert noise.mean(0).abs().max() < 0.08 and (noise.std(0) - 1).abs().max() < 0.06
