@@ -5,6 +5,7 @@ import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -229,3 +230,12 @@ def test_predictions_stand_beside_measurements():
         assert rows[0].predicted > 0 and rows[0].measured > 0
     reduce = check_reduce((2**16,), rounds=1)
     assert [row.what for row in reduce] == ["all-reduce of 0 MiB"] and reduce[0].measured > 0
+
+
+def test_scans_take_the_modelled_cycles_of_todays_kernels():
+    """Those that the test of the kernels pins, per update of a state."""
+    pinned = (Path(__file__).parent / "test_ops_triton.py").read_text()
+    updates = 8 * 2048 * 256 * 16
+    for name, rate in (("forward", H100.scan_forward), ("backward", H100.scan_backward)):
+        row = re.search(rf'"{name}_kernel, bf16, d_state 16, sm_90": \(\d+, ([\d_]+),', pinned)
+        assert rate == pytest.approx(1.98e9 * updates / int(row[1])), "an H100 has the modelled 132 multiprocessors"
