@@ -37,7 +37,7 @@ def against_reference(leave_out=(), **shape):
 @pytest.mark.parametrize(
     ("batch", "length", "dim", "d_state"),
     [(2, 7, 37, 16), (1, 1, 1, 1), (1, 8, 32, 16), (3, 5, 33, 5), (1, 65, 5, 3), (1, 257, 2, 4), (2, 9, 3, 17)]
-    + [(1, 6, 9, 64), (1, 3, 2, 200)],
+    + [(1, 6, 9, 64), (1, 3, 2, 200), (1, 12, 3, 16), (1, 20, 3, 64)],  # the last two: whole groups, not whole rounds
 )
 def test_agrees_with_the_float64_reference_at_odd_sizes(batch, length, dim, d_state):
     found = against_reference(batch=batch, length=length, dim=dim, d_state=d_state)
