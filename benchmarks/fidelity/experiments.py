@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from benchmarks.fidelity.ways_in import COARSE, FINE, SIDES, WAYS
+from benchmarks.fidelity.ways_in import COARSE, DEEPER, FINE, LARGE, SIDES, WAYS
 from benchmarks.timing import RESULTS
 
 #: What makes the presets what they were when most experiments began.
@@ -171,10 +171,31 @@ EXPERIMENTS = {
         ),
     ),
     "ways-in-coarse": Experiment(
-        "The same with tokens of 16 x 16 pixels, which hold several parts of a face: placing them is harder.",
+        "Equal time with tokens of 16 x 16 pixels, which hold several parts of a face: placing them is harder.",
         WAYS,
         COARSE,
         stages=STARTING,
+        timed_by="ways-in-coarse",
+        detailed=True,
+    ),
+    "ways-in-large": Experiment(
+        "Equal time in a network twice as wide and twice as deep.",
+        DEEPER,
+        LARGE,
+        stages=(200, 600),
+        timed_by="ways-in-large",
+        detailed=True,
+    ),
+    "simplest": Experiment(
+        "Is the simplest network as good in the preset `quick`, guided and with shared noise? Equal time.",
+        {
+            "cross-mamba+added": ("model=sisma-mini", "model_args.mask_input=add"),
+            "added-alone": ("model=sisma2-mini",),
+        },
+        base=(),
+        earlier=False,
+        stages=(1300,),
+        paces={"added-alone": 245 / 214},
         detailed=True,
     ),
     "sides": Experiment(

@@ -9,6 +9,8 @@ _VARIANT = "model=sisma-variant"
 #: The network of the preset ``quick``, and one of coarser tokens, 16 x 16 pixels each, that is wide enough for them.
 FINE = ("guidance_scale=1", "model_args.dim=96", "model_args.depth=3", "model_args.d_state=4", "model_args.gates=false")
 COARSE = (*FINE, "model_args.dim=128", "model_args.patch_size=4")
+#: Twice as wide and twice as deep.
+LARGE = (*FINE, "model_args.dim=192", "model_args.depth=6", "evaluate_masks=64")
 
 
 def way(second: str, ffn_ratio: float, *words: str, mask_input: str = "none") -> tuple[str, ...]:
@@ -53,6 +55,14 @@ CANDIDATES = {
 }
 
 WAYS = KNOWN | CANDIDATES
+
+#: What is level among them, in a network twice as deep.
+DEEPER = {
+    "added": WAYS["added"],
+    "added-alone": (*WAYS["added-alone"], "model_args.depth=8"),
+    "cross-mamba": WAYS["cross-mamba"],
+    "regions+added": WAYS["regions+added"],
+}
 
 #: What makes left and right of one colour: a layer that compares regions, and a loss that counts the difference.
 SIDES = {
