@@ -45,6 +45,18 @@ def test_the_report_stands_alone(trained):
     assert "polyline" in page
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(guidance_scale=1.0), "guidance 1.0, the same noise left and right."),
+        (Settings(guidance_scale=2.0, shared_noise=False), "guidance 2.0 from t = 0.2 on."),
+    ],
+)
+def test_the_report_says_how_it_was_sampled(trained, settings, said):
+    evaluate.evaluate_run(trained, settings, command="evaluate")
+    assert said in (trained / "report.html").read_text()
+
+
 def test_every_published_row_says_what_differs_from_this_result():
     drawn = {"data": "drawn", "image_size": 128, "masks": 64}
     alike = {"data": "prepared folder", "image_size": 256, "masks": 2000, "distances": {"sdm-oasis": {}}}

@@ -11,6 +11,7 @@ import ssmgen
 from recipes.sisma.demo.exchange import data_url, encode_png, to_text
 from recipes.sisma.demo.jobs import JobResult, Preview, StylePicture
 from ssmgen.pipeline import Recipe
+from ssmgen.sampling import SETTINGS
 
 #: Headings of the results, by kind of job.
 TITLES = {
@@ -89,7 +90,6 @@ def describe(result: JobResult, recipe: Recipe) -> dict[str, Any]:
             told[f"{name}_mask"] = f"{name}-mask.png"
     content |= told
     if settings["what"] == "generate":
-        keys = ("steps", "solver", "guidance_scale", "seed", "num_images")
-        given = {**told, **{key: settings[key] for key in keys}}
+        given = {**told, **{key: settings[key] for key in (*SETTINGS, "seed", "num_images")}}
         content["call"] = f"pipe('mask.png', {', '.join(f'{key}={value!r}' for key, value in given.items())})"
     return content
