@@ -10,7 +10,13 @@ from benchmarks.fidelity.ways_in import COARSE, DEEPER, FINE, LARGE, SIDES, WAYS
 from benchmarks.timing import RESULTS
 
 #: What makes the presets what they were when most experiments began.
-EARLIER = ("shared_noise=false",)
+EARLIER = {
+    "quick": ("shared_noise=false", "model=sisma-mini", "model_args.mask_input=add"),
+    "faces": (
+        *("shared_noise=false", "mirrored_weighting=0", "model=sisma-s", "model_args.mask_input=add"),
+        *("model_args.dim=128", "model_args.depth=4", "model_args.gates=true", "ema_decay=0.998"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Experiment:
 
     def training(self, words: Iterable[str] = ()) -> list[str]:
         """The words of recipes.sisma.train for a variant of these ``words``; of a setting, the last word counts."""
-        return [self.preset, *(EARLIER if self.earlier else ()), *self.base, *words]
+        return [self.preset, *(EARLIER[self.preset] if self.earlier else ()), *self.base, *words]
 
     def stages_of(self, name: str) -> tuple[int, ...]:
         """Training steps after which a variant is measured."""

@@ -110,7 +110,7 @@ class Config:
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
         steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
-        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
+        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,490. A
             continued run keeps the number it began with.
         train: see `ssmgen.training.TrainSettings`.
         sampling: how samples are drawn, in grids and in the evaluation, see `ssmgen.Sampling`.
@@ -172,8 +172,8 @@ def quick() -> Config:
     """Drawn faces at 128 pixels through the shipped f4 autoencoder: minutes on two cores."""
     return Config(
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
-        model="sisma-mini",
-        model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
+        model="sisma2-mini",
+        model_args={"patch_size": 2, "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,
         t_sampling="logit-normal",
@@ -186,20 +186,22 @@ def quick() -> Config:
 
 
 def faces() -> Config:
-    """Real faces from a small prepared folder, TAESD latents at 128 pixels: mirrored pairs, crops, a small network."""
+    """Real faces from a small prepared folder, TAESD3 latents at 128 pixels: mirrored pairs, crops, a small network."""
     return Config(
         preset="faces",
         run="runs/faces",
         data="",
         flip=True,
         crops=2,
-        autoencoder_source="madebyollin/taesd",
+        autoencoder_source="madebyollin/taesd3",  # 16 channels: eyes and mouths survive it at this size
+        model="sisma2-s",
         # One token per latent: 8 x 8 pixels, as in `quick`.
-        model_args={"dim": 128, "depth": 4, "patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
+        model_args={"dim": 192, "depth": 6, "ffn_ratio": 4, "gates": False, "patch_size": 1, "mask_dropout": 0.1},
         balance=0.5,
         class_weighting=0.5,
+        mirrored_weighting=0.05,
         t_sampling="logit-normal",
-        train=muon_training(steps=2000, ema_decay=0.998),
+        train=muon_training(steps=4000, ema_decay=0.999),
         sampling=Sampling(steps=11, guidance_scale=2.0, guidance_start=0.2, shared_noise=True),
         sample_every=None,
         evaluate_masks=64,
