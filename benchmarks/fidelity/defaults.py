@@ -14,12 +14,13 @@ PRESETS = ("quick", "faces")
 #: What names a run or its data and is no choice among better and worse.
 NAMES = ("preset", "run", "data", "parser", "autoencoder_source", "evaluate_masks", "sample_every", "lr_decay_steps")
 STANDS_ON = {
-    "model": "`simplest`, `ways-in`: nothing beats adding; sizes were not compared; four states: `design`",
+    "model": "`simplest`: level with Cross-Mamba too; sizes were not compared; four states: `design`",
     "model_args.ffn_ratio": "not varied",
     "model_args.gates": "`design`, and level in `faces`",
     "model_args.dim": "a small network for a small set; sizes were not compared",
     "model_args.depth": "a small network for a small set; sizes were not compared",
     "model_args.patch_size": "a token per 8 x 8 pixels, so that eyes and earrings have their own; not compared",
+    "model_args.mask_input": "`mask-entry`: level with adding or concatenating alone; `ways-in`: nothing beats adding",
     "model_args.mask_dropout": "guidance needs it; not varied",
     "flip": "a small set; not varied",
     "crops": "a small set; not varied",

@@ -11,9 +11,9 @@ from benchmarks.timing import RESULTS
 
 #: What makes the presets what they were when most experiments began.
 EARLIER = {
-    "quick": ("shared_noise=false", "model=sisma-mini", "model_args.mask_input=add"),
+    "quick": ("shared_noise=false", "model=sisma-mini"),
     "faces": (
-        *("shared_noise=false", "mirrored_weighting=0", "model=sisma-s", "model_args.mask_input=add"),
+        *("shared_noise=false", "mirrored_weighting=0", "model=sisma-s"),
         *("model_args.dim=128", "model_args.depth=4", "model_args.gates=true", "ema_decay=0.998"),
     ),
 }

@@ -173,7 +173,7 @@ def quick() -> Config:
     return Config(
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
         model="sisma2-mini",
-        model_args={"patch_size": 2, "mask_dropout": 0.1},
+        model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,
         t_sampling="logit-normal",
@@ -196,7 +196,10 @@ def faces() -> Config:
         autoencoder_source="madebyollin/taesd3",  # 16 channels: eyes and mouths survive it at this size
         model="sisma2-s",
         # One token per latent: 8 x 8 pixels, as in `quick`.
-        model_args={"dim": 192, "depth": 6, "ffn_ratio": 4, "gates": False, "patch_size": 1, "mask_dropout": 0.1},
+        model_args={
+            **{"dim": 192, "depth": 6, "ffn_ratio": 4, "gates": False},
+            **{"patch_size": 1, "mask_input": "add", "mask_dropout": 0.1},
+        },
         balance=0.5,
         class_weighting=0.5,
         mirrored_weighting=0.05,
