@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("accelerate", reason="the experiments train, which needs ssmgen[train]")
 
 from benchmarks.fidelity import __main__ as fidelity
-from benchmarks.fidelity import defaults, experiments, report, step_time
-from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment, variant
+from benchmarks.fidelity import defaults, experiment, report, step_time
+from benchmarks.fidelity.experiment import Experiment
+from benchmarks.fidelity.experiments import EXPERIMENTS, variant
 from recipes.sisma import train
 from recipes.sisma.pairs import load_autoencoder
 from recipes.sisma.runs import new_model
@@ -21,6 +22,7 @@ TINY = (
 )
 
 
+FORMER = {"mask_input": "add", "mask_dropout": 0.1}
 EQUAL = [
     *(("mask-entry", name, "cross-mamba") for name in EXPERIMENTS["mask-entry"].variants),
     ("design", "sisma-attn", "quick"),
@@ -41,7 +43,12 @@ def parameters(name, variant):
 
 def test_experiments_sample_as_the_presets_did_when_they_began():
     used = {name: train.parse(e.training()).sampling.shared_noise for name, e in EXPERIMENTS.items()}
-    assert [name for name, shared in used.items() if shared] == ["simplest", "alike"]
+    assert [name for name, shared in used.items() if shared] == ["simplest", "alike", "faces-128", "faces-256"]
+    quick, faces = (train.parse(EXPERIMENTS[name].training()) for name in ("training-time", "faces"))
+    assert quick.model == "sisma-mini" and quick.model_args == {**FORMER, "patch_size": 2}
+    assert faces.model == "sisma-s" and faces.train.ema_decay == 0.998 and faces.mirrored_weighting == 0
+    small = {"dim": 128, "depth": 4, "gates": True, "ffn_ratio": 4}  # the last two are sisma-s's own
+    assert faces.model_args == {**FORMER, **small, "patch_size": 1}
 
 
 @pytest.mark.parametrize(("name", "chosen", "other"), EQUAL)
@@ -70,7 +77,7 @@ def test_variants_of_equal_time_take_other_steps():
 
 
 def test_equal_time_needs_measured_step_times(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["fidelity", "ways-in-time", "--variants", "added", "spade"])
     (tmp_path / "fidelity").mkdir()
     (tmp_path / "fidelity/step-time-ways-in.json").write_text('{"ratios": {"added": 1.0, "u=image": 1.25}}')

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks.fidelity.variants  # noqa: F401  (registers the models)
-from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
+from benchmarks.fidelity.experiment import Experiment
+from benchmarks.fidelity.experiments import EXPERIMENTS
 from benchmarks.timing import RESULTS
 from recipes.sisma import evaluate, train
 from ssmgen.registry import closest

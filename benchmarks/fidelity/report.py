@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fidelity import asked_report, defaults
-from benchmarks.fidelity.experiments import EXPERIMENTS, Experiment
+from benchmarks.fidelity.experiment import Experiment
+from benchmarks.fidelity.experiments import EXPERIMENTS
 from benchmarks.report import DOCS, table
 from benchmarks.timing import RESULTS
 
