@@ -327,7 +327,7 @@ EXPERIMENTS = {
         base=("evaluate_masks=75", "image_size=256", "model_args.patch_size=2"),
         preset="faces",
         earlier=False,
-        stages=(3000,),
+        stages=(2000,),
         detailed=True,
         sampled=True,
     ),
