@@ -11,12 +11,14 @@ import pytest
 import torch
 import yaml
 from pipelines import ARGS, random_pipe
+from safetensors.torch import load_file
 
 import ssmgen
 from ssmgen import MaskToImage
 from ssmgen.data import LabelSet, draw_face, write_png
 from ssmgen.pipeline import Recipe, packaged
 
+GOLDEN = Path(__file__).parent / "golden"
 #: Mean red, green and blue of two pictures of the packaged model.
 MEANS = torch.tensor([[0.4091, 0.2899, 0.2434], [0.7434, 0.4861, 0.3413]])
 
@@ -75,11 +77,17 @@ def test_a_folder_records_shared_noise_where_it_is_used(pipe, tmp_path):
 
 
 def test_a_folder_of_the_first_format_gives_the_same_pictures():
-    """The packaged model was written before objectives, conditions and their names of today."""
-    folder = Path(ssmgen.__file__).parent / "pretrained" / "drawn-faces"
+    """Written by commit 79f6f51, before objectives, conditions and their names of today, and sampled by it."""
+    folder = GOLDEN / "first-pipeline"
     assert json.loads((folder / "config.json").read_text())["format"] == 1
+    expected = load_file(GOLDEN / "first-pipeline-images.safetensors")
+    latents = MaskToImage.from_pretrained(folder)(expected["mask"], seed=3, num_images=2, output_type="latent")
+    torch.testing.assert_close(latents, expected["latents"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_packaged_model_gives_the_pictures_of_its_release():
     images = MaskToImage.from_pretrained("drawn-faces")(draw_face(10**6)[1], seed=3, num_images=2, output_type="pt")
-    torch.testing.assert_close(images.mean((2, 3)), MEANS, rtol=0, atol=2e-3)  # as the code before gave them
+    torch.testing.assert_close(images.mean((2, 3)), MEANS, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
