@@ -9,10 +9,10 @@ from recipes.clothes.presets import PRESETS
 from recipes.sisma import train
 from recipes.sisma.pairs import (
     EncodedPairs,
-    _pairs_to_encode,
     check_pairs,
     encoded_pairs,
     load_autoencoder,
+    pairs_to_encode,
     training_pairs,
 )
 from recipes.sisma.runs import new_model
@@ -71,7 +71,7 @@ def test_the_examples_of_each_size_are_announced_and_rare_sizes_warned_of(shapes
 def test_the_first_crop_of_a_picture_is_that_without_crops(shapes, image_size, pictures):
     data = shapes(train=pictures, test=[(64, 32)])
     config = parsed([f"data={data}", f"image_size={image_size}", "crops=2"])
-    whole, cropped = training_pairs(config), _pairs_to_encode(config)
+    whole, cropped = training_pairs(config), pairs_to_encode(config)
     assert len(cropped) == 4
     for index, pair in enumerate(whole):
         for one, other in zip(pair, cropped[2 * index], strict=True):

@@ -202,7 +202,7 @@ def encoded_pairs(config: Config, autoencoder: Any, verify: bool = True) -> Enco
         CacheError: the cache is damaged, and ``rebuild_cache`` was not asked for.
         ValueError: a prepared file was replaced, or the latents are not finite.
     """
-    pairs = _pairs_to_encode(config)
+    pairs = pairs_to_encode(config)
     if verify:
         _check_files(pairs, Path(config.cache))
     record = cache_record(pairs, autoencoder, config.flip)
@@ -217,7 +217,8 @@ def encoded_pairs(config: Config, autoencoder: Any, verify: bool = True) -> Enco
     return EncodedPairs(LatentCache(target, pairs.labels, record, verify=verify, hint=hint), config)
 
 
-def _pairs_to_encode(config: Config) -> Pairs:
+def pairs_to_encode(config: Config) -> Pairs:
+    """The training pairs, or ``crops`` of each of them."""
     if config.crops == 1:
         return training_pairs(config)
     if config.data == "drawn":

@@ -1,7 +1,7 @@
 """Distances between two sets of images in the feature space of a network: FID, KID and proxies for them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,12 +63,12 @@ def frechet_distance(generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
     Raises:
         ValueError: a set has fewer than two images and so no covariance, or the trunks differ.
     """
-    _check(generated, real, 2)
+    check_sets({"generated": generated, "real": real}, 2)
     module = require("torch_fidelity.metric_fid", extra="metrics")
     # float64 throughout: float32 sums over thousands of images change the third digit.
     first, second = (module.fid_features_to_statistics(s.matrix().double()) for s in (generated, real))
     value = module.fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
-    return {"value": value, **_record(0, "", generated, real)}
+    return {"value": value, **record_of(_kinds(generated)[0], "", generated, real)}
 
 
 def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int = 1000) -> dict[str, Any]:
@@ -83,35 +83,42 @@ def kernel_distance(generated: FeatureSet, real: FeatureSet, *, subset_size: int
     Raises:
         ValueError: a set has fewer images than ``subset_size``, or the trunks differ.
     """
-    _check(generated, real, subset_size)
+    check_sets({"generated": generated, "real": real}, subset_size)
     module = require("torch_fidelity.metric_kid", extra="metrics")
     rows = generated.matrix(), real.matrix()
     result = module.kid_features_to_metric(*rows, kid_subset_size=subset_size, verbose=False)
     mean, deviation = (result[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
-    record = _record(1, f",subsets=100x{subset_size}", generated, real)
+    record = record_of(_kinds(generated)[1], f",subsets=100x{subset_size}", generated, real)
     return {"value": mean, "deviation": deviation, "subset_size": subset_size, **record}
 
 
-def _check(generated: FeatureSet, real: FeatureSet, least: int) -> None:
-    for name, features in (("generated", generated), ("real", real)):
+def check_sets(sets: Mapping[str, FeatureSet], least: int) -> None:
+    """Raise ValueError unless each of the sets, by its name, has ``least`` images and features of the same network."""
+    for name, features in sets.items():
         if len(features) < least:
             raise ValueError(
                 f"the {name} set has {len(features)} images, at least {least} are needed for this statistic"
             )
-    if (generated.protocol, generated.weights) != (real.protocol, real.weights):
-        one, other = (f"{s.protocol} ({s.weights[:12]})" for s in (generated, real))
-        raise ValueError(f"the two sets have features of different networks: {one} and {other}")
+    if len({(features.protocol, features.weights) for features in sets.values()}) > 1:
+        networks = " and ".join(f"{s.protocol} ({s.weights[:12]})" for s in sets.values())
+        raise ValueError(f"the sets have features of different networks: {networks}")
 
 
-def _record(which: int, detail: str, generated: FeatureSet, real: FeatureSet) -> dict[str, Any]:
-    kind = getattr(generated.trunk, "distances", ("frechet", "kernel"))[which]
+def record_of(kind: str, detail: str, generated: FeatureSet, reference: FeatureSet) -> dict[str, Any]:
+    """What is recorded beside a figure: its protocol, weights, counts and hashes."""
     suffix = f",{generated.of}" if generated.of else ""
+    sizes = f"ref={reference.of}{len(reference)},n={len(generated)}"
     return {
-        "protocol": f"{kind}[{generated.protocol}{detail},ref={real.of}{len(real)},n={len(generated)}{suffix}]",
+        "protocol": f"{kind}[{generated.protocol}{detail},{sizes}{suffix}]",
         "weights": generated.weights,
         "n": len(generated),
-        "reference_n": len(real),
+        "reference_n": len(reference),
         "list": generated.list_hash(),
-        "reference_list": real.list_hash(),
-        "reference_features": real.feature_hash(),
+        "reference_list": reference.list_hash(),
+        "reference_features": reference.feature_hash(),
     }
+
+
+def _kinds(features: FeatureSet) -> tuple[str, str]:
+    """What the Frechet and the kernel distance of these features are called."""
+    return getattr(features.trunk, "distances", ("frechet", "kernel"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.sisma.arguments import UsageError
-from recipes.sisma.evaluation.images import HeldOut, Images, by_shape, pair_ids
+from recipes.sisma.evaluation.images import MIRRORED, HeldOut, Images, by_shape, pair_ids
 from recipes.sisma.evaluation.settings import Settings
 from ssmgen.metrics import (
     FID_PROTOCOLS,
@@ -42,7 +42,7 @@ def load_distances(settings: Settings, count: int) -> list[FeatureDistance]:
     """The distances that the settings ask for against ``count`` real images, with their weights loaded and checked.
 
     Raises:
-        UsageError: an unknown protocol.
+        UsageError: an unknown protocol, or ``nearest`` without a distance.
         ValueError: too few images, or weights other than the published ones.
         FileNotFoundError: missing weights; the message gives file and address.
     """
@@ -51,6 +51,10 @@ def load_distances(settings: Settings, count: int) -> list[FeatureDistance]:
         if name not in FID_PROTOCOLS:
             known = f"{closest(name, FID_PROTOCOLS)} There are {', '.join(FID_PROTOCOLS)}."
             raise UsageError(f"unknown protocol fid={name!r}{known}")
+    if settings.nearest and not (asked or settings.proxy):
+        raise UsageError(
+            "nearest=true compares features: give proxy=FILE, those of SqueezeNet 1.1, or fid=PROTOCOL, Inception's"
+        )
     if (asked or settings.proxy) and count < _LEAST:
         raise ValueError(f"fid= and proxy= need at least {_LEAST} unseen masks with real images, got {count}")
     distances = []
@@ -88,20 +92,11 @@ def measure_distance(
         ``weights`` of the first. Kernel distances use subsets of 1,000 images, or as many as a half has: the size of
         the subsets affects their deviation, not their mean.
     """
-
-    def features(of: str, ids: Sequence[str], image_at: Callable[[int], Tensor]) -> FeatureSet:
-        found = FeatureSet(distance.trunk, of)
-        for start in range(0, len(ids), _BATCH):
-            batch = ids[start : start + _BATCH]
-            for places, group in by_shape([image_at(start + place) for place in range(len(batch))]):
-                found.update([batch[place] for place in places], group)
-            step(len(batch))
-        return found
-
-    drawn = features(source, held_out.ids, generated.__getitem__)
-    reference = test = features("test", held_out.ids, held_out.images.__getitem__)
+    trunk = distance.trunk
+    drawn = read_features(trunk, source, held_out.ids, generated.__getitem__, step)
+    reference = test = read_features(trunk, "test", held_out.ids, held_out.images.__getitem__, step)
     if distance.reference == "train":
-        reference = features("train", pair_ids(train), lambda index: train[index][0])
+        reference = read_features(trunk, "train", pair_ids(train), lambda index: train[index][0], step)
     halves = _half(test, 0), _half(test, 1)
     subset = min(_KID_SUBSET, len(reference), *map(len, halves))
     frechet = frechet_distance(drawn, reference)
@@ -113,6 +108,34 @@ def measure_distance(
         "protocol": frechet["protocol"],
         "weights": frechet["weights"],
     }
+
+
+def read_features(
+    trunk: nn.Module,
+    of: str,
+    ids: Sequence[str],
+    image_at: Callable[[int], Tensor],
+    step: Callable[[int], Any],
+    mirrored: bool = False,
+) -> FeatureSet:
+    """The features of images of any shape, in batches.
+
+    Args:
+        trunk, of: see `FeatureSet`.
+        ids: of the images.
+        image_at: gives the image ``(3, h, w)``, uint8, of a position in ``ids``.
+        step: called with the number of images of each finished batch.
+        mirrored: also those of the mirrored images, as ``<id> mirrored``.
+    """
+    found = FeatureSet(trunk, of)
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        for places, group in by_shape([image_at(start + place) for place in range(len(batch))]):
+            found.update([batch[place] for place in places], group)
+            if mirrored:
+                found.update([batch[place] + MIRRORED for place in places], group.flip(-1))
+        step(len(batch))
+    return found
 
 
 def image_count(distance: FeatureDistance, count: int, train: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.evaluation.images import Images, available, pair_ids, read_held_out, read_images
 from recipes.sisma.evaluation.measure import NamedParser, load_metrics, load_named_parser, measure_images
+from recipes.sisma.evaluation.nearest import training_images
 from recipes.sisma.evaluation.results import description, write_result
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import ambiguous_name, split_image_name
@@ -64,7 +65,9 @@ def evaluate_images(
     out = Path(settings.out) if settings.out else folder.with_name(f"{folder.name}-evaluation")
     check_writable(out)
     generated = read_images(files)
-    images = Images(read_held_out(pairs, count, pairs.labels), generated, samples, "given")
+    # Whether their model saw mirrored images is not known here, and a mirrored copy is a copy.
+    training = training_images(config, mirrored=True) if settings.nearest else None
+    images = Images(read_held_out(pairs, count, pairs.labels), generated, samples, "given", training)
     result, parsed = measure_images(images, metrics, training_pairs(config) if metrics.distances else [])
     result |= {"images": folder.name, **description(config, command)}
     write_result(out, result, images, parsed)

@@ -13,6 +13,8 @@ from ssmgen.data import LabelSet
 from ssmgen.data.images import read_image
 from ssmgen.training import progress_bar
 
+MIRRORED = " mirrored"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -32,6 +34,27 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class TrainingImages:
+    """The images that a model was trained on.
+
+    Attributes:
+        pairs: image-mask pairs.
+        ids: of the pairs.
+        mirrored: whether the mirrored images count too, under ``<id> mirrored``.
+    """
+
+    pairs: Any
+    ids: Sequence[str]
+    mirrored: bool
+
+    def find(self, id: str) -> Tensor:
+        """The image ``(3, h, w)``, uint8, of this id."""
+        name = id if id in self.ids else id.removesuffix(MIRRORED)
+        image: Tensor = self.pairs[self.ids.index(name)][0]
+        return image if name == id else image.flip(-1)
+
+
+@dataclass(frozen=True)
 class Images:
     """The images to measure.
 
@@ -40,12 +63,14 @@ class Images:
         generated: an image of each mask, uint8 ``(n, 3, h, w)``, or a list where shapes differ.
         sample_files: files of several images of a mask, by its id; may be empty.
         source: of the generated images, for protocols, such as ``seed=0``.
+        training: the training images, if the nearest one of each generated image is to be found.
     """
 
     held_out: HeldOut
     generated: Tensor | list[Tensor]
     sample_files: Mapping[str, Sequence[Path]]
     source: str
+    training: TrainingImages | None = None
 
     def samples(self) -> Iterator[Tensor]:
         """The images in ``sample_files``, uint8 ``(samples, 3, h, w)`` for each mask; all may not fit into memory."""

@@ -18,6 +18,7 @@ from recipes.sisma.evaluation.distances import (
     measure_distance,
 )
 from recipes.sisma.evaluation.images import HeldOut, Images, by_shape, mapped
+from recipes.sisma.evaluation.nearest import judge, measure_nearest, nearest_count
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.parser import SHIPPED, UNetParser, load_parser
 from recipes.sisma.presets import Size, sides_of
@@ -129,12 +130,7 @@ def measure_images(
     if faces:
         result["consistency"] = consistency(sets, held_out.masks, held_out.labels, parsed)
     if metrics.distances:
-        total = sum(image_count(distance, len(held_out.ids), train) for distance in metrics.distances)
-        with progress_bar(total, "img", what="features") as bar:
-            result["distances"] = {
-                distance.name: measure_distance(distance, held_out, images.generated, train, images.source, bar.update)
-                for distance in metrics.distances
-            }
+        result |= _distances(images, metrics.distances, train)
     if metrics.lpips is not None:
         with progress_bar(len(images.sample_files), "mask", what="LPIPS") as bar:
             result["lpips"] = lpips_diversity(metrics.lpips, images, bar.update)
@@ -181,6 +177,21 @@ def _agreement(parser: NamedParser, held_out: HeldOut, parsed: Mapping[str, Any]
     low, high = result["floor"]["miou"], result["ceiling"]["miou"]
     # A parser that is no better than chance on real images says nothing about generated ones.
     result["floor_to_ceiling"] = (result["mask_agreement"]["miou"] - low) / (high - low) if high > low else None
+    return result
+
+
+def _distances(images: Images, distances: list[FeatureDistance], train: Any) -> dict[str, Any]:
+    """``distances`` and, if there are training images to compare with, ``nearest``."""
+    result: dict[str, Any] = {"distances": {}}
+    held_out, training, count = images.held_out, images.training, len(images.held_out.ids)
+    total = sum(image_count(distance, count, train) for distance in distances)
+    with progress_bar(total + nearest_count(images), "img", what="features") as bar:
+        for distance in distances:
+            result["distances"][distance.name] = measure_distance(
+                distance, held_out, images.generated, train, images.source, bar.update
+            )
+        if training is not None:
+            result["nearest"] = measure_nearest(judge(distances), images, training, bar.update)
     return result
 
 

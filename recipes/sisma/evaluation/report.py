@@ -11,6 +11,7 @@ from torch import Tensor
 from recipes.sisma.curves import chart, points_of, read_log
 from recipes.sisma.evaluation.consistency import FIGURES
 from recipes.sisma.evaluation.images import Images
+from recipes.sisma.evaluation.nearest import sentence
 from ssmgen.atomic import write_text
 from ssmgen.data import CELEBAMASK19
 from ssmgen.data.images import to_pil
@@ -79,6 +80,7 @@ def write_report(file: Path, result: dict[str, Any], images: Images, parsed: Any
         curves=curves(file.parent),
         classes=_by_class(result),
         consistency=_consistency(result),
+        nearest=sentence(result["nearest"]) if "nearest" in result else "",
         extremes=_extremes(images, parsed) if parsed is not None else [],
         rows=_rows(images),
         published=[(row, differences(row, result)) for row in PUBLISHED] if faces else [],

@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``result.json``, ``result.png`` and ``report.html``, and the summary that is printed.
+"""The files of an evaluation (``result.json``, ``result.png``, ``report.html``, ``nearest.png``), and what is printed.
 
 These belong to the newest evaluation, unless the previous one covers it: same weights, at least as many masks and at
 least the same metrics. The newest then goes beside it, as ``result-step-1300-16-masks-mask_agreement.json`` and so on.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from recipes.sisma.evaluation.consistency import FIGURES
 from recipes.sisma.evaluation.images import Images
+from recipes.sisma.evaluation.nearest import save_nearest, sentence
 from recipes.sisma.evaluation.report import write_report
 from recipes.sisma.presets import Config
 from recipes.sisma.provenance import provenance
@@ -28,6 +29,7 @@ class ResultFiles(NamedTuple):
     json: Path
     picture: Path
     report: Path
+    nearest: Path
     note: str = ""
 
 
@@ -42,11 +44,15 @@ def write_result(folder: Path, result: dict[str, Any], images: Images, parsed: A
     files = result_files(folder, result)
     write_text(files.json, json.dumps(result, indent=2) + "\n")
     _save_sheet(files.picture, images)
+    if images.training is not None:
+        save_nearest(files.nearest, result["nearest"], images, images.training)
     write_report(files.report, result, images, parsed)
     print(summary(result))
     if files.note:
         print(f"note: {files.note}")
     print(f"report: {files.report}\npicture: {files.picture}")
+    if images.training is not None:
+        print(f"nearest training images: {files.nearest}")
 
 
 def description(config: Config, command: str) -> dict[str, Any]:
@@ -57,7 +63,8 @@ def description(config: Config, command: str) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
     """The figures in a few lines."""
-    return "\n".join([_agreement(result), *_consistency(result), *_distances(result), *_diversity(result)])
+    parts = _consistency, _distances, _nearest, _diversity
+    return "\n".join([_agreement(result), *(line for part in parts for line in part(result))])
 
 
 def result_files(folder: Path, result: dict[str, Any]) -> ResultFiles:
@@ -71,7 +78,7 @@ def result_files(folder: Path, result: dict[str, Any]) -> ResultFiles:
         return beside._replace(note=f"{usual.json.name} stays, since it says more; this one is {beside.json.name}")
     other = _subject(before) != _subject(result)
     kept = _free(folder, f"-{_subject(before)}" if other else _extent(before), before)
-    for file, new in zip(usual[:3], kept[:3], strict=True):
+    for file, new in zip(usual[:4], kept[:4], strict=True):
         if file.exists():
             file.replace(new)
     return usual._replace(note=f"the previous result is now {kept.json.name}")
@@ -116,6 +123,10 @@ def _distances(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _nearest(result: dict[str, Any]) -> list[str]:
+    return [f"{sentence(result['nearest'])}: {result['nearest']['protocol']}"] if "nearest" in result else []
+
+
 def _diversity(result: dict[str, Any]) -> list[str]:
     lines = []
     if "lpips" in result:
@@ -155,7 +166,7 @@ def _free(folder: Path, suffix: str, result: dict[str, Any]) -> ResultFiles:
 
 
 def _files(folder: Path, suffix: str = "") -> ResultFiles:
-    names = f"result{suffix}.json", f"result{suffix}.png", f"report{suffix}.html"
+    names = f"result{suffix}.json", f"result{suffix}.png", f"report{suffix}.html", f"nearest{suffix}.png"
     return ResultFiles(*(folder / name for name in names))
 
 
@@ -173,4 +184,4 @@ def _subject(result: dict[str, Any]) -> str:
 
 
 def _measured(result: dict[str, Any]) -> set[str]:
-    return ({"mask_agreement", "lpips"} & result.keys()) | set(result.get("distances", {}))
+    return ({"mask_agreement", "lpips", "nearest"} & result.keys()) | set(result.get("distances", {}))

@@ -25,6 +25,8 @@ class Settings(SamplingKeys):
         fid: FID protocols by their names in `ssmgen.metrics.FID_PROTOCOLS`, separated by commas; empty means none.
         lpips: measure LPIPS diversity.
         proxy: a SqueezeNet 1.1 file: the Frechet distance over its features, which is not FID.
+        nearest: find the nearest training image of each generated one, to see copies, in the features of ``proxy`` or
+            else of the first ``fid``.
         weights: the folder of Inception's and AlexNet's published weights.
         download: download missing weights.
     """
@@ -43,5 +45,6 @@ class Settings(SamplingKeys):
     fid: str = ""
     lpips: bool = False
     proxy: str = ""
+    nearest: bool = False
     weights: str = "weights"
     download: bool = False

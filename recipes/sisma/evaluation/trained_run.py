@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recipes.sisma.evaluation.images import HeldOut, Images, available, by_shape, read_held_out, read_images
 from recipes.sisma.evaluation.measure import NamedParser, load_metrics, load_named_parser, measure_images
+from recipes.sisma.evaluation.nearest import training_images
 from recipes.sisma.evaluation.results import description, write_result
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.image_names import check_mask_names, image_name
@@ -70,6 +71,7 @@ def evaluate_run(
     count = available(pairs, wanted, requested=bool(settings.masks))
     metrics = load_metrics(parser, settings, pipe.recipe.labels, count, config.size)
     held_out = read_held_out(pairs, count, pipe.recipe.labels)
+    training = training_images(config, config.flip) if settings.nearest else None
     check_mask_names(held_out.ids, range(1, settings.samples + 1))
 
     folder = _folder_for(run, trained, sampling, settings)
@@ -77,7 +79,7 @@ def evaluate_run(
     if images is None:
         return {}
 
-    train = training_pairs(config) if metrics.distances else []
+    train, images = training_pairs(config) if metrics.distances else [], replace(images, training=training)
     result, parsed = measure_images(images, metrics, train, lambda real: _round_trip(pipe, real))
     result |= {
         "sampling": asdict(sampling),
