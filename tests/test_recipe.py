@@ -239,7 +239,7 @@ def test_presets_are_as_printed():
     for name, make in PRESETS.items():
         assert make().preset == name
         make().with_steps(make().train.steps or train.MOST)
-    assert preset("faces").with_steps(2000).train.lr_decay_steps == preset("faces").train.steps == 2000
+    assert preset("faces").with_steps(4000).train.lr_decay_steps == preset("faces").train.steps == 4000
 
 
 def test_a_run_from_before_its_settings_were_nested_loads(tmp_path):
