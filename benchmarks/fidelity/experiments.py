@@ -309,10 +309,9 @@ EXPERIMENTS = {
         "The preset `faces`: real faces at 128 pixels. One trained model, sampled in several ways.",
         {
             "faces": (),
+            **{f"noise-{seed}": (f"seed={seed}",) for seed in (1, 2, 3)},
             "guidance-1.5": ("guidance_scale=1.5",),
-            "unguided": ("guidance_scale=1",),
             "independent-noise": ("shared_noise=false",),
-            "24-steps": ("steps=24",),
         },
         base=("evaluate_masks=75",),
         preset="faces",
@@ -323,7 +322,7 @@ EXPERIMENTS = {
     ),
     "faces-256": Experiment(
         "The same at 256 pixels, four latents a token.",
-        {"faces": (), "guidance-1.5": ("guidance_scale=1.5",)},
+        {"faces": (), "noise-1": ("seed=1",)},
         base=("evaluate_masks=75", "image_size=256", "model_args.patch_size=2"),
         preset="faces",
         earlier=False,
