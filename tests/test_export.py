@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -221,3 +222,13 @@ def test_an_export_looks_for_space_first(trained, tmp_path, monkeypatch):
     pipe, _ = load_run(trained)
     assert export.weights_size(pipe, torch.float32) == pytest.approx(written, rel=0.02)
     assert export.weights_size(pipe, torch.bfloat16) < 0.9 * written
+
+
+def test_the_cards_command_names_the_settings_of_a_layer_one_by_one(trained):
+    layer = {"name": "region-attention", "mirrored": [[4, 5], [6, 7]]}
+    config = load_config(trained)
+    config.model_args |= {"cross": {"mask": layer}}
+    command = export.training_command(config)
+    assert "model_args.cross.mask.name=region-attention 'model_args.cross.mask.mirrored=[[4, 5], [6, 7]]'" in command
+    again = train.parse(shlex.split(command)[3:])
+    assert again.model_args == config.model_args

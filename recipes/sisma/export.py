@@ -151,13 +151,24 @@ def training_command(config: Config, presets: Presets = PRESETS) -> str:
         if key in ("run", "resume", "cache", "rebuild_cache") or value == plain[key]:
             continue
         if isinstance(value, dict):
-            before = plain[key] if isinstance(plain[key], dict) else {}  # one number, or one for each condition
-            words += [f"{key}.{name}={one}" for name, one in value.items() if before.get(name) != one]
+            words += _words_of(key, value, plain[key])
         elif key in ("data", "autoencoder_source", "parser") and Path(str(value)).exists():
             words.append(f"{key}=...")
         else:
             words.append(f"{key}={value}")
     return command_line("train", config.preset, *words, recipe=config.recipe)
+
+
+def _words_of(key: str, value: Mapping[str, Any], before: Any) -> list[str]:
+    """The words for what differs in a mapping: ``key.name=one``, and deeper where a value is a mapping itself."""
+    before = before if isinstance(before, Mapping) else {}  # one number, or one for each condition
+    words = []
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            words += _words_of(f"{key}.{name}", one, before.get(name))
+        elif before.get(name) != one:
+            words.append(f"{key}.{name}={one}")
+    return words
 
 
 def sampling_words(sampling: Mapping[str, Any]) -> list[str]:
