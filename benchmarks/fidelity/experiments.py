@@ -68,8 +68,7 @@ EXPERIMENTS = {
             "thousand steps it barely learns where to look, while a scan visits mask and image in the same order "
             "and need not learn it. All this is for one small size and drawn faces; the paper's advantage at full "
             "size is neither shown nor refuted. The sizes `sisma-*` therefore keep the paper's default "
-            "(`mask_input=none`); `sisma2-*`, which the presets `quick` and `faces` use, add the mask and have no cross "
-            "layer."
+            "(`mask_input=none`); `sisma2-*`, which `quick` and `faces` use, add the mask and have no cross layer."
         ),
     ),
     "ways-in": Experiment(
