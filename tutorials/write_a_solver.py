@@ -46,7 +46,7 @@ def main() -> None:
 
     pipe = MaskToImage.from_pretrained(options.model)
     masks = [draw_face(1_000_000 + index, pipe.recipe.image_size)[1] for index in range(options.masks)]
-    settings = {"guidance_start": 0.0, "output_type": "latent"}  # guidance that begins later breaks the path there
+    settings = {"guidance_scale": 1.0, "output_type": "latent"}  # guidance that begins later breaks the path there
     fine = pipe(masks, solver="rk4", steps=options.fine, **settings)
     for name, steps in (("euler", 24), ("heun", 12), ("ralston", 12), ("leapfrog", 23), ("ab3", 23)):
         rough = pipe(masks, solver=name, steps=steps, **settings)
