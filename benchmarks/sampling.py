@@ -35,7 +35,7 @@ class EveryStep:
 
 
 def quick_model() -> torch.nn.Module:
-    """The untrained model of the ``quick`` preset, its zero-initialised weights made random."""
+    """An untrained ``sisma-s`` with the arguments of the ``quick`` preset, its zero weights made random."""
     torch.manual_seed(0)
     model = build("sisma-s", **preset("quick").model_args, in_channels=12).eval()
     for parameter in model.parameters():

@@ -20,7 +20,7 @@ from ssmgen import build
 from ssmgen.training import make_optimizer
 from ssmgen.training.launch import keep_freed_memory
 
-CHANNELS, FACTOR = {"quick": 12, "faces": 4}, {"quick": 4, "faces": 8}
+CHANNELS, FACTOR = {"quick": 4, "faces": 16}, {"quick": 4, "faces": 8}
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("accelerate", reason="the recipe needs ssmgen[train]")
 from recipes.sisma import evaluate
 from recipes.sisma.arguments import UsageError
 from recipes.sisma.evaluation.image_folder import find_images
-from recipes.sisma.evaluation.measure import NamedParser
+from recipes.sisma.evaluation.measure import NamedParser, load_named_parser
 from recipes.sisma.evaluation.results import summary
 from recipes.sisma.evaluation.settings import Settings
 from recipes.sisma.pairs import held_out_pairs
@@ -193,6 +193,39 @@ class Seer:
 
     def parse(self, images):
         return torch.stack([next(self.masks) for _ in images])
+
+
+class Halves:
+    """Labels the left half of an image 1 and the right one 2, and keeps the sizes that it saw."""
+
+    def __init__(self):
+        self.seen = []
+
+    def parse(self, images):
+        self.seen.append(tuple(images.shape[-2:]))
+        left = torch.arange(images.shape[-1]) < images.shape[-1] // 2
+        return torch.where(left, 1, 2).to(torch.uint8).expand(len(images), *images.shape[-2:])
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "given", "seen"),
+    [
+        (16, (32, 32), (16, 16)),
+        (16, (16, 16), (16, 16)),
+        (16, (8, 8), (8, 8)),
+        (16, (32, 64), (32, 64)),
+        (0, (32, 32), (32, 32)),
+    ],
+)
+def test_a_parser_sees_larger_squares_at_the_size_it_knows(trained_on, given, seen):
+    parser = Halves()
+    labels = NamedParser("halves", parser, 19, image_size=trained_on).parse(torch.zeros(2, 3, *given))
+    assert parser.seen == [seen] and labels.shape == (2, *given) and labels.dtype == torch.uint8
+    assert (labels[..., : given[1] // 2] == 1).all() and (labels[..., given[1] // 2 :] == 2).all()
+
+
+def test_the_shipped_parser_knows_its_size():
+    assert load_named_parser("drawn").image_size == 128
 
 
 def test_any_parser_can_judge(prepared, faces):

@@ -232,3 +232,5 @@ def test_the_cards_command_names_the_settings_of_a_layer_one_by_one(trained):
     assert "model_args.cross.mask.name=region-attention 'model_args.cross.mask.mirrored=[[4, 5], [6, 7]]'" in command
     again = train.parse(shlex.split(command)[3:])
     assert again.model_args == config.model_args
+    config.model_args["cross"] = {}
+    assert "'model_args.cross={}'" in export.training_command(config), "no cross layer is a setting too"

@@ -47,6 +47,7 @@ def test_experiments_sample_as_the_presets_did_when_they_began():
     quick, faces = (train.parse(EXPERIMENTS[name].training()) for name in ("training-time", "faces"))
     assert quick.model == "sisma-mini" and quick.model_args == {**FORMER, "patch_size": 2}
     assert faces.model == "sisma-s" and faces.train.ema_decay == 0.998 and faces.mirrored_weighting == 0
+    assert faces.autoencoder_source == "madebyollin/taesd"
     small = {"dim": 128, "depth": 4, "gates": True, "ffn_ratio": 4}  # the last two are sisma-s's own
     assert faces.model_args == {**FORMER, **small, "patch_size": 1}
 

@@ -205,3 +205,18 @@ def test_a_folder_of_images_is_compared_with_mirrored_images_too(tmp_path, stand
     with pytest.raises(UsageError, match="nearest=true compares features"):
         evaluate.main([f"images={tmp_path / 'faces'}", f"data={tmp_path / 'prepared'}", "nearest=true"])
     assert not out.exists()
+
+
+def test_the_crops_of_a_training_have_their_own_names(tmp_path):
+    """The preset ``faces`` trains on two crops of each pair: the names must follow the order of the crops."""
+    hashes: dict[str, str] = {}
+    for index in range(4):
+        hashes |= write_pair(tmp_path, f"{index}", *DrawnFaces(4, size=64)[index])
+    write_records(tmp_path, CELEBAMASK19, {"train": ["0", "1", "2"], "test": ["3"]}, hashes, {})
+    training = training_images(Config(data=str(tmp_path), image_size=32, crops=2), mirrored=True)
+    assert list(training.ids) == ["0", "0 crop 1", "1", "1 crop 1", "2", "2 crop 1"]
+    whole = [training.pairs[2 * k][0] for k in range(3)]
+    plain = training_pairs(Config(data=str(tmp_path), image_size=32))
+    assert all(torch.equal(image, plain[k][0]) for k, image in enumerate(whole)), "the first crop is the centre"
+    crop = training.find("1 crop 1 mirrored")
+    assert torch.equal(crop, training.pairs[3][0].flip(-1)) and not torch.equal(crop.flip(-1), whole[1])

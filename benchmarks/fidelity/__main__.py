@@ -47,6 +47,7 @@ _KEPT = (
     "consistency",
     "diversity",
     "distances",
+    "nearest",
     "seconds",
 )
 _PROVENANCE = ("sampling", "parameters", "masks", "commit", "seed", "versions", "hardware")
@@ -129,6 +130,7 @@ def run_variant(
             folder.mkdir(exist_ok=True)
             (run / "result.json").rename(measured)
         whole = json.loads(measured.read_text())
+        whole.get("nearest", {}).pop("images", None)  # every pair is more than a table needs
         result["stages"][steps] = {key: whole[key] for key in (*_KEPT, "commit") if key in whole}
         result |= {key: whole[key] for key in _PROVENANCE}
     return result

@@ -49,7 +49,7 @@ from ssmgen.training import progress_bar
 _BATCH = 16
 _SHEET = 6
 _GUIDANCE = ("guidance_scale", "guidance_start")
-_OF_TRAINING = ("preset", "style", "words", "model_args", "drawn_count", "seed")
+_OF_TRAINING = ("preset", "model", "style", "words", "model_args", "drawn_count", "seed")
 # A target with one of these gets a style picture with it, where there is one: by chance few pairs would share them.
 _RARE = ("hat", "cloth", "eye_g", "ear_r", "l_ear", "r_ear")
 _WORDS = {

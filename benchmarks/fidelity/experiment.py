@@ -14,6 +14,7 @@ EARLIER = {
     "faces": (
         *("shared_noise=false", "mirrored_weighting=0", "model=sisma-s"),
         *("model_args.dim=128", "model_args.depth=4", "model_args.gates=true", "ema_decay=0.998"),
+        "autoencoder_source=madebyollin/taesd",
     ),
 }
 

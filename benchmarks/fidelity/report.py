@@ -28,10 +28,12 @@ SMALL = (
 _HEAD = """# Fidelity
 
 This page measures the contribution of each part of SISMA. Each row is the mean over seeds of the preset `quick` (in
-*faces*, of the preset `faces`) at the commit below its table, with the listed settings changed. All but `alike` changed
-the presets as they were before `shared_noise`, that is with `shared_noise=false`. The models were trained
-on drawn faces (in *faces*, on real faces) and measured on unseen masks. ± is the standard deviation over seeds
-(weights, order of the data, noise). mIoU comes from the shipped parser (in *faces*, from a parser trained on real
+*faces*, *faces-128* and *faces-256*, of the preset `faces`) at the commit below its table, with the listed settings
+changed. The presets have changed since: in all but *simplest*, *alike*, *faces-128* and *faces-256* they are as they
+were at first, `quick` with `model=sisma-mini shared_noise=false`, and `faces` with a small `sisma-s`, TAESD's latents
+and neither shared noise nor `mirrored_weighting`. The models were trained
+on drawn faces (in *faces...*, on real faces) and measured on unseen masks. ± is the standard deviation over seeds
+(weights, order of the data, noise). mIoU comes from the shipped parser (in *faces...*, from parsers trained on real
 faces); its floor and ceilings are below each table. Only differences of several times the spread are meaningful.
 
 ```bash
@@ -44,7 +46,7 @@ python -m benchmarks.fidelity.report         # this page, from benchmarks/result
 _DEFAULTS = """## Evidence for the presets
 
 The last column names the experiments below. [Paper and assumptions](paper.md) has the defaults of the models and of
-the presets `paper` and `stable`. Settings without a measurement are marked. Every experiment except `faces` used
+the presets `paper` and `stable`. Settings without a measurement are marked. Every experiment except `faces...` used
 `quick` and drawn faces only.
 
 """

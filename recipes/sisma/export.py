@@ -164,7 +164,7 @@ def _words_of(key: str, value: Mapping[str, Any], before: Any) -> list[str]:
     before = before if isinstance(before, Mapping) else {}  # one number, or one for each condition
     words = []
     for name, one in value.items():
-        if isinstance(one, Mapping):
+        if isinstance(one, Mapping) and one:
             words += _words_of(f"{key}.{name}", one, before.get(name))
         elif before.get(name) != one:
             words.append(f"{key}.{name}={one}")

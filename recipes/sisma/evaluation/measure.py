@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.sisma.evaluation.consistency import consistency, shows_faces
@@ -50,6 +51,8 @@ class NamedParser:
         weights: SHA-256 of its weights.
         card: its settings and held-out score, for ``result.json``.
         multiple: the sides of images must be a multiple of this.
+        image_size: side of the square images it was trained on. Larger square ones are reduced to it, as it fails on
+            parts of twice the size; 0 takes all as they are.
     """
 
     name: str
@@ -58,6 +61,16 @@ class NamedParser:
     weights: str = ""
     card: dict[str, Any] | None = None
     multiple: int = 1
+    image_size: int = 0
+
+    def parse(self, images: Tensor) -> Tensor:
+        """Integer labels ``(batch, h, w)`` of images ``(batch, 3, h, w)`` in [-1, 1]."""
+        height, width = images.shape[-2:]
+        if height != width or not 0 < self.image_size < height:
+            return self.parser.parse(images)
+        small = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+        labels = self.parser.parse(small).unsqueeze(1)
+        return F.interpolate(labels.float(), (height, width), mode="nearest").squeeze(1).to(labels.dtype)
 
     def check(self, labels: LabelSet, size: Size) -> None:
         """Reject masks of another number of classes, and images of a ``size`` it cannot take, by a `ValueError`."""
@@ -82,7 +95,9 @@ def load_named_parser(name: str, labels: LabelSet = CELEBAMASK19) -> NamedParser
     parser, card = load_parser(file)
     if card["num_classes"] != len(labels):
         raise ValueError(f"{file}: predicts {card['num_classes']} classes, the masks have {len(labels)}")
-    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, UNetParser.multiple)
+    side = card.get("image_size")
+    trained_on = side if isinstance(side, int) else 0
+    return NamedParser(file.name, parser, card["num_classes"], sha256_of(file), card, UNetParser.multiple, trained_on)
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Ten
     def parsed(group: Tensor) -> Tensor:
         found = []
         for batch in group.split(_BATCH):
-            found.append(parser.parser.parse(batch.float() / 127.5 - 1).cpu())
+            found.append(parser.parse(batch.float() / 127.5 - 1).cpu())
             bar.update(len(batch))
         return torch.cat(found)
 
