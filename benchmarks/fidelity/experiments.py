@@ -364,5 +364,12 @@ EXPERIMENTS = {
         stages=(2000,),
         detailed=True,
         sampled=True,
+        finding=(
+            "Begun: 2,000 steps, half of those at 128 pixels, and one noise. The parser is that of 128 pixels and "
+            "sees the images at that size. Agreement is level with real faces, both eyes are as often there, and none "
+            "of the 75 is suspiciously near a training image (median cosine distance to the nearest one 1.05 times "
+            "that of real unseen faces; 3 % are nearer than 95 % of those). By eye they are faces with grain on skin "
+            "and hair; we doubted about half of 20 at thumbnail size."
+        ),
     ),
 }
