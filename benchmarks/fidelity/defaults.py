@@ -31,7 +31,7 @@ STANDS_ON = {
     "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",
     "precision": "speed: bf16 if the machine is faster with it; not compared",
-    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 1,490",
+    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 2,000",
     "minutes": "`make demo` within nine minutes on two AVX2 cores",
     "ema_decay": "not varied",
     "solver_steps": "`sampling`",

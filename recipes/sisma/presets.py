@@ -110,7 +110,7 @@ class Config:
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
         steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
-        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,490. A
+        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 2,000. A
             continued run keeps the number it began with.
         train: see `ssmgen.training.TrainSettings`.
         sampling: how samples are drawn, in grids and in the evaluation, see `ssmgen.Sampling`.
