@@ -56,7 +56,7 @@ def test_a_number_of_steps_that_was_measured_trains_as_if_it_was_given(tmp_path,
 
 
 def test_steps_fill_the_minutes_within_bounds(capsys):
-    cases = [(0.5, "", 700), (0.512, "", 700), (0.1, "", 2000), (2.0, "", 400), (0.1, "lr_decay_steps=90", 90)]
+    cases = [(0.5, "", 700), (0.512, "", 700), (0.1, "", 1300), (2.0, "", 400), (0.1, "lr_decay_steps=90", 90)]
     for seconds, word, steps in cases:
         config = train.choose_steps(train.parse(["quick", "minutes=6", *filter(None, [word])]), lambda s=seconds: s)
         assert (config.train.steps, config.train.lr_decay_steps, config.sample_every) == (steps, steps, steps // 2)

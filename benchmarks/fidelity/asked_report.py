@@ -18,7 +18,6 @@ background's colour is followed least. Agreement with the mask falls by less tha
 of the whole picture (*whole*) passes on its tone and main hues, and cannot say which region had which colour. Words
 have to be guided from the noise on, because colours are decided there: guided from t = 0.2 on, as the mask is
 (*asked-late-guidance*), the same model goes 64 % of the way and not 86 %. For the style it makes little difference.
-The models are `sisma-mini`, which `quick` had then: `model=sisma-mini` trains them again.
 """
 
 

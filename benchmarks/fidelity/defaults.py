@@ -14,7 +14,7 @@ PRESETS = ("quick", "faces")
 #: What names a run or its data and is no choice among better and worse.
 NAMES = ("preset", "run", "data", "parser", "autoencoder_source", "evaluate_masks", "sample_every", "lr_decay_steps")
 STANDS_ON = {
-    "model": "`simplest`: level with Cross-Mamba too; sizes were not compared; four states: `design`",
+    "model": "`simplest`: sisma2 is level or a little lower in `quick`; sizes were not compared; four states: `design`",
     "model_args.ffn_ratio": "not varied",
     "model_args.gates": "`design`, and level in `faces`",
     "model_args.dim": "a small network for a small set; sizes were not compared",
@@ -31,7 +31,7 @@ STANDS_ON = {
     "lr": "`design`: half of it is lower, twice it is no better",
     "t_sampling": "`design`",
     "precision": "speed: bf16 if the machine is faster with it; not compared",
-    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 2,000",
+    "steps": "`training-time`; `quick` takes the steps that fit in its minutes, 400 to 1,300",
     "minutes": "`make demo` within nine minutes on two AVX2 cores",
     "ema_decay": "not varied",
     "solver_steps": "`sampling`",

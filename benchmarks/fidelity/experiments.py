@@ -68,7 +68,7 @@ EXPERIMENTS = {
             "thousand steps it barely learns where to look, while a scan visits mask and image in the same order "
             "and need not learn it. All this is for one small size and drawn faces; the paper's advantage at full "
             "size is neither shown nor refuted. The sizes `sisma-*` therefore keep the paper's default "
-            "(`mask_input=none`); `sisma2-*`, which `quick` and `faces` use, add the mask and have no cross layer."
+            "(`mask_input=none`); `quick` uses both, and `sisma2-*`, as in `faces`, add it and have no cross layer."
         ),
     ),
     "ways-in": Experiment(
@@ -92,8 +92,7 @@ EXPERIMENTS = {
             "- *regions+added*, where the second layer of a block is attention between the means of regions, is level "
             "in agreement, and its hair is more of one colour: half the variance of adding's at 350 steps. The "
             "variants without that layer have 2.1 to 5.3 times the variance of real hair.\n"
-            "- So no way beats adding in agreement by more than seeds differ, and the presets take the simplest "
-            "network that adds: see `simplest`."
+            "- So no way beats adding in agreement by more than seeds differ. What the presets take: see `simplest`."
         ),
     ),
     "ways-in-time": Experiment(
@@ -145,9 +144,12 @@ EXPERIMENTS = {
         paces={"added-alone": 245 / 214},
         detailed=True,
         finding=(
-            "Yes: two seeds each are level, but for brows, which agree a little less. In `ways-in` a step of such a "
-            "network (*added-alone*, a slightly narrower feed-forward) takes 214 ms where the other takes 245, so it "
-            "gets 1,488 steps for 1,300. `quick` and `faces` therefore use it; in `faces` the two were not compared."
+            "Two seeds each, of one thread, are level, but for brows, which agree a little less. In `ways-in` a step "
+            "of such a network (*added-alone*, a slightly narrower feed-forward) takes 214 ms where the other takes "
+            "245, so it gets 1,488 steps for 1,300. `make demo` with it was then run twice, on two threads: 0.833 "
+            "(1,490 steps, commit `95f363c`) and 0.833 (2,000 steps, commit `dea2224`), where Cross-Mamba and adding "
+            "have 0.838 with 1,300 steps (the README). So `quick` keeps both, and `faces`, where the two were not "
+            "compared, has the simplest."
         ),
     ),
     "sides": Experiment(

@@ -30,7 +30,7 @@ _HEAD = """# Fidelity
 This page measures the contribution of each part of SISMA. Each row is the mean over seeds of the preset `quick` (in
 *faces*, *faces-128* and *faces-256*, of the preset `faces`) at the commit below its table, with the listed settings
 changed. The presets have changed since: in all but *simplest*, *alike*, *faces-128* and *faces-256* they are as they
-were at first, `quick` with `model=sisma-mini shared_noise=false`, and `faces` with a small `sisma-s`, TAESD's latents
+were at first, `quick` with `shared_noise=false`, and `faces` with a small `sisma-s`, TAESD's latents
 and neither shared noise nor `mirrored_weighting`. The models were trained
 on drawn faces (in *faces...*, on real faces) and measured on unseen masks. ± is the standard deviation over seeds
 (weights, order of the data, noise). mIoU comes from the shipped parser (in *faces...*, from parsers trained on real

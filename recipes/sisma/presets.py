@@ -110,7 +110,7 @@ class Config:
         objective: a registered objective, see ``ssmgen list``.
         t_sampling: distribution of training times, ``uniform`` or ``logit-normal``.
         steps: optimiser steps in all; 0 takes as many as fit in ``minutes``.
-        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 2,000. A
+        minutes: time to train in, where ``steps`` is 0: as many steps as a measurement says will fit, 400 to 1,300. A
             continued run keeps the number it began with.
         train: see `ssmgen.training.TrainSettings`.
         sampling: how samples are drawn, in grids and in the evaluation, see `ssmgen.Sampling`.
@@ -172,7 +172,7 @@ def quick() -> Config:
     """Drawn faces at 128 pixels through the shipped f4 autoencoder: minutes on two cores."""
     return Config(
         # 256 tokens of 8 x 8 pixels, 16 values each: with fewer, eyes and earrings share one with their surroundings.
-        model="sisma2-mini",
+        model="sisma-mini",
         model_args={"patch_size": 2, "mask_input": "add", "mask_dropout": 0.1},
         balance=1.0,
         class_weighting=0.5,

@@ -72,7 +72,7 @@ _FREE = {
     *("data", "autoencoder_source"),  # compared by content, not by path
 }
 #: With fewer steps the faces hardly follow their masks; with more, the small network of `quick` gains little.
-LEAST, MOST = 400, 2000
+LEAST, MOST = 400, 1300
 # Measurements on one machine differ by some percent; rounded, they mostly give the same number.
 _MULTIPLE = 50
 _SHEET_MASKS, _SHEET_SAMPLES = 6, 4
