@@ -177,7 +177,7 @@ EXPERIMENTS = {
             "unguided": ("guidance_scale=1",),
             "unguided-independent-noise": ("guidance_scale=1", "shared_noise=false"),
         },
-        base=("model=sisma-mini",),
+        base=(),
         earlier=False,
         stages=(1300,),
         detailed=True,
