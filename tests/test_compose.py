@@ -290,3 +290,14 @@ def test_blocks_with_a_scan_take_the_orders_in_turn():
     assert [block.self_mamba.ssm.order for block in model.blocks[::2]] == orders
     both = build("sisma-debug", mixer=hybrid, depth=4, orders=orders)  # the cross layers scan in every block
     assert [block.cross_mamba.ssm.order for block in both.blocks] == [*orders, "row"]
+
+
+def test_the_simplest_network_adds_the_mask_and_has_no_cross_layer():
+    torch.manual_seed(0)
+    model = randomize(build("sisma2-debug"))
+    assert tuple(model.add) == ("mask",)
+    assert all(block.condition_of == {"self_mamba": None, "ffn": None} for block in model.blocks)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([0.5])
+    masks = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    masks[1, :, 2:5, 2:5] = 13
+    assert not torch.allclose(model(x, t, masks[0]), model(x, t, masks[1]), atol=1e-3)

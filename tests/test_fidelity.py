@@ -287,3 +287,10 @@ def test_what_was_stopped_is_no_result(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="130"):
         fidelity.main()
     assert "the same command goes on" in capsys.readouterr().err and not list(tmp_path.rglob("*.json"))
+
+
+def test_the_check_for_copies_is_kept_without_its_pairs(tmp_path):
+    whole = dict.fromkeys(fidelity._PROVENANCE, 0) | {"nearest": {"ratio": 0.9, "images": {"face": {"distance": 0.1}}}}
+    (tmp_path / "result-2.json").write_text(json.dumps(whole))
+    found = fidelity.run_variant(Experiment("?", {"a": ()}, stages=(2,)), "a", 0, tmp_path, (2,))
+    assert found["stages"][2] == {"nearest": {"ratio": 0.9}, "commit": 0}

@@ -25,7 +25,7 @@ def of_dit(mixer: str, depth: int, *words: str) -> tuple[str, ...]:
 # A model of sixteen states a channel and with gates, as the larger sizes have.
 SIXTEEN = ("model=sisma-s", "model_args.dim=96", "model_args.depth=3")
 
-# Widths of the feed-forward that give the rivals the parameters of `sisma-mini`, which the quick preset had.
+# Widths of the feed-forward that give the rivals the parameters of the quick preset's SISMA.
 _SMALL = ("model_args.dim=96", "model_args.num_heads=6", "model_args.gates=false")
 ATTENTION = ("model=sisma-attn-s", *_SMALL, "model_args.depth=3", "model_args.ffn_ratio=7.73")
 DIT = ("model=dit-s", *_SMALL, "model_args.depth=5", "model_args.ffn_ratio=4.84")

@@ -6,7 +6,7 @@ The widths of the feed-forwards (``ffn_ratio``) make up for what a way costs or 
 from __future__ import annotations
 
 _VARIANT = "model=sisma-variant"
-#: The network that ``quick`` had first, and one of coarser tokens, 16 x 16 pixels each, that is wide enough for them.
+#: The network of the preset ``quick``, and one of coarser tokens, 16 x 16 pixels each, that is wide enough for them.
 FINE = ("guidance_scale=1", "model_args.dim=96", "model_args.depth=3", "model_args.d_state=4", "model_args.gates=false")
 COARSE = (*FINE, "model_args.dim=128", "model_args.patch_size=4")
 #: Twice as wide and twice as deep.
