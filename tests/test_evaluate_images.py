@@ -235,6 +235,9 @@ def test_any_parser_can_judge(prepared, faces):
     assert result["mask_agreement"]["miou"] == result["ceiling"]["miou"] == 1
     assert result["mask_agreement"]["protocol"].startswith("agreement[parser=seer,")
     assert result["mask_agreement"]["weights"] == "1" * 64
+    small = NamedParser("seer", Seer([*masks, *masks]), 19, image_size=16)
+    reduced = evaluate.evaluate_images(faces, Settings(data=str(prepared)), command="test", parser=small)
+    assert reduced["mask_agreement"]["protocol"].startswith("agreement[parser=seer,at=16,")
     with pytest.raises(ValueError, match="seer: predicts 6 classes, the masks have 19"):
         evaluate.evaluate_images(
             faces,

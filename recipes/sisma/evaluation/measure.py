@@ -66,11 +66,15 @@ class NamedParser:
     def parse(self, images: Tensor) -> Tensor:
         """Integer labels ``(batch, h, w)`` of images ``(batch, 3, h, w)`` in [-1, 1]."""
         height, width = images.shape[-2:]
-        if height != width or not 0 < self.image_size < height:
+        if not self.reduces(height, width):
             return self.parser.parse(images)
         small = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         labels = self.parser.parse(small).unsqueeze(1)
         return F.interpolate(labels.float(), (height, width), mode="nearest").squeeze(1).to(labels.dtype)
+
+    def reduces(self, height: int, width: int) -> bool:
+        """Whether images of this size are reduced."""
+        return height == width > self.image_size > 0
 
     def check(self, labels: LabelSet, size: Size) -> None:
         """Reject masks of another number of classes, and images of a ``size`` it cannot take, by a `ValueError`."""
@@ -170,9 +174,12 @@ def _parse(parser: NamedParser, images: Tensor | list[Tensor], what: str) -> Ten
 def _agreement(parser: NamedParser, held_out: HeldOut, parsed: Mapping[str, Any]) -> dict[str, Any]:
     """Agreement, floor and ceilings, from the parser's labels of each set of images."""
 
+    reduced = any(parser.reduces(*mask.shape) for mask in held_out.masks)
+    name = f"{parser.name},at={parser.image_size}" if reduced else parser.name
+
     def agree(predicted: Any, true: Any, shift: int = 0) -> dict[str, Any]:
         """Labels against masks, each by ``shift`` places further among those of its shape."""
-        agreement = MaskAgreement(held_out.labels.classes, parser.name, parser.weights)
+        agreement = MaskAgreement(held_out.labels.classes, name, parser.weights)
         for places, group in by_shape(true):
             if shift and len(places) == 1 < len(true):
                 continue  # there is no other mask of this shape
